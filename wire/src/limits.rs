@@ -1,0 +1,51 @@
+//! Every bound in one place. Whoever is at a bound gets a typed error or waits; nothing grows without one.
+
+/// The unit of checksums, and of every O_DIRECT transfer (bytes).
+pub const BLOCK: usize = 4096;
+
+/// Chunk sizes are powers of two in this range (bytes).
+pub const CHUNK_MIN: u32 = 64 << 10;
+pub const CHUNK_MAX: u32 = 64 << 20;
+pub const CHUNK_DEFAULT: u32 = 512 << 10;
+
+/// Most bulk data in one frame (bytes): bounds what one request may hold in memory. Clients cut at it.
+pub const FRAME_DATA_MAX: usize = 1 << 20;
+/// Most structured bytes in one frame: a routing table of a large cluster is the biggest.
+pub const FRAME_BODY_MAX: usize = 4 << 20;
+/// Most structured bytes in a frame before the handshake has succeeded.
+pub const HANDSHAKE_BODY_MAX: usize = 4 << 10;
+
+/// Most reads in one batch frame.
+pub const READ_BATCH_MAX: usize = 256;
+/// Requests one connection may have unanswered at the server; beyond it the server stops reading the socket.
+pub const CONNECTION_REQUESTS_MAX: usize = 1024;
+/// Connections a listener holds; beyond it new ones are closed at once.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// Seconds a peer has for its handshake.
+pub const HANDSHAKE_SECONDS: u64 = 5;
+
+/// Longest file name (bytes), as Linux's NAME_MAX.
+pub const NAME_MAX: usize = 255;
+/// Longest path and longest symlink target (bytes, without the terminating NUL), as Linux's PATH_MAX.
+pub const PATH_MAX: usize = 4095;
+/// Largest file (bytes): chunk indexes are u32, so this holds from the smallest chunk size up to 256 TiB.
+pub const FILE_SIZE_MAX: u64 = CHUNK_MIN as u64 * u32::MAX as u64;
+/// Most hard links of one inode, as ext4's.
+pub const LINK_MAX: u32 = 65_000;
+
+/// Replicas of a chain.
+pub const REPLICAS_MAX: usize = 8;
+/// Shards (cores) of a node.
+pub const SHARDS_MAX: usize = 256;
+/// Slices of a node.
+pub const SLICES_MAX: usize = 1024;
+
+/// FoundationDB's limits, which every key-value backend keeps.
+pub const KV_KEY_MAX: usize = 10_000;
+pub const KV_VALUE_MAX: usize = 100_000;
+pub const KV_TRANSACTION_BYTES_MAX: usize = 10_000_000;
+pub const KV_TRANSACTION_SECONDS: u64 = 5;
+
+const _: () = assert!(CHUNK_MIN as usize % BLOCK == 0, "a chunk is whole checksum blocks");
+const _: () = assert!(FRAME_DATA_MAX % BLOCK == 0, "a full frame carries whole checksum blocks");
+const _: () = assert!(KV_TRANSACTION_BYTES_MAX > KV_VALUE_MAX, "one value fits a transaction");
