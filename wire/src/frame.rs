@@ -73,7 +73,9 @@ impl Header {
     /// Checks magic, CRC, version, kind and lengths of the first [`HEADER`] bytes. `body_max` is smaller before
     /// the handshake is done.
     pub fn parse(bytes: &[u8; HEADER], body_max: usize) -> Result<Self> {
-        let bad = |expected: u64, actual: u64, what| Err(Error::mismatch(ErrorCode::BadFrame, expected, actual, what));
+        let bad = |expected: u64, actual: u64, what| {
+            Err(Error::mismatch(ErrorCode::BadFrame, expected, actual, what))
+        };
         let header = Self::read_from_bytes(bytes).map_err(|_| Error::from(ErrorCode::BadFrame))?;
         if header.magic != MAGIC {
             let number = u32::from_le_bytes;

@@ -44,8 +44,21 @@ pub const ROOT_INODE: InodeId = InodeId(1);
 /// One fixed-size piece of a file: which inode, which piece, and the snapshot generation that wrote it.
 ///
 /// Ordered by inode, then index, then generation: the chunks of a file are neighbours.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Debug,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 #[repr(C)]
 pub struct ChunkId {
     pub inode: InodeId,
@@ -68,8 +81,21 @@ impl fmt::Display for ChunkId {
 
 /// What makes a retried update recognisable anywhere in the chain: at most one update of a channel is in
 /// flight, and its sequence rises by one with each.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Debug,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 #[repr(C)]
 pub struct UpdateTag {
     pub client: ClientId,
@@ -79,8 +105,9 @@ pub struct UpdateTag {
 }
 
 /// A random 128-bit name: of a cluster, of a slice's store.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(transparent)]
 pub struct Uuid(pub [u8; 16]);
 

@@ -15,6 +15,9 @@
 //! | [`routing`] | which node and shard owns a target |
 //! | [`control`] | typed control messages and their operation codes |
 
+// Generated code names the allocator's crate.
+extern crate alloc;
+
 pub mod checksum;
 pub mod control;
 pub mod data;
@@ -25,6 +28,10 @@ pub mod layout;
 pub mod limits;
 pub mod routing;
 pub mod version;
+
+#[rustfmt::skip]
+#[allow(clippy::all, warnings)]
+mod generated;
 
 pub use error::{Class, Error, ErrorCode, Result};
 pub use id::*;

@@ -46,6 +46,6 @@ pub const KV_VALUE_MAX: usize = 100_000;
 pub const KV_TRANSACTION_BYTES_MAX: usize = 10_000_000;
 pub const KV_TRANSACTION_SECONDS: u64 = 5;
 
-const _: () = assert!(CHUNK_MIN as usize % BLOCK == 0, "a chunk is whole checksum blocks");
-const _: () = assert!(FRAME_DATA_MAX % BLOCK == 0, "a full frame carries whole checksum blocks");
+const _: () = assert!((CHUNK_MIN as usize).is_multiple_of(BLOCK), "a chunk is whole checksum blocks");
+const _: () = assert!(FRAME_DATA_MAX.is_multiple_of(BLOCK), "a full frame carries whole checksum blocks");
 const _: () = assert!(KV_TRANSACTION_BYTES_MAX > KV_VALUE_MAX, "one value fits a transaction");
