@@ -133,6 +133,8 @@ codes! {
     KvTooLarge = 503, Fatal;
     KvUnavailable = 504, Retry;
     KvIo = 505, Fatal;
+    /// The transaction reads what is only known after its commit (a versionstamp).
+    KvUnreadable = 506, Fatal;
 
     /// This manager isn't the leader.
     NotPrimary = 600, Refresh;
