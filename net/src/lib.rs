@@ -1,1 +1,33 @@
+//! The roads of corefs: the one ring of a core, its buffers, and the connections that carry frames.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`ring`] | the one io_uring of a core: queueing, reaping, parking |
+//! | [`buffer`] | the bounded arena of aligned buffers of a core |
+//! | [`address`] | where a peer listens |
+//! | [`handshake`] | who a peer is, and the proof that it knows the cluster's secret; pure |
+//! | [`tcp`] | listeners and connections of one executor, driven by its turn loop |
+//! | [`mailbox`] | the bounded way into an executor from other threads |
+//! | [`rpc`] | the async endpoint of control roles and clients: calls, services, deadlines |
+//! | [`contract`] | what every transport promises, so that one-sided RDMA fits later |
+//!
+//! Everything here belongs to one executor and is `!Send`, but for [`mailbox::Sender`] and [`rpc::Remote`].
 
+pub mod address;
+pub mod bell;
+pub mod buffer;
+pub mod contract;
+pub mod handshake;
+pub mod mailbox;
+pub mod ring;
+pub mod rpc;
+pub mod tcp;
+
+pub use address::Address;
+pub use bell::Bell;
+pub use buffer::{Buffer, Payload, Pool};
+pub use contract::{Flow, FrameSink, Placement};
+pub use handshake::{Identity, Peer, Role, Secret};
+pub use ring::{Completion, Ring, RingConfig, Source, Token};
+pub use rpc::{Node, NodeConfig, Remote, Reply, Request, Responder, Service};
+pub use tcp::{ConnId, Tcp, TcpConfig};
