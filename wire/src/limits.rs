@@ -32,6 +32,10 @@ pub const PATH_MAX: usize = 4095;
 pub const FILE_SIZE_MAX: u64 = CHUNK_MIN as u64 * u32::MAX as u64;
 /// Most hard links of one inode, as ext4's.
 pub const LINK_MAX: u32 = 65_000;
+/// Most inodes in one batch stat.
+pub const ATTR_BATCH_MAX: usize = 1024;
+/// Most entries in one page of a directory, whatever the request asks for: a page with attributes fits a frame.
+pub const DIR_PAGE_MAX: usize = 4096;
 
 /// Replicas of a chain.
 pub const REPLICAS_MAX: usize = 8;

@@ -2598,6 +2598,7 @@ pub mod corefs {
             pub const VT_INODE: ::flatbuffers::VOffsetT = 6;
             pub const VT_WRITE: ::flatbuffers::VOffsetT = 8;
             pub const VT_TRUNCATE: ::flatbuffers::VOffsetT = 10;
+            pub const VT_HOLD: ::flatbuffers::VOffsetT = 12;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2613,6 +2614,7 @@ pub mod corefs {
                 if let Some(x) = args.caller {
                     builder.add_caller(x);
                 }
+                builder.add_hold(args.hold);
                 builder.add_truncate(args.truncate);
                 builder.add_write(args.write);
                 builder.finish()
@@ -2626,11 +2628,13 @@ pub mod corefs {
                 let inode = self.inode();
                 let write = self.write();
                 let truncate = self.truncate();
+                let hold = self.hold();
                 OpenT {
                     caller,
                     inode,
                     write,
                     truncate,
+                    hold,
                 }
             }
 
@@ -2666,6 +2670,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<bool>(Open::VT_TRUNCATE, Some(false)).unwrap() }
             }
+            #[inline]
+            pub fn hold(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<bool>(Open::VT_HOLD, Some(false)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Open<'_> {
@@ -2679,6 +2690,7 @@ pub mod corefs {
                     .visit_field::<u64>("inode", Self::VT_INODE, false)?
                     .visit_field::<bool>("write", Self::VT_WRITE, false)?
                     .visit_field::<bool>("truncate", Self::VT_TRUNCATE, false)?
+                    .visit_field::<bool>("hold", Self::VT_HOLD, false)?
                     .finish();
                 Ok(())
             }
@@ -2688,6 +2700,7 @@ pub mod corefs {
             pub inode: u64,
             pub write: bool,
             pub truncate: bool,
+            pub hold: bool,
         }
         impl<'a> Default for OpenArgs<'a> {
             #[inline]
@@ -2697,6 +2710,7 @@ pub mod corefs {
                     inode: 0,
                     write: false,
                     truncate: false,
+                    hold: false,
                 }
             }
         }
@@ -2724,6 +2738,10 @@ pub mod corefs {
                 self.fbb_.push_slot::<bool>(Open::VT_TRUNCATE, truncate, false);
             }
             #[inline]
+            pub fn add_hold(&mut self, hold: bool) {
+                self.fbb_.push_slot::<bool>(Open::VT_HOLD, hold, false);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> OpenBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 OpenBuilder {
@@ -2746,6 +2764,7 @@ pub mod corefs {
                 ds.field("inode", &self.inode());
                 ds.field("write", &self.write());
                 ds.field("truncate", &self.truncate());
+                ds.field("hold", &self.hold());
                 ds.finish()
             }
         }
@@ -2756,6 +2775,7 @@ pub mod corefs {
             pub inode: u64,
             pub write: bool,
             pub truncate: bool,
+            pub hold: bool,
         }
         impl Default for OpenT {
             fn default() -> Self {
@@ -2764,6 +2784,7 @@ pub mod corefs {
                     inode: 0,
                     write: false,
                     truncate: false,
+                    hold: false,
                 }
             }
         }
@@ -2779,6 +2800,7 @@ pub mod corefs {
                 let inode = self.inode;
                 let write = self.write;
                 let truncate = self.truncate;
+                let hold = self.hold;
                 Open::create(
                     _fbb,
                     &OpenArgs {
@@ -2786,6 +2808,7 @@ pub mod corefs {
                         inode,
                         write,
                         truncate,
+                        hold,
                     },
                 )
             }
@@ -2973,6 +2996,7 @@ pub mod corefs {
             pub const VT_LENGTH: ::flatbuffers::VOffsetT = 10;
             pub const VT_MTIME: ::flatbuffers::VOffsetT = 12;
             pub const VT_SET: ::flatbuffers::VOffsetT = 14;
+            pub const VT_EPOCH: ::flatbuffers::VOffsetT = 16;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2988,6 +3012,7 @@ pub mod corefs {
                 builder.add_length(args.length);
                 builder.add_session(args.session);
                 builder.add_inode(args.inode);
+                builder.add_epoch(args.epoch);
                 if let Some(x) = args.set {
                     builder.add_set(x);
                 }
@@ -3007,6 +3032,7 @@ pub mod corefs {
                 let length = self.length();
                 let mtime = self.mtime();
                 let set = self.set().map(|x| alloc::boxed::Box::new(x.unpack()));
+                let epoch = self.epoch();
                 CloseT {
                     caller,
                     inode,
@@ -3014,6 +3040,7 @@ pub mod corefs {
                     length,
                     mtime,
                     set,
+                    epoch,
                 }
             }
 
@@ -3066,6 +3093,13 @@ pub mod corefs {
                         .get::<::flatbuffers::ForwardsUOffset<SetAttrFields>>(Close::VT_SET, None)
                 }
             }
+            #[inline]
+            pub fn epoch(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(Close::VT_EPOCH, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Close<'_> {
@@ -3081,6 +3115,7 @@ pub mod corefs {
                     .visit_field::<u64>("length", Self::VT_LENGTH, false)?
                     .visit_field::<i64>("mtime", Self::VT_MTIME, false)?
                     .visit_field::<::flatbuffers::ForwardsUOffset<SetAttrFields>>("set", Self::VT_SET, false)?
+                    .visit_field::<u32>("epoch", Self::VT_EPOCH, false)?
                     .finish();
                 Ok(())
             }
@@ -3092,6 +3127,7 @@ pub mod corefs {
             pub length: u64,
             pub mtime: i64,
             pub set: Option<::flatbuffers::WIPOffset<SetAttrFields<'a>>>,
+            pub epoch: u32,
         }
         impl<'a> Default for CloseArgs<'a> {
             #[inline]
@@ -3103,6 +3139,7 @@ pub mod corefs {
                     length: 0,
                     mtime: 0,
                     set: None,
+                    epoch: 0,
                 }
             }
         }
@@ -3139,6 +3176,10 @@ pub mod corefs {
                     .push_slot_always::<::flatbuffers::WIPOffset<SetAttrFields>>(Close::VT_SET, set);
             }
             #[inline]
+            pub fn add_epoch(&mut self, epoch: u32) {
+                self.fbb_.push_slot::<u32>(Close::VT_EPOCH, epoch, 0);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CloseBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 CloseBuilder {
@@ -3163,6 +3204,7 @@ pub mod corefs {
                 ds.field("length", &self.length());
                 ds.field("mtime", &self.mtime());
                 ds.field("set", &self.set());
+                ds.field("epoch", &self.epoch());
                 ds.finish()
             }
         }
@@ -3175,6 +3217,7 @@ pub mod corefs {
             pub length: u64,
             pub mtime: i64,
             pub set: Option<alloc::boxed::Box<SetAttrFieldsT>>,
+            pub epoch: u32,
         }
         impl Default for CloseT {
             fn default() -> Self {
@@ -3185,6 +3228,7 @@ pub mod corefs {
                     length: 0,
                     mtime: 0,
                     set: None,
+                    epoch: 0,
                 }
             }
         }
@@ -3202,6 +3246,7 @@ pub mod corefs {
                 let length = self.length;
                 let mtime = self.mtime;
                 let set = self.set.as_ref().map(|x| x.pack(_fbb));
+                let epoch = self.epoch;
                 Close::create(
                     _fbb,
                     &CloseArgs {
@@ -3211,6 +3256,7 @@ pub mod corefs {
                         length,
                         mtime,
                         set,
+                        epoch,
                     },
                 )
             }
@@ -3238,6 +3284,7 @@ pub mod corefs {
             pub const VT_SESSION: ::flatbuffers::VOffsetT = 8;
             pub const VT_LENGTH: ::flatbuffers::VOffsetT = 10;
             pub const VT_MTIME: ::flatbuffers::VOffsetT = 12;
+            pub const VT_EPOCH: ::flatbuffers::VOffsetT = 14;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -3253,6 +3300,7 @@ pub mod corefs {
                 builder.add_length(args.length);
                 builder.add_session(args.session);
                 builder.add_inode(args.inode);
+                builder.add_epoch(args.epoch);
                 if let Some(x) = args.caller {
                     builder.add_caller(x);
                 }
@@ -3268,12 +3316,14 @@ pub mod corefs {
                 let session = self.session();
                 let length = self.length();
                 let mtime = self.mtime();
+                let epoch = self.epoch();
                 SyncLengthT {
                     caller,
                     inode,
                     session,
                     length,
                     mtime,
+                    epoch,
                 }
             }
 
@@ -3316,6 +3366,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<i64>(SyncLength::VT_MTIME, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn epoch(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(SyncLength::VT_EPOCH, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for SyncLength<'_> {
@@ -3330,6 +3387,7 @@ pub mod corefs {
                     .visit_field::<u64>("session", Self::VT_SESSION, false)?
                     .visit_field::<u64>("length", Self::VT_LENGTH, false)?
                     .visit_field::<i64>("mtime", Self::VT_MTIME, false)?
+                    .visit_field::<u32>("epoch", Self::VT_EPOCH, false)?
                     .finish();
                 Ok(())
             }
@@ -3340,6 +3398,7 @@ pub mod corefs {
             pub session: u64,
             pub length: u64,
             pub mtime: i64,
+            pub epoch: u32,
         }
         impl<'a> Default for SyncLengthArgs<'a> {
             #[inline]
@@ -3350,6 +3409,7 @@ pub mod corefs {
                     session: 0,
                     length: 0,
                     mtime: 0,
+                    epoch: 0,
                 }
             }
         }
@@ -3381,6 +3441,10 @@ pub mod corefs {
                 self.fbb_.push_slot::<i64>(SyncLength::VT_MTIME, mtime, 0);
             }
             #[inline]
+            pub fn add_epoch(&mut self, epoch: u32) {
+                self.fbb_.push_slot::<u32>(SyncLength::VT_EPOCH, epoch, 0);
+            }
+            #[inline]
             pub fn new(
                 _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
             ) -> SyncLengthBuilder<'a, 'b, A> {
@@ -3406,6 +3470,7 @@ pub mod corefs {
                 ds.field("session", &self.session());
                 ds.field("length", &self.length());
                 ds.field("mtime", &self.mtime());
+                ds.field("epoch", &self.epoch());
                 ds.finish()
             }
         }
@@ -3417,6 +3482,7 @@ pub mod corefs {
             pub session: u64,
             pub length: u64,
             pub mtime: i64,
+            pub epoch: u32,
         }
         impl Default for SyncLengthT {
             fn default() -> Self {
@@ -3426,6 +3492,7 @@ pub mod corefs {
                     session: 0,
                     length: 0,
                     mtime: 0,
+                    epoch: 0,
                 }
             }
         }
@@ -3442,6 +3509,7 @@ pub mod corefs {
                 let session = self.session;
                 let length = self.length;
                 let mtime = self.mtime;
+                let epoch = self.epoch;
                 SyncLength::create(
                     _fbb,
                     &SyncLengthArgs {
@@ -3450,6 +3518,7 @@ pub mod corefs {
                         session,
                         length,
                         mtime,
+                        epoch,
                     },
                 )
             }
