@@ -1,1 +1,33 @@
+//! The native client: everything that reads or writes corefs goes through here.
+//!
+//! A [`Client`] lives on one glommio executor and is a cheap handle there; several in a process (one a core) know nothing of
+//! each other. Other threads come in through a [`ClientPool`].
+//!
+//! | module | is |
+//! |---|---|
+//! | [`client`] | the handle: connecting, lease, routing kept fresh, inodes in use |
+//! | [`route`] | which replica to ask and what to do after an error; pure |
+//! | [`storage`] | chunks: reads batched per owner, updates tagged and retried, lists |
+//! | [`meta`] | typed calls to the metadata servers, recognisable when sent again |
+//! | [`attr`] | what the namespace says about an inode |
+//! | [`file`] | open files: one shared length per inode, write-behind, direct I/O |
+//! | [`fs`] | the namespace by path, copying in and out |
+//! | [`chunks`] | lengths, truncation and removal of all chunks of an inode, for the metadata servers |
+//! | [`pool`] | client shards on threads of their own, and the doors to them |
 
+pub mod attr;
+pub mod chunks;
+pub mod client;
+pub mod file;
+pub mod fs;
+pub mod meta;
+pub mod pool;
+pub mod route;
+pub mod storage;
+
+pub use attr::{Attr, Changes, Credentials, Entry, Kind, Space, Time};
+pub use client::{Client, ClientOptions, Counters, InternalOptions};
+pub use file::{CreateOptions, Data, File, OpenOptions};
+pub use fs::Fs;
+pub use meta::{Meta, NewInode, RENAME_EXCHANGE, RENAME_NOREPLACE};
+pub use pool::{ClientPool, PoolOptions};

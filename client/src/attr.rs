@@ -1,0 +1,142 @@
+//! What the namespace says about an inode, with ids typed and the layout checked.
+
+use corefs_wire::control::meta::AttrT;
+use corefs_wire::layout::Layout;
+use corefs_wire::{InodeId, Result};
+
+pub use corefs_wire::control::meta::Kind;
+
+/// The attributes of an inode. Times are nanoseconds since the epoch, UTC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Attr {
+    pub inode: InodeId,
+    pub kind: Kind,
+    /// Permission bits, set-id and sticky bits; not the kind.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Bytes. Of an open file this includes what this client has written and not synced yet.
+    pub size: u64,
+    pub nlink: u32,
+    pub rdev: u32,
+    pub atime: i64,
+    pub mtime: i64,
+    pub ctime: i64,
+    pub btime: i64,
+    /// Raised by each truncation; every update of a chunk names it.
+    pub epoch: u32,
+    /// How a file is cut and spread; other kinds have none.
+    pub layout: Option<Layout>,
+    pub parent: InodeId,
+}
+
+impl Attr {
+    /// The attributes in a message. `BadFrame` for a file with an impossible layout.
+    pub fn from_message(attr: &AttrT) -> Result<Self> {
+        let layout = match attr.kind {
+            Kind::File => Some(Layout::from_message(&attr.layout)?),
+            _ => None,
+        };
+        Ok(Self {
+            inode: InodeId(attr.inode),
+            kind: attr.kind,
+            mode: attr.mode,
+            uid: attr.uid,
+            gid: attr.gid,
+            size: attr.size,
+            nlink: attr.nlink,
+            rdev: attr.rdev,
+            atime: attr.atime,
+            mtime: attr.mtime,
+            ctime: attr.ctime,
+            btime: attr.btime,
+            epoch: attr.epoch,
+            layout,
+            parent: InodeId(attr.parent),
+        })
+    }
+
+    pub fn is_directory(&self) -> bool {
+        self.kind == Kind::Directory
+    }
+
+    pub fn is_file(&self) -> bool {
+        self.kind == Kind::File
+    }
+
+    pub fn is_symlink(&self) -> bool {
+        self.kind == Kind::Symlink
+    }
+}
+
+/// Which attributes to change, and to what; absent ones stay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Changes {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    /// Truncates or extends a file (bytes).
+    pub size: Option<u64>,
+    pub atime: Option<Time>,
+    pub mtime: Option<Time>,
+    /// Nanoseconds since the epoch.
+    pub ctime: Option<i64>,
+}
+
+/// A time to set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Time {
+    /// The metadata server's present.
+    Now,
+    /// Nanoseconds since the epoch.
+    At(i64),
+}
+
+/// One entry of a directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    pub name: Vec<u8>,
+    pub inode: InodeId,
+    pub kind: Kind,
+    /// Only when asked for (`plus`), and absent if the inode went away meanwhile.
+    pub attr: Option<Attr>,
+}
+
+/// Space and files of the whole file system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Space {
+    /// Bytes.
+    pub total: u64,
+    pub free: u64,
+    pub files: u64,
+    pub block_size: u32,
+    pub chunk_size: u32,
+}
+
+/// On whose behalf an operation is done.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Credentials {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+    /// Skip permission checks: root, or a mount whose kernel has made them.
+    pub privileged: bool,
+}
+
+impl Credentials {
+    /// Of this process: its effective user, groups, and privileges if that is root.
+    pub fn of_process() -> Self {
+        // SAFETY: these calls have no preconditions; the buffer of getgroups has the length that is passed.
+        let (uid, gid, groups) = unsafe {
+            let mut groups = vec![0; 65536];
+            let found = libc::getgroups(groups.len() as i32, groups.as_mut_ptr());
+            groups.truncate(usize::try_from(found).unwrap_or(0));
+            (libc::geteuid(), libc::getegid(), groups)
+        };
+        Self { uid, gid, groups, privileged: uid == 0 }
+    }
+
+    pub const fn root() -> Self {
+        Self { uid: 0, gid: 0, groups: Vec::new(), privileged: true }
+    }
+}

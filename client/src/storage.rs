@@ -1,0 +1,1 @@
+//! Chunks: reads batched per owner, updates tagged and retried, lists.
