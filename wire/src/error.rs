@@ -221,6 +221,35 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Most bytes of a message that travels; longer ones are cut.
+pub const ERROR_MESSAGE_MAX: usize = 1 << 10;
+
+/// The body of a reply whose header's status is `error.code`: expected u64, actual u64, the message in UTF-8 to the end.
+pub fn encode_error(error: &Error) -> Vec<u8> {
+    let end = error.message.floor_char_boundary(ERROR_MESSAGE_MAX);
+    let mut body = Vec::with_capacity(16 + end);
+    body.extend_from_slice(&error.expected.to_le_bytes());
+    body.extend_from_slice(&error.actual.to_le_bytes());
+    body.extend_from_slice(&error.message.as_bytes()[..end]);
+    body
+}
+
+/// Reads what [`encode_error`] wrote, from anybody: a number that this version doesn't know becomes `Internal` and is
+/// named in the message; a body that is cut off or isn't UTF-8 loses only what can't be read.
+pub fn decode_error(status: u32, body: &[u8]) -> Error {
+    let number = |at: usize| {
+        body.get(at..at + 8).map_or(0, |bytes| bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b)))
+    };
+    let (expected, actual) = (number(0), number(8));
+    let text = body.get(16..).unwrap_or_default();
+    let message = String::from_utf8_lossy(&text[..text.len().min(ERROR_MESSAGE_MAX)]).into_owned();
+    let error = |code, message| Error { code, expected, actual, message };
+    match ErrorCode::from_number(status) {
+        Some(code) => error(code, message),
+        None => error(ErrorCode::Internal, format!("unknown error {status}: {message}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,5 +260,19 @@ mod tests {
             assert_eq!(ErrorCode::from_number(*code as u32), Some(*code));
         }
         assert_eq!(ErrorCode::from_number(0), None);
+    }
+
+    #[test]
+    fn an_error_survives_the_round_trip_and_garbage_is_an_error_too() {
+        let error = Error::mismatch(ErrorCode::StaleRouting, 7, u64::MAX, "größer");
+        assert_eq!(decode_error(error.code as u32, &encode_error(&error)), error);
+        let long = Error::new(ErrorCode::Os, "é".repeat(ERROR_MESSAGE_MAX));
+        assert_eq!(decode_error(703, &encode_error(&long)).message.len(), ERROR_MESSAGE_MAX);
+        assert_eq!(
+            decode_error(700, &[1; 9]),
+            Error::mismatch(ErrorCode::BadConfig, 0x0101_0101_0101_0101, 0, "")
+        );
+        assert_eq!(decode_error(9, b"").message, "unknown error 9: ");
+        assert_eq!(decode_error(100, &[0xFF; 17]).message, "\u{FFFD}");
     }
 }

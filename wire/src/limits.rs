@@ -21,6 +21,13 @@ pub const READ_BATCH_MAX: usize = 256;
 pub const CONNECTION_REQUESTS_MAX: usize = 1024;
 /// Connections a listener holds; beyond it new ones are closed at once.
 pub const CONNECTIONS_MAX: usize = 4096;
+/// Bytes that may wait to be sent on one connection; beyond it sending is refused. From an eighth of it on, the side that
+/// accepted the connection reads no further requests from a peer that doesn't read its replies.
+pub const CONNECTION_SEND_MAX: usize = 64 << 20;
+/// Updates that may wait behind the active one of a chunk; beyond it they are refused as overloaded.
+pub const CHUNK_UPDATES_WAITING_MAX: usize = 64;
+/// Requests that a storage shard works on or holds back for want of buffers, of all connections together.
+pub const SHARD_OPERATIONS_MAX: usize = 64 << 10;
 /// Seconds a peer has for its handshake.
 pub const HANDSHAKE_SECONDS: u64 = 5;
 
@@ -52,4 +59,6 @@ pub const KV_TRANSACTION_SECONDS: u64 = 5;
 
 const _: () = assert!((CHUNK_MIN as usize).is_multiple_of(BLOCK), "a chunk is whole checksum blocks");
 const _: () = assert!(FRAME_DATA_MAX.is_multiple_of(BLOCK), "a full frame carries whole checksum blocks");
+const _: () =
+    assert!(CONNECTION_SEND_MAX / 8 > FRAME_BODY_MAX + FRAME_DATA_MAX, "the largest frame can be queued");
 const _: () = assert!(KV_TRANSACTION_BYTES_MAX > KV_VALUE_MAX, "one value fits a transaction");
