@@ -16,6 +16,7 @@
 //! | `Corrupt`, `KvIo` | fatal | the store is damaged, or its disk failed |
 
 use corefs_wire::{Error, ErrorCode, Result};
+use std::time::Duration;
 
 /// A key and its value.
 pub type Pair = (Vec<u8>, Vec<u8>);
@@ -30,6 +31,9 @@ pub trait KvEngine: Clone + 'static {
 
     /// A transaction that has read nothing yet. Its snapshot is taken by its first read.
     fn begin(&self) -> Self::Txn;
+
+    /// A clock that only goes forward; its zero means nothing.
+    fn now(&self) -> Duration;
 
     /// The pause before attempt `attempt` (1 is the first retry) of a transaction that failed: grows with the
     /// number, jittered, on the engine's own clock. Only [`retry`](crate::retry) calls it.
@@ -238,7 +242,8 @@ pub trait Transaction {
     /// Sets `key` to `prefix` + versionstamp + `suffix`; it can't be read any more by this transaction.
     fn set_versionstamped_value(&mut self, key: &[u8], prefix: &[u8], suffix: &[u8]);
 
-    /// As if `range` had been read serializably.
+    /// As if `range` had been read serializably, at the version of this transaction's other reads. (Where there are
+    /// none and `read_version` was not called either, that is the version of the commit: nothing can conflict.)
     fn add_read_conflict_range(&mut self, range: &KeyRange);
 
     /// As if `range` had been written, without writing.

@@ -1,9 +1,27 @@
 //! The ordered transactional store that metadata and managers keep everything in.
 //!
+//! A backend of ours (memory, embedded, remote) is a [`store::Store`]; [`txn::Txn`] makes transactions of it, so that
+//! read-your-writes, conflict ranges and limits are the same code for all of them. Pure modules are marked *.
+//!
 //! | module | says |
 //! |---|---|
-//! | [`contract`] | [`KvEngine`] and [`Transaction`]: what every backend owes |
+//! | [`contract`] * | [`KvEngine`] and [`Transaction`]: what every backend owes |
+//! | [`retry`] | the only retry loop, and what to do about a commit whose outcome is unknown |
+//! | [`store`] *, [`txn`] | the seam below our backends, and the transaction above it |
+//! | [`bounds`] *, [`mutation`] *, [`overlay`] *, [`resolver`] * | limits, single steps, read-your-writes, conflicts |
+//! | [`mem`] | deterministic store in memory, with faults |
+//! | [`prng`] * | the seeded generator of faults, jitter and tests |
 
+pub mod bounds;
 pub mod contract;
+pub mod mem;
+pub mod mutation;
+pub mod overlay;
+pub mod prng;
+pub mod resolver;
+pub mod retry;
+pub mod store;
+pub mod txn;
 
 pub use contract::*;
+pub use mem::Mem;
