@@ -1,1 +1,20 @@
+//! The mount: POSIX programs on corefs.
+//!
+//! Threads of the kernel protocol only hand requests over: each becomes a future on the client shard that owns the
+//! inode, which answers the kernel itself. Everything that belongs to one inode happens on one shard.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`mount`] | mounting, waiting, unmounting, and what can be wrong with either |
+//! | `fs` | the kernel's requests, each delegated to the client |
+//! | `handles` | open files and directories, by the number the kernel knows them by |
+//! | `attr` | attributes between the two forms |
+//! | `errno` | the only place where errors become errno values |
 
+mod attr;
+mod errno;
+mod fs;
+mod handles;
+pub mod mount;
+
+pub use mount::{MountOptions, Mounted, mount, unmount};

@@ -1,0 +1,47 @@
+//! The one place where corefs errors become errno values.
+//!
+//! Sources: errno(3), and the ERRORS sections of the system calls that a mount serves.
+
+use corefs_wire::{Error, ErrorCode};
+use fuser::Errno;
+
+/// The errno that the kernel hands to the program for an error of ours.
+pub fn errno(error: &Error) -> Errno {
+    match error.code {
+        ErrorCode::NotFound | ErrorCode::NoSuchChunk => Errno::ENOENT,
+        ErrorCode::Exists => Errno::EEXIST,
+        ErrorCode::NotDirectory => Errno::ENOTDIR,
+        ErrorCode::IsDirectory => Errno::EISDIR,
+        ErrorCode::NotEmpty => Errno::ENOTEMPTY,
+        ErrorCode::NameTooLong => Errno::ENAMETOOLONG,
+        ErrorCode::WouldLoop
+        | ErrorCode::InvalidName
+        | ErrorCode::InvalidArgument
+        | ErrorCode::NotSymlink
+        | ErrorCode::CrossKind => Errno::EINVAL,
+        ErrorCode::TooManyLinks => Errno::EMLINK,
+        ErrorCode::PermissionDenied => Errno::EACCES,
+        ErrorCode::NotPermitted => Errno::EPERM,
+        ErrorCode::FileTooLarge => Errno::EFBIG,
+        ErrorCode::TooManySymlinks => Errno::ELOOP,
+        ErrorCode::NotSupported | ErrorCode::UnknownOperation => Errno::EOPNOTSUPP,
+        ErrorCode::NoSuchSession => Errno::EBADF,
+        ErrorCode::NoSpace => Errno::ENOSPC,
+        // A damaged block, a dead slice or a lost peer all mean: this one operation could not be done.
+        _ => Errno::EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_programs_branch_on_is_exact() {
+        let number = |code: ErrorCode| i32::from(errno(&Error::from(code)));
+        assert_eq!(number(ErrorCode::NoSpace), libc::ENOSPC);
+        assert_eq!(number(ErrorCode::NotFound), libc::ENOENT);
+        assert_eq!(number(ErrorCode::Corrupt), libc::EIO);
+        assert_eq!(number(ErrorCode::WouldLoop), libc::EINVAL);
+    }
+}

@@ -1,0 +1,123 @@
+//! Open files and directories of a mount, by the number the kernel knows them by. A table for each client shard, on its own
+//! thread, so nothing here is shared; the shard's number travels in the handle's low bits.
+
+use corefs_client::{Client, Credentials, Entry, File};
+use corefs_wire::{Error, ErrorCode, InodeId, Result};
+use fuser::FileHandle;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// Entries fetched from the metadata server at once.
+const PAGE: u32 = 1000;
+
+/// What an open number stands for.
+enum Open {
+    File(Rc<File>),
+    /// Absent while a request is working on it: the kernel sends one at a time for an open directory.
+    Directory(Option<Box<Directory>>),
+}
+
+#[derive(Default)]
+struct Table {
+    next: u64,
+    open: HashMap<u64, Open>,
+}
+
+thread_local! {
+    static TABLE: RefCell<Table> = RefCell::default();
+}
+
+fn insert(open: Open) -> FileHandle {
+    TABLE.with_borrow_mut(|table| {
+        // Numbers aren't reused, so that a stale one can never name another file.
+        table.next += 1;
+        table.open.insert(table.next, open);
+        FileHandle(table.next)
+    })
+}
+
+fn bad(handle: FileHandle) -> Error {
+    Error::new(ErrorCode::NoSuchSession, format!("no open file has the number {}", handle.0))
+}
+
+pub fn insert_file(file: File) -> FileHandle {
+    insert(Open::File(Rc::new(file)))
+}
+
+pub fn file(handle: FileHandle) -> Result<Rc<File>> {
+    TABLE.with_borrow(|table| match table.open.get(&handle.0) {
+        Some(Open::File(file)) => Ok(Rc::clone(file)),
+        _ => Err(bad(handle)),
+    })
+}
+
+/// Takes a file out of the table; whoever still works on it keeps it until they're done.
+pub fn remove_file(handle: FileHandle) -> Result<Rc<File>> {
+    TABLE.with_borrow_mut(|table| match table.open.remove(&handle.0) {
+        Some(Open::File(file)) => Ok(file),
+        Some(other) => {
+            table.open.insert(handle.0, other);
+            Err(bad(handle))
+        }
+        None => Err(bad(handle)),
+    })
+}
+
+pub fn insert_directory(inode: InodeId, who: Credentials) -> FileHandle {
+    insert(Open::Directory(Some(Box::new(Directory::new(inode, who)))))
+}
+
+pub fn remove_directory(handle: FileHandle) {
+    TABLE.with_borrow_mut(|table| table.open.remove(&handle.0));
+}
+
+/// Runs `work` on an open directory.
+pub async fn with_directory<T>(
+    handle: FileHandle,
+    work: impl AsyncFnOnce(&mut Directory) -> Result<T>,
+) -> Result<T> {
+    let mut directory = TABLE.with_borrow_mut(|table| match table.open.get_mut(&handle.0) {
+        Some(Open::Directory(directory)) => directory.take().ok_or_else(|| bad(handle)),
+        _ => Err(bad(handle)),
+    })?;
+    let result = work(&mut directory).await;
+    TABLE.with_borrow_mut(|table| {
+        if let Some(Open::Directory(slot)) = table.open.get_mut(&handle.0) {
+            *slot = Some(directory);
+        }
+    });
+    result
+}
+
+/// A directory being read: a window of its entries, in name order. Entry `i` of the directory has the offset `i + 3`; 1
+/// and 2 belong to `.` and `..`, and an offset names the entry after which to go on.
+pub struct Directory {
+    pub inode: InodeId,
+    who: Credentials,
+    window: Vec<Entry>,
+    /// Position in the directory of the window's first entry.
+    first: u64,
+    more: bool,
+}
+
+impl Directory {
+    fn new(inode: InodeId, who: Credentials) -> Self {
+        Self { inode, who, window: Vec::new(), first: 0, more: true }
+    }
+
+    /// The entry at a position, `None` past the last. Reading from position 0 again starts afresh, as rewinddir(3) wants.
+    pub async fn entry(&mut self, client: &Client, position: u64, fresh: bool) -> Result<Option<&Entry>> {
+        if position < self.first || (position == 0 && fresh) {
+            *self = Self::new(self.inode, std::mem::take(&mut self.who));
+        }
+        while position >= self.first + self.window.len() as u64 && self.more {
+            let after = self.window.last().map(|entry| entry.name.clone()).unwrap_or_default();
+            let (page, more) = client.meta().read_dir(&self.who, self.inode, &after, PAGE, true).await?;
+            self.first += self.window.len() as u64;
+            self.more = more && !page.is_empty();
+            self.window = page;
+        }
+        Ok(self.window.get((position - self.first) as usize))
+    }
+}
