@@ -1,0 +1,24 @@
+//! What the leading manager knows and decides. Pure: time is passed in; no I/O, no clock, no thread, no randomness.
+//! Everything derives `Clone, Eq, Hash`, so that a simulator or a model checker drives the very code that runs.
+//!
+//! | module | says |
+//! |---|---|
+//! | [`state`] | nodes, targets, chains, tables: what is stored, and how a node joins it |
+//! | [`formation`] | how large a cluster is to be, and when chains are made |
+//! | [`placement`] | which node, slice and position each replica of each chain gets |
+//! | [`liveness`] | who was heard of when: leases of nodes, metadata servers and clients |
+//! | [`lease`] | which manager leads |
+//! | [`rejoin`] | what a node's restart does to its chains, and why that is safe today |
+//! | [`transition`] | the declared state table of targets |
+//! | [`routing`] | the [`RoutingInfo`](corefs_wire::routing::RoutingInfo) that all of this amounts to |
+//! | [`problems`] | what is wrong, and what to type |
+
+pub mod formation;
+pub mod lease;
+pub mod liveness;
+pub mod placement;
+pub mod problems;
+pub mod rejoin;
+pub mod routing;
+pub mod state;
+pub mod transition;

@@ -1,0 +1,205 @@
+//! Who was heard of when. In memory only: heartbeats cost no transaction, and a new primary starts by assuming that
+//! everybody it finds in the store lives.
+//!
+//! A node counts its lease from *sending* a renewal, the manager from *receiving* it, plus a margin for clocks that
+//! drift: so whoever is dead here has long stopped serving by itself. A new primary waits one full lease before it
+//! declares anyone dead, because an earlier primary may have renewed up to the end of its reign.
+
+use corefs_wire::{ClientId, NodeId};
+use std::collections::BTreeMap;
+
+/// How long leases last, in milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Terms {
+    /// Of storage nodes and metadata servers.
+    pub lease_ms: u64,
+    /// What is added on the manager's side.
+    pub margin_ms: u64,
+    /// Of clients.
+    pub client_lease_ms: u64,
+    /// Metadata servers that were silent for so long are forgotten.
+    pub forget_meta_ms: u64,
+}
+
+/// Somebody with a lease.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Heard {
+    /// When last; of somebody only assumed to live, when that was assumed.
+    pub at_ms: u64,
+    /// As last reported: changes only in [`Liveness::expire`] and when heard of again, so that the routing version
+    /// can follow.
+    pub alive: bool,
+    /// Heard of by this primary, not only found in the store.
+    pub spoke: bool,
+}
+
+/// What a heartbeat says of a slice.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct SliceHealth {
+    /// Bytes.
+    pub capacity: u64,
+    pub used: u64,
+    pub dead: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Liveness {
+    terms: Terms,
+    nodes: BTreeMap<NodeId, Heard>,
+    slices: BTreeMap<NodeId, Vec<SliceHealth>>,
+    metas: BTreeMap<String, Heard>,
+    clients: BTreeMap<ClientId, u64>,
+}
+
+impl Liveness {
+    pub fn new(terms: Terms) -> Self {
+        let (nodes, slices, metas, clients) = Default::default();
+        Self { terms, nodes, slices, metas, clients }
+    }
+
+    pub fn terms(&self) -> Terms {
+        self.terms
+    }
+
+    /// A new primary found this node in the store.
+    pub fn assume_node(&mut self, node: NodeId, now_ms: u64) {
+        self.nodes.insert(node, Heard { at_ms: now_ms, alive: true, spoke: false });
+    }
+
+    pub fn assume_meta(&mut self, address: &str, now_ms: u64) {
+        self.metas.insert(address.to_owned(), Heard { at_ms: now_ms, alive: true, spoke: false });
+    }
+
+    /// A node registered or sent a heartbeat. Whether it had been dead or unknown: then routing changes.
+    pub fn hear_node(&mut self, node: NodeId, slices: Vec<SliceHealth>, now_ms: u64) -> bool {
+        self.slices.insert(node, slices);
+        let before = self.nodes.insert(node, Heard { at_ms: now_ms, alive: true, spoke: true });
+        !before.is_some_and(|before| before.alive)
+    }
+
+    pub fn hear_meta(&mut self, address: &str, now_ms: u64) -> bool {
+        let before = self.metas.insert(address.to_owned(), Heard { at_ms: now_ms, alive: true, spoke: true });
+        !before.is_some_and(|before| before.alive)
+    }
+
+    /// A client's lease starts or goes on.
+    pub fn hear_client(&mut self, client: ClientId, now_ms: u64) {
+        self.clients.insert(client, now_ms);
+    }
+
+    pub fn forget_client(&mut self, client: ClientId) {
+        self.clients.remove(&client);
+    }
+
+    pub fn forget_meta(&mut self, address: &str) {
+        self.metas.remove(address);
+    }
+
+    /// Marks whoever has been silent for too long as dead. Whether anybody was: then routing changes.
+    pub fn expire(&mut self, now_ms: u64) -> bool {
+        let limit = self.terms.lease_ms + self.terms.margin_ms;
+        let mut changed = false;
+        for heard in self.nodes.values_mut().chain(self.metas.values_mut()) {
+            if heard.alive && now_ms.saturating_sub(heard.at_ms) > limit {
+                heard.alive = false;
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// Clients whose lease ran out. They stay until the caller has stored that and calls
+    /// [`forget_client`](Self::forget_client).
+    pub fn expired_clients(&self, now_ms: u64) -> Vec<ClientId> {
+        let limit = self.terms.client_lease_ms + self.terms.margin_ms;
+        let out = |(_, at): &(&ClientId, &u64)| now_ms.saturating_sub(**at) > limit;
+        self.clients.iter().filter(out).map(|(client, _)| *client).collect()
+    }
+
+    /// Metadata servers that have been silent for so long that their address is not worth keeping.
+    pub fn forgettable_metas(&self, now_ms: u64) -> Vec<String> {
+        let out = |heard: &Heard| now_ms.saturating_sub(heard.at_ms) > self.terms.forget_meta_ms;
+        self.metas.iter().filter(|(_, heard)| out(heard)).map(|(address, _)| address.clone()).collect()
+    }
+
+    pub fn node(&self, node: NodeId) -> Option<Heard> {
+        self.nodes.get(&node).copied()
+    }
+
+    pub fn meta(&self, address: &str) -> Option<Heard> {
+        self.metas.get(address).copied()
+    }
+
+    pub fn node_alive(&self, node: NodeId) -> bool {
+        self.node(node).is_some_and(|heard| heard.alive)
+    }
+
+    pub fn meta_alive(&self, address: &str) -> bool {
+        self.meta(address).is_some_and(|heard| heard.alive)
+    }
+
+    /// Whether the client's number is in use: its lease runs, or it ran out and that isn't stored yet.
+    pub fn client_known(&self, client: ClientId) -> bool {
+        self.clients.contains_key(&client)
+    }
+
+    pub fn clients(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// As the last heartbeat said; empty before the first.
+    pub fn slices(&self, node: NodeId) -> &[SliceHealth] {
+        self.slices.get(&node).map_or(&[], Vec::as_slice)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub const TERMS: Terms =
+        Terms { lease_ms: 1000, margin_ms: 200, client_lease_ms: 5000, forget_meta_ms: 60_000 };
+
+    #[test]
+    fn a_lease_lasts_to_its_end_and_no_longer() {
+        let mut liveness = Liveness::new(TERMS);
+        let node = NodeId(1);
+        assert!(liveness.hear_node(node, vec![], 100), "a new node changes routing");
+        assert!(!liveness.hear_node(node, vec![], 200), "a heartbeat doesn't");
+        assert!(!liveness.expire(1400) && liveness.node_alive(node));
+        assert!(liveness.expire(1401) && !liveness.node_alive(node));
+        assert!(!liveness.expire(9999), "dying once is enough");
+        assert!(liveness.hear_node(node, vec![], 10_000) && liveness.node_alive(node));
+    }
+
+    #[test]
+    fn a_new_primary_gives_everybody_a_full_lease() {
+        let mut liveness = Liveness::new(TERMS);
+        liveness.assume_node(NodeId(1), 5000);
+        liveness.assume_meta("a", 5000);
+        assert!(!liveness.expire(6200) && liveness.node_alive(NodeId(1)) && liveness.meta_alive("a"));
+        assert!(!liveness.hear_node(NodeId(1), vec![], 6200), "it was assumed alive all the time");
+        assert!(liveness.expire(6201) && !liveness.meta_alive("a") && liveness.node_alive(NodeId(1)));
+        assert!(liveness.forgettable_metas(64_999).is_empty());
+        assert_eq!(liveness.forgettable_metas(65_001), ["a"]);
+    }
+
+    #[test]
+    fn clients_stay_known_until_their_end_is_stored() {
+        let mut liveness = Liveness::new(TERMS);
+        let client = ClientId(7);
+        liveness.hear_client(client, 0);
+        assert!(liveness.expired_clients(5200).is_empty());
+        assert_eq!(liveness.expired_clients(5201), [client]);
+        assert!(liveness.client_known(client));
+        liveness.forget_client(client);
+        assert!(!liveness.client_known(client) && liveness.clients() == 0);
+    }
+
+    #[test]
+    fn time_that_stands_still_or_jumps_is_survived() {
+        let mut liveness = Liveness::new(TERMS);
+        liveness.hear_node(NodeId(1), vec![], u64::MAX);
+        assert!(!liveness.expire(0));
+    }
+}

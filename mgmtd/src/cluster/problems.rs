@@ -1,0 +1,118 @@
+//! What is wrong with the cluster, each with what to type or to do about it.
+
+use super::liveness::Liveness;
+use super::state::State;
+use corefs_wire::NodeId;
+use corefs_wire::control::mgmtd::ProblemT;
+
+/// A slice fuller than this is worth a word.
+const FULL_PERCENT: u64 = 90;
+
+/// In order of weight. Empty: nothing is wrong.
+pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT> {
+    let mut out = Vec::new();
+    let mut say = |what: String, remedy: &str| {
+        let mut problem = ProblemT::default();
+        (problem.what, problem.remedy) = (what, remedy.to_owned());
+        out.push(problem);
+    };
+    if let Err(error) = state.formation.feasible() {
+        say(error.message, "stop the manager and start it again with numbers that fit");
+    } else if !state.formed() {
+        let (expected, found) = (state.formation.nodes, usable_nodes(state, liveness));
+        say(
+            format!("no chains yet: {found} of {expected} storage nodes have registered with usable slices"),
+            "start the missing ones: corefs storage --manager ADDR --dir DIR",
+        );
+    }
+    for (id, node) in &state.nodes {
+        match liveness.node(*id) {
+            Some(heard) if heard.alive => {}
+            Some(heard) => say(
+                format!(
+                    "{id} ({}) is dead, last heard of {} s ago; its chains refuse writes",
+                    node.control,
+                    now_ms.saturating_sub(heard.at_ms) / 1000
+                ),
+                "start it again on its directory: corefs storage --manager ADDR --dir DIR",
+            ),
+            None => say(format!("{id} ({}) was never heard of", node.control), "start it"),
+        }
+        for (index, slice) in liveness.slices(*id).iter().enumerate() {
+            if slice.dead {
+                say(
+                    format!(
+                        "slice {index} of {id} is dead: a write or a flush failed, or its recovery was not clean"
+                    ),
+                    "see the node's log; stop it and run: corefs fsck --dir DIR",
+                );
+            } else if slice.capacity > 0 && slice.used / slice.capacity.div_ceil(100).max(1) >= FULL_PERCENT {
+                say(
+                    format!("slice {index} of {id} is {} % full", slice.used / slice.capacity.div_ceil(100)),
+                    "delete files: corefs fs rm PATH",
+                );
+            }
+        }
+    }
+    let silent: Vec<&str> =
+        state.metas.keys().filter(|address| !liveness.meta_alive(address)).map(String::as_str).collect();
+    if silent.len() == state.metas.len() {
+        say("no metadata server is alive".into(), "start one: corefs meta --manager ADDR");
+    } else if !silent.is_empty() {
+        say(format!("metadata servers are dead: {}", silent.join(", ")), "start them again: corefs meta");
+    }
+    out
+}
+
+fn usable_nodes(state: &State, liveness: &Liveness) -> usize {
+    let usable = |id: &NodeId| {
+        let slices = liveness.slices(*id);
+        slices.is_empty() || slices.iter().any(|slice| !slice.dead)
+    };
+    state.nodes.keys().filter(|id| usable(id)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::formation::Formation;
+    use super::super::liveness::{SliceHealth, tests::TERMS};
+    use super::super::state::{Meta, tests::formed};
+    use super::*;
+    use corefs_wire::Uuid;
+
+    fn texts(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<String> {
+        problems(state, liveness, now_ms).into_iter().map(|problem| problem.what).collect()
+    }
+
+    #[test]
+    fn a_healthy_cluster_has_none_and_each_fault_is_named() {
+        let mut state = formed(2, 2);
+        state.metas.insert("127.0.0.1:7".into(), Meta { incarnation: 1 });
+        let mut liveness = Liveness::new(TERMS);
+        let healthy = |used| vec![SliceHealth { capacity: 1000, used, dead: false }; 8];
+        liveness.hear_node(NodeId(1), healthy(0), 0);
+        liveness.hear_node(NodeId(2), healthy(0), 0);
+        liveness.hear_meta("127.0.0.1:7", 0);
+        assert!(texts(&state, &liveness, 1).is_empty());
+
+        let mut broken = healthy(0);
+        broken[3] = SliceHealth { capacity: 1000, used: 950, dead: false };
+        broken[4].dead = true;
+        liveness.expire(5000);
+        liveness.hear_node(NodeId(1), broken, 5000);
+        let found = texts(&state, &liveness, 5000).join("\n");
+        for expected in
+            ["slice 3 of node-1 is 95 % full", "slice 4 of node-1 is dead", "node-2", "no metadata"]
+        {
+            assert!(found.contains(expected), "{expected} in {found}");
+        }
+    }
+
+    #[test]
+    fn what_keeps_a_cluster_from_forming_is_said() {
+        let none = State::new(Uuid::NIL, Formation { nodes: 3, replicas: 2, ..Formation::default() });
+        assert!(texts(&none, &Liveness::new(TERMS), 0)[0].contains("0 of 3"));
+        let never = State::new(Uuid::NIL, Formation { nodes: 2, replicas: 3, ..Formation::default() });
+        assert!(texts(&never, &Liveness::new(TERMS), 0)[0].contains("--replicas 2"));
+    }
+}
