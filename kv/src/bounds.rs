@@ -11,8 +11,8 @@ use std::time::Duration;
 /// How long a transaction may run from its first read to its commit.
 pub const TRANSACTION_AGE_MAX: Duration = Duration::from_secs(KV_TRANSACTION_SECONDS);
 
-/// How many more commits than asked a store remembers at most: with that many newer ones a snapshot is too old,
-/// whatever its age. Bounds the memory of histories and conflict windows.
+/// With that many newer versions a snapshot is too old, whatever its age. Bounds the memory of histories and
+/// conflict windows.
 pub const VERSIONS_REMEMBERED_MAX: usize = 1 << 17;
 
 /// Most bytes of keys and values in one page of a range. A reply frame holds several.

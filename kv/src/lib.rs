@@ -9,11 +9,17 @@
 //! | [`retry`] | the only retry loop, and what to do about a commit whose outcome is unknown |
 //! | [`store`] *, [`txn`] | the seam below our backends, and the transaction above it |
 //! | [`bounds`] *, [`mutation`] *, [`overlay`] *, [`resolver`] * | limits, single steps, read-your-writes, conflicts |
+//! | [`window`] *, [`clock`] | how long versions are remembered, and what time it is |
 //! | [`mem`] | deterministic store in memory, with faults |
+//! | [`embedded`] | durable store of one process, on redb |
+//! | [`conformance`] | the suite that every backend passes |
 //! | [`prng`] * | the seeded generator of faults, jitter and tests |
 
 pub mod bounds;
+pub mod clock;
+pub mod conformance;
 pub mod contract;
+pub mod embedded;
 pub mod mem;
 pub mod mutation;
 pub mod overlay;
@@ -22,6 +28,8 @@ pub mod resolver;
 pub mod retry;
 pub mod store;
 pub mod txn;
+pub mod window;
 
 pub use contract::*;
+pub use embedded::Embedded;
 pub use mem::Mem;

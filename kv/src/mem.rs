@@ -3,14 +3,15 @@
 //! Every version of every key is kept for as long as a transaction may read it. All that happens follows from the
 //! order of the calls, the seed and the script: the same run again is the same run.
 
-use crate::bounds::{self, PAGE_BYTES_MAX, PAGE_PAIRS_MAX, VERSIONS_REMEMBERED_MAX};
+use crate::bounds;
 use crate::contract::*;
 use crate::mutation::Mutation;
 use crate::prng::Prng;
 use crate::resolver::Resolver;
 use crate::retry::pause_before;
-use crate::store::{Commit, Found, RangeRead, ReadBatch, Store};
+use crate::store::{Commit, Found, RangeRead, ReadBatch, Store, fill_page};
 use crate::txn::Txn;
+use crate::window::Window;
 use corefs_wire::{Error, ErrorCode, Result};
 use futures_lite::future::yield_now;
 use std::cell::{Cell, RefCell};
@@ -106,8 +107,8 @@ struct State {
     keys: BTreeMap<Vec<u8>, History>,
     version: u64,
     resolver: Resolver,
-    /// For each version that is no longer the newest: since when, and the keys that its successor wrote.
-    superseded: VecDeque<(u64, Duration, Vec<Vec<u8>>)>,
+    /// With each version, the keys that its successor wrote.
+    window: Window<Vec<Vec<u8>>>,
     random: Prng,
     faults: Faults,
     script: VecDeque<Option<Fault>>,
@@ -147,7 +148,7 @@ impl Mem {
             keys: BTreeMap::new(),
             version: 1,
             resolver: Resolver::new(1),
-            superseded: VecDeque::new(),
+            window: Window::default(),
             random: Prng::new(seed),
             faults,
             script: VecDeque::new(),
@@ -208,12 +209,12 @@ impl State {
         self.keys.get(key).and_then(|history| Self::value_at(history, version)).cloned()
     }
 
-    fn page(&self, read: &RangeRead, version: u64) -> RangePage {
+    fn page(&self, read: &RangeRead, version: u64) -> Result<RangePage> {
         if read.range.is_empty() {
-            return RangePage::default();
+            return Ok(RangePage::default());
         }
         let visible = |(key, history): (&Vec<u8>, &History)| {
-            Self::value_at(history, version).map(|value| (key.clone(), value.clone()))
+            Self::value_at(history, version).map(|value| Ok((key.clone(), value.clone())))
         };
         let keys = self.keys.range(read.range.begin.clone()..read.range.end.clone());
         match read.direction {
@@ -224,14 +225,8 @@ impl State {
 
     /// Lets go of versions that nobody may read any more.
     fn expire(&mut self, now: Duration) {
-        while let Some((version, since, _)) = self.superseded.front() {
-            let expired = now.saturating_sub(*since) > bounds::TRANSACTION_AGE_MAX;
-            if !expired && self.superseded.len() <= VERSIONS_REMEMBERED_MAX {
-                break;
-            }
-            let oldest = version + 1;
+        while let Some((oldest, written)) = self.window.pop_expired(now) {
             self.resolver.forget_before(oldest);
-            let (_, _, written) = self.superseded.pop_front().expect("it was just looked at");
             for key in written {
                 self.prune(&key, oldest);
             }
@@ -274,7 +269,7 @@ impl State {
         for range in &commit.write_conflicts {
             self.resolver.record(range, version);
         }
-        self.superseded.push_back((self.version, now, written));
+        self.window.superseded(self.version, now, written);
         self.version = version;
         Ok(Committed { version, versionstamp: Some(stamp) })
     }
@@ -311,21 +306,6 @@ impl State {
             let _outcome = self.commit(commit, now);
         }
     }
-}
-
-/// A page of the first `limit` pairs, or fewer when they get large.
-pub(crate) fn fill_page(pairs: impl Iterator<Item = Pair>, limit: usize) -> RangePage {
-    let mut page = RangePage::default();
-    let mut bytes = 0;
-    for (key, value) in pairs {
-        if page.pairs.len() >= limit.min(PAGE_PAIRS_MAX) || bytes >= PAGE_BYTES_MAX {
-            page.more = true;
-            break;
-        }
-        bytes += key.len() + value.len();
-        page.pairs.push((key, value));
-    }
-    page
 }
 
 impl KvEngine for Mem {
@@ -372,7 +352,7 @@ impl Store for Mem {
         let version = *snapshot.get_or_insert(state.version);
         state.check_snapshot(version, self.pace.now())?;
         let values = batch.keys.iter().map(|key| state.get(key, version)).collect();
-        let pages = batch.ranges.iter().map(|read| state.page(read, version)).collect();
+        let pages = batch.ranges.iter().map(|read| state.page(read, version)).collect::<Result<_>>()?;
         Ok(Found { values, pages })
     }
 
@@ -412,7 +392,7 @@ impl Store for Mem {
     }
 
     fn random(&self) -> u64 {
-        self.state.borrow_mut().random.next()
+        self.state.borrow_mut().random.draw()
     }
 }
 

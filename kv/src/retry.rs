@@ -160,7 +160,9 @@ impl<'a, E: KvEngine> Attempts<'a, E> {
         self.made += 1;
         let retried = (500..600).contains(&(error.code as u32)) && error.class() == Class::Retry;
         if !retried {
-            return Err(error);
+            // The store's own failure leaves an earlier unknown commit unknown; an error of the body is an answer.
+            let own = !(500..600).contains(&(error.code as u32));
+            return Err(if own { error } else { self.unknown.take().unwrap_or(error) });
         }
         let spent = self.engine.now().saturating_sub(self.started);
         if error.code == ErrorCode::KvUnknownCommit {

@@ -1,7 +1,8 @@
 //! The seam between the shared transaction ([`Txn`](crate::txn::Txn)) and a backend of ours: reads at a version, and
 //! one-shot commits. FoundationDB's client has its own transaction and implements the contract directly.
 
-use crate::contract::{Committed, Direction, KeyRange, RangePage};
+use crate::bounds::{PAGE_BYTES_MAX, PAGE_PAIRS_MAX};
+use crate::contract::{Committed, Direction, KeyRange, Pair, RangePage};
 use crate::mutation::Mutation;
 use corefs_wire::Result;
 use std::time::Duration;
@@ -73,4 +74,20 @@ pub trait Store: Clone + 'static {
 
     /// A number for jitter. Need not be good.
     fn random(&self) -> u64;
+}
+
+/// A page of the first `limit` pairs, or fewer when they get large.
+pub fn fill_page(pairs: impl Iterator<Item = Result<Pair>>, limit: usize) -> Result<RangePage> {
+    let mut page = RangePage::default();
+    let mut bytes = 0;
+    for pair in pairs {
+        if page.pairs.len() >= limit.min(PAGE_PAIRS_MAX) || bytes >= PAGE_BYTES_MAX {
+            page.more = true;
+            break;
+        }
+        let (key, value) = pair?;
+        bytes += key.len() + value.len();
+        page.pairs.push((key, value));
+    }
+    Ok(page)
 }

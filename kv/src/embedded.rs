@@ -1,0 +1,266 @@
+//! The default backend: one process, one directory, durable, on redb (a copy-on-write B-tree in one file).
+//!
+//! **One copy.** What this store loses with its disk is lost.
+//!
+//! - A commit is acknowledged when it has been flushed, never before. Commits are written in groups by a thread of
+//!   its own ([`writer`]), each group atomically: after a power cut all of a group is there, or nothing.
+//! - Reads are of snapshots ([`snapshots`]) and run on the caller's thread: from redb's cache, or the file when a page
+//!   isn't there.
+//! - Stored values carry a checksum ([`format`]).
+//! - One process has a directory at a time ([`lock`]).
+//!
+//! Open it **before** pinning the calling thread to a core: the commit thread inherits where it may run.
+
+pub mod check;
+pub mod format;
+pub mod lock;
+pub mod oneshot;
+pub mod snapshots;
+pub mod writer;
+
+use crate::clock::Clock;
+use crate::contract::{Committed, KvEngine};
+use crate::prng::Prng;
+use crate::retry::pause_before;
+use crate::store::{Commit, Found, ReadBatch, Store};
+use crate::txn::Txn;
+use corefs_wire::{Error, ErrorCode, Result};
+use format::{ABOUT, FORMAT, FORMAT_ROW, PAIRS, REOPEN_STEP, VERSION_ROW, closed, translate};
+use lock::DirectoryLock;
+use redb::{Builder, Database, ReadableTable, StorageBackend};
+use snapshots::{Snapshot, Snapshots};
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use writer::{COMMITS_QUEUED_MAX, Counters, Job, Writer};
+
+/// The file of the store in its directory.
+pub const STORE_FILE: &str = "kv.redb";
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Memory for pages of the file (bytes).
+    pub cache_bytes: usize,
+    /// Verify the checksum of every page on opening: reads the whole file. Without it damage done to a cleanly closed
+    /// file is found later, and in the tree's own pages maybe by a panic. After a crash every page is verified anyway.
+    pub verify: bool,
+    /// What five seconds are measured with. Tests move it.
+    pub clock: Clock,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { cache_bytes: 256 << 20, verify: true, clock: Clock::monotonic() }
+    }
+}
+
+/// What the store has done and holds, for status.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Statistics {
+    /// Transactions committed since it was opened.
+    pub commits: u64,
+    /// Flushes that made them durable.
+    pub groups: u64,
+    pub conflicts: u64,
+    pub too_old: u64,
+    /// The newest version.
+    pub version: u64,
+    /// Versions open for reading.
+    pub snapshots: u64,
+}
+
+struct Opened {
+    jobs: SyncSender<Job>,
+    snapshots: Arc<Snapshots>,
+    counters: Arc<Counters>,
+    clock: Clock,
+    random: RefCell<Prng>,
+    thread: Option<JoinHandle<()>>,
+    directory: Option<PathBuf>,
+    _lock: Option<DirectoryLock>,
+}
+
+/// A handle of an open store. Clones share it; the last one dropped finishes the commits under way and closes it.
+#[derive(Clone)]
+pub struct Embedded(Rc<Opened>);
+
+impl Embedded {
+    /// Opens the store in `directory`, or creates both.
+    ///
+    /// Errors: `DirectoryInUse` when another process has it, `Corrupt` when the file is damaged, `BadFormat` when it is
+    /// something else or of another version, `Os` and `KvIo`.
+    pub fn open(directory: &Path, options: Options) -> Result<Self> {
+        let named = |error: Error| error.of(directory.display());
+        fs::create_dir_all(directory).map_err(|error| named(error.into()))?;
+        let lock = DirectoryLock::take(directory)?;
+        let database =
+            builder(&options).create(directory.join(STORE_FILE)).map_err(|error| named(translate(error)))?;
+        // The file's name must survive a power cut, too.
+        File::open(directory).and_then(|file| file.sync_all()).map_err(|error| named(error.into()))?;
+        Self::start(database, options, Some((directory.to_owned(), lock))).map_err(named)
+    }
+
+    /// Opens a store on any storage: what the power-cut tests record and replay.
+    pub fn open_with_backend(backend: impl StorageBackend, options: Options) -> Result<Self> {
+        let database = builder(&options).create_with_backend(backend).map_err(translate)?;
+        Self::start(database, options, None)
+    }
+
+    fn start(database: Database, options: Options, place: Option<(PathBuf, DirectoryLock)>) -> Result<Self> {
+        let version = begin_life(&database)?;
+        let database = Arc::new(database);
+        let clock = options.clock;
+        let snapshots = Arc::new(Snapshots::new(database.clone(), version, clock.clone()));
+        let counters = Arc::new(Counters::default());
+        let writer = Writer::new(database, snapshots.clone(), counters.clone(), clock.clone(), version);
+        let (jobs, queue) = sync_channel(COMMITS_QUEUED_MAX);
+        let thread = thread::Builder::new().name("kv-commit".into()).spawn(move || writer.run(queue))?;
+        let (directory, lock) = place.unzip();
+        let random = RefCell::new(Prng::new(version));
+        let thread = Some(thread);
+        let opened = Opened { jobs, snapshots, counters, clock, random, thread, directory, _lock: lock };
+        Ok(Self(Rc::new(opened)))
+    }
+
+    /// Finishes the commits under way and closes the store for all handles: everything later is `KvUnavailable`.
+    pub async fn close(&self) {
+        let (told, done) = oneshot::channel();
+        if self.0.jobs.send(Job::Stop(told)).is_ok() {
+            done.await;
+        }
+    }
+
+    pub fn statistics(&self) -> Statistics {
+        let counters = &self.0.counters;
+        Statistics {
+            commits: counters.commits.load(Ordering::Relaxed),
+            groups: counters.groups.load(Ordering::Relaxed),
+            conflicts: counters.conflicts.load(Ordering::Relaxed),
+            too_old: counters.too_old.load(Ordering::Relaxed),
+            version: self.0.snapshots.newest(),
+            snapshots: self.0.snapshots.open_versions() as u64,
+        }
+    }
+
+    /// Where the store lies; `None` for one on a given backend.
+    pub fn directory(&self) -> Option<&Path> {
+        self.0.directory.as_deref()
+    }
+
+    fn ask(&self, job: Job) -> Result<()> {
+        self.0.jobs.try_send(job).map_err(|error| match error {
+            TrySendError::Full(_) => {
+                let limit = COMMITS_QUEUED_MAX as u64;
+                Error::mismatch(ErrorCode::KvUnavailable, limit, limit, "too many commits are waiting")
+            }
+            TrySendError::Disconnected(_) => closed(),
+        })
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        // The thread ends when it is told to or when nobody can ask any more; the directory is free only after that.
+        let (told, _done) = oneshot::channel();
+        let _already_stopped = self.jobs.send(Job::Stop(told));
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the commit thread of the key-value store panicked");
+        }
+    }
+}
+
+pub(crate) fn builder(options: &Options) -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(options.cache_bytes).set_check_integrity_on_open(options.verify);
+    builder
+}
+
+/// Checks or creates the tables, and takes the first version of this life: durable before anybody reads it.
+fn begin_life(database: &Database) -> Result<u64> {
+    let transaction = database.begin_write().map_err(translate)?;
+    let version = {
+        transaction.open_table(PAIRS).map_err(translate)?;
+        let mut about = transaction.open_table(ABOUT).map_err(translate)?;
+        let format = about.get(FORMAT_ROW).map_err(translate)?.map(|row| row.value());
+        if format.is_some_and(|format| format != FORMAT) {
+            let what = "the store was written by another version of corefs";
+            return Err(Error::mismatch(ErrorCode::BadFormat, FORMAT, format.unwrap_or(0), what));
+        }
+        let before = about.get(VERSION_ROW).map_err(translate)?.map(|row| row.value());
+        let version = before.unwrap_or(0) + REOPEN_STEP;
+        about.insert(FORMAT_ROW, FORMAT).map_err(translate)?;
+        about.insert(VERSION_ROW, version).map_err(translate)?;
+        version
+    };
+    transaction.commit().map_err(translate)?;
+    Ok(version)
+}
+
+impl KvEngine for Embedded {
+    type Txn = Txn<Self>;
+
+    fn begin(&self) -> Txn<Self> {
+        Txn::new(self.clone())
+    }
+
+    fn now(&self) -> Duration {
+        self.0.clock.now()
+    }
+
+    async fn backoff(&self, attempt: u32) {
+        let random = self.random();
+        self.pause(pause_before(attempt, random)).await;
+    }
+}
+
+impl Store for Embedded {
+    type Snapshot = Snapshot;
+
+    fn version(snapshot: &Snapshot) -> u64 {
+        snapshot.version()
+    }
+
+    fn now(&self) -> Duration {
+        self.0.clock.now()
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot> {
+        self.0.snapshots.take()
+    }
+
+    async fn read(&self, snapshot: &mut Option<Snapshot>, batch: ReadBatch) -> Result<Found> {
+        let version = match snapshot {
+            Some(snapshot) => snapshot.version(),
+            None => snapshot.insert(self.0.snapshots.take()?).version(),
+        };
+        self.0.snapshots.read(version, &batch)
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Committed> {
+        let (reply, outcome) = oneshot::channel();
+        self.ask(Job::Commit(commit, reply))?;
+        let silence = || Err(Error::new(ErrorCode::KvUnknownCommit, "the store stopped before it answered"));
+        outcome.await.unwrap_or_else(silence)
+    }
+
+    /// On the real clock, whatever the store's clock is.
+    async fn pause(&self, duration: Duration) {
+        let (reply, woken) = oneshot::channel();
+        if self.ask(Job::Wake(Instant::now() + duration, reply)).is_ok() {
+            woken.await;
+        }
+    }
+
+    fn random(&self) -> u64 {
+        self.0.random.borrow_mut().draw()
+    }
+}
