@@ -23,7 +23,7 @@ pub const PAGE_BYTES: usize = 64 << 10;
 pub const JOURNAL_PAYLOAD: usize = BLOCK - JOURNAL_HEADER;
 /// Smallest slice that can be formatted (bytes).
 pub const SLICE_BYTES_MIN: u64 = 1 << 20;
-/// Fewest journal blocks: room for one record of the largest chunk beside others' commits.
+/// Fewest journal blocks: some records must fit while the checkpoint that frees others is on its way.
 pub const JOURNAL_BLOCKS_MIN: u32 = 16;
 /// Fewest blocks of one checkpoint area.
 pub const CHECKPOINT_BLOCKS_MIN: u32 = 8;
@@ -405,6 +405,8 @@ pub struct JournalHead {
     /// Number of the batch's first record, and how many there are.
     pub first_record: u64,
     pub records: u32,
+    /// Low bits of the newest checkpoint that was flushed when this block was written.
+    pub checkpoint: u32,
 }
 
 impl JournalHead {
@@ -422,7 +424,7 @@ impl JournalHead {
         out.u32(self.payload);
         out.u64(self.first_record);
         out.u32(self.records);
-        out.u32(0);
+        out.u32(self.checkpoint);
         debug_assert_eq!(out.len() - start, JOURNAL_HEADER);
         out.extend_from_slice(payload);
         out.resize(start + BLOCK, 0);
@@ -458,6 +460,7 @@ impl JournalHead {
             payload: get.u32()?,
             first_record: get.u64()?,
             records: get.u32()?,
+            checkpoint: get.u32()?,
         }))
     }
 }

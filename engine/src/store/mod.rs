@@ -33,13 +33,19 @@
 pub mod disk_log;
 pub mod format;
 
+mod allocator;
+mod checkpoint;
+mod chunk;
 mod codec;
 mod dedup;
 mod index;
 mod inline;
 mod journal;
+mod limbo;
 mod read;
+mod record;
 mod recovery;
+mod replay;
 mod update;
 
 pub use dedup::DedupRow;
@@ -51,7 +57,17 @@ pub use read::{Piece, ReadPlan};
 pub use recovery::{Damage, DamageKind, Input, Need, READ_MAX, Recovery, RecoveryReport};
 pub use update::{Applied, Begin, DataWrite, Finish, Merge, Outcome, Plan, Staging, Update, UpdateKind};
 
-use corefs_wire::{ChainId, ChunkId, InodeId, Result, TargetId};
+use allocator::Allocator;
+use checkpoint::Checkpoint;
+use chunk::{Chunk, Stage};
+use corefs_wire::limits::BLOCK;
+use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, InodeId, Result, TargetId};
+use index::Index;
+use journal::Journal;
+use limbo::Limbo;
+use record::Record;
+use std::collections::BTreeSet;
+use std::ops::Bound::{Excluded, Unbounded};
 
 /// Bytes of a slice's data region, by use. `total` is the sum of the others.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -105,62 +121,100 @@ pub struct Durable {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Store {
     geometry: Geometry,
+    index: Index,
+    allocator: Allocator,
+    limbo: Limbo,
+    journal: Journal,
+    checkpoint: Checkpoint,
+    /// Updates whose records are open, and in the batch in flight, with the numbers of their records.
+    open_updates: Vec<(TargetId, ChunkId, u64)>,
+    flying_updates: Vec<(TargetId, ChunkId, u64)>,
+    /// Targets removed in records that a replay may still see: their ids can't come back before that is over.
+    removed_targets: BTreeSet<TargetId>,
 }
 
 impl Store {
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
     }
-    /// Adds an empty target. `Exists` if it is there; `Overloaded`, `NoSpace` as for updates. Durable with the batch.
+
+    /// Adds an empty target; durable with the batch. `Exists` if it is there or was removed lately (target ids are
+    /// never reused); `Overloaded`, `NoSpace` as for updates.
     pub fn create_target(&mut self, target: TargetId, chain: ChainId) -> Result<BatchId> {
-        let _ = (target, chain);
-        todo!()
+        if self.index.targets.contains_key(&target) || self.removed_targets.contains(&target) {
+            return Err(Error::new(ErrorCode::Exists, format!("{target} exists, or its id was used")));
+        }
+        self.index.may_grow(index::TARGET_BYTES)?;
+        self.room_for_one()?;
+        self.journal.log(&Record::CreateTarget { target, chain });
+        self.index.create_target(target, chain, 0);
+        Ok(self.journal.open_batch())
     }
-    /// Removes a target with all its chunks. Plans of it must have ended and none of its updates be staged.
+
+    /// Removes a target with all its chunks; durable with the batch. `Pending` while one of its updates is staged
+    /// and neither applied nor abandoned.
     pub fn remove_target(&mut self, target: TargetId) -> Result<BatchId> {
-        let _ = target;
-        todo!()
+        self.index.target(target)?;
+        let first = (target, ChunkId::default());
+        let pendings = || self.index.pending.range(first..).take_while(|(of, _)| *of == target);
+        let pendings: Vec<_> = pendings()
+            .filter_map(|(_, id)| self.index.chunk(target, *id)?.pending.as_ref())
+            .map(|pending| (pending.stage, pending.record.direct))
+            .collect();
+        if pendings.iter().any(|(stage, _)| *stage == Stage::Staged) {
+            return Err(Error::new(ErrorCode::Pending, format!("an update of {target} is being staged")));
+        }
+        self.room_for_one()?;
+        self.journal.release_pending(pendings.iter().filter(|(_, direct)| !direct).count() as u32);
+        let number = self.journal.log(&Record::RemoveTarget { target });
+        let mut freed = Vec::new();
+        self.index.remove_target(target, &mut freed);
+        self.limbo.put(freed, number);
+        self.removed_targets.insert(target);
+        Ok(self.journal.open_batch())
     }
+
+    fn room_for_one(&self) -> Result<()> {
+        if self.journal.has_room(1) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorCode::Overloaded, "the journal waits for the checkpoint"))
+    }
+
     /// Every target, in order, with the chain it was created for.
     pub fn targets(&self) -> impl Iterator<Item = (TargetId, ChainId)> {
-        std::iter::empty()
+        self.index.targets.iter().map(|(id, target)| (*id, target.chain))
     }
+
     /// Bytes of committed chunks of a target (whole blocks).
     pub fn target_used(&self, target: TargetId) -> Option<u64> {
-        let _ = target;
-        todo!()
+        Some(self.index.targets.get(&target)?.blocks_used * BLOCK as u64)
     }
+
     /// What the chain asks about a chunk. `UnknownChain` if the target isn't here.
     pub fn status(&self, target: TargetId, chunk: ChunkId) -> Result<ChunkStatus> {
-        let _ = (target, chunk);
-        todo!()
+        let Some(chunk) = self.index.target(target)?.chunks.get(&chunk) else {
+            return Ok(ChunkStatus { removed: true, ..ChunkStatus::default() });
+        };
+        Ok(ChunkStatus {
+            version: chunk.version,
+            chain_version: chunk.chain_version,
+            truncate_epoch: chunk.epoch,
+            length: chunk.length,
+            removed: chunk.removed(),
+            pending: chunk.pending.as_ref().map(|pending| pending.record.update.version),
+        })
     }
+
     /// The version that the head gives the next update of a chunk: above all it ever had, even if it was removed.
     pub fn next_version(&self, target: TargetId, chunk: ChunkId) -> Result<u64> {
-        let _ = (target, chunk);
-        todo!()
+        let target = self.index.target(target)?;
+        Ok(match target.chunks.get(&chunk) {
+            Some(chunk) if chunk.version > 0 => chunk.version + 1,
+            _ => target.floor + 1,
+        })
     }
-    /// Plans a read of the committed version. `NoSuchChunk` if there is none. See [`ReadPlan`].
-    pub fn read(&mut self, target: TargetId, chunk: ChunkId, offset: u32, len: u32) -> Result<ReadPlan> {
-        let _ = (target, chunk, offset, len);
-        todo!()
-    }
-    /// Plans a read of what the pending update will make of the chunk, to send it on again.
-    pub fn read_pending(
-        &mut self,
-        target: TargetId,
-        chunk: ChunkId,
-        offset: u32,
-        len: u32,
-    ) -> Result<ReadPlan> {
-        let _ = (target, chunk, offset, len);
-        todo!()
-    }
-    /// Nobody looks at the plan's blocks any more.
-    pub fn end_read(&mut self, plan: ReadPlan) {
-        let _ = plan;
-        todo!()
-    }
+
     /// The chunks of an inode from an index on, at most `max`, in order.
     pub fn list(
         &self,
@@ -169,104 +223,152 @@ impl Store {
         from_index: u32,
         max: usize,
     ) -> Result<Vec<ChunkInfo>> {
-        let _ = (target, inode, from_index, max);
-        todo!()
+        let first = ChunkId { inode, index: from_index, generation: 0 };
+        let last = ChunkId { inode, index: u32::MAX, generation: u32::MAX };
+        Ok(self.index.target(target)?.chunks.range(first..=last).filter_map(info).take(max).collect())
     }
+
     /// All chunks of a target after one (`None`: from the first), at most `max`, in order.
     pub fn chunks(&self, target: TargetId, after: Option<ChunkId>, max: usize) -> Result<Vec<ChunkInfo>> {
-        let _ = (target, after, max);
-        todo!()
+        let range = (after.map_or(Unbounded, Excluded), Unbounded);
+        Ok(self.index.target(target)?.chunks.range(range).filter_map(info).take(max).collect())
     }
-    /// All pending updates of a target in order of chunk.
+
+    /// All updates of a target that are logged and neither committed nor dropped, in order of chunk.
     pub fn pendings(&self, target: TargetId) -> Result<Vec<PendingInfo>> {
-        let _ = target;
-        todo!()
+        let entry = self.index.target(target)?;
+        let of_target = self.index.pending.range((target, ChunkId::default())..);
+        let pendings = of_target.take_while(|(of, _)| *of == target).filter_map(|(_, chunk)| {
+            let pending = entry.chunks.get(chunk)?.pending.as_ref()?;
+            let update = &pending.record.update;
+            (pending.stage != Stage::Staged && !pending.record.direct).then_some(PendingInfo {
+                chunk: *chunk,
+                kind: update.kind,
+                version: update.version,
+                chain_version: update.chain_version,
+                truncate_epoch: update.truncate_epoch,
+                tag: update.tag,
+                length: pending.record.length,
+                flushed: pending.stage == Stage::Flushed,
+            })
+        });
+        Ok(pendings.collect())
     }
-    /// Admits an update or says why not: `StaleLayout`, `Duplicate`, `Pending` (another update of the chunk isn't
-    /// finished), `InvalidArgument` (bounds, version), `UnknownChain` (no such target).
-    pub fn begin_update(&mut self, update: Update) -> Result<Begin> {
-        let _ = update;
-        todo!()
-    }
-    /// Gives up an admitted update before staging.
-    pub fn cancel(&mut self, staging: Staging) {
-        let _ = staging;
-        todo!()
-    }
-    /// Allocates blocks for the merged whole blocks with these CRCs (one each). `NoSpace`; `Overloaded` when the
-    /// journal waits for the checkpoint or blocks are still to be reclaimed. On error nothing has changed.
-    pub fn stage(&mut self, staging: Staging, crcs: &[u32], finish: Finish) -> Result<Plan> {
-        let _ = (staging, crcs, finish);
-        todo!()
-    }
-    /// Puts the update's record into the open batch. From here it can't be taken back.
-    pub fn apply(&mut self, plan: Plan) -> Applied {
-        let _ = plan;
-        todo!()
-    }
-    /// Undoes a plan of which nothing was written.
-    pub fn abandon(&mut self, plan: Plan) {
-        let _ = plan;
-        todo!()
-    }
-    /// Commits the flushed pending update of that version. Visible at once.
-    pub fn commit(
-        &mut self,
-        target: TargetId,
-        chunk: ChunkId,
-        version: u64,
-        chain_version: u64,
-    ) -> Result<Outcome> {
-        let _ = (target, chunk, version, chain_version);
-        todo!()
-    }
-    /// Drops the pending update of that version; its tag becomes new again.
-    pub fn drop_pending(&mut self, target: TargetId, chunk: ChunkId, version: u64) -> Result<()> {
-        let _ = (target, chunk, version);
-        todo!()
-    }
-    /// All rows of duplicate detection of a target, for the end of a resync.
-    pub fn dedup_rows(&self, target: TargetId) -> Result<Vec<DedupRow>> {
-        let _ = target;
-        todo!()
-    }
-    /// Takes over a predecessor's row.
-    pub fn put_dedup_row(&mut self, target: TargetId, row: DedupRow) -> Result<()> {
-        let _ = (target, row);
-        todo!()
-    }
-    /// There is something that a flush should make durable soon (records, checkpoint pages, freed blocks).
+
+    /// Records or checkpoint pages wait for a batch, and none is in flight.
     pub fn wants_batch(&self) -> bool {
-        todo!()
+        self.journal.idle() && (self.journal.has_open() || self.checkpoint.has_writes())
     }
-    /// The last batch's flush isn't on record yet: an idle slice should seal an empty batch (a block that says so).
+
+    /// The last batch's flush isn't on record yet: an idle slice should seal an empty batch, which says so. After
+    /// that, damage to the journal's end can't be taken for a power cut.
     pub fn wants_seal(&self) -> bool {
-        todo!()
+        self.journal.wants_seal()
     }
+
     /// Packs all open records and checkpoint pages into writes. `None` when there is nothing to write or a batch
     /// is in flight. With nothing else to write, but `wants_seal`, it is a seal.
     pub fn seal_batch(&mut self) -> Option<Batch> {
-        todo!()
+        let seal = self.journal.wants_seal();
+        if !self.wants_batch() && !seal {
+            return None;
+        }
+        let mut writes = Vec::new();
+        let id = self.journal.seal(&self.geometry, self.checkpoint.mark(), seal, &mut writes);
+        self.checkpoint.seal(id, &self.geometry, &self.journal, &mut writes);
+        self.flying_updates = std::mem::take(&mut self.open_updates);
+        Some(Batch { id, writes })
     }
-    /// The batch's writes and all data of plans applied until it was sealed are complete and flushed.
+
+    /// The batch's writes and all data of plans applied before it was sealed are complete and flushed. What became
+    /// durable, in the order it was applied.
     pub fn batch_flushed(&mut self, id: BatchId) -> Vec<Durable> {
-        let _ = id;
-        todo!()
+        self.journal.batch_flushed(id);
+        if let Some(replay_from) = self.checkpoint.batch_flushed(id) {
+            self.journal.advance_tail(replay_from);
+        }
+        let updates = std::mem::take(&mut self.flying_updates);
+        let mut durable = Vec::with_capacity(updates.len());
+        for (target, chunk, number) in updates {
+            durable.extend(self.update_flushed(target, chunk, number));
+        }
+        self.reclaim();
+        durable
     }
-    /// The journal has grown enough (or a checkpoint is under way): call [`Store::checkpoint_step`] every turn.
+
+    /// `None` if the update was dropped or its target removed in the meantime.
+    fn update_flushed(&mut self, target: TargetId, chunk: ChunkId, number: u64) -> Option<Durable> {
+        let pending = self.index.chunk(target, chunk)?.pending.as_ref()?;
+        if pending.number != number || pending.stage != Stage::Logged {
+            return None;
+        }
+        let record = &pending.record;
+        let (committed, chain_version) = (record.direct, record.update.chain_version);
+        let outcome = Outcome { version: record.update.version, length: record.length };
+        if committed {
+            let mut freed = Vec::new();
+            self.index.commit_pending((target, chunk), chain_version, number, &mut freed);
+            self.limbo.put(freed, number);
+        } else {
+            self.index.set_stage(target, chunk, number, Stage::Flushed);
+        }
+        Some(Durable { target, chunk, outcome, committed })
+    }
+
+    fn reclaim(&mut self) {
+        while let Some(runs) = self.limbo.take(self.journal.flushed_records()) {
+            runs.into_iter().for_each(|run| self.allocator.give(run));
+        }
+    }
+
+    /// Half of the journal is in use, or a checkpoint is under way: call [`Store::checkpoint_step`] every turn.
     pub fn wants_checkpoint(&self) -> bool {
-        todo!()
+        let half = self.journal.used() >= self.geometry.journal_blocks / 2;
+        self.checkpoint.walking() || (self.checkpoint.idle() && half)
     }
+
+    /// A budget for [`Store::checkpoint_step`] that finishes the walk well before the journal is full: the more
+    /// urgent the fuller it is.
+    pub fn checkpoint_budget(&self) -> usize {
+        let ring = u64::from(self.geometry.journal_blocks);
+        let left = ring.saturating_sub(self.journal.used().into()).max(1);
+        (4 * self.index.bytes / left).clamp(format::PAGE_BYTES as u64, 4 << 20) as usize
+    }
+
     /// Goes on with the checkpoint, or begins one: prepares about `budget` bytes (at least one page) that ride in
-    /// the next batch. Returns whether there is more to do.
+    /// the next batch. Returns whether there is more to prepare.
     pub fn checkpoint_step(&mut self, budget: usize) -> bool {
-        let _ = budget;
-        todo!()
+        self.checkpoint.step(&self.geometry, &mut self.index, &self.journal, budget)
     }
+
     pub fn space(&self) -> Space {
-        todo!()
+        let total = u64::from(self.allocator.blocks());
+        let (used, free) = (self.index.blocks_used, self.allocator.free());
+        let bytes = |blocks: u64| blocks * BLOCK as u64;
+        Space {
+            total: bytes(total),
+            used: bytes(used),
+            free: bytes(free),
+            reserved: bytes(total - used - free),
+        }
     }
+
     pub fn stats(&self) -> StoreStats {
-        todo!()
+        StoreStats {
+            chunks: self.index.chunks,
+            tombstones: self.index.tombstones.len() as u64,
+            pendings: self.index.pending.len() as u64,
+            fragmented: self.index.fragmented,
+            checkpoints: self.checkpoint.completed(),
+            journal_used: self.journal.used(),
+            journal_blocks: self.geometry.journal_blocks,
+            index_bytes: self.index.bytes,
+            index_bytes_max: self.index.bytes_max,
+        }
     }
+}
+
+fn info((id, chunk): (&ChunkId, &Chunk)) -> Option<ChunkInfo> {
+    let committed = !chunk.removed();
+    committed.then_some(ChunkInfo { chunk: *id, version: chunk.version, length: chunk.length })
 }
