@@ -1,0 +1,379 @@
+//! One replica of a chain: admission, the queue of each chunk, forward, acknowledge, commit.
+
+use super::lane::{Active, Lane, Waiting};
+use super::{Begun, FORWARD_DEADLINE, Input, Moment, Phase, Role, Step, is_definite, refuse};
+use crate::event::{Ack, Offer, OpId};
+use crate::store::{Finish, PendingInfo};
+use corefs_wire::control::mgmtd::TargetState;
+use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, Result};
+use std::collections::BTreeMap;
+
+/// How long the successor has for its answer before it is asked again (nanoseconds).
+pub const ANSWER_TIMEOUT: u64 = 3_000_000_000;
+
+/// The chain's machine of one target. See the module's documentation.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Replica {
+    /// `None` until routing has named it.
+    role: Option<Role>,
+    lanes: BTreeMap<ChunkId, Lane>,
+    /// Lanes that are stuck: reads look for them only when there are any.
+    stuck: usize,
+    dead: bool,
+}
+
+impl Replica {
+    pub fn role(&self) -> Option<&Role> {
+        self.role.as_ref()
+    }
+
+    /// Chunks with an update under way.
+    pub fn busy(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// How far the active update of a chunk has come.
+    pub fn phase(&self, chunk: ChunkId) -> Option<Phase> {
+        self.lanes.get(&chunk).map(|lane| lane.active.phase)
+    }
+
+    /// Who holds the payload of a chunk's active update.
+    pub fn op(&self, chunk: ChunkId) -> Option<OpId> {
+        self.lanes.get(&chunk)?.active.op
+    }
+
+    /// Whether a read may look at the committed version; `Pending` is decided afterwards ([`Self::shows_pending`]).
+    #[inline]
+    pub fn admit_read(&self, moment: Moment, chunk: ChunkId, chain: ChainId, version: u64) -> Result<()> {
+        let role = self.admit(moment)?;
+        role.admit_read(chain, version)?;
+        if self.stuck > 0 && self.phase(chunk) == Some(Phase::Stuck) {
+            return refuse(ErrorCode::ReplicasDiffer);
+        }
+        Ok(())
+    }
+
+    /// Whether the committed version may be shown while an update is pending: at the tail only, because elsewhere a later
+    /// version may have been shown already.
+    #[inline]
+    pub fn shows_pending(&self) -> bool {
+        self.role.as_ref().is_some_and(|role| role.tail)
+    }
+
+    /// How an update that is staged now ends here.
+    pub fn finish(&self) -> Finish {
+        match self.role.as_ref().and_then(|role| role.successor) {
+            Some(_) => Finish::Pending,
+            None => Finish::Commit,
+        }
+    }
+
+    fn admit(&self, moment: Moment) -> Result<&Role> {
+        if self.dead {
+            return refuse(ErrorCode::SliceDead);
+        }
+        if !moment.leased {
+            return refuse(ErrorCode::LeaseExpired);
+        }
+        self.role.as_ref().ok_or_else(|| Error::new(ErrorCode::NotServing, "routing hasn't named the target"))
+    }
+
+    /// The one entrance: appends what is to be done to `steps`.
+    pub fn handle(&mut self, moment: Moment, input: Input, steps: &mut Vec<Step>) {
+        match input {
+            Input::Role(role) => self.enter_role(moment, role, steps),
+            Input::Offer { op, offer } => self.offered(moment, op, offer, steps),
+            Input::Begun { chunk, result } => self.begun(moment, chunk, result, steps),
+            Input::Applied { chunk, result } => self.applied(moment, chunk, result, steps),
+            Input::Durable { chunk, version, length, committed } => {
+                self.durable(moment, chunk, Ack { version, length, merged_crc: 0 }, committed, steps)
+            }
+            Input::Answered { chunk, attempt, result } => {
+                self.answered(moment, chunk, attempt, result, steps)
+            }
+            Input::Committed { chunk, result } => self.committed(moment, chunk, result, steps),
+            Input::DropBegun { chunk, result } => self.drop_begun(moment, chunk, result, steps),
+            Input::Dropped { chunk } => self.dropped(moment, chunk, steps),
+            Input::Due { chunk, attempt } => self.due(moment, chunk, attempt, steps),
+            Input::Recovered { pending } => self.recovered(&pending),
+            Input::Loaded { chunk, op, result } => self.loaded(moment, chunk, op, result, steps),
+            Input::Died => self.died(steps),
+        }
+    }
+
+    fn enter_role(&mut self, moment: Moment, role: Role, steps: &mut Vec<Step>) {
+        if self.dead || self.role.as_ref().is_some_and(|ours| ours.version >= role.version) {
+            return;
+        }
+        self.role = Some(role.clone());
+        let chunks: Vec<ChunkId> = self.lanes.keys().copied().collect();
+        for chunk in chunks {
+            if let Some(lane) = self.lanes.get_mut(&chunk) {
+                lane.sift(steps, |waiting| {
+                    let offer = &waiting.offer;
+                    role.admit_update(offer.chain, offer.chain_version, offer.forwarded.is_some()).err()
+                });
+            }
+            self.drive(moment, chunk, steps);
+        }
+    }
+
+    fn offered(&mut self, moment: Moment, op: OpId, offer: Offer, steps: &mut Vec<Step>) {
+        let admitted = self
+            .admit(moment)
+            .and_then(|role| role.admit_update(offer.chain, offer.chain_version, offer.forwarded.is_some()));
+        let waiting = Waiting { op, offer, since: moment.now };
+        if let Err(error) = admitted {
+            return waiting.refuse(error, steps);
+        }
+        match self.lanes.get_mut(&offer.chunk) {
+            Some(lane) => lane.wait(waiting, steps),
+            None => {
+                self.lanes.insert(offer.chunk, Lane::new(Active::new(op, offer, moment.now)));
+                steps.push(Step::Begin { op, offer });
+            }
+        }
+    }
+
+    fn begun(&mut self, moment: Moment, chunk: ChunkId, result: Result<Begun>, steps: &mut Vec<Step>) {
+        let Some(active) = self.active(chunk, Phase::Preparing) else { return };
+        match result {
+            Ok(Begun::Fresh { version }) => active.ack.version = version,
+            Ok(Begun::Done(ack)) => self.end(moment, chunk, Ok(ack), steps),
+            Err(error) => self.end(moment, chunk, Err(error), steps),
+        }
+    }
+
+    fn applied(&mut self, moment: Moment, chunk: ChunkId, result: Result<u32>, steps: &mut Vec<Step>) {
+        let Some(active) = self.active(chunk, Phase::Preparing) else { return };
+        match result {
+            Ok(merged_crc) => {
+                active.ack.merged_crc = merged_crc;
+                active.phase = Phase::Writing;
+            }
+            // The store catches up with its checkpoint or with reclaiming: the requester waits here.
+            Err(error)
+                if error.code == ErrorCode::Overloaded && moment.now < active.began + FORWARD_DEADLINE =>
+            {
+                active.rest(Phase::Held, moment.now, steps);
+            }
+            Err(error) => self.end(moment, chunk, Err(error), steps),
+        }
+    }
+
+    fn durable(&mut self, moment: Moment, chunk: ChunkId, ack: Ack, committed: bool, steps: &mut Vec<Step>) {
+        let Some(active) = self.active(chunk, Phase::Writing) else { return };
+        assert_eq!(active.ack.version, ack.version, "the flush made another version of {chunk} durable");
+        active.ack.length = ack.length;
+        if committed {
+            self.settle(moment, chunk, steps);
+        } else {
+            active.phase = Phase::Paused;
+            self.drive(moment, chunk, steps);
+        }
+    }
+
+    /// Takes a durable, uncommitted update to whoever is next, under the present role.
+    fn drive(&mut self, moment: Moment, chunk: ChunkId, steps: &mut Vec<Step>) {
+        let (Some(role), Some(lane)) = (&self.role, self.lanes.get_mut(&chunk)) else { return };
+        let active = &mut lane.active;
+        if !matches!(active.phase, Phase::Forwarding | Phase::Paused | Phase::Recovered) {
+            return;
+        }
+        if role.state == TargetState::Syncing && active.offer.chain_version < role.version {
+            // Whoever fills this target sends what is worth having.
+            return active.give_up(ErrorCode::ChainBroken.into(), steps);
+        }
+        let receives = role.serving() || role.state == TargetState::Syncing;
+        match (role.successor, active.op) {
+            _ if !receives && active.phase == Phase::Recovered => {}
+            _ if !receives || !moment.leased => active.rest(
+                if active.phase == Phase::Recovered { Phase::Recovered } else { Phase::Paused },
+                moment.now,
+                steps,
+            ),
+            (None, _) => active.commit(role.version, steps),
+            (Some(_), None) => {
+                active.phase = Phase::Loading;
+                steps.push(Step::Load { chunk });
+            }
+            (Some(to), Some(op)) => {
+                active.phase = Phase::Forwarding;
+                active.attempt += 1;
+                let (attempt, version, chain_version) = (active.attempt, active.ack.version, role.version);
+                steps.push(Step::Forward { op, chunk, attempt, to, version, chain_version });
+                steps.push(Step::Wake { chunk, attempt, at: moment.now + ANSWER_TIMEOUT });
+            }
+        }
+    }
+
+    fn answered(
+        &mut self,
+        moment: Moment,
+        chunk: ChunkId,
+        attempt: u32,
+        result: Result<Ack>,
+        steps: &mut Vec<Step>,
+    ) {
+        let Some(version) = self.role.as_ref().map(|role| role.version) else { return };
+        let Some(active) = self.active(chunk, Phase::Forwarding) else { return };
+        if active.attempt != attempt {
+            return;
+        }
+        match result {
+            Ok(ack) if active.agrees(&ack) => active.commit(version, steps),
+            Ok(_) => self.stick(chunk, ErrorCode::ReplicasDiffer.into(), steps),
+            Err(error) if error.code == ErrorCode::ReplicasDiffer => self.stick(chunk, error, steps),
+            Err(error) if is_definite(error.code) => active.give_up(error, steps),
+            Err(error) => self.pause(moment, chunk, error, steps),
+        }
+    }
+
+    /// The successor can't be had just now. Requesters who have waited long enough are told; the update goes on.
+    fn pause(&mut self, moment: Moment, chunk: ChunkId, error: Error, steps: &mut Vec<Step>) {
+        let Some(lane) = self.lanes.get_mut(&chunk) else { return };
+        let late = |since| moment.now >= since + FORWARD_DEADLINE;
+        let broken = Error::new(ErrorCode::ChainBroken, format!("the successor doesn't answer: {error}"));
+        if late(lane.active.began) {
+            lane.active.reply(Err(broken.clone()), steps);
+        }
+        lane.sift(steps, |waiting| late(waiting.since).then(|| broken.clone()));
+        lane.active.rest(Phase::Paused, moment.now, steps);
+    }
+
+    /// Takes the chunk out of service.
+    fn stick(&mut self, chunk: ChunkId, error: Error, steps: &mut Vec<Step>) {
+        let Some(lane) = self.lanes.get_mut(&chunk) else { return };
+        lane.active.phase = Phase::Stuck;
+        self.stuck += 1;
+        lane.active.reply(Err(error.clone()), steps);
+        steps.extend(lane.active.op.take().map(|op| Step::End { op }));
+        lane.sift(steps, |_| Some(error.clone()));
+        steps.push(Step::Differs { chunk });
+    }
+
+    fn committed(&mut self, moment: Moment, chunk: ChunkId, result: Result<()>, steps: &mut Vec<Step>) {
+        let Some(active) = self.active(chunk, Phase::Acked) else { return };
+        match result {
+            Ok(()) => self.settle(moment, chunk, steps),
+            Err(_) => active.rest(Phase::Acked, moment.now, steps),
+        }
+    }
+
+    fn drop_begun(&mut self, moment: Moment, chunk: ChunkId, result: Result<()>, steps: &mut Vec<Step>) {
+        let Some(active) = self.active(chunk, Phase::Refused) else { return };
+        match result {
+            Ok(()) => active.phase = Phase::Dropping,
+            Err(_) => active.rest(Phase::Refused, moment.now, steps),
+        }
+    }
+
+    /// Committed here: the requester may know, if the lease still runs.
+    fn settle(&mut self, moment: Moment, chunk: ChunkId, steps: &mut Vec<Step>) {
+        let Some(lane) = self.lanes.get(&chunk) else { return };
+        let ack = lane.active.ack;
+        let result = if moment.leased { Ok(ack) } else { refuse(ErrorCode::LeaseExpired) };
+        self.end(moment, chunk, result, steps);
+    }
+
+    fn dropped(&mut self, moment: Moment, chunk: ChunkId, steps: &mut Vec<Step>) {
+        let Some(active) = self.active(chunk, Phase::Dropping) else { return };
+        let refusal = active.refusal.take().unwrap_or_else(|| ErrorCode::ChainBroken.into());
+        self.end(moment, chunk, Err(refusal), steps);
+    }
+
+    fn due(&mut self, moment: Moment, chunk: ChunkId, attempt: u32, steps: &mut Vec<Step>) {
+        let Some(lane) = self.lanes.get_mut(&chunk) else { return };
+        if lane.active.attempt != attempt {
+            return;
+        }
+        match lane.active.phase {
+            Phase::Paused | Phase::Recovered => self.drive(moment, chunk, steps),
+            Phase::Forwarding => self.pause(moment, chunk, ErrorCode::TimedOut.into(), steps),
+            Phase::Held => self.begin_again(moment, chunk, steps),
+            Phase::Acked => {
+                let version = self.role.as_ref().map_or(0, |role| role.version);
+                lane.active.commit(version, steps);
+            }
+            Phase::Refused => {
+                let refusal = lane.active.refusal.take();
+                lane.active.give_up(refusal.unwrap_or_else(|| ErrorCode::ChainBroken.into()), steps);
+            }
+            Phase::Preparing | Phase::Writing | Phase::Dropping | Phase::Loading | Phase::Stuck => {}
+        }
+    }
+
+    fn begin_again(&mut self, moment: Moment, chunk: ChunkId, steps: &mut Vec<Step>) {
+        let (Some(role), Some(lane)) = (&self.role, self.lanes.get_mut(&chunk)) else { return };
+        let offer = lane.active.offer;
+        match role.admit_update(offer.chain, offer.chain_version, offer.forwarded.is_some()) {
+            Ok(()) => {
+                lane.active.phase = Phase::Preparing;
+                steps.extend(lane.active.op.map(|op| Step::Begin { op, offer }));
+            }
+            Err(error) => self.end(moment, chunk, Err(error), steps),
+        }
+    }
+
+    fn recovered(&mut self, pending: &PendingInfo) {
+        let before = self.lanes.insert(pending.chunk, Lane::new(Active::recovered(pending)));
+        assert!(before.is_none(), "pending updates are told before anything else, one a chunk");
+    }
+
+    fn loaded(
+        &mut self,
+        moment: Moment,
+        chunk: ChunkId,
+        op: OpId,
+        result: Result<u32>,
+        steps: &mut Vec<Step>,
+    ) {
+        let Some(active) = self.active(chunk, Phase::Loading) else { return steps.push(Step::End { op }) };
+        active.op = Some(op);
+        match result {
+            Ok(merged_crc) => {
+                active.ack.merged_crc = merged_crc;
+                active.phase = Phase::Paused;
+                self.drive(moment, chunk, steps);
+            }
+            Err(error) if error.code == ErrorCode::Overloaded => {
+                steps.extend(active.op.take().map(|op| Step::End { op }));
+                active.rest(Phase::Recovered, moment.now, steps);
+            }
+            Err(error) => self.stick(chunk, error, steps),
+        }
+    }
+
+    fn died(&mut self, steps: &mut Vec<Step>) {
+        self.dead = true;
+        let dead = || Error::from(ErrorCode::SliceDead);
+        for (_, mut lane) in std::mem::take(&mut self.lanes) {
+            lane.sift(steps, |_| Some(dead()));
+            lane.active.end(Err(dead()), steps);
+        }
+        self.stuck = 0;
+    }
+
+    fn active(&mut self, chunk: ChunkId, phase: Phase) -> Option<&mut Active> {
+        let active = &mut self.lanes.get_mut(&chunk)?.active;
+        (active.phase == phase).then_some(active)
+    }
+
+    /// The active update is over; the next one begins.
+    fn end(&mut self, moment: Moment, chunk: ChunkId, result: Result<Ack>, steps: &mut Vec<Step>) {
+        let Some(mut lane) = self.lanes.remove(&chunk) else { return };
+        let next = match &self.role {
+            Some(role) if moment.leased => lane.next(role, steps),
+            _ => {
+                lane.sift(steps, |_| Some(ErrorCode::LeaseExpired.into()));
+                None
+            }
+        };
+        lane.active.end(result, steps);
+        if let Some(Waiting { op, offer, .. }) = next {
+            lane.active = Active::new(op, offer, moment.now);
+            steps.push(Step::Begin { op, offer });
+            self.lanes.insert(chunk, lane);
+        }
+    }
+}

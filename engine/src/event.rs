@@ -1,0 +1,130 @@
+//! What a shard tells its targets, and what they ask of it: two closed enums.
+//!
+//! The shard (or the simulation) turns completions of network, disk and timers into [`Event`]s, and performs the
+//! [`Output`]s that come back. Bytes of chunks never pass through here: they stay in the performer's buffers, under the
+//! number of their operation.
+
+use crate::store::{BatchId, DataWrite, DiskWrite, InlineVec, Merge, PendingInfo, ReadPlan, UpdateKind};
+use corefs_wire::data::ReadEntry;
+use corefs_wire::routing::RoutingInfo;
+use corefs_wire::{ChainId, ChunkId, Error, Result, SliceIndex, TargetId, UpdateTag};
+use std::ops::Range;
+
+/// Nanoseconds of CLOCK_BOOTTIME, or of a virtual clock.
+pub type Nanos = u64;
+
+/// Names an operation between performer and targets. Chosen by the performer, free for another use after
+/// [`Output::Refuse`], [`Output::Read`]'s end, or [`Output::End`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct OpId(pub u64);
+
+/// Position of a disk file among those of a shard: what one flush covers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DiskIndex(pub u16);
+
+/// A checked request to change a chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Offer {
+    pub chunk: ChunkId,
+    pub kind: UpdateKind,
+    pub tag: UpdateTag,
+    pub truncate_epoch: u64,
+    pub chain: ChainId,
+    pub chain_version: u64,
+    /// From the predecessor, with the version that the head gave it; `None` from a client.
+    pub forwarded: Option<u64>,
+}
+
+/// What an update made of its chunk, as every replica must have it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Ack {
+    pub version: u64,
+    /// Bytes of the chunk after it.
+    pub length: u32,
+    /// CRC over the stored CRCs of the blocks it touched. 0: not known any more (a retry of something older), or none.
+    pub merged_crc: u32,
+}
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A client asks for blocks.
+    Read { op: OpId, entry: &'a ReadEntry },
+    /// Nobody looks at the blocks of a plan any more.
+    ReadEnded { slice: SliceIndex, plan: ReadPlan },
+    /// A client or the predecessor asks for a change; the payload's checksums have been verified.
+    Update { op: OpId, target: TargetId, offer: Offer },
+    /// The answer to [`Output::Prepare`]: the CRC of each whole block, or why an old block can't be had.
+    Prepared { target: TargetId, chunk: ChunkId, result: Result<&'a [u32]> },
+    /// The answer to [`Output::Load`]: the payload lies under `op`, with the merged CRC of its blocks.
+    Loaded { target: TargetId, chunk: ChunkId, op: OpId, result: Result<u32> },
+    /// The successor's answer to [`Output::Forward`], or why there is none.
+    Answered { target: TargetId, chunk: ChunkId, attempt: u32, result: Result<Ack> },
+    /// One of the writes of [`Output::Write`] is complete.
+    DataWritten { slice: SliceIndex, batch: BatchId },
+    /// One of the writes of [`Output::WriteBatch`] is complete.
+    BatchWritten { slice: SliceIndex },
+    /// The answer to [`Output::Flush`].
+    Flushed { disk: DiskIndex },
+    /// A write to the slice failed.
+    WriteFailed { slice: SliceIndex, error: Error },
+    /// A flush of the disk failed.
+    FlushFailed { disk: DiskIndex, error: Error },
+    /// The manager said who owns what.
+    Routing(&'a RoutingInfo),
+    /// The node's lease was renewed, until then.
+    Leased { until: Nanos },
+    /// All events of this turn have been told: batches may be sealed.
+    TurnEnd,
+}
+
+/// Something to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Read the plan's pieces and answer; give the plan back with [`Event::ReadEnded`].
+    Read { op: OpId, slice: SliceIndex, plan: ReadPlan },
+    /// Answer a read with this error. The operation is over.
+    Refuse { op: OpId, error: Error },
+    /// Make whole blocks of the payload: see [`crate::block`]. The payload lies at `payload` in them.
+    Prepare {
+        op: OpId,
+        slice: SliceIndex,
+        target: TargetId,
+        chunk: ChunkId,
+        blocks: u32,
+        payload: Range<u32>,
+        merges: InlineVec<Merge, 2>,
+    },
+    /// Read a pending update's payload back (there is one if there is a plan), to send it on; give the plan back with
+    /// [`Event::ReadEnded`] and answer with [`Event::Loaded`] under an operation of the performer's choice.
+    Load { slice: SliceIndex, target: TargetId, pending: PendingInfo, plan: Option<ReadPlan> },
+    /// Write prepared blocks; each write is answered with [`Event::DataWritten`].
+    Write { op: OpId, slice: SliceIndex, batch: BatchId, writes: InlineVec<DataWrite, 2> },
+    /// Write these bytes; each write is answered with [`Event::BatchWritten`].
+    WriteBatch { slice: SliceIndex, writes: Vec<DiskWrite> },
+    /// Flush the disk's cache.
+    Flush { disk: DiskIndex },
+    /// Send the update on to the owner of `to`.
+    Forward {
+        op: OpId,
+        target: TargetId,
+        chunk: ChunkId,
+        attempt: u32,
+        to: TargetId,
+        version: u64,
+        chain_version: u64,
+    },
+    /// Answer the update's requester.
+    Reply { op: OpId, result: Result<Ack> },
+    /// The update's payload isn't needed any more; the operation is over.
+    End { op: OpId },
+    /// The slice is out of service: tell people.
+    SliceDied { slice: SliceIndex, error: Error },
+    /// Routing wants a target here that can't be created: tell people. It is tried again with the next routing.
+    TargetFailed { target: TargetId, error: Error },
+    /// Replicas hold different bytes of this chunk: tell people.
+    Differs { target: TargetId, chunk: ChunkId },
+}
+
+/// Outputs in the order in which they were decided.
+pub type Outputs = Vec<Output>;

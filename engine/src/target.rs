@@ -1,0 +1,265 @@
+//! One target: its place in the chain and its chunks in the slice's store, as one machine.
+//!
+//! Pure. The replica decides, the store plans, and what is left to do comes out as [`Output`]s.
+
+use crate::chain::{Begun, Input, Moment, Replica, Step};
+use crate::event::{Ack, Nanos, Offer, OpId, Output, Outputs};
+use crate::slice::Slice;
+use crate::store::{Begin, Staging, Update, UpdateKind};
+use corefs_wire::checksum::crc32c;
+use corefs_wire::data::ReadEntry;
+use corefs_wire::limits::BLOCK;
+use corefs_wire::{ChunkId, Error, ErrorCode, Result, TargetId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// When which chunk's update wants to be reminded.
+pub type Timers = BTreeSet<(Nanos, TargetId, ChunkId, u32)>;
+
+/// One replica store of one chain.
+#[derive(Debug)]
+pub struct Target {
+    id: TargetId,
+    /// Position of its slice among the shard's.
+    slice: usize,
+    replica: Replica,
+    /// Admitted updates whose blocks are being prepared.
+    staged: BTreeMap<ChunkId, Staging>,
+    steps: Vec<Step>,
+}
+
+/// What a target works with for the length of one event.
+pub struct Scene<'a> {
+    pub moment: Moment,
+    pub slice: &'a mut Slice,
+    pub timers: &'a mut Timers,
+    pub out: &'a mut Outputs,
+}
+
+impl Target {
+    pub fn new(id: TargetId, slice: usize) -> Self {
+        Self { id, slice, replica: Replica::default(), staged: BTreeMap::new(), steps: Vec::new() }
+    }
+
+    pub fn slice(&self) -> usize {
+        self.slice
+    }
+
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// A client reads.
+    #[inline]
+    pub fn read(&self, scene: &mut Scene<'_>, op: OpId, entry: &ReadEntry) {
+        let out = match self.plan_read(scene, entry) {
+            Ok(plan) => Output::Read { op, slice: scene.slice.index, plan },
+            Err(error) => Output::Refuse { op, error },
+        };
+        scene.out.push(out);
+    }
+
+    #[inline]
+    fn plan_read(&self, scene: &mut Scene<'_>, entry: &ReadEntry) -> Result<crate::store::ReadPlan> {
+        let chunk = entry.chunk();
+        self.replica.admit_read(scene.moment, chunk, entry.chain(), entry.chain_version.get())?;
+        let store = &mut scene.slice.store;
+        let plan = store.read(self.id, chunk, entry.offset.get(), entry.length.get())?;
+        if plan.pending && !self.replica.shows_pending() {
+            store.end_read(plan);
+            return Err(ErrorCode::Pending.into());
+        }
+        Ok(plan)
+    }
+
+    /// Tells the replica something and does what follows from it.
+    pub fn handle(&mut self, scene: &mut Scene<'_>, input: Input) {
+        let mut steps = std::mem::take(&mut self.steps);
+        self.replica.handle(scene.moment, input, &mut steps);
+        while !steps.is_empty() {
+            let mut next = Vec::new();
+            for step in steps.drain(..) {
+                self.perform(scene, step, &mut next);
+            }
+            std::mem::swap(&mut steps, &mut next);
+        }
+        self.steps = steps;
+    }
+
+    /// The slice is dead: everybody is told, plans are given back.
+    pub fn die(&mut self, scene: &mut Scene<'_>) {
+        for (_, staging) in std::mem::take(&mut self.staged) {
+            scene.slice.store.cancel(staging);
+        }
+        self.handle(scene, Input::Died);
+    }
+
+    /// The blocks of an update are prepared, or can't be.
+    pub fn prepared(&mut self, scene: &mut Scene<'_>, chunk: ChunkId, result: Result<&[u32]>) {
+        let Some(staging) = self.staged.remove(&chunk) else { return };
+        let result = match result {
+            Ok(crcs) => self.stage(scene, chunk, staging, crcs),
+            Err(error) => {
+                scene.slice.store.cancel(staging);
+                Err(error)
+            }
+        };
+        self.handle(scene, Input::Applied { chunk, result });
+    }
+
+    fn stage(&self, scene: &mut Scene<'_>, chunk: ChunkId, staging: Staging, crcs: &[u32]) -> Result<u32> {
+        let plan = scene.slice.store.stage(staging, crcs, self.replica.finish())?;
+        let applied = scene.slice.store.apply(plan);
+        scene.slice.applied(&applied);
+        let op = self.replica.op(chunk).expect("what is prepared has an operation");
+        let (slice, batch) = (scene.slice.index, applied.batch);
+        scene.out.push(Output::Write { op, slice, batch, writes: applied.writes });
+        Ok(merged_crc(crcs))
+    }
+
+    fn perform(&mut self, scene: &mut Scene<'_>, step: Step, next: &mut Vec<Step>) {
+        let target = self.id;
+        match step {
+            Step::Begin { op, offer } => {
+                let (chunk, result) = (offer.chunk, self.begin(scene, op, &offer));
+                self.replica.handle(scene.moment, Input::Begun { chunk, result }, next);
+            }
+            Step::Commit { chunk, version, chain_version } => {
+                let committed = scene.slice.store.commit(target, chunk, version, chain_version);
+                let result = only_overloaded(committed.map(drop), target, chunk);
+                self.replica.handle(scene.moment, Input::Committed { chunk, result }, next);
+            }
+            Step::Drop { chunk, version } => {
+                let dropped = scene.slice.store.drop_pending(target, chunk, version);
+                let result = only_overloaded(dropped, target, chunk);
+                if result.is_ok() {
+                    scene.slice.dropped(target, chunk);
+                }
+                self.replica.handle(scene.moment, Input::DropBegun { chunk, result }, next);
+            }
+            Step::Load { chunk } => self.load(scene, chunk),
+            Step::Wake { chunk, attempt, at } => {
+                scene.timers.insert((at, target, chunk, attempt));
+            }
+            Step::Forward { op, chunk, attempt, to, version, chain_version } => {
+                scene.out.push(Output::Forward { op, target, chunk, attempt, to, version, chain_version });
+            }
+            Step::Reply { op, result } => scene.out.push(Output::Reply { op, result }),
+            Step::End { op } => scene.out.push(Output::End { op }),
+            Step::Differs { chunk } => scene.out.push(Output::Differs { target, chunk }),
+        }
+    }
+
+    /// Asks the store to admit an update.
+    fn begin(&mut self, scene: &mut Scene<'_>, op: OpId, offer: &Offer) -> Result<Begun> {
+        let (target, chunk, slice) = (self.id, offer.chunk, scene.slice.index);
+        let store = &mut scene.slice.store;
+        let version = match offer.forwarded {
+            Some(version) => version,
+            None => store.next_version(target, chunk)?,
+        };
+        let update = Update {
+            target,
+            chunk,
+            kind: offer.kind,
+            version,
+            chain_version: offer.chain_version,
+            truncate_epoch: offer.truncate_epoch,
+            tag: offer.tag,
+        };
+        match store.begin_update(update) {
+            Ok(Begin::Fresh(staging)) => {
+                let (blocks, payload) = (staging.blocks, staging.payload.clone());
+                let merges = staging.merges.clone();
+                scene.out.push(Output::Prepare { op, slice, target, chunk, blocks, payload, merges });
+                self.staged.insert(chunk, staging);
+                Ok(Begun::Fresh { version })
+            }
+            Ok(Begin::Done(outcome)) => {
+                let merged_crc = remembered_crc(scene.slice, target, offer, outcome.version);
+                Ok(Begun::Done(Ack { version: outcome.version, length: outcome.length, merged_crc }))
+            }
+            Ok(Begin::InProgress { .. }) => Err(ErrorCode::Pending.into()),
+            Err(error) => Err(self.explain(scene, offer, error)),
+        }
+    }
+
+    /// A version that the head gave and that doesn't follow ours isn't the update's fault.
+    fn explain(&self, scene: &Scene<'_>, offer: &Offer, error: Error) -> Error {
+        let (Some(theirs), ErrorCode::InvalidArgument) = (offer.forwarded, error.code) else { return error };
+        let ours = scene.slice.store.status(self.id, offer.chunk).map_or(0, |status| status.version);
+        match theirs {
+            _ if theirs <= ours => {
+                let what = "another update was committed here under that version";
+                Error::mismatch(ErrorCode::ReplicasDiffer, ours, theirs, what)
+            }
+            _ if theirs > ours + 1 => Error::mismatch(
+                ErrorCode::ChainBroken,
+                ours + 1,
+                theirs,
+                "updates before it are missing here",
+            ),
+            _ => error,
+        }
+    }
+
+    /// Reads the payload of a recovered update back.
+    fn load(&mut self, scene: &mut Scene<'_>, chunk: ChunkId) {
+        let (target, slice) = (self.id, scene.slice.index);
+        let store = &mut scene.slice.store;
+        let found = store.pendings(target).ok();
+        let pending = found.and_then(|all| all.into_iter().find(|pending| pending.chunk == chunk));
+        let Some(pending) = pending else { panic!("{target} {chunk}: the recovered update is gone") };
+        let plan = match pending.kind {
+            UpdateKind::Write { offset, len } => {
+                let plan = store.read_pending(target, chunk, offset, len);
+                Some(plan.unwrap_or_else(|error| panic!("{target} {chunk}: a pending update: {error}")))
+            }
+            UpdateKind::Truncate { .. } | UpdateKind::Remove | UpdateKind::FullReplace { .. } => None,
+        };
+        scene.out.push(Output::Load { slice, target, pending, plan });
+    }
+}
+
+/// A flushed pending update can always be ended, though perhaps not now: anything else is a bug.
+fn only_overloaded(result: Result<()>, target: TargetId, chunk: ChunkId) -> Result<()> {
+    if let Err(error) = &result {
+        assert_eq!(
+            error.code,
+            ErrorCode::Overloaded,
+            "{target} {chunk}: a pending update can't be ended: {error}"
+        );
+    }
+    result
+}
+
+/// The CRC that replicas compare: over the stored CRCs of the touched blocks. 0 when there are none.
+pub fn merged_crc(crcs: &[u32]) -> u32 {
+    if crcs.is_empty() {
+        return 0;
+    }
+    let mut bytes = [0; 64 * 4];
+    let mut whole = Vec::new();
+    let bytes = if crcs.len() * 4 <= bytes.len() {
+        &mut bytes[..crcs.len() * 4]
+    } else {
+        whole.resize(crcs.len() * 4, 0);
+        &mut whole[..]
+    };
+    bytes.chunks_exact_mut(4).zip(crcs).for_each(|(to, crc)| to.copy_from_slice(&crc.to_le_bytes()));
+    crc32c(bytes)
+}
+
+/// The merged CRC of an update done before, if the chunk still is as it left it.
+fn remembered_crc(slice: &mut Slice, target: TargetId, offer: &Offer, version: u64) -> u32 {
+    let UpdateKind::Write { offset, len } = offer.kind else { return 0 };
+    let block = BLOCK as u32;
+    let (start, end) = (offset / block * block, (offset + len).next_multiple_of(block));
+    match slice.store.read(target, offer.chunk, start, end - start) {
+        Ok(plan) => {
+            let crc = if plan.version == version { merged_crc(&plan.crcs) } else { 0 };
+            slice.store.end_read(plan);
+            crc
+        }
+        Err(_) => 0,
+    }
+}

@@ -1,0 +1,364 @@
+//! Everything that a shard owns, as one pure machine: its slices, their targets, and what waits for which flush.
+//!
+//! [`Targets::handle`] takes one event and appends outputs. It refuses what the shard doesn't own.
+//!
+//! # Invariants
+//! - A target is in one slice, a slice on one disk, and both belong to this shard alone.
+//! - One flush of a disk is in flight at a time. It is asked for when everything sealed on that disk is complete,
+//!   and covers nothing that completes later; records gather meanwhile.
+//! - A failed write kills its slice, a failed flush every slice that waited for it; the dead are never asked again.
+
+use crate::chain::{Input, Moment, Role};
+use crate::event::{DiskIndex, Event, Nanos, OpId, Output, Outputs};
+use crate::slice::Slice;
+use crate::store::{ChunkInfo, ReadPlan, Store};
+use crate::target::{Scene, Target, Timers};
+use corefs_wire::control::mgmtd::{SliceInfoT, TargetHealthT};
+use corefs_wire::data::{LIST_MAX, List, ReadEntry};
+use corefs_wire::routing::RoutingInfo;
+use corefs_wire::{ChainId, Error, ErrorCode, InodeId, NodeId, Result, ShardIndex, SliceIndex, TargetId};
+use std::collections::BTreeMap;
+
+/// What a disk is doing for its slices' sealed batches.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Group {
+    Idle,
+    Writing,
+    Flushing,
+}
+
+/// The slices and targets of one shard.
+#[derive(Debug)]
+pub struct Targets {
+    node: NodeId,
+    shard: ShardIndex,
+    slices: Vec<Slice>,
+    targets: BTreeMap<TargetId, Target>,
+    /// By [`DiskIndex`].
+    groups: Vec<Group>,
+    timers: Timers,
+    lease_until: Nanos,
+    draining: bool,
+}
+
+impl Targets {
+    pub fn new(node: NodeId, shard: ShardIndex) -> Self {
+        Self {
+            node,
+            shard,
+            slices: Vec::new(),
+            targets: BTreeMap::new(),
+            groups: Vec::new(),
+            timers: Timers::new(),
+            lease_until: 0,
+            draining: false,
+        }
+    }
+
+    /// Takes over a recovered slice. Its targets wait for routing; their pending updates are taken up again then.
+    pub fn add_slice(&mut self, index: SliceIndex, disk: DiskIndex, store: Store) {
+        assert!(self.position(index).is_none(), "{index} has been added before");
+        let position = self.slices.len();
+        let found: Vec<(TargetId, ChainId)> = store.targets().collect();
+        self.slices.push(Slice::new(index, disk, store));
+        let disks = usize::from(disk.0) + 1;
+        if self.groups.len() < disks {
+            self.groups.resize(disks, Group::Idle);
+        }
+        for (id, _) in found {
+            let pendings = self.slices[position].store.pendings(id).unwrap_or_default();
+            self.targets.insert(id, Target::new(id, position));
+            for pending in pendings {
+                self.tell(0, id, Input::Recovered { pending }, &mut Vec::new());
+            }
+        }
+    }
+
+    /// The one entrance.
+    #[inline]
+    pub fn handle(&mut self, now: Nanos, event: Event<'_>, out: &mut Outputs) {
+        match event {
+            Event::Read { op, entry } => self.read(now, op, entry, out),
+            Event::ReadEnded { slice, plan } => self.read_ended(slice, plan),
+            Event::Update { op, target, offer } => match self.owned(target) {
+                Ok(()) => self.tell(now, target, Input::Offer { op, offer }, out),
+                Err(error) => {
+                    out.push(Output::Reply { op, result: Err(error) });
+                    out.push(Output::End { op });
+                }
+            },
+            Event::Prepared { target, chunk, result } => {
+                self.with(now, target, out, |target, scene| target.prepared(scene, chunk, result));
+            }
+            Event::Loaded { target, chunk, op, result } => {
+                self.tell(now, target, Input::Loaded { chunk, op, result }, out);
+            }
+            Event::Answered { target, chunk, attempt, result } => {
+                self.tell(now, target, Input::Answered { chunk, attempt, result }, out);
+            }
+            Event::DataWritten { slice, batch } => {
+                if let Some(slice) = self.slice_mut(slice) {
+                    slice.data_written(batch);
+                }
+            }
+            Event::BatchWritten { slice } => {
+                if let Some(slice) = self.slice_mut(slice) {
+                    slice.batch_written();
+                }
+            }
+            Event::Flushed { disk } => self.flushed(now, disk, out),
+            Event::WriteFailed { slice, error } => self.kill(now, slice, error, out),
+            Event::FlushFailed { disk, error } => self.flush_failed(now, disk, &error, out),
+            Event::Routing(routing) => self.route(now, routing, out),
+            Event::Leased { until } => self.lease_until = self.lease_until.max(until),
+            Event::TurnEnd => self.turn_end(now, out),
+        }
+    }
+
+    #[inline]
+    fn read(&mut self, now: Nanos, op: OpId, entry: &ReadEntry, out: &mut Outputs) {
+        let moment = self.moment(now);
+        let admitted = if self.draining { Err(ErrorCode::ShuttingDown.into()) } else { entry.check() };
+        let target = admitted.and_then(|()| self.targets.get(&entry.target()).ok_or(WRONG_SHARD.into()));
+        match target {
+            Ok(target) => {
+                let (slice, timers) = (&mut self.slices[target.slice()], &mut self.timers);
+                target.read(&mut Scene { moment, slice, timers, out }, op, entry);
+            }
+            Err(error) => out.push(Output::Refuse { op, error }),
+        }
+    }
+
+    #[inline]
+    fn read_ended(&mut self, slice: SliceIndex, plan: ReadPlan) {
+        let slice = self.slice_mut(slice).expect("plans come from slices of this shard");
+        slice.store.end_read(plan);
+    }
+
+    /// The chunks of an inode that a target holds, for a client.
+    pub fn list(&self, now: Nanos, list: &List) -> Result<Vec<ChunkInfo>> {
+        let id = TargetId(list.target.get());
+        self.owned(id)?;
+        let target = &self.targets[&id];
+        let (chain, version, inode) =
+            (ChainId(list.chain.get()), list.chain_version.get(), InodeId(list.inode.get()));
+        let chunk = corefs_wire::ChunkId::new(inode, 0);
+        target.replica().admit_read(self.moment(now), chunk, chain, version)?;
+        let most = (list.limit.get() as usize).min(LIST_MAX);
+        self.slices[target.slice()].store.list(id, inode, list.from_index.get(), most)
+    }
+
+    /// How many replicas come after this one in the chain: 0 for unknown targets.
+    pub fn behind(&self, target: TargetId) -> u8 {
+        self.targets.get(&target).and_then(|target| target.replica().role()).map_or(0, |role| role.behind)
+    }
+
+    /// When [`Event::TurnEnd`] should be told though nothing else happens.
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        let timer = self.timers.first().map(|(at, ..)| *at);
+        self.slices.iter().filter_map(Slice::next_deadline).chain(timer).min()
+    }
+
+    /// Until when the lease runs.
+    pub fn lease_until(&self) -> Nanos {
+        self.lease_until
+    }
+
+    /// Refuses everything new from now on; what is under way goes on.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        self.slices.iter_mut().for_each(Slice::close);
+    }
+
+    /// After [`Self::drain`]: nothing is under way, and everything is on the disk. Updates that wait for a successor stay
+    /// pending and are taken up again at the next start.
+    pub fn is_drained(&self) -> bool {
+        self.draining && self.slices.iter().all(Slice::is_closed)
+    }
+
+    /// Chunks with an update under way.
+    pub fn busy(&self) -> usize {
+        self.targets.values().map(|target| target.replica().busy()).sum()
+    }
+
+    pub fn target(&self, id: TargetId) -> Option<&Target> {
+        self.targets.get(&id)
+    }
+
+    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
+        self.slices.iter()
+    }
+
+    /// The slices as heartbeats report them.
+    pub fn slice_infos(&self) -> Vec<SliceInfoT> {
+        let info = |slice: &Slice| {
+            let space = slice.store.space();
+            let mut info = SliceInfoT::default();
+            (info.index, info.shard) = (slice.index.0, self.shard.0);
+            info.store = slice.store.geometry().store.0.to_vec();
+            (info.capacity, info.used) = (space.total, space.total - space.free);
+            info.dead = !slice.alive();
+            info
+        };
+        self.slices.iter().map(info).collect()
+    }
+
+    /// The targets as heartbeats report them.
+    pub fn target_healths(&self) -> Vec<TargetHealthT> {
+        let health = |(id, target): (&TargetId, &Target)| {
+            let slice = &self.slices[target.slice()];
+            let role = target.replica().role();
+            let mut health = TargetHealthT::default();
+            health.target = id.0;
+            health.up_to_date = slice.alive() && role.is_some_and(Role::serving);
+            health.chain_version = role.map_or(0, |role| role.version);
+            health.used = slice.store.target_used(*id).unwrap_or(0);
+            health
+        };
+        self.targets.iter().map(health).collect()
+    }
+
+    fn moment(&self, now: Nanos) -> Moment {
+        Moment { now, leased: now < self.lease_until }
+    }
+
+    fn owned(&self, target: TargetId) -> Result<()> {
+        if self.draining {
+            return Err(ErrorCode::ShuttingDown.into());
+        }
+        if self.targets.contains_key(&target) { Ok(()) } else { Err(WRONG_SHARD.into()) }
+    }
+
+    fn position(&self, index: SliceIndex) -> Option<usize> {
+        self.slices.iter().position(|slice| slice.index == index)
+    }
+
+    fn slice_mut(&mut self, index: SliceIndex) -> Option<&mut Slice> {
+        self.slices.iter_mut().find(|slice| slice.index == index)
+    }
+
+    fn with(
+        &mut self,
+        now: Nanos,
+        id: TargetId,
+        out: &mut Outputs,
+        act: impl FnOnce(&mut Target, &mut Scene<'_>),
+    ) {
+        let moment = self.moment(now);
+        if let Some(target) = self.targets.get_mut(&id) {
+            let (slice, timers) = (&mut self.slices[target.slice()], &mut self.timers);
+            act(target, &mut Scene { moment, slice, timers, out });
+        }
+    }
+
+    fn tell(&mut self, now: Nanos, id: TargetId, input: Input, out: &mut Outputs) {
+        self.with(now, id, out, |target, scene| target.handle(scene, input));
+    }
+
+    fn flushed(&mut self, now: Nanos, disk: DiskIndex, out: &mut Outputs) {
+        self.groups[usize::from(disk.0)] = Group::Idle;
+        for position in 0..self.slices.len() {
+            if self.slices[position].disk != disk {
+                continue;
+            }
+            let settled = self.slices[position].flushed();
+            for durable in settled.durable {
+                let (version, length) = (durable.outcome.version, durable.outcome.length);
+                let (chunk, committed) = (durable.chunk, durable.committed);
+                self.tell(now, durable.target, Input::Durable { chunk, version, length, committed }, out);
+            }
+            for (target, chunk) in settled.dropped {
+                self.tell(now, target, Input::Dropped { chunk }, out);
+            }
+        }
+    }
+
+    fn flush_failed(&mut self, now: Nanos, disk: DiskIndex, error: &Error, out: &mut Outputs) {
+        self.groups[usize::from(disk.0)] = Group::Idle;
+        let waiting = |slice: &&Slice| slice.disk == disk && slice.is_sealed();
+        let dead: Vec<SliceIndex> = self.slices.iter().filter(waiting).map(|slice| slice.index).collect();
+        for slice in dead {
+            self.kill(now, slice, error.clone(), out);
+        }
+    }
+
+    fn kill(&mut self, now: Nanos, index: SliceIndex, error: Error, out: &mut Outputs) {
+        let Some(position) = self.position(index) else { return };
+        if !self.slices[position].alive() {
+            return;
+        }
+        self.slices[position].die();
+        let moment = self.moment(now);
+        for target in self.targets.values_mut().filter(|target| target.slice() == position) {
+            let (slice, timers) = (&mut self.slices[position], &mut self.timers);
+            target.die(&mut Scene { moment, slice, timers, out });
+        }
+        out.push(Output::SliceDied { slice: index, error });
+    }
+
+    /// Creates the targets that routing places in slices of this shard, and tells every target its role.
+    fn route(&mut self, now: Nanos, routing: &RoutingInfo, out: &mut Outputs) {
+        for target in routing.targets.values() {
+            let owner = routing.owner(target.id);
+            if !owner.is_some_and(|owner| owner.node == self.node && owner.shard == self.shard) {
+                continue;
+            }
+            if !self.targets.contains_key(&target.id)
+                && let Some(position) = self.position(target.slice)
+                && self.slices[position].alive()
+            {
+                let slice = &mut self.slices[position];
+                match slice.store.create_target(target.id, target.chain) {
+                    Ok(_) => {
+                        slice.hurry();
+                        self.targets.insert(target.id, Target::new(target.id, position));
+                    }
+                    Err(error) => {
+                        out.push(Output::TargetFailed { target: target.id, error });
+                        continue;
+                    }
+                }
+            }
+            let chain = routing.chains.get(&target.chain);
+            if let Some(role) = chain.and_then(|chain| Role::of(target.id, chain)) {
+                self.tell(now, target.id, Input::Role(role), out);
+            }
+        }
+    }
+
+    #[inline]
+    fn turn_end(&mut self, now: Nanos, out: &mut Outputs) {
+        while let Some((_, target, chunk, attempt)) =
+            self.timers.first().copied().filter(|(at, ..)| *at <= now)
+        {
+            self.timers.pop_first();
+            self.tell(now, target, Input::Due { chunk, attempt }, out);
+        }
+        for disk in 0..self.groups.len() {
+            let index = DiskIndex(disk as u16);
+            if self.groups[disk] == Group::Idle && self.seal(now, index, out) {
+                self.groups[disk] = Group::Writing;
+            }
+            if self.groups[disk] == Group::Writing {
+                let mut sealed = self.slices.iter().filter(|slice| slice.disk == index && slice.is_sealed());
+                if sealed.clone().next().is_none() {
+                    // All of them have died meanwhile.
+                    self.groups[disk] = Group::Idle;
+                } else if sealed.all(Slice::is_written) {
+                    self.groups[disk] = Group::Flushing;
+                    out.push(Output::Flush { disk: index });
+                }
+            }
+        }
+    }
+
+    fn seal(&mut self, now: Nanos, disk: DiskIndex, out: &mut Outputs) -> bool {
+        let mut any = false;
+        for slice in self.slices.iter_mut().filter(|slice| slice.disk == disk) {
+            any |= slice.seal(now, out);
+        }
+        any
+    }
+}
+
+const WRONG_SHARD: ErrorCode = ErrorCode::WrongShard;
