@@ -247,11 +247,13 @@ mod tests {
     fn once_is_once_however_the_commit_ends() {
         block_on(async {
             for fault in [Fault::UnknownDone, Fault::UnknownNever, Fault::UnknownLate] {
-                let engine = Mem::new();
-                engine.script([Some(fault), Some(Fault::Conflict), Some(fault)]);
-                assert_eq!(increment_once(&engine, b"row").await, Ok(7));
-                engine.settle();
-                assert_eq!(counter(&engine).await, 1, "{fault:?}");
+                for script in [vec![fault], vec![fault, Fault::Conflict, fault], vec![fault; 4]] {
+                    let engine = Mem::new();
+                    engine.script(script.into_iter().map(Some));
+                    assert_eq!(increment_once(&engine, b"row").await, Ok(7));
+                    engine.settle();
+                    assert_eq!(counter(&engine).await, 1, "{fault:?}");
+                }
             }
         });
     }
