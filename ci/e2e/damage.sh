@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Garbage on the disk: a damaged block is an I/O error for that read alone, counted and named by fsck; damaged journal,
+# checkpoint and superblock are repaired or reported, never served.
+. "$(dirname "$0")/lib.sh"
+need_tool python3
+up --capacity 1GiB --cores 1
+head -c 4000000 /dev/urandom >"$work/data"
+"$COREFS" fs put "$work/data" /data
+"$COREFS" fs put "$work/data" /other
+down
+disk=$(find "$work/cluster/node-1" -type f -size +500M | head -n 1)
+[ -n "$disk" ] || die "the node's disk file was not found"
+fsck >/dev/null || die "fsck finds damage before there is any"
+# One byte of one block of /data, found by its content.
+python3 - "$disk" "$work/data" <<'PY'
+import mmap, sys
+want = open(sys.argv[2], "rb").read()[40960:45056]
+with open(sys.argv[1], "r+b") as file, mmap.mmap(file.fileno(), 0) as disk:
+    hits, at = [], disk.find(want)
+    while at >= 0:
+        hits.append(at)
+        at = disk.find(want, at + 1)
+    assert len(hits) == 2, f"found at {hits}"
+    at = hits[0] + 100
+    disk[at:at + 1] = bytes([disk[at] ^ 1])
+PY
+if fsck >"$work/fsck.out" 2>&1; then cat "$work/fsck.out"; die "fsck did not see the damaged block"; fi
+grep -qi 'corrupt\|checksum' "$work/fsck.out" || { cat "$work/fsck.out"; die "fsck doesn't name the damage"; }
+say "fsck: $(grep -i 'corrupt\|checksum' "$work/fsck.out" | head -n 1)"
+up
+good=0 bad=0
+for name in data other; do
+  if "$COREFS" fs get "/$name" "$work/back" 2>"$work/err"; then
+    cmp "$work/data" "$work/back" || die "/$name came back altered"
+    good=$((good + 1))
+  else
+    grep -q Corrupt "$work/err" || { cat "$work/err"; die "not a Corrupt error"; }
+    bad=$((bad + 1))
+  fi
+done
+[ $good = 1 ] && [ $bad = 1 ] || die "$good files readable, $bad refused"
+say "one file refused, the other whole"
+down
+# The first superblock copy: the second one serves, and repairs it.
+dd if=/dev/urandom of="$disk" bs=4096 count=1 conv=notrunc status=none
+up
+"$COREFS" fs ls / >/dev/null
+down
+say "a damaged superblock copy: came up from the other"

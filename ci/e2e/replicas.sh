@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Three replicas: three copies are written, all of them are read, no message between cores belongs to a data operation, a
+# killed node comes back by itself and everything is readable while it is away.
+. "$(dirname "$0")/lib.sh"
+need_tool python3
+up --cores 2 --replicas 3 --capacity 1GiB
+head -c 20000000 /dev/urandom >"$work/data"
+"$COREFS" fs put "$work/data" /data
+"$COREFS" fs get /data "$work/back" && cmp "$work/data" "$work/back"
+"$COREFS" status --json >"$work/status.json" || die "status finds something wrong: $(cat "$work/status.json")"
+python3 - "$work/status.json" <<'PY'
+import json, sys
+status = json.load(open(sys.argv[1]))
+assert len(status["nodes"]) == 3 and status["replicas"] == 3, status
+node_of = {target["target"]: target["node"] for target in status["targets"]}
+for chain in status["chains"]:
+    nodes = {node_of[member["target"]] for member in chain["members"]}
+    assert len(nodes) == 3, f"chain {chain['chain']} is on nodes {nodes}"
+used = [sum(slice["used"] for slice in node["slices"]) for node in status["nodes"]]
+assert min(used) >= 20_000_000, f"not every node holds a copy: {used}"
+print(f"three copies: {used} bytes used on the three nodes")
+PY
+for i in 1 2 3 4 5 6 7 8; do "$COREFS" fs get /data - | cmp - "$work/data"; done
+"$COREFS" status --counters --json >"$work/counters.json"
+python3 - "$work/counters.json" <<'PY'
+import json, sys
+shards = [shard for process in json.load(open(sys.argv[1]))["processes"] if process["role"] == "storage" for shard in process["shards"]]
+assert len(shards) == 6, f"{len(shards)} shards"
+reads = [shard["counters"].get("reads", 0) for shard in shards]
+assert sum(1 for count in reads if count) == 6, f"reads were not spread over all shards: {reads}"
+crossed = [shard["counters"]["cross_core_per_data_operation"] for shard in shards]
+assert crossed == [0] * 6, crossed
+print(f"reads by shard {reads}; messages between cores for data operations {crossed}")
+PY
+victim=$(pgrep -P "$up_pid" -f 'corefs storage .*node-2' | head -n 1)
+kill -KILL "$victim"
+"$COREFS" fs get /data - | cmp - "$work/data" || die "a read failed while a node was away"
+"$COREFS" fs put "$work/data" /again
+"$COREFS" fs get /again - | cmp - "$work/data"
+grep -q 'node-2.*was killed by signal 9' "$work/up.log" || die "the supervisor didn't report the kill"
+say "a node killed: reads and writes went on"
+down
+fsck
