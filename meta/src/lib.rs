@@ -1,1 +1,43 @@
+//! The namespace: every name, inode, length and session of a file system, kept in a transactional key-value store.
+//!
+//! A [`Namespace`] has no state of its own but a block of unused inode numbers: any number of servers run over one
+//! store, and nothing is cached that could be stale. Operations are async over traits; only [`server`] knows a runtime.
+//!
+//! Invariants that hold after every commit ([`check`] verifies them):
+//! - every entry leads to an inode of the entry's kind, and a file's link count is the number of its entries;
+//! - directories form one tree under the root, each pointing back at the one directory that names it;
+//! - an inode without names waits in the garbage queue, and its number is never given out again;
+//! - a truncation that has begun is listed until its chunks are cut.
+//!
+//! | module | says |
+//! |---|---|
+//! | [`key`] | every key, in one table |
+//! | [`encoding`], [`inode`], [`dirent`], [`session`] | what the values hold |
+//! | [`outside`] | what is needed of the world: clock, randomness, chunks, leases |
+//! | [`namespace`], [`once`] | the frame of every operation: one round of reads, one commit, exactly once |
+//! | [`ops`] | the operations, one file each |
+//! | [`acl`] | who may do what |
+//! | [`length`] | truncation in three steps; lengths of files that are being written |
+//! | [`inode_alloc`], [`chain_pick`] | numbers and layouts of new files |
+//! | [`gc`], [`sweep`] | what happens in the background: chunks removed, dead clients settled |
+//! | [`check`] | verifies everything above |
 
+pub mod acl;
+pub mod chain_pick;
+pub mod check;
+pub mod dirent;
+pub mod encoding;
+pub mod gc;
+pub mod inode;
+pub mod inode_alloc;
+pub mod key;
+pub mod length;
+pub mod namespace;
+pub mod once;
+pub mod ops;
+pub mod outside;
+pub mod session;
+pub mod sweep;
+
+pub use namespace::Namespace;
+pub use outside::{ChunkService, ClientLeases, Clock, Outside, Random, Space};

@@ -1,0 +1,277 @@
+//! The garbage queue: inodes that lost their last name, until their chunks are gone.
+//!
+//! | step | the row says | the inode | |
+//! |---|---|---|---|
+//! | the last name goes | `Waiting` | there, without names | by unlink or rename, in their transaction |
+//! | no session holds it | `Doomed`, with its layout and length | gone | one transaction for many inodes |
+//! | its chunks are removed | gone | gone | one transaction for many inodes |
+//!
+//! Dooming reads the sessions serializably and an open reads the inode serializably: an inode is either opened or
+//! doomed. Everything may be done twice and by several servers, so a crash needs no repair.
+
+use crate::encoding::{Reader, Writer};
+use crate::inode::{Inode, read_layout};
+use crate::key::{Key, table};
+use crate::namespace::{Namespace, Values};
+use crate::outside::Outside;
+use corefs_kv::{Direction, Isolation, KeyRange, KvEngine, RangePage, Transaction, retry};
+use corefs_wire::layout::Layout;
+use corefs_wire::{InodeId, Result};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
+
+/// A row of the queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Garbage {
+    /// Nobody names the inode any more, but somebody may have it open.
+    Waiting,
+    /// The inode is gone; its chunks are still to be removed.
+    Doomed { layout: Layout, length: u64 },
+}
+
+const VERSION: u8 = 1;
+const WAITING: u8 = 0;
+const DOOMED: u8 = 1;
+
+impl Garbage {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new(VERSION);
+        match self {
+            Self::Waiting => writer.byte(WAITING),
+            Self::Doomed { layout, length } => {
+                writer.byte(DOOMED).byte(layout.chunk_size.trailing_zeros() as u8);
+                writer.varint(layout.stripe.into()).varint(layout.table_id.into());
+                writer.varint(layout.table_version.into()).fixed(layout.seed).varint(*length)
+            }
+        };
+        writer.finish()
+    }
+
+    pub fn decode(value: &[u8]) -> Result<Self> {
+        let (mut reader, _) = Reader::new("garbage row", value, VERSION)?;
+        let row = match reader.byte()? {
+            WAITING => Self::Waiting,
+            DOOMED => Self::Doomed { layout: read_layout(&mut reader)?, length: reader.varint()? },
+            _ => return Err(reader.corrupt()),
+        };
+        reader.end()?;
+        Ok(row)
+    }
+}
+
+/// Bounds of one round of collection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GcLimits {
+    /// Rows of the queue looked at.
+    pub rows: usize,
+    /// Inodes whose chunks are removed at once.
+    pub concurrency: usize,
+}
+
+impl Default for GcLimits {
+    /// Enough to keep up with a server's unlinks, few enough that removals don't crowd out reads and writes.
+    fn default() -> Self {
+        Self { rows: 256, concurrency: 16 }
+    }
+}
+
+/// What a round did.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Collected {
+    /// Rows looked at.
+    pub seen: usize,
+    /// Inodes that somebody still has open.
+    pub held: usize,
+    /// Inodes removed with all their chunks.
+    pub removed: usize,
+    /// Removals that failed, and why the last one did. They are tried again in a later round.
+    pub failed: usize,
+    pub error: Option<String>,
+    /// Whether the queue goes on behind what was looked at.
+    pub more: bool,
+}
+
+/// Where the next round goes on, so that inodes that are held or fail don't keep others waiting.
+#[derive(Clone, Default, Debug)]
+pub struct GcCursor {
+    after: Option<Vec<u8>>,
+}
+
+impl<E: KvEngine, O: Outside> Namespace<E, O> {
+    /// One round over the queue from where `cursor` says; at its end the next one starts over.
+    pub async fn collect_garbage(&self, cursor: &mut GcCursor, limits: GcLimits) -> Result<Collected> {
+        let whole = self.keys.table(table::GARBAGE);
+        let rest = match &cursor.after {
+            Some(key) => whole.after(key, Direction::Forward),
+            None => whole,
+        };
+        let page = self.garbage_page(&rest, limits.rows.max(1)).await?;
+        let mut collected = Collected { seen: page.pairs.len(), more: page.more, ..Collected::default() };
+        let (mut waiting, mut doomed) = (Vec::new(), Vec::new());
+        for (key, value) in &page.pairs {
+            let Ok(Key::Garbage(id)) = self.keys.parse(key) else { continue };
+            match Garbage::decode(value)? {
+                Garbage::Waiting => waiting.push(id),
+                Garbage::Doomed { layout, length } => doomed.push((id, layout, length)),
+            }
+        }
+        for batch in waiting.chunks(DOOM_BATCH) {
+            let (more, held) = self.doom(batch).await?;
+            doomed.extend(more);
+            collected.held += held;
+        }
+        self.remove(doomed, limits.concurrency.max(1), &mut collected).await?;
+        cursor.after = page.pairs.last().filter(|_| page.more).map(|(key, _)| key.clone());
+        Ok(collected)
+    }
+
+    async fn garbage_page(&self, range: &KeyRange, limit: usize) -> Result<RangePage> {
+        self.reading(async |txn: &mut E::Txn| {
+            txn.range(range, limit, Direction::Forward, Isolation::Snapshot).await
+        })
+        .await
+    }
+
+    /// Takes away the inodes that no session holds; returns them, and how many are held.
+    async fn doom(&self, waiting: &[InodeId]) -> Result<(Vec<(InodeId, Layout, u64)>, usize)> {
+        retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
+            let mut keys = Vec::with_capacity(2 * waiting.len());
+            for id in waiting {
+                keys.extend([self.keys.inode(*id), self.keys.garbage(*id)]);
+            }
+            let mut values = Values::new(txn.get_many(&keys, Isolation::Serializable).await?);
+            let (mut doomed, mut held) = (Vec::new(), 0);
+            for id in waiting {
+                let (inode, row) = (values.inode()?, values.raw());
+                let row = row.as_deref().map(Garbage::decode).transpose()?;
+                match (inode, row) {
+                    (Some(inode), Some(Garbage::Waiting)) => {
+                        let sessions = self.keys.sessions(*id);
+                        let page =
+                            txn.range(&sessions, 1, Direction::Forward, Isolation::Serializable).await?;
+                        if page.pairs.is_empty() {
+                            doomed.push(self.doom_one(txn, *id, &inode)?);
+                        } else {
+                            held += 1;
+                        }
+                    }
+                    // This very transaction, its commit's outcome unknown, or another server.
+                    (None, Some(Garbage::Doomed { layout, length })) => doomed.push((*id, layout, length)),
+                    (None, Some(Garbage::Waiting)) => txn.clear(&self.keys.garbage(*id)),
+                    (_, None | Some(Garbage::Doomed { .. })) => {}
+                }
+            }
+            Ok((doomed, held))
+        })
+        .await
+    }
+
+    fn doom_one(&self, txn: &mut E::Txn, id: InodeId, inode: &Inode) -> Result<(InodeId, Layout, u64)> {
+        let layout = *inode.file_layout()?;
+        let length = inode.size;
+        txn.clear(&self.keys.inode(id));
+        txn.clear(&self.keys.trimming(id));
+        txn.set(&self.keys.garbage(id), &Garbage::Doomed { layout, length }.encode());
+        self.count_inodes(txn, id, -1);
+        Ok((id, layout, length))
+    }
+
+    /// Removes the chunks of doomed inodes, some at once, then their rows.
+    async fn remove(
+        &self,
+        doomed: Vec<(InodeId, Layout, u64)>,
+        concurrency: usize,
+        collected: &mut Collected,
+    ) -> Result<()> {
+        for batch in doomed.chunks(DOOM_BATCH) {
+            let removals = batch.iter().map(|(id, layout, length)| async move {
+                let outcome = self.outside.remove_chunks(*id, layout, *length).await;
+                outcome.map(|()| *id).map_err(|error| error.of(id))
+            });
+            let mut removed = Vec::new();
+            for outcome in all_of(removals, concurrency).await {
+                match outcome {
+                    Ok(id) => removed.push(id),
+                    Err(error) => {
+                        collected.failed += 1;
+                        collected.error = Some(error.to_string());
+                    }
+                }
+            }
+            collected.removed += removed.len();
+            retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
+                removed.iter().for_each(|id| txn.clear(&self.keys.garbage(*id)));
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Inodes in one transaction of the queue's: bounds its size and how much a conflict costs.
+const DOOM_BATCH: usize = 64;
+
+/// The results of all futures, of which at most `concurrency` run at a time; in order of completion.
+async fn all_of<F: Future>(futures: impl Iterator<Item = F>, concurrency: usize) -> Vec<F::Output> {
+    let mut waiting = futures.map(Box::pin);
+    let mut running: Vec<Pin<Box<F>>> = waiting.by_ref().take(concurrency).collect();
+    let mut results = Vec::new();
+    poll_fn(|context| {
+        let mut at = 0;
+        while at < running.len() {
+            match running[at].as_mut().poll(context) {
+                Poll::Pending => at += 1,
+                Poll::Ready(result) => {
+                    results.push(result);
+                    drop(running.swap_remove(at));
+                    running.extend(waiting.next());
+                }
+            }
+        }
+        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    results
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::{block_on, yield_now};
+    use std::cell::Cell;
+
+    #[test]
+    fn bytes_are_golden() {
+        let layout = Layout { chunk_size: 65536, stripe: 4, table_id: 1, table_version: 2, seed: 5 };
+        let doomed = Garbage::Doomed { layout, length: 300 };
+        assert_eq!(doomed.encode(), [1, 1, 16, 4, 1, 2, 5, 0, 0, 0, 0, 0, 0, 0, 0xAC, 2]);
+        assert_eq!(Garbage::Waiting.encode(), [1, 0]);
+        for row in [doomed, Garbage::Waiting] {
+            assert_eq!(Garbage::decode(&row.encode()), Ok(row));
+        }
+        assert!(Garbage::decode(&[1, 2]).is_err());
+    }
+
+    #[test]
+    fn all_run_and_not_too_many_at_once() {
+        let (running, most) = (Cell::new(0), Cell::new(0));
+        let futures = (0..20).map(|number| {
+            let (running, most) = (&running, &most);
+            async move {
+                running.set(running.get() + 1);
+                most.set(running.get().max(most.get()));
+                for _ in 0..number % 3 {
+                    yield_now().await;
+                }
+                running.set(running.get() - 1);
+                number
+            }
+        });
+        let mut results = block_on(all_of(futures, 4));
+        results.sort_unstable();
+        assert!(results.into_iter().eq(0..20));
+        assert_eq!(most.get(), 4);
+    }
+}

@@ -1,0 +1,234 @@
+//! Exactly once: a mutating operation leaves its outcome in the transaction that carries it out, and a request that
+//! comes again is answered from there.
+//!
+//! A request is named by (client, incarnation, sequence). Its row is read together with the operation's first keys, so
+//! being exactly-once costs no round trip. Every attempt has the row as a read conflict and writes it: of two attempts that
+//! both commit, each would have to commit before the other, so a commit whose outcome was unknown, however late it lands,
+//! and a copy of the request at another server are all harmless (the argument of [`corefs_kv::retry::run_once`]).
+//!
+//! A client says below which sequence all its requests are answered. Those rows are dropped, and the mark remembered, so
+//! that a copy of an old request that was held up in the network is refused instead of being carried out again.
+//!
+//! Failures are not remembered: they changed nothing, and the request may be carried out when it comes again.
+
+use crate::encoding::{Reader, Writer};
+use crate::inode::{DirectoryState, Inode, Stat};
+use crate::namespace::{Namespace, Values};
+use crate::outside::Outside;
+use corefs_kv::{Isolation, KvEngine, Transaction, retry};
+use corefs_wire::control::meta::{AttrReplyT, AttrT, CallerT};
+use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
+
+/// Rows are dropped with every so manieth request of a client: one range for many.
+const FORGET_EVERY: u64 = 32;
+
+/// The essentials of a reply: all that any operation's reply is made of.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Outcome {
+    pub stat: Option<Stat>,
+    /// 0: none was begun.
+    pub session: u64,
+    pub created: bool,
+    /// The inode's chunks must be cut before this may be answered.
+    pub trim: bool,
+}
+
+/// What came of one attempt.
+pub(crate) enum Attempt {
+    /// Commit the transaction, remember the outcome.
+    Changed(Outcome),
+    /// There was nothing to do: the transaction wrote nothing.
+    Unchanged(Outcome),
+    /// A truncation of this inode has to be finished first; the transaction wrote nothing.
+    Trimming(InodeId),
+    /// The length that the chains hold has to be asked for first; the transaction wrote nothing.
+    AskLength,
+}
+
+const VERSION: u8 = 1;
+const CREATED: u8 = 1;
+const TRIM: u8 = 2;
+const HAS_SESSION: u8 = 4;
+const HAS_STAT: u8 = 8;
+
+impl Outcome {
+    pub fn of(stat: Stat) -> Self {
+        Self { stat: Some(stat), ..Self::default() }
+    }
+
+    /// `op` is the operation it answers.
+    pub fn encode(&self, op: u16) -> Vec<u8> {
+        let mut flags = 0;
+        flags |= if self.created { CREATED } else { 0 };
+        flags |= if self.trim { TRIM } else { 0 };
+        flags |= if self.session != 0 { HAS_SESSION } else { 0 };
+        flags |= if self.stat.is_some() { HAS_STAT } else { 0 };
+        let mut writer = Writer::new(VERSION);
+        writer.varint(op.into()).byte(flags);
+        if self.session != 0 {
+            writer.fixed(self.session);
+        }
+        if let Some(Stat { id, inode, directory }) = &self.stat {
+            writer.varint(id.0);
+            inode.write(&mut writer);
+            writer.signed(directory.touched).varint(directory.entries).varint(directory.subdirectories);
+        }
+        writer.finish()
+    }
+
+    /// `Duplicate` when the row is another operation's: the client gave one number to two requests.
+    pub fn decode(op: u16, value: &[u8]) -> Result<Self> {
+        let (mut reader, _) = Reader::new("remembered reply", value, VERSION)?;
+        let found = reader.varint()?;
+        if found != u64::from(op) {
+            let what = "the sequence number belongs to another operation";
+            return Err(Error::mismatch(ErrorCode::Duplicate, op.into(), found, what));
+        }
+        let flags = reader.byte()?;
+        let session = if flags & HAS_SESSION != 0 { reader.fixed()? } else { 0 };
+        let stat = match flags & HAS_STAT != 0 {
+            true => Some(read_stat(&mut reader)?),
+            false => None,
+        };
+        reader.end()?;
+        Ok(Self { stat, session, created: flags & CREATED != 0, trim: flags & TRIM != 0 })
+    }
+
+    /// Whether a stored row can be read, whichever operation it answers.
+    pub fn verify(value: &[u8]) -> Result<()> {
+        let (mut reader, _) = Reader::new("remembered reply", value, VERSION)?;
+        let op = u16::try_from(reader.varint()?).map_err(|_| reader.corrupt())?;
+        Self::decode(op, value).map(drop)
+    }
+
+    pub fn attr(&self) -> Result<Box<AttrT>> {
+        let missing = || Error::new(ErrorCode::Internal, "an outcome without attributes");
+        Ok(Box::new(self.stat.as_ref().ok_or_else(missing)?.to_message()))
+    }
+
+    pub fn attr_reply(&self) -> Result<AttrReplyT> {
+        let mut reply = AttrReplyT::default();
+        reply.attr = self.attr()?;
+        Ok(reply)
+    }
+}
+
+fn read_stat(reader: &mut Reader<'_>) -> Result<Stat> {
+    let id = InodeId(reader.varint()?);
+    let inode = Inode::read(reader)?;
+    let directory = DirectoryState {
+        touched: reader.signed()?,
+        entries: reader.varint()?,
+        subdirectories: reader.varint()?,
+    };
+    Ok(Stat { id, inode, directory })
+}
+
+impl<E: KvEngine, O: Outside> Namespace<E, O> {
+    /// Carries out `body` once for the request that `caller` names, finishing truncations that are in its way, and
+    /// the one that it begins.
+    pub(crate) async fn once(
+        &self,
+        op: u16,
+        caller: &CallerT,
+        keys: &[Vec<u8>],
+        body: impl AsyncFn(&mut E::Txn, Values) -> Result<Attempt>,
+    ) -> Result<Outcome> {
+        loop {
+            match self.attempt(op, caller, keys, &body).await? {
+                Attempt::Changed(outcome) | Attempt::Unchanged(outcome) => {
+                    if let (true, Some(stat)) = (outcome.trim, &outcome.stat) {
+                        self.finish_trim(stat.id).await?;
+                    }
+                    return Ok(outcome);
+                }
+                Attempt::Trimming(inode) => self.finish_trim(inode).await?,
+                Attempt::AskLength => {
+                    return Err(Error::new(ErrorCode::Internal, "nobody asks for the length here"));
+                }
+            }
+        }
+    }
+
+    /// One transaction of [`once`](Self::once), repeated by the retry loop until its outcome is known. `keys` are read
+    /// in one round trip with the request's row and conflict; their values go to `body`.
+    pub(crate) async fn attempt(
+        &self,
+        op: u16,
+        caller: &CallerT,
+        keys: &[Vec<u8>],
+        body: &impl AsyncFn(&mut E::Txn, Values) -> Result<Attempt>,
+    ) -> Result<Attempt> {
+        if caller.sequence == 0 {
+            // Not repeatable: an unknown commit is the caller's to know.
+            return retry::run(&self.kv, async |txn: &mut E::Txn| {
+                let values = txn.get_many(keys, Isolation::Serializable).await?;
+                body(txn, Values::new(values)).await
+            })
+            .await;
+        }
+        if caller.low_water > caller.sequence {
+            let what = "a request that its sender has done with";
+            return Err(Error::mismatch(ErrorCode::InvalidArgument, caller.low_water, caller.sequence, what));
+        }
+        let client = ClientId(caller.client);
+        let row = self.keys.reply(client, caller.incarnation, caller.sequence);
+        let low_water = self.keys.low_water(client, caller.incarnation);
+        let all: Vec<&Vec<u8>> = keys.iter().chain([&row, &low_water]).collect();
+        retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
+            // The low-water mark must not conflict, since every other request of this client moves it.
+            let mut values = txn.get_many(&all, Isolation::Snapshot).await?;
+            let (mark, remembered) = (values.pop().flatten(), values.pop().flatten());
+            if let Some(remembered) = remembered {
+                return Outcome::decode(op, &remembered).map(Attempt::Unchanged);
+            }
+            let mark = mark.and_then(|mark| mark.try_into().ok()).map_or(0, u64::from_le_bytes);
+            if caller.sequence < mark {
+                let what = "an old request that was answered before";
+                return Err(Error::mismatch(ErrorCode::Duplicate, mark, caller.sequence, what));
+            }
+            keys.iter().chain([&row]).for_each(|key| txn.add_read_conflict_key(key));
+            let attempt = body(txn, Values::new(values)).await?;
+            if let Attempt::Changed(outcome) = &attempt {
+                txn.set(&row, &outcome.encode(op));
+                self.forget_replies(txn, caller);
+            }
+            Ok(attempt)
+        })
+        .await
+    }
+
+    /// Drops what the caller says it needs no more.
+    fn forget_replies(&self, txn: &mut E::Txn, caller: &CallerT) {
+        if caller.low_water == 0 || !caller.sequence.is_multiple_of(FORGET_EVERY) {
+            return;
+        }
+        let (client, incarnation) = (ClientId(caller.client), caller.incarnation);
+        txn.clear_range(&self.keys.replies_below(client, incarnation, caller.low_water));
+        txn.max_u64(&self.keys.low_water(client, incarnation), caller.low_water);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use corefs_wire::control::meta::Kind;
+
+    #[test]
+    fn outcomes_survive_storage() {
+        let directory = DirectoryState { touched: 9, entries: 8, subdirectories: 7 };
+        let stat = Stat { id: InodeId(300), inode: Inode::new(Kind::Directory, 5), directory };
+        let outcomes = [
+            Outcome::default(),
+            Outcome { stat: Some(stat), session: u64::MAX, created: true, trim: true },
+            Outcome { session: 1, ..Outcome::default() },
+        ];
+        for outcome in outcomes {
+            let value = outcome.encode(0x0303);
+            assert_eq!(Outcome::decode(0x0303, &value).as_ref(), Ok(&outcome));
+            assert_eq!(Outcome::decode(0x0304, &value).unwrap_err().code, ErrorCode::Duplicate);
+            assert!(Outcome::decode(0x0303, &value[..value.len() - 1]).is_err());
+        }
+        assert_eq!(Outcome::default().encode(0x0308), [1, 0x88, 6, 0]);
+    }
+}

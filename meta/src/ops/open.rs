@@ -1,0 +1,85 @@
+//! Sessions begin.
+
+use crate::acl::{READ, WRITE, may};
+use crate::inode::Stat;
+use crate::length::{Resized, finish};
+use crate::namespace::{Namespace, Values};
+use crate::once::{Attempt, Outcome};
+use crate::outside::Outside;
+use crate::session::Session;
+use corefs_kv::KvEngine;
+use corefs_wire::control::Call;
+use corefs_wire::control::meta::{OpenReplyT, OpenT};
+use corefs_wire::{ClientId, ErrorCode, InodeId, Result};
+
+impl<E: KvEngine, O: Outside> Namespace<E, O> {
+    /// Opens an inode: for reading without a session unless `hold`, for writing always with one, emptied first if
+    /// `truncate`. `IsDirectory` for writing to one; `NotFound`, `PermissionDenied`.
+    pub async fn open(&self, request: &OpenT) -> Result<OpenReplyT> {
+        let id = InodeId(request.inode);
+        if !request.write && !request.truncate && !request.hold {
+            return self.open_unheld(request, id).await;
+        }
+        let keys = [self.keys.inode(id)];
+        let outcome =
+            self.once(OpenT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
+                let mut inode = values.expect_inode()?;
+                let writes = request.write || request.truncate;
+                may(&request.caller, &inode, if writes { WRITE } else { READ })?;
+                if !inode.is_file() {
+                    // Pipes, sockets and devices are the opener's kernel's affair.
+                    return match writes && inode.is_directory() {
+                        true => Err(ErrorCode::IsDirectory.into()),
+                        false => Ok(Attempt::Unchanged(Outcome::of(self.stat(txn, id, None).await?))),
+                    };
+                }
+                let now = self.outside.now();
+                let mut trim = false;
+                if request.truncate {
+                    match self.resize(txn, id, &mut inode, 0, now).await? {
+                        Resized::Done => {}
+                        Resized::Trim => trim = true,
+                        Resized::Blocked => return Ok(Attempt::Trimming(id)),
+                    }
+                    self.put(txn, id, &inode);
+                    finish(&mut inode);
+                }
+                let session = match request.write || request.hold {
+                    true => self.begin(txn, request, inode.epoch, now),
+                    false => 0,
+                };
+                Ok(Attempt::Changed(Outcome { session, trim, ..Outcome::of(Stat::new(id, inode)) }))
+            });
+        reply(&outcome.await?)
+    }
+
+    /// A look at the permissions: nothing is written.
+    async fn open_unheld(&self, request: &OpenT, id: InodeId) -> Result<OpenReplyT> {
+        self.reading(async |txn: &mut E::Txn| {
+            let stat = self.stat(txn, id, None).await?;
+            may(&request.caller, &stat.inode, READ)?;
+            reply(&Outcome::of(stat))
+        })
+        .await
+    }
+
+    fn begin(&self, txn: &mut E::Txn, request: &OpenT, epoch: u32, now: i64) -> u64 {
+        let session = Session {
+            client: ClientId(request.caller.client),
+            incarnation: request.caller.incarnation,
+            write: request.write,
+            epoch,
+            began: now,
+        };
+        let number = self.new_session_number();
+        self.begin_session(txn, InodeId(request.inode), number, &session);
+        number
+    }
+}
+
+fn reply(outcome: &Outcome) -> Result<OpenReplyT> {
+    let mut reply = OpenReplyT::default();
+    reply.attr = outcome.attr()?;
+    reply.session = outcome.session;
+    Ok(reply)
+}

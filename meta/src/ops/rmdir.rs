@@ -1,0 +1,46 @@
+//! An empty directory goes.
+
+use crate::acl::{CHANGE, may, may_take};
+use crate::dirent::check_name;
+use crate::namespace::{Namespace, Values};
+use crate::once::{Attempt, Outcome};
+use crate::outside::Outside;
+use corefs_kv::{Direction, Isolation, KvEngine, Transaction};
+use corefs_wire::control::Call;
+use corefs_wire::control::meta::{EmptyT, RmDirT};
+use corefs_wire::{ErrorCode, InodeId, Result};
+
+impl<E: KvEngine, O: Outside> Namespace<E, O> {
+    /// Removes a directory without entries. `NotEmpty`, `NotFound`, `NotDirectory`, `PermissionDenied`, `NotPermitted`.
+    pub async fn rmdir(&self, request: &RmDirT) -> Result<EmptyT> {
+        check_name(&request.name)?;
+        let parent = InodeId(request.parent);
+        let entry = self.keys.dirent(parent, &request.name);
+        let keys = [self.keys.inode(parent), entry.clone()];
+        self.once(RmDirT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
+            let directory = values.directory()?;
+            may(&request.caller, &directory, CHANGE)?;
+            let dirent = values.dirent()?.ok_or(ErrorCode::NotFound)?;
+            if !dirent.is_directory() {
+                return Err(ErrorCode::NotDirectory.into());
+            }
+            let inode = self.inode(txn, dirent.inode, Isolation::Serializable).await?;
+            may_take(&request.caller, &directory, &inode)?;
+            self.must_be_empty(txn, dirent.inode).await?;
+            let now = self.outside.now();
+            self.clear_directory(txn, dirent.inode);
+            txn.clear(&entry);
+            self.touch_directory(txn, parent, now, -1, -1);
+            Ok(Attempt::Changed(Outcome::default()))
+        })
+        .await?;
+        Ok(EmptyT::default())
+    }
+
+    /// `NotEmpty` unless the directory has no entry, and conflicts with every entry that comes.
+    pub(crate) async fn must_be_empty(&self, txn: &mut E::Txn, directory: InodeId) -> Result<()> {
+        let children = self.keys.dirents(directory);
+        let page = txn.range(&children, 1, Direction::Forward, Isolation::Serializable).await?;
+        if page.pairs.is_empty() { Ok(()) } else { Err(ErrorCode::NotEmpty.into()) }
+    }
+}

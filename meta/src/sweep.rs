@@ -1,0 +1,214 @@
+//! What dead clients leave behind: their sessions are settled, their remembered replies dropped.
+//!
+//! A client is dead when its lease has ended; ids of clients are never used again. The length of a file that a dead
+//! client had open for writing becomes what the chains hold, if that is more: no acknowledged byte is lost.
+
+use crate::inode::Inode;
+use crate::key::{Key, table};
+use crate::namespace::{Namespace, Values};
+use crate::outside::Outside;
+use crate::session::Session;
+use corefs_kv::{Direction, Isolation, KeyRange, KvEngine, RangePage, Transaction, retry};
+use corefs_wire::{ClientId, InodeId, Result};
+use std::collections::BTreeSet;
+
+/// Pairs of a page of what is scanned.
+const PAGE: usize = 1024;
+/// Clients asked about in one call.
+const CLIENTS_AT_ONCE: usize = 1024;
+
+/// What a sweep did.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Swept {
+    pub dead_clients: usize,
+    pub sessions_settled: usize,
+    /// Sessions that couldn't be settled now, and why the last one couldn't. A later sweep tries again.
+    pub failed: usize,
+    pub error: Option<String>,
+}
+
+impl<E: KvEngine, O: Outside> Namespace<E, O> {
+    /// One sweep over all clients that left anything.
+    pub async fn settle_dead_clients(&self) -> Result<Swept> {
+        let mut swept = Swept::default();
+        let dead = self.dead_clients().await?;
+        if dead.is_empty() {
+            return Ok(swept);
+        }
+        swept.dead_clients = dead.len();
+        for (inode, number) in self.sessions_of(&dead).await? {
+            match self.settle(inode, number).await {
+                Ok(()) => swept.sessions_settled += 1,
+                Err(error) => {
+                    swept.failed += 1;
+                    swept.error = Some(error.of(inode).to_string());
+                }
+            }
+        }
+        self.forget_clients(&dead).await?;
+        Ok(swept)
+    }
+
+    async fn page(&self, range: &KeyRange, limit: usize, direction: Direction) -> Result<RangePage> {
+        self.reading(async |txn: &mut E::Txn| txn.range(range, limit, direction, Isolation::Snapshot).await)
+            .await
+    }
+
+    /// Clients that left anything and whose lease has ended. Rows of older incarnations of live ones are dropped.
+    async fn dead_clients(&self) -> Result<BTreeSet<ClientId>> {
+        let mut clients = BTreeSet::new();
+        let mut rest = self.keys.table(table::CLIENT);
+        loop {
+            let page = self.page(&rest, PAGE, Direction::Forward).await?;
+            clients.extend(page.pairs.iter().filter_map(|(key, _)| match self.keys.parse(key) {
+                Ok(Key::Client(client)) => Some(client),
+                _ => None,
+            }));
+            match page.pairs.last() {
+                Some((last, _)) if page.more => rest = rest.after(last, Direction::Forward),
+                _ => break,
+            }
+        }
+        clients.extend(self.clients_with_replies().await?);
+        let clients: Vec<ClientId> = clients.into_iter().collect();
+        let mut dead = BTreeSet::new();
+        for batch in clients.chunks(CLIENTS_AT_ONCE) {
+            let alive = self.outside.alive(batch).await?;
+            dead.extend(batch.iter().zip(alive).filter(|(_, alive)| !alive).map(|(client, _)| *client));
+        }
+        Ok(dead)
+    }
+
+    /// Hops from client to client through the remembered replies, without reading all of them.
+    async fn clients_with_replies(&self) -> Result<Vec<ClientId>> {
+        let mut clients = Vec::new();
+        let mut rest = self.keys.table(table::REPLY);
+        while let Some((key, _)) = self.page(&rest, 1, Direction::Forward).await?.pairs.first() {
+            let Key::Reply(client, oldest, _) = self.keys.parse(key)? else { break };
+            clients.push(client);
+            let all = self.keys.replies(client, None);
+            self.forget_older_incarnations(client, oldest, &all).await?;
+            rest.begin = all.end;
+        }
+        Ok(clients)
+    }
+
+    /// A new incarnation of a client means that the old one died: nobody sends its requests again.
+    async fn forget_older_incarnations(
+        &self,
+        client: ClientId,
+        oldest: u32,
+        replies: &KeyRange,
+    ) -> Result<()> {
+        let newest = match self.page(replies, 1, Direction::Reverse).await?.pairs.first() {
+            Some((key, _)) => self.keys.parse(key)?,
+            None => return Ok(()),
+        };
+        let Key::Reply(_, newest, _) = newest else { return Ok(()) };
+        if newest == oldest {
+            return Ok(());
+        }
+        retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
+            txn.clear_range(&self.keys.replies(client, Some(newest)));
+            txn.clear_range(&self.keys.low_waters(client, Some(newest)));
+            Ok(())
+        })
+        .await
+    }
+
+    /// All sessions of these clients.
+    async fn sessions_of(&self, clients: &BTreeSet<ClientId>) -> Result<Vec<(InodeId, u64)>> {
+        let mut sessions = Vec::new();
+        let mut rest = self.keys.table(table::SESSION);
+        loop {
+            let page = self.page(&rest, PAGE, Direction::Forward).await?;
+            for (key, value) in &page.pairs {
+                if let Key::Session(inode, number) = self.keys.parse(key)?
+                    && clients.contains(&Session::decode(value)?.client)
+                {
+                    sessions.push((inode, number));
+                }
+            }
+            match page.pairs.last() {
+                Some((last, _)) if page.more => rest = rest.after(last, Direction::Forward),
+                _ => return Ok(sessions),
+            }
+        }
+    }
+
+    /// Ends a session whose client can't: its file becomes as long as what the chains hold.
+    async fn settle(&self, id: InodeId, number: u64) -> Result<()> {
+        loop {
+            self.finish_trim(id).await?;
+            let held = match self.writes_named(id, number).await? {
+                true => self.ask_length(id).await?,
+                false => None,
+            };
+            let keys = [self.keys.inode(id), self.keys.session(id, number)];
+            let settled = retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
+                let mut values = Values::new(txn.get_many(&keys, Isolation::Serializable).await?);
+                let (inode, session) = (values.inode()?, values.session()?);
+                let Some(session) = session else { return Ok(true) };
+                txn.clear(&self.keys.session(id, number));
+                let Some(mut inode) = inode.filter(|inode| session.write && named(inode)) else {
+                    return Ok(true);
+                };
+                match held {
+                    Some((epoch, length)) if epoch == inode.epoch && inode.trim_to.is_none() => {
+                        if length > inode.size {
+                            let now = self.outside.now();
+                            (inode.size, inode.mtime, inode.ctime) = (length, now, now);
+                            self.put(txn, id, &inode);
+                        }
+                        Ok(true)
+                    }
+                    // Truncated meanwhile: what was asked doesn't count. Nothing may be written.
+                    _ => {
+                        txn.set(&self.keys.session(id, number), &session.encode());
+                        Ok(false)
+                    }
+                }
+            })
+            .await?;
+            if settled {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether the session writes to a file that still has a name; of others the length doesn't matter any more.
+    async fn writes_named(&self, id: InodeId, number: u64) -> Result<bool> {
+        let keys = [self.keys.inode(id), self.keys.session(id, number)];
+        self.reading(async |txn: &mut E::Txn| {
+            let mut values = Values::new(txn.get_many(&keys, Isolation::Snapshot).await?);
+            let (inode, session) = (values.inode()?, values.session()?);
+            Ok(inode.is_some_and(|inode| named(&inode)) && session.is_some_and(|session| session.write))
+        })
+        .await
+    }
+
+    /// Drops everything in the name of dead clients that have no sessions left. A session begun meanwhile rewrote the
+    /// client's row, so this transaction conflicts with it.
+    async fn forget_clients(&self, dead: &BTreeSet<ClientId>) -> Result<()> {
+        retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
+            let rows: Vec<Vec<u8>> = dead.iter().map(|client| self.keys.client(*client)).collect();
+            txn.get_many(&rows, Isolation::Serializable).await?;
+            let mut gone = dead.clone();
+            let sessions = self.keys.table(table::SESSION);
+            for (_, value) in txn.range_all(&sessions, usize::MAX, Isolation::Snapshot).await? {
+                gone.remove(&Session::decode(&value)?.client);
+            }
+            for client in gone {
+                txn.clear(&self.keys.client(client));
+                txn.clear_range(&self.keys.replies(client, None));
+                txn.clear_range(&self.keys.low_waters(client, None));
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn named(inode: &Inode) -> bool {
+    inode.nlink > 0
+}
