@@ -1,0 +1,149 @@
+//! The driver on a real file, and on files that lie.
+
+use super::*;
+use crate::mounted::{self, Processes};
+use crate::workload::Order;
+use std::path::{Path, PathBuf};
+
+const SIZE: u64 = 1 << 20;
+
+fn scratch() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    (dir, path)
+}
+
+fn timed(direction: Direction, order: Order) -> Workload {
+    let until = Until::Elapsed { warmup: Duration::from_millis(10), measured: Duration::from_millis(100) };
+    Workload { direction, order, block: 4096, depth: 4, until, verify: true, ..Workload::layout(SIZE, 5) }
+}
+
+fn go(path: &Path, workload: &Workload) -> Tally {
+    let live = Arc::new(Live::default());
+    mounted::run(path, workload, &Processes::default(), &live, Watch::Nothing).unwrap()
+}
+
+#[test]
+fn a_layout_is_whole_and_verifies_by_every_access() {
+    let (_dir, path) = scratch();
+    let written = go(&path, &Workload { verify: true, ..Workload::layout(SIZE * 3, 5) });
+    assert_eq!((written.operations, written.bytes, written.verify_errors), (3, SIZE * 3, Some(0)));
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), SIZE * 3);
+    for order in [Order::Random, Order::Sequential] {
+        let tally = go(&path, &timed(Direction::Read, order));
+        assert!(tally.operations > 0);
+        assert_eq!((tally.errors, tally.verify_errors), (0, Some(0)), "{:?}", tally.first_error);
+        assert_eq!(tally.latencies.count(), tally.operations);
+    }
+    for order in [Order::Random, Order::Sequential] {
+        let tally = go(&path, &timed(Direction::Write, order));
+        assert!(tally.operations > 0);
+        assert_eq!((tally.errors, tally.verify_errors), (0, Some(0)), "{:?}", tally.first_error);
+    }
+}
+
+#[test]
+fn wrong_bytes_and_short_files_are_counted() {
+    let (_dir, path) = scratch();
+    go(&path, &Workload::layout(SIZE, 5));
+    let other = Workload { seed: 6, ..timed(Direction::Read, Order::Random) };
+    assert!(go(&path, &other).verify_errors > Some(0), "another seed's file");
+    let far = Workload { working_set: 2 * SIZE, ..timed(Direction::Read, Order::Random) };
+    let tally = go(&path, &far);
+    assert!(tally.errors > 0 && tally.first_error.unwrap().contains("at offset"));
+    assert_eq!(tally.verify_errors, Some(0));
+}
+
+#[test]
+fn an_open_loop_does_what_is_due_and_no_more() {
+    let (_dir, path) = scratch();
+    go(&path, &Workload::layout(SIZE, 5));
+    let until = Until::Elapsed { warmup: Duration::ZERO, measured: Duration::from_millis(250) };
+    let tally = go(&path, &Workload { rate: Some(400.0), until, ..timed(Direction::Read, Order::Random) });
+    // 400 a second for a quarter of a second are 100 due times; a slow machine does fewer, never more.
+    assert!(tally.operations > 0 && tally.operations <= 104, "{}", tally.operations);
+    assert!(tally.elapsed >= Duration::from_millis(250));
+}
+
+#[test]
+fn a_stop_is_heard_and_a_missing_file_told() {
+    let (_dir, path) = scratch();
+    go(&path, &Workload::layout(SIZE, 5));
+    let live = Arc::new(Live::default());
+    live.stop();
+    let until = Until::Elapsed { warmup: Duration::ZERO, measured: Duration::from_secs(3600) };
+    let long = Workload { until, ..timed(Direction::Read, Order::Random) };
+    let tally = mounted::run(&path, &long, &Processes::default(), &live, Watch::Nothing).unwrap();
+    assert!(tally.elapsed < Duration::from_secs(3600));
+    let missing =
+        mounted::run(Path::new("/missing/file"), &long, &Processes::default(), &live, Watch::Nothing);
+    assert!(missing.unwrap_err().message.contains("/missing/file"));
+}
+
+#[test]
+fn prepare_writes_once_and_never_over_what_is_shorter() {
+    let (_dir, path) = scratch();
+    let live = Arc::new(Live::default());
+    let prepare = |bytes| mounted::prepare(&path, bytes, 5, &live, Watch::Nothing);
+    prepare(SIZE).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    prepare(SIZE).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    assert_eq!(prepare(2 * SIZE).unwrap_err().code, ErrorCode::BadConfig);
+}
+
+/// A file whose server stalls once, for `stall`; otherwise every read is immediate.
+struct Stalling {
+    stall: Duration,
+    stalled: Cell<bool>,
+}
+
+impl Target for Stalling {
+    async fn read(&self, offsets: &[u64], length: usize, each: &mut dyn FnMut(usize, Result<&[u8]>)) {
+        if !self.stalled.replace(true) {
+            std::thread::sleep(self.stall);
+        }
+        let bytes = vec![0; length];
+        (0..offsets.len()).for_each(|number| each(number, Ok(&bytes)));
+    }
+    async fn write(&self, _: u64, _: usize, _: &mut dyn FnMut(&mut [u8])) -> Result<()> {
+        Err(Error::new(ErrorCode::NoSpace, "this file takes nothing"))
+    }
+    async fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+    async fn pause(&self, duration: Duration) {
+        std::thread::sleep(duration);
+    }
+}
+
+fn on_stalling(workload: Workload) -> Tally {
+    let target = Stalling { stall: Duration::from_millis(100), stalled: Cell::new(false) };
+    let run = CoreRun::new(&Arc::new(workload), 0, Instant::now(), 0, &Arc::new(Live::default()));
+    futures_lite::future::block_on(async {
+        run.lane(&target).await;
+        run.finish(&target).await
+    })
+}
+
+#[test]
+fn an_open_loop_is_corrected_for_coordinated_omission() {
+    let until = Until::Elapsed { warmup: Duration::ZERO, measured: Duration::from_millis(300) };
+    let read = Workload { depth: 1, verify: false, until, ..timed(Direction::Read, Order::Random) };
+    // One due each millisecond: about a hundred wait for the stall, the first for all of it, the last for nothing.
+    let open = on_stalling(Workload { rate: Some(1000.0), ..read.clone() });
+    assert!(open.operations >= 100);
+    assert!(open.latencies.quantile_us(0.9) > Some(20_000.0), "{:?}", open.latencies.quantile_us(0.9));
+    // A closed loop sees one slow operation among thousands.
+    let closed = on_stalling(read);
+    assert!(closed.latencies.max_us() >= Some(100_000.0));
+    assert!(closed.latencies.quantile_us(0.9) < Some(20_000.0));
+}
+
+#[test]
+fn failed_writes_are_errors_and_not_read_back() {
+    let tally = on_stalling(timed(Direction::Write, Order::Random));
+    assert!(tally.errors > 0 && tally.operations == 0);
+    assert_eq!(tally.verify_errors, Some(0));
+    assert!(tally.first_error.unwrap().contains("this file takes nothing"));
+}

@@ -1,0 +1,328 @@
+//! The one shape of every measurement: rows, what was asked for, on which machine. What wasn't measured is null, never 0.
+
+use crate::cpu::CpuTime;
+use crate::draw;
+use crate::histogram::Latencies;
+use crate::machine::Machine;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Everything that one command measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    pub rows: Vec<Row>,
+    /// The settings of the run, by the names of their flags.
+    pub config: serde_json::Map<String, serde_json::Value>,
+    pub machine: Machine,
+}
+
+/// One measurement.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Row {
+    /// What was measured: `disk`, `native_randread`, `mount_randread`, ...
+    pub mode: String,
+    /// Operations of one block each, a second.
+    pub iops: Option<f64>,
+    pub bytes_per_second: Option<f64>,
+    /// Counted after the warm-up.
+    pub operations: Option<u64>,
+    /// Operations that failed or came up short; they are in no other figure.
+    pub errors: Option<u64>,
+    /// Blocks whose bytes weren't those that were written.
+    pub verify_errors: Option<u64>,
+    pub latency_us: LatencyUs,
+    pub cpu_us_per_op: CpuPerOp,
+    /// `iops` over that of the raw disk in the same report.
+    pub ratio_to_disk: Option<f64>,
+    #[serde(flatten)]
+    pub extras: Extras,
+    /// For drawing; not part of the JSON.
+    #[serde(skip)]
+    pub latencies: Option<Latencies>,
+}
+
+/// Microseconds.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct LatencyUs {
+    pub p50: Option<f64>,
+    pub p90: Option<f64>,
+    pub p99: Option<f64>,
+    pub p99_9: Option<f64>,
+    pub max: Option<f64>,
+    pub mean: Option<f64>,
+}
+
+/// Microseconds of CPU time for each operation.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct CpuPerOp {
+    pub client_user: Option<f64>,
+    pub client_system: Option<f64>,
+    pub server_user: Option<f64>,
+    pub server_system: Option<f64>,
+}
+
+/// What only some rows have; left out of the others.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Extras {
+    /// Seconds that the figures are of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// Operations a second that an open loop asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
+    /// Latencies above what the histogram holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clamped: Option<u64>,
+    /// Copied and compared files, and those that differed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mismatches: Option<u64>,
+    /// What fio got on the same file in the same minutes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fio_iops: Option<f64>,
+    /// Whether the disk's figure is within 5% of fio's: if not, ratios to it mean nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio_valid: Option<bool>,
+    /// The first error of the run, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_error: Option<String>,
+}
+
+/// What a run counted, before it becomes a row.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    pub operations: u64,
+    pub bytes: u64,
+    pub errors: u64,
+    /// `None`: nothing was verified.
+    pub verify_errors: Option<u64>,
+    pub elapsed: Duration,
+    pub latencies: Latencies,
+    pub client: Option<CpuTime>,
+    pub server: Option<CpuTime>,
+    pub first_error: Option<String>,
+}
+
+impl Tally {
+    /// Adds what another core counted in the same time.
+    pub fn join(&mut self, other: Self) {
+        self.operations += other.operations;
+        self.bytes += other.bytes;
+        self.errors += other.errors;
+        self.verify_errors = sum(self.verify_errors, other.verify_errors, |a, b| a + b);
+        self.elapsed = self.elapsed.max(other.elapsed);
+        self.latencies.merge(&other.latencies);
+        self.client = sum(self.client, other.client, CpuTime::plus);
+        self.server = sum(self.server, other.server, CpuTime::plus);
+        self.first_error = self.first_error.take().or(other.first_error);
+    }
+
+    /// Adds what the same run counted at another time.
+    pub fn extend(&mut self, later: Self) {
+        let elapsed = self.elapsed + later.elapsed;
+        self.join(later);
+        self.elapsed = elapsed;
+    }
+
+    pub fn into_row(self, mode: impl Into<String>) -> Row {
+        let seconds = self.elapsed.as_secs_f64();
+        let each_second = |count: u64| (seconds > 0.0).then(|| count as f64 / seconds);
+        let each = |time: u64| (self.operations > 0).then(|| time as f64 / self.operations as f64);
+        let clamped = self.latencies.clamped();
+        Row {
+            mode: mode.into(),
+            iops: each_second(self.operations),
+            bytes_per_second: each_second(self.bytes),
+            operations: Some(self.operations),
+            errors: Some(self.errors),
+            verify_errors: self.verify_errors,
+            latency_us: LatencyUs::of(&self.latencies),
+            cpu_us_per_op: CpuPerOp {
+                client_user: self.client.and_then(|cpu| each(cpu.user_us)),
+                client_system: self.client.and_then(|cpu| each(cpu.system_us)),
+                server_user: self.server.and_then(|cpu| each(cpu.user_us)),
+                server_system: self.server.and_then(|cpu| each(cpu.system_us)),
+            },
+            ratio_to_disk: None,
+            extras: Extras {
+                seconds: Some(seconds),
+                clamped: (clamped > 0).then_some(clamped),
+                first_error: self.first_error,
+                ..Extras::default()
+            },
+            latencies: Some(self.latencies),
+        }
+    }
+}
+
+fn sum<T>(one: Option<T>, other: Option<T>, add: impl Fn(T, T) -> T) -> Option<T> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(add(one, other)),
+        (one, other) => one.or(other),
+    }
+}
+
+impl LatencyUs {
+    pub fn of(latencies: &Latencies) -> Self {
+        Self {
+            p50: latencies.quantile_us(0.5),
+            p90: latencies.quantile_us(0.9),
+            p99: latencies.quantile_us(0.99),
+            p99_9: latencies.quantile_us(0.999),
+            max: latencies.max_us(),
+            mean: latencies.mean_us(),
+        }
+    }
+}
+
+/// The mode whose rows are the ceiling.
+pub const DISK: &str = "disk";
+
+impl Report {
+    pub fn new(machine: Machine) -> Self {
+        Self { rows: Vec::new(), config: serde_json::Map::new(), machine }
+    }
+
+    /// Notes a setting of the run.
+    pub fn set(&mut self, name: &str, value: impl Into<serde_json::Value>) {
+        self.config.insert(name.to_owned(), value.into());
+    }
+
+    /// Adds a row; a random read of the ceiling's block gets its ratio to the ceiling that was added before.
+    pub fn add(&mut self, mut row: Row) {
+        if row.mode.ends_with("randread")
+            && let Some(disk) = self.rows.iter().rev().find(|row| row.mode == DISK)
+            && let (Some(ours), Some(ceiling)) = (row.iops, disk.iops.filter(|iops| *iops > 0.0))
+        {
+            row.ratio_to_disk = Some(ours / ceiling);
+        }
+        self.rows.push(row);
+    }
+
+    /// Whether anything went wrong that must end in a failing exit code.
+    pub fn failed(&self) -> bool {
+        let bad = |count: Option<u64>| count.is_some_and(|count| count > 0);
+        self.rows.iter().any(|row| bad(row.errors) || bad(row.verify_errors) || bad(row.extras.mismatches))
+    }
+
+    pub fn to_json(&self) -> String {
+        // Only maps with string keys and finite numbers, which always can be written.
+        serde_json::to_string_pretty(self)
+            .unwrap_or_else(|error| unreachable!("a report is plain JSON: {error}"))
+    }
+
+    /// The table, then a histogram for each row that has latencies.
+    pub fn to_text(&self, style: draw::Style) -> String {
+        let mut text = draw::table(&self.rows);
+        for row in &self.rows {
+            if let Some(latencies) = row.latencies.as_ref().filter(|latencies| latencies.count() > 0) {
+                text.push_str(&format!("\n{}: latency\n", row.mode));
+                text.push_str(&draw::histogram(latencies, style));
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(operations: u64, seconds: u64) -> Tally {
+        let mut latencies = Latencies::new();
+        latencies.record_n(100_000, operations);
+        Tally {
+            operations,
+            bytes: operations * 4096,
+            elapsed: Duration::from_secs(seconds),
+            latencies,
+            ..Tally::default()
+        }
+    }
+
+    fn report() -> Report {
+        let mut report = Report::new(Machine::default());
+        report.add(tally(1000, 2).into_row(DISK));
+        let native = Tally {
+            client: Some(CpuTime { user_us: 800, system_us: 1600 }),
+            verify_errors: Some(0),
+            ..tally(800, 2)
+        };
+        report.add(native.into_row("native_randread"));
+        report.add(tally(100, 1).into_row("native_seqwrite"));
+        report
+    }
+
+    #[test]
+    fn the_json_has_the_promised_shape_and_null_for_what_was_not_measured() {
+        let json: serde_json::Value = serde_json::from_str(&report().to_json()).unwrap();
+        let (disk, native) = (&json["rows"][0], &json["rows"][1]);
+        for field in [
+            "mode",
+            "iops",
+            "bytes_per_second",
+            "operations",
+            "errors",
+            "verify_errors",
+            "latency_us",
+            "cpu_us_per_op",
+            "ratio_to_disk",
+        ] {
+            assert!(disk.get(field).is_some(), "{field} is missing");
+        }
+        for field in ["p50", "p90", "p99", "p99_9", "max", "mean"] {
+            assert!(native["latency_us"][field].is_f64(), "{field}");
+        }
+        assert_eq!(native["iops"], 400.0);
+        assert_eq!(native["ratio_to_disk"], 0.8);
+        assert_eq!(native["cpu_us_per_op"]["client_user"], 1.0);
+        assert_eq!(native["verify_errors"], 0);
+        assert!(native["cpu_us_per_op"]["server_user"].is_null());
+        assert!(disk["verify_errors"].is_null() && disk["ratio_to_disk"].is_null());
+        assert!(disk.get("files").is_none() && disk.get("latencies").is_none());
+        assert!(json["rows"][2]["ratio_to_disk"].is_null(), "a write has no ratio to random reads");
+        assert!(json["config"].is_object() && json["machine"].is_object());
+    }
+
+    #[test]
+    fn json_reads_back() {
+        let mut report = report();
+        report.rows[0].extras = Extras { fio_iops: Some(1.5), ratio_valid: Some(false), ..Extras::default() };
+        let back: Report = serde_json::from_str(&report.to_json()).unwrap();
+        assert_eq!(back.rows[0].extras, report.rows[0].extras);
+        assert_eq!(back.to_json(), report.to_json());
+    }
+
+    #[test]
+    fn an_empty_run_has_no_figures() {
+        let row = Tally::default().into_row("nothing");
+        assert_eq!((row.iops, row.latency_us, row.operations), (None, LatencyUs::default(), Some(0)));
+    }
+
+    #[test]
+    fn cores_join_and_rounds_extend() {
+        let mut all = tally(10, 2);
+        all.join(tally(20, 2));
+        assert_eq!(all.clone().into_row("x").iops, Some(15.0));
+        all.extend(tally(30, 2));
+        assert_eq!((all.elapsed.as_secs(), all.operations, all.latencies.count()), (4, 60, 60));
+    }
+
+    #[test]
+    fn failures_are_failures() {
+        assert!(!report().failed());
+        for spoil in [
+            |row: &mut Row| row.errors = Some(1),
+            |row: &mut Row| row.verify_errors = Some(1),
+            |row: &mut Row| row.extras.mismatches = Some(1),
+        ] {
+            let mut report = report();
+            spoil(&mut report.rows[1]);
+            assert!(report.failed());
+        }
+    }
+}
