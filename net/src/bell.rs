@@ -15,11 +15,17 @@ pub struct Bell(Rc<State>);
 struct State {
     rung: Cell<bool>,
     waiting: RefCell<Option<Waker>>,
+    echo: Option<Bell>,
 }
 
 impl Bell {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A bell that also rings `other` whenever it is rung.
+    pub fn echo(other: &Self) -> Self {
+        Self(Rc::new(State { echo: Some(other.clone()), ..State::default() }))
     }
 
     /// Makes the present or the next [`wait`](Self::wait) return.
@@ -28,6 +34,9 @@ impl Bell {
             && let Some(waker) = self.0.waiting.borrow_mut().take()
         {
             waker.wake();
+        }
+        if let Some(other) = &self.0.echo {
+            other.ring();
         }
     }
 

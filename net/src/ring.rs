@@ -11,16 +11,17 @@
 //!   flight and waits for it, so drop it before the memory.
 //! - The kernel is entered only when entries are queued or the kernel asks (deferred work, completions that overflowed).
 
+mod alarm;
 mod file;
 mod operations;
 mod park;
 mod setup;
 mod token;
 
+pub use alarm::Alarm;
 pub use file::File;
 pub use operations::{Sync, Try};
 pub use park::breathe;
-pub(crate) use park::eventfd;
 pub use token::{Source, Token};
 
 use crate::buffer::Pool;
@@ -158,7 +159,8 @@ impl Ring {
         Ok(())
     }
 
-    /// As [`turn`](Self::turn), but blocks the thread until something has completed. For loops without an executor.
+    /// As [`turn`](Self::turn), but blocks the thread until something has completed. For loops without an executor, which
+    /// have no mailbox either: the alarm doesn't end it.
     pub fn wait(&mut self, out: &mut Vec<Completion>) -> Result<()> {
         let before = out.len();
         self.turn(out)?;
@@ -176,6 +178,16 @@ impl Ring {
 
     pub fn counters(&self) -> RingCounters {
         self.counters
+    }
+
+    /// For other threads, to wake the executor of this ring.
+    pub fn alarm(&self) -> Alarm {
+        self.parking.alarm.clone()
+    }
+
+    /// Whether the alarm was raised since the last time: look into the mailboxes then.
+    pub fn heard_alarm(&self) -> bool {
+        self.parking.alarm.heard()
     }
 
     /// Sets how long [`park`](Self::park) polls before it sleeps.

@@ -1,17 +1,48 @@
 //! The async endpoint of control roles and of clients: calls, services, deadlines.
+//!
+//! A [`Node`] is one ring, one [`Tcp`] and one task on the current glommio executor. Its handles are for tasks of
+//! that executor; [`Remote`] is for other threads.
+//!
+//! - **Calls**: [`Node::ask`] (typed), [`Node::call`]; connections are opened on demand, shared, and closed when idle.
+//! - **Services**: [`Node::listen`], [`Node::serve`]; each request comes with a [`Responder`] that owes one reply.
+//! - **The data path's pieces**: [`Node::connection`], [`Node::expect`], [`Node::post`], [`Node::on_turn_end`].
+
+mod latch;
+mod links;
+mod pump;
+mod serving;
+mod sleepers;
+mod table;
+
+pub use serving::{Responder, Service};
 
 use crate::address::Address;
+use crate::bell::Bell;
 use crate::buffer::{Buffer, POOL_DEFAULT, Payload, Pool};
 use crate::handshake::{Identity, Peer};
-use crate::ring::RingConfig;
-use crate::tcp::ConnId;
+use crate::mailbox::{Refused, Sender, mailbox};
+use crate::ring::{Ring, RingConfig};
+use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
+use corefs_wire::control::{Call, Message};
 use corefs_wire::frame::Kind;
-use corefs_wire::{Error, Result};
-use std::future::Future;
+use corefs_wire::{Error, ErrorCode, Result};
+use futures_lite::FutureExt;
+use glommio::{Latency, Shares};
+use latch::Latch;
+use links::Links;
+use pump::{Mail, Pump};
+use serving::Served;
+use sleepers::Sleepers;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use table::Table;
+
+/// How late the pump may be run when other task queues are busy. Within this glommio preempts them.
+const LATENCY: Duration = Duration::from_micros(500);
 
 /// How a node's endpoint is set up.
 #[derive(Clone, Debug)]
@@ -52,46 +83,103 @@ pub struct Request {
 #[derive(Debug)]
 pub struct Reply {
     pub body: Vec<u8>,
+    /// The data: in the buffer (and at the offset) that `expect` named, else from the start of one of the pool.
     pub data: Option<Buffer>,
+    /// Bytes of data that came; 0 if none did, even when a buffer comes back.
+    pub data_len: usize,
 }
 
-/// Who answers requests. Implementations that wait for anything spawn a local task.
-pub trait Service {
-    fn request(&self, request: Request, responder: Responder);
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Running,
+    Stopping,
+    Stopped,
 }
 
-/// Owes one reply; dropped without, it replies `Internal`.
-pub struct Responder {}
+type TurnHook = Rc<dyn Fn(&Node)>;
+type TickHook = Rc<dyn Fn(&Node, Instant)>;
 
-#[allow(unused_variables)]
-impl Responder {
-    pub fn ok(self, body: &[u8], payload: Option<Payload>) {
-        todo!()
-    }
-
-    pub fn err(self, error: &Error) {
-        todo!()
-    }
+struct Inner {
+    tcp: RefCell<Tcp>,
+    pool: Pool,
+    /// Rung by whoever queues something for the pump.
+    bell: Bell,
+    /// Rung when the pool has a buffer again.
+    pool_bell: Bell,
+    /// Connections that wait for one.
+    waiting: RefCell<Vec<ConnId>>,
+    table: RefCell<Table>,
+    links: RefCell<Links>,
+    served: RefCell<Served>,
+    service: RefCell<Option<Rc<dyn Service>>>,
+    turn_end: RefCell<Option<TurnHook>>,
+    ticked: RefCell<Option<TickHook>>,
+    sleepers: RefCell<Sleepers>,
+    mail: Sender<Mail>,
+    state: Cell<State>,
+    stopped: Latch<()>,
+    /// When the present turn began.
+    now: Cell<Instant>,
+    idle: Duration,
 }
 
 /// The endpoint of one executor; clones are handles of the same. `!Send`.
 #[derive(Clone)]
-pub struct Node {}
+pub struct Node(Rc<Inner>);
 
-#[allow(unused_variables)]
 impl Node {
     /// Starts the endpoint's one task on the current glommio executor. It runs until [`shutdown`](Self::shutdown).
     pub fn start(config: NodeConfig) -> Result<Self> {
-        todo!()
+        let ring = Ring::new(&config.ring)?;
+        let (mail, receiver) = mailbox(config.mailbox.max(1), ring.alarm());
+        let (pool, bell) = (Pool::new(config.pool_bytes)?, Bell::new());
+        let inner = Inner {
+            tcp: RefCell::new(Tcp::new(TcpConfig::new(config.identity))),
+            pool,
+            pool_bell: Bell::echo(&bell),
+            bell,
+            waiting: RefCell::default(),
+            table: RefCell::default(),
+            links: RefCell::default(),
+            served: RefCell::default(),
+            service: RefCell::default(),
+            turn_end: RefCell::default(),
+            ticked: RefCell::default(),
+            sleepers: RefCell::default(),
+            mail,
+            state: Cell::new(State::Running),
+            stopped: Latch::new(),
+            now: Cell::new(Instant::now()),
+            idle: config.idle,
+        };
+        inner.pool.set_bell(inner.pool_bell.clone());
+        let node = Self(Rc::new(inner));
+        let executor = glommio::executor();
+        let queue = executor.create_task_queue(Shares::default(), Latency::Matters(LATENCY), "net");
+        let pump = Pump::new(node.clone(), ring, receiver);
+        let task = glommio::spawn_local_into(pump.run(), queue).map_err(|error| {
+            Error::new(ErrorCode::Internal, format!("starting the network task: {error}"))
+        })?;
+        task.detach();
+        Ok(node)
     }
 
+    /// As [`Tcp::listen`].
     pub fn listen(&self, address: &Address) -> Result<Address> {
-        todo!()
+        let address = self.0.tcp.borrow_mut().listen(address)?;
+        self.wake();
+        Ok(address)
     }
 
     /// Sets who answers; without it every request is answered `UnknownOperation`.
     pub fn serve(&self, service: Rc<dyn Service>) {
-        todo!()
+        *self.0.service.borrow_mut() = Some(service);
+    }
+
+    /// A typed [`call`](Self::call).
+    pub async fn ask<C: Call>(&self, address: &Address, call: &C, deadline: Duration) -> Result<C::Reply> {
+        let reply = self.call(address, C::OP, &call.encode(), None, deadline).await?;
+        C::Reply::decode(&reply.body).map_err(|error| error.of(C::NAME))
     }
 
     /// One call on a connection opened on demand and kept. `Unreachable`, `ConnectionLost`, `TimedOut`, or the error that
@@ -104,26 +192,63 @@ impl Node {
         payload: Option<Payload>,
         deadline: Duration,
     ) -> Result<Reply> {
-        todo!()
+        let called = async {
+            let conn = self.connection(address).await?;
+            let expected = self.expect(conn, None)?;
+            self.post(conn, Kind::Request, op, expected.request_id(), body, payload)?;
+            expected.await
+        };
+        self.within(deadline, called).await.map_err(|error| match error.code {
+            ErrorCode::TimedOut => error.of(address),
+            _ => error,
+        })
     }
 
     /// The open connection to `address`, made if there is none.
     pub async fn connection(&self, address: &Address) -> Result<ConnId> {
-        todo!()
+        if self.0.state.get() != State::Running {
+            return Err(Error::new(ErrorCode::ShuttingDown, "this node is stopping"));
+        }
+        let known = self.0.links.borrow().get(address);
+        let opening = match known {
+            Some(opening) => opening,
+            None => {
+                let conn = self.0.tcp.borrow_mut().connect(address)?;
+                self.wake();
+                self.0.links.borrow_mut().insert(address.clone(), conn, self.0.now.get())
+            }
+        };
+        opening.get().await
     }
 
     /// The other side of an open connection.
     pub fn peer(&self, conn: ConnId) -> Option<Rc<Peer>> {
-        todo!()
+        self.0.served.borrow_mut().peer(conn)
     }
 
-    /// Reserves a request number on `conn`; its reply's data go to `dest` (buffer, offset), or to a buffer of the pool.
-    /// Follow with [`post`](Self::post). `ConnectionLost`, or `Overloaded` at limits::CONNECTION_REQUESTS_MAX.
+    pub fn counters(&self, conn: ConnId) -> Option<ConnCounters> {
+        self.0.tcp.borrow().counters(conn)
+    }
+
+    /// Closes a connection once what is queued has been sent; its requests end with `ConnectionLost`.
+    pub fn close(&self, conn: ConnId) {
+        self.0.tcp.borrow_mut().close(conn);
+        self.wake();
+    }
+
+    /// Reserves a request number on `conn`; its reply's data go to `dest` (a unique buffer, an offset in it), or to a buffer
+    /// of the pool. Follow with [`post`](Self::post). `ConnectionLost`, or `Overloaded` at
+    /// limits::CONNECTION_REQUESTS_MAX. A buffer whose data were on their way when the connection ended is lost with it.
     pub fn expect(&self, conn: ConnId, dest: Option<(Buffer, usize)>) -> Result<Expected> {
-        todo!()
+        if !self.0.tcp.borrow().is_open(conn) {
+            return Err(Error::new(ErrorCode::ConnectionLost, "the connection is not open"));
+        }
+        assert!(dest.as_ref().is_none_or(|(buffer, _)| buffer.is_unique()), "a destination has one owner");
+        let request = self.0.table.borrow_mut().insert(conn, dest)?;
+        Ok(Expected { node: self.clone(), request })
     }
 
-    /// Queues a frame; everything queued in a turn leaves in one write for each connection.
+    /// Queues a frame; everything queued in a turn leaves in one write for each connection. Errors as [`Tcp::send`].
     pub fn post(
         &self,
         conn: ConnId,
@@ -133,62 +258,103 @@ impl Node {
         body: &[u8],
         payload: Option<Payload>,
     ) -> Result<()> {
-        todo!()
+        self.0.tcp.borrow_mut().send(conn, kind, op, request, 0, body, payload)?;
+        self.wake();
+        Ok(())
     }
 
-    /// Called once a turn before what is queued leaves. Keeps the turn loop awake only by what it posts.
+    /// `hook` is called once a turn before what is queued leaves; it replaces the one before.
     pub fn on_turn_end(&self, hook: Rc<dyn Fn(&Node)>) {
-        todo!()
+        *self.0.turn_end.borrow_mut() = Some(hook);
     }
 
-    /// Called about every 10 ms while replies are awaited, else at least once a second.
-    pub fn on_tick(&self, hook: Rc<dyn Fn(&Node, Instant)>) {
-        todo!()
+    /// `hook` is called about every 10 ms while replies are awaited, else about once a second; it replaces the one before.
+    pub fn on_tick(&self, hook: TickHook) {
+        *self.0.ticked.borrow_mut() = Some(hook);
+        self.wake();
     }
 
     /// Makes sure that a turn runs soon: for whoever gathers work for `on_turn_end`.
     pub fn wake(&self) {
-        todo!()
+        self.0.bell.ring();
     }
 
-    /// Resolves after about `duration` (a coarse tick of 10 ms).
+    /// When the present turn began: a clock that costs nothing.
+    pub fn now(&self) -> Instant {
+        self.0.now.get()
+    }
+
+    /// Resolves after about `duration` (a coarse tick of 10 ms), or when the node has shut down.
     pub async fn sleep(&self, duration: Duration) {
-        todo!()
+        let key = self.0.sleepers.borrow_mut().insert(Instant::now() + duration);
+        let sleeper = Sleeper { node: self, key };
+        self.wake();
+        poll_fn(|context| {
+            let stopped = sleeper.node.0.state.get() == State::Stopped;
+            let due = sleeper.node.0.sleepers.borrow_mut().poll(key, Instant::now(), context.waker());
+            if due || stopped { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await
     }
 
     /// `future`, or `TimedOut` after about `duration`.
     pub async fn within<T>(&self, duration: Duration, future: impl Future<Output = Result<T>>) -> Result<T> {
-        todo!()
+        let late = async {
+            self.sleep(duration).await;
+            Err(Error::new(ErrorCode::TimedOut, format!("not done in {duration:?}")))
+        };
+        future.or(late).await
     }
 
     pub fn pool(&self) -> Pool {
-        todo!()
+        self.0.pool.clone()
     }
 
     /// A handle for other threads.
     pub fn remote(&self) -> Remote {
-        todo!()
+        Remote(self.0.mail.clone())
     }
 
-    /// Stops accepting, answers what is in progress (for some seconds), sends, closes everything and ends the task.
+    /// Stops accepting, answers what is in progress (for 5 s at most), sends, closes everything and ends the task. Requests
+    /// that arrive meanwhile are answered `ShuttingDown`; calls of our own end with `ConnectionLost` or `ShuttingDown`.
     pub async fn shutdown(&self) {
-        todo!()
+        if self.0.state.get() == State::Running {
+            self.0.state.set(State::Stopping);
+            self.wake();
+        }
+        self.0.stopped.get().await;
+    }
+}
+
+/// Takes its entry out of the list however the wait ends.
+struct Sleeper<'a> {
+    node: &'a Node,
+    key: usize,
+}
+
+impl Drop for Sleeper<'_> {
+    fn drop(&mut self) {
+        self.node.0.sleepers.borrow_mut().remove(self.key);
     }
 }
 
 /// The reply to one request. Dropping it discards a late reply.
-pub struct Expected {}
+#[must_use = "dropped, it discards the reply"]
+pub struct Expected {
+    node: Node,
+    request: u64,
+}
 
-#[allow(unused_variables)]
 impl Expected {
+    /// The number to post the request under.
     pub fn request_id(&self) -> u64 {
-        todo!()
+        self.request
     }
 
-    /// Resolves with `TimedOut` if there is no reply after about `duration`.
-    #[must_use]
+    /// Resolves with `TimedOut` if there is no reply after about `duration` (a coarse tick of 10 ms).
     pub fn within(self, duration: Duration) -> Self {
-        todo!()
+        self.node.0.table.borrow_mut().set_deadline(self.request, self.node.now() + duration);
+        self
     }
 }
 
@@ -196,19 +362,28 @@ impl Future for Expected {
     /// The reply, or the error that the peer sent, or `ConnectionLost`, `TimedOut`.
     type Output = Result<Reply>;
 
-    fn poll(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Self::Output> {
-        todo!()
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.node.0.table.borrow_mut().poll(self.request, context.waker())
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.node.0.table.borrow_mut().forget(self.request);
     }
 }
 
 /// Hands work over to a [`Node`] from another thread.
 #[derive(Clone)]
-pub struct Remote {}
+pub struct Remote(Sender<Mail>);
 
-#[allow(unused_variables)]
 impl Remote {
-    /// Runs `work` on the node's executor. `Overloaded` when too much waits, `ShuttingDown` when the node is gone.
-    pub fn run(&self, work: Box<dyn FnOnce(Node) + Send>) -> Result<()> {
-        todo!()
+    /// Runs `work` on the node's executor. `Overloaded` when too much waits, `ShuttingDown` when the node is gone. Work that
+    /// still waits when the node stops is dropped.
+    pub fn run(&self, work: Mail) -> Result<()> {
+        self.0.try_send(work).map_err(|refused| match refused {
+            Refused::Full(_) => Error::new(ErrorCode::Overloaded, "too much waits for this executor"),
+            Refused::Closed(_) => Error::new(ErrorCode::ShuttingDown, "this executor has stopped"),
+        })
     }
 }

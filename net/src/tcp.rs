@@ -2,19 +2,45 @@
 //!
 //! One turn of the loop that owns a [`Tcp`]: `ring.turn`; [`Tcp::complete`] for each completion whose source is
 //! `Source::TCP`; [`Tcp::advance`]; the owner's own work, which [`Tcp::send`]s; [`Tcp::flush`].
+//! It may park when [`Tcp::has_work`] is false, until [`Tcp::next_tick`].
+//!
+//! Invariants
+//! - A connection has at most one receive and one send in flight, and memory that they name belongs to the connection, which
+//!   is forgotten only when both have completed, however it ended.
+//! - Whatever a peer sends can end its own connection and nothing else.
+//! - In the steady state a frame costs no task, no allocation and no lock.
+//! - [`FrameSink::closed`] comes once for each id the sink has heard of, and is the last that is said about it.
+
+mod connection;
+mod inbox;
+mod listener;
+mod outbox;
+mod slots;
+mod socket;
 
 use crate::address::Address;
 use crate::buffer::Payload;
 use crate::contract::FrameSink;
-use crate::handshake::Identity;
-use crate::ring::{Completion, Ring};
-use corefs_wire::Result;
-use corefs_wire::frame::Kind;
-use std::time::Instant;
+use crate::handshake::{Identity, Peer};
+use crate::ring::{Completion, Ring, Source, Token};
+use connection::{Connection, Operation};
+use corefs_wire::frame::{Header, Kind};
+use corefs_wire::limits::{
+    CONNECTION_SEND_MAX, CONNECTIONS_MAX, FRAME_BODY_MAX, FRAME_DATA_MAX, HANDSHAKE_SECONDS,
+};
+use corefs_wire::{Error, ErrorCode, Result};
+use listener::Listener;
+use slots::Slots;
+use std::time::{Duration, Instant};
+use zerocopy::IntoBytes;
+
+/// How often deadlines are looked at while there are any.
+const TICK: Duration = Duration::from_millis(100);
 
 /// A connection of this executor. Stale ids are harmless: whatever is asked of them fails or does nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ConnId {
+    /// Dense: owners may keep tables by it.
     pub index: u32,
     pub generation: u32,
 }
@@ -25,6 +51,15 @@ pub struct TcpConfig {
     pub identity: Identity,
     /// Most connections at once, at most `limits::CONNECTIONS_MAX`.
     pub connections_max: usize,
+    /// What a peer has for its handshake, and a closing connection for what is still queued.
+    pub patience: Duration,
+}
+
+impl TcpConfig {
+    pub fn new(identity: Identity) -> Self {
+        let patience = Duration::from_secs(HANDSHAKE_SECONDS);
+        Self { identity, connections_max: CONNECTIONS_MAX, patience }
+    }
 }
 
 /// What a connection has done so far.
@@ -42,27 +77,53 @@ pub struct ConnCounters {
 }
 
 /// The driver of one executor's sockets. Passive: acts only in `complete`, `advance` and `flush`.
-pub struct Tcp {}
+pub struct Tcp {
+    config: TcpConfig,
+    connections: Slots<Connection>,
+    listeners: Vec<Option<Listener>>,
+    /// Connections that `flush` is to look at.
+    dirty: Vec<ConnId>,
+    /// Connections that `advance` is to look at.
+    ready: Vec<ConnId>,
+    /// Some listener isn't accepting.
+    idle_listeners: bool,
+    /// Some connection has a deadline, or some listener waits to try again.
+    timed: bool,
+    now: Instant,
+    next_scan: Instant,
+}
 
-#[allow(unused_variables)]
 impl Tcp {
     pub fn new(config: TcpConfig) -> Self {
-        todo!()
-    }
-
-    /// Listens; port 0 takes a free one. Returns the address in use. `AddressInUse`, or `BadConfig` for an address that
-    /// other machines can reach when there is no secret.
-    pub fn listen(&mut self, address: &Address) -> Result<Address> {
-        todo!()
+        assert!(config.connections_max <= CONNECTIONS_MAX && CONNECTIONS_MAX < 1 << INDEX_BITS);
+        let now = Instant::now();
+        Self {
+            connections: Slots::new(config.connections_max),
+            config,
+            listeners: Vec::new(),
+            dirty: Vec::new(),
+            ready: Vec::new(),
+            idle_listeners: false,
+            timed: false,
+            now,
+            next_scan: now,
+        }
     }
 
     /// Starts a connection. [`FrameSink::opened`] or [`FrameSink::closed`] follows. `Overloaded` at the bound.
     pub fn connect(&mut self, address: &Address) -> Result<ConnId> {
-        todo!()
+        let mut connection = Connection::to(address.clone()).map_err(|error| error.of(address))?;
+        connection.deadline = Some(self.deadline());
+        let full = || Error::new(ErrorCode::Overloaded, "too many connections");
+        let id = self.connections.insert(connection).ok_or_else(full)?;
+        self.timed = true;
+        self.touch(id);
+        Ok(id)
     }
 
     /// Queues a frame; [`flush`](Self::flush) sends it. The body is copied, the payload is held until it is sent.
-    /// `ConnectionLost` if the connection isn't open; `Overloaded` if too much is queued already (nothing is queued then).
+    /// `ConnectionLost` if the connection isn't open; `Overloaded` if too much is queued already; `InvalidArgument` if a part
+    /// is longer than a frame may carry. Nothing is queued then.
     #[allow(clippy::too_many_arguments)]
     pub fn send(
         &mut self,
@@ -74,60 +135,246 @@ impl Tcp {
         body: &[u8],
         data: Option<Payload>,
     ) -> Result<()> {
-        todo!()
+        let data = data.filter(|data| !data.is_empty());
+        let data_len = data.as_ref().map_or(0, Payload::len);
+        if body.len() > FRAME_BODY_MAX || data_len > FRAME_DATA_MAX {
+            return Err(Error::new(ErrorCode::InvalidArgument, "longer than a frame may be"));
+        }
+        let lost = || Error::new(ErrorCode::ConnectionLost, "the connection is not open");
+        let open = self.connections.get_mut(conn).filter(|connection| connection.is_open());
+        let connection = open.ok_or_else(lost)?;
+        if connection.outbox.len() + body.len() + data_len > CONNECTION_SEND_MAX {
+            return Err(Error::new(ErrorCode::Overloaded, "too much is queued for this peer"));
+        }
+        let header = Header::new(kind, op, request, status, body, data_len);
+        connection.outbox.push(header.as_bytes(), body, data);
+        connection.count_frame_out();
+        self.touch(conn);
+        Ok(())
     }
 
     /// Takes a completion of `Source::TCP`.
     pub fn complete(&mut self, completion: Completion, sink: &mut impl FrameSink) {
-        todo!()
+        debug_assert_eq!(completion.token.source(), Source::TCP);
+        let (operation, id) = named(completion.token);
+        let Some(operation) = operation else { return self.accepted(id.index, completion) };
+        let deadline = self.deadline();
+        let Some(connection) = self.connections.get_mut(id) else {
+            unreachable!("a connection is forgotten only when nothing of it is in flight")
+        };
+        connection.complete(operation, completion, &self.config.identity);
+        connection.deliver(id, &self.config.identity, deadline, sink);
+        self.settle(id, sink);
     }
 
     /// Once a turn: frames of resumed connections, ends of closed ones, handshakes that took too long.
     pub fn advance(&mut self, now: Instant, sink: &mut impl FrameSink) {
-        todo!()
+        self.now = now;
+        if !self.ready.is_empty() {
+            let deadline = self.deadline();
+            for id in std::mem::take(&mut self.ready) {
+                if let Some(connection) = self.connections.get_mut(id) {
+                    connection.ready = false;
+                    connection.deliver(id, &self.config.identity, deadline, sink);
+                    self.settle(id, sink);
+                }
+            }
+        }
+        if self.timed && now >= self.next_scan {
+            self.scan(sink);
+        }
     }
 
     /// Starts receives, connects, and at most one gathered send for each connection that has something queued.
     pub fn flush(&mut self, ring: &mut Ring) {
-        todo!()
+        if self.idle_listeners {
+            self.accept(ring);
+        }
+        while let Some(id) = self.dirty.pop() {
+            if let Some(connection) = self.connections.get_mut(id) {
+                connection.dirty = false;
+                connection.start(id, ring);
+            }
+        }
     }
 
-    /// Ends a connection once what is queued has been sent (within limits::HANDSHAKE_SECONDS).
+    /// Ends a connection once what is queued has been sent, or after the patience of the configuration.
     pub fn close(&mut self, conn: ConnId) {
-        todo!()
+        let deadline = self.deadline();
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.drain(Error::new(ErrorCode::ConnectionLost, "closed by this side"), deadline);
+            self.timed = true;
+            self.touch(conn);
+            self.look_at(conn);
+        }
     }
 
-    /// Stops receiving from a connection.
+    /// Stops receiving from a connection. What is in flight already may still arrive, but is not announced; that the
+    /// peer closes isn't noticed either, but by sends that fail.
     pub fn pause(&mut self, conn: ConnId) {
-        todo!()
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.pause();
+        }
     }
 
     /// Undoes `pause`, `Flow::Pause` and `Placement::Wait`.
     pub fn resume(&mut self, conn: ConnId) {
-        todo!()
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.resume();
+            self.look_at(conn);
+        }
     }
 
     /// Whether the handshake has succeeded and the connection has not ended.
     pub fn is_open(&self, conn: ConnId) -> bool {
-        todo!()
+        self.connections.get(conn).is_some_and(Connection::is_open)
+    }
+
+    /// Who is on the other side, once that is known.
+    pub fn peer(&self, conn: ConnId) -> Option<&Peer> {
+        self.connections.get(conn)?.peer()
     }
 
     /// Bytes queued and not yet taken by the kernel.
     pub fn queued(&self, conn: ConnId) -> usize {
-        todo!()
+        self.connections.get(conn).map_or(0, |connection| connection.outbox.len())
     }
 
     pub fn counters(&self, conn: ConnId) -> Option<ConnCounters> {
-        todo!()
+        self.connections.get(conn).map(Connection::counters)
     }
 
-    /// Stops listening; connections stay.
-    pub fn stop_listening(&mut self, ring: &mut Ring) {
-        todo!()
+    /// The ids of all connections, in whatever state.
+    pub fn connections(&self) -> impl Iterator<Item = ConnId> + '_ {
+        self.connections.ids()
     }
 
-    /// Connections in any state, and listeners. When both are 0 nothing of it is in flight.
+    /// Connections in any state, and listeners. When it is 0 nothing of this is in flight.
     pub fn live(&self) -> usize {
-        todo!()
+        self.connections.len() + self.listeners.iter().flatten().count()
+    }
+
+    /// Whether `advance` or `flush` has something to do: don't park now.
+    pub fn has_work(&self) -> bool {
+        !self.dirty.is_empty() || !self.ready.is_empty() || self.idle_listeners
+    }
+
+    /// When `advance` is to be called even if nothing happens.
+    pub fn next_tick(&self) -> Option<Instant> {
+        self.timed.then_some(self.next_scan)
+    }
+
+    fn deadline(&self) -> Instant {
+        self.now + self.config.patience
+    }
+
+    /// `flush` is to look at it.
+    fn touch(&mut self, id: ConnId) {
+        if let Some(connection) = self.connections.get_mut(id)
+            && !std::mem::replace(&mut connection.dirty, true)
+        {
+            self.dirty.push(id);
+        }
+    }
+
+    /// `advance` is to look at it.
+    fn look_at(&mut self, id: ConnId) {
+        if let Some(connection) = self.connections.get_mut(id)
+            && !std::mem::replace(&mut connection.ready, true)
+        {
+            self.ready.push(id);
+        }
+    }
+
+    /// After anything happened to a connection: forgets it if it is over.
+    fn settle(&mut self, id: ConnId, sink: &mut impl FrameSink) {
+        let Some(connection) = self.connections.get(id) else { return };
+        if !connection.is_over() {
+            self.timed |= connection.deadline.is_some();
+            return self.touch(id);
+        }
+        if let Some(reason) = self.connections.remove(id).and_then(|connection| connection.farewell()) {
+            sink.closed(id, reason);
+        }
+    }
+
+    /// Looks at all deadlines.
+    fn scan(&mut self, sink: &mut impl FrameSink) {
+        self.next_scan = self.now + TICK;
+        let ids: Vec<ConnId> = self.connections.ids().collect();
+        self.timed = false;
+        self.retry_listeners();
+        for id in ids {
+            let Some(connection) = self.connections.get_mut(id) else { continue };
+            match connection.deadline {
+                Some(deadline) if deadline <= self.now => {
+                    connection.too_late();
+                    self.settle(id, sink);
+                }
+                Some(_) => self.timed = true,
+                None => (),
+            }
+        }
+    }
+}
+
+impl Drop for Tcp {
+    /// The kernel may still read and write memory of connections whose operations haven't completed. They are given up to it
+    /// rather than freed, so that no order of dropping is unsound.
+    fn drop(&mut self) {
+        for id in self.connections.ids().collect::<Vec<_>>() {
+            if let Some(mut connection) = self.connections.remove(id) {
+                connection.end(ErrorCode::ShuttingDown.into());
+                if connection.in_flight() {
+                    Box::leak(connection);
+                }
+            }
+        }
+    }
+}
+
+// A token of ours: operation (4 bits), index (20 bits), generation (32 bits).
+const INDEX_BITS: u32 = 20;
+const ACCEPT: u64 = 0;
+
+fn token(operation: Operation, id: ConnId) -> Token {
+    let number = match operation {
+        Operation::Connect => 1,
+        Operation::Receive => 2,
+        Operation::Send => 3,
+    };
+    name(number, id)
+}
+
+fn name(operation: u64, id: ConnId) -> Token {
+    let payload = operation << (32 + INDEX_BITS) | u64::from(id.index) << 32 | u64::from(id.generation);
+    Token::new(Source::TCP, payload)
+}
+
+/// What a token names; no operation for an accept, whose index is the listener's.
+fn named(token: Token) -> (Option<Operation>, ConnId) {
+    let payload = token.payload();
+    let index = (payload >> 32) as u32 & ((1 << INDEX_BITS) - 1);
+    let operation = match payload >> (32 + INDEX_BITS) {
+        1 => Some(Operation::Connect),
+        2 => Some(Operation::Receive),
+        3 => Some(Operation::Send),
+        _ => None,
+    };
+    (operation, ConnId { index, generation: payload as u32 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_name_what_they_were_made_of() {
+        let id = ConnId { index: CONNECTIONS_MAX as u32 - 1, generation: u32::MAX };
+        for operation in [Operation::Connect, Operation::Receive, Operation::Send] {
+            assert_eq!(named(token(operation, id)), (Some(operation), id));
+        }
+        let listener = ConnId { index: 7, generation: 0 };
+        assert_eq!(named(name(ACCEPT, listener)), (None, listener));
     }
 }

@@ -4,23 +4,25 @@
 //! eventfd registered with it. So the eventfd is what glommio waits for, by an ordinary read on its own ring. Signals
 //! are disabled while the executor is busy, so that they cost nothing. The order that loses no wake-up:
 //!
-//! 1. enable the eventfd;
+//! 1. enable the eventfd, say that we are asleep;
 //! 2. full fence;
-//! 3. **look again**: run deferred work and reap. Anything there: disable, go on. What arrived while signals were disabled
-//!    is found here; what arrives from here on signals;
+//! 3. **look again**: run deferred work, reap, look at the bell and the alarm. Anything there: disable, go on. What
+//!    arrived while signals were disabled is found here; what arrives from here on signals;
 //! 4. sleep until the eventfd's read or the bell; disable.
 //!
 //! Without step 3 it hangs, rarely. The pending read survives from one park to the next: a read that was never
 //! needed is not cancelled. A signal left over from an earlier park wakes once for nothing, which is harmless.
+//!
+//! Nothing that the ring has in flight may complete by somebody's write to another eventfd: see [`Alarm`].
 
-use super::{Completion, Ring};
+use super::{Alarm, Completion, Ring};
 use crate::bell::Bell;
 use corefs_wire::{Error, ErrorCode, Result};
 use futures_lite::FutureExt;
 use glommio::io::BufferedFile;
 use io_uring::IoUring;
 use std::future::Future;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, IntoRawFd};
 use std::pin::Pin;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
@@ -28,7 +30,7 @@ use std::time::{Duration, Instant};
 type PendingRead = Pin<Box<dyn Future<Output = (BufferedFile, bool)>>>;
 
 pub struct Parking {
-    signal: OwnedFd,
+    pub alarm: Alarm,
     /// glommio's read of the signal, kept across parks.
     pending: Option<PendingRead>,
     pub busy_poll: Duration,
@@ -36,19 +38,19 @@ pub struct Parking {
 
 impl Parking {
     pub fn new(ring: &IoUring, busy_poll: Duration) -> Result<Self> {
-        let signal = eventfd()?;
+        let alarm = Alarm::new()?;
         ring.submitter()
-            .register_eventfd(signal.as_raw_fd())
+            .register_eventfd(alarm.fd())
             .map_err(|error| Error::new(ErrorCode::Os, format!("registering an eventfd: {error}")))?;
         // SAFETY: nobody else uses the completion queue of a ring that is just being set up.
         unsafe { ring.completion_shared() }.disable_eventfd();
-        Ok(Self { signal, pending: None, busy_poll })
+        Ok(Self { alarm, pending: None, busy_poll })
     }
 
     /// Resolves when the signal has been raised since the last time; `false` if it can't be read.
     async fn signalled(&mut self) -> bool {
         if self.pending.is_none() {
-            match self.signal.try_clone() {
+            match self.alarm.try_clone_fd() {
                 // glommio closes what it reads, so it gets a descriptor of its own.
                 // SAFETY: the descriptor is fresh and owned by nobody else.
                 Ok(copy) => {
@@ -72,16 +74,6 @@ fn read(file: BufferedFile) -> PendingRead {
     })
 }
 
-pub fn eventfd() -> Result<OwnedFd> {
-    // SAFETY: a plain system call; the descriptor it returns is ours.
-    unsafe {
-        match libc::eventfd(0, libc::EFD_CLOEXEC) {
-            -1 => Err(std::io::Error::last_os_error().into()),
-            fd => Ok(OwnedFd::from_raw_fd(fd)),
-        }
-    }
-}
-
 /// Lets every other ready task of the executor run once, whichever queue it is in. A driver that only yields within its own
 /// task queue starves the others until glommio's preemption timer.
 pub async fn breathe() {
@@ -89,13 +81,13 @@ pub async fn breathe() {
 }
 
 impl Ring {
-    /// Returns when something has completed (appended to `out`) or `bell` has been rung; may return for nothing.
-    /// Polls for a while, letting other tasks run, then sleeps. Needs a glommio executor.
+    /// Returns when something has completed (appended to `out`), `bell` has been rung or the alarm raised; may return for
+    /// nothing. Polls for a while, letting other tasks run, then sleeps. Needs a glommio executor.
     pub async fn park(&mut self, bell: &Bell, out: &mut Vec<Completion>) -> Result<()> {
         let started = Instant::now();
         loop {
             self.turn(out)?;
-            if !out.is_empty() || bell.is_rung() {
+            if !out.is_empty() || self.is_called(bell) {
                 return Ok(());
             }
             if started.elapsed() >= self.parking.busy_poll {
@@ -103,17 +95,23 @@ impl Ring {
             }
             breathe().await;
         }
+        self.parking.alarm.lie_down();
         self.ring.completion().enable_eventfd();
         let result = self.sleep(bell, out).await;
+        self.parking.alarm.get_up();
         self.ring.completion().disable_eventfd();
         result
+    }
+
+    fn is_called(&self, bell: &Bell) -> bool {
+        bell.is_rung() || self.parking.alarm.is_raised()
     }
 
     async fn sleep(&mut self, bell: &Bell, out: &mut Vec<Completion>) -> Result<()> {
         fence(Ordering::SeqCst);
         self.enter(0)?;
         self.turn(out)?;
-        if !out.is_empty() || bell.is_rung() {
+        if !out.is_empty() || self.is_called(bell) {
             return Ok(());
         }
         self.counters.parks += 1;

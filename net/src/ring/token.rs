@@ -8,8 +8,7 @@ impl Source {
     /// The ring itself; never seen outside.
     pub const RING: Self = Self(0);
     pub const TCP: Self = Self(1);
-    pub const MAILBOX: Self = Self(2);
-    pub const TIMER: Self = Self(3);
+    pub const TIMER: Self = Self(2);
     pub const DISK: Self = Self(16);
 }
 

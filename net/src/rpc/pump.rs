@@ -1,0 +1,269 @@
+//! The one task of a node: its turn loop.
+//!
+//! A turn: completions become frames, replies wake their requesters, requests go to the service; everybody who was woken
+//! runs; the hooks of the turn's end run; everything queued leaves. So what a turn causes leaves together.
+
+use super::serving::Arrived;
+use super::table::Place;
+use super::{Inner, Node, State};
+use crate::buffer::Buffer;
+use crate::contract::{Flow, FrameSink, Placement};
+use crate::handshake::Peer;
+use crate::mailbox::Receiver;
+use crate::ring::{Completion, Ring, Source, Token, breathe};
+use crate::tcp::ConnId;
+use corefs_wire::frame::{Header, Kind};
+use corefs_wire::{Error, ErrorCode, Result};
+use std::time::{Duration, Instant};
+
+/// Deadlines and hooks of whoever awaits something are looked at this often.
+const FINE: Duration = Duration::from_millis(10);
+/// And this often when nobody does.
+const COARSE: Duration = Duration::from_secs(1);
+/// What requests in progress have to be answered when the node shuts down.
+const GRACE: Duration = Duration::from_secs(5);
+/// Closures from other threads that run in one turn.
+const MAIL_MAX: usize = 256;
+
+pub type Mail = Box<dyn FnOnce(Node) + Send>;
+
+pub struct Pump {
+    node: Node,
+    ring: Ring,
+    mail: Receiver<Mail>,
+    completions: Vec<Completion>,
+    arrived: Vec<Arrived>,
+    /// The next tick, and the timeouts in flight that will bring it about.
+    next_tick: Instant,
+    fine_armed: bool,
+    coarse_armed: bool,
+    stopping_since: Option<Instant>,
+}
+
+/// Takes the frames of a turn.
+struct Inlet<'a> {
+    inner: &'a Inner,
+    arrived: &'a mut Vec<Arrived>,
+}
+
+impl FrameSink for Inlet<'_> {
+    fn place(&mut self, conn: ConnId, header: &Header, _body: &[u8]) -> Placement {
+        if header.kind() == Kind::Reply {
+            match self.inner.table.borrow_mut().place(conn, header.request(), header.data_len()) {
+                Place::Given(buffer, offset) => return Placement::Into { buffer, offset },
+                Place::Nowhere => return Placement::Discard,
+                Place::Any => (),
+            }
+        }
+        match self.inner.pool.get(header.data_len()) {
+            Some(buffer) => Placement::Into { buffer, offset: 0 },
+            None => {
+                self.inner.waiting.borrow_mut().push(conn);
+                Placement::Wait
+            }
+        }
+    }
+
+    fn frame(&mut self, conn: ConnId, header: &Header, body: &[u8], data: Option<Buffer>) -> Flow {
+        if header.kind() == Kind::Reply {
+            // A reply that nobody awaits any more is dropped here.
+            self.inner.table.borrow_mut().complete(conn, header, body, data);
+            return Flow::Continue;
+        }
+        self.arrived.push(Arrived {
+            conn,
+            op: header.op(),
+            number: header.request(),
+            body: body.to_vec(),
+            data,
+        });
+        if self.inner.served.borrow_mut().add(conn) { Flow::Continue } else { Flow::Pause }
+    }
+
+    fn opened(&mut self, conn: ConnId, peer: &Peer) {
+        self.inner.served.borrow_mut().opened(conn, peer);
+        self.inner.links.borrow_mut().opened(conn);
+    }
+
+    fn closed(&mut self, conn: ConnId, error: Error) {
+        let lost = Error { code: ErrorCode::ConnectionLost, ..error.clone() };
+        self.inner.table.borrow_mut().fail(Some(conn), &lost);
+        self.inner.links.borrow_mut().closed(conn, &error);
+        self.inner.served.borrow_mut().closed(conn);
+    }
+}
+
+impl Pump {
+    pub fn new(node: Node, ring: Ring, mail: Receiver<Mail>) -> Self {
+        Self {
+            node,
+            ring,
+            mail,
+            completions: Vec::new(),
+            arrived: Vec::new(),
+            next_tick: Instant::now(),
+            fine_armed: false,
+            coarse_armed: false,
+            stopping_since: None,
+        }
+    }
+
+    /// Until the node has shut down.
+    pub async fn run(mut self) {
+        let outcome = self.turns().await;
+        let error = match outcome {
+            Ok(()) => Error::new(ErrorCode::ShuttingDown, "this node has shut down"),
+            Err(error) => {
+                tracing::error!(%error, "the ring has failed; this node can't go on");
+                error
+            }
+        };
+        self.ring.drain();
+        let inner = &self.node.0;
+        inner.state.set(State::Stopped);
+        inner.table.borrow_mut().fail(None, &error);
+        inner.sleepers.borrow_mut().wake_all(Instant::now());
+        inner.stopped.set(());
+    }
+
+    async fn turns(&mut self) -> Result<()> {
+        let bell = self.node.0.bell.clone();
+        loop {
+            let busy = !self.completions.is_empty() || bell.is_rung();
+            self.take();
+            if busy {
+                breathe().await;
+            }
+            bell.take();
+            self.finish();
+            if self.node.0.state.get() != State::Running && self.has_stopped() {
+                return Ok(());
+            }
+            self.ring.turn(&mut self.completions)?;
+            let idle = self.completions.is_empty() && !bell.is_rung() && self.mail.is_empty();
+            if idle && !self.node.0.tcp.borrow().has_work() {
+                self.ring.park(&bell, &mut self.completions).await?;
+            } else if !busy {
+                breathe().await;
+            }
+        }
+    }
+
+    /// What has happened.
+    fn take(&mut self) {
+        let now = Instant::now();
+        let inner = &self.node.0;
+        inner.now.set(now);
+        {
+            let mut tcp = inner.tcp.borrow_mut();
+            let mut inlet = Inlet { inner, arrived: &mut self.arrived };
+            for completion in self.completions.drain(..) {
+                match completion.token.source() {
+                    Source::TCP => tcp.complete(completion, &mut inlet),
+                    _ if completion.token == FINE_TICK => self.fine_armed = false,
+                    _ => self.coarse_armed = false,
+                }
+            }
+            tcp.advance(now, &mut inlet);
+        }
+        for arrived in self.arrived.drain(..) {
+            self.node.dispatch(arrived);
+        }
+        self.ring.heard_alarm();
+        for _ in 0..MAIL_MAX {
+            let Some(work) = self.mail.pop() else { break };
+            work(self.node.clone());
+        }
+        if now >= self.next_tick {
+            self.tick(now);
+        }
+    }
+
+    /// What follows from it.
+    fn finish(&mut self) {
+        let inner = &self.node.0;
+        let hook = inner.turn_end.borrow().clone();
+        if let Some(hook) = hook {
+            hook(&self.node);
+        }
+        self.retry_waiting();
+        self.arm_timers();
+        self.node.0.tcp.borrow_mut().flush(&mut self.ring);
+    }
+
+    /// Connections that had no buffer ask again once there are some.
+    fn retry_waiting(&mut self) {
+        let inner = &self.node.0;
+        if inner.waiting.borrow().is_empty() || !inner.pool_bell.take() {
+            return;
+        }
+        let waiting = std::mem::take(&mut *inner.waiting.borrow_mut());
+        let mut tcp = inner.tcp.borrow_mut();
+        waiting.into_iter().for_each(|conn| tcp.resume(conn));
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.next_tick = now + FINE;
+        let inner = &self.node.0;
+        inner.table.borrow_mut().expire(now);
+        inner.sleepers.borrow_mut().wake(now);
+        let idle = {
+            let (tcp, mut table) = (inner.tcp.borrow(), inner.table.borrow_mut());
+            let frames = |conn| {
+                let quiet = table.in_flight(conn) == 0;
+                tcp.counters(conn).filter(|_| quiet).map(|counters| counters.frames_out)
+            };
+            inner.links.borrow_mut().take_idle(now, inner.idle, frames)
+        };
+        idle.into_iter().for_each(|conn| inner.tcp.borrow_mut().close(conn));
+        let hook = inner.ticked.borrow().clone();
+        if let Some(hook) = hook {
+            hook(&self.node, now);
+        }
+    }
+
+    fn arm_timers(&mut self) {
+        let inner = &self.node.0;
+        let hooked = inner.ticked.borrow().is_some();
+        let (awaited, timed) = {
+            let table = inner.table.borrow();
+            (!table.is_empty(), table.is_timed())
+        };
+        let fine = timed
+            || (hooked && awaited)
+            || !inner.sleepers.borrow().is_empty()
+            || inner.tcp.borrow().next_tick().is_some()
+            || !inner.waiting.borrow().is_empty()
+            || inner.state.get() != State::Running;
+        if fine && !self.fine_armed {
+            self.fine_armed = true;
+            self.ring.timeout(FINE, FINE_TICK);
+        }
+        if !self.coarse_armed && (hooked || !inner.links.borrow().is_empty()) {
+            self.coarse_armed = true;
+            self.ring.timeout(COARSE, COARSE_TICK);
+        }
+    }
+
+    /// Goes on with shutting down: no new connections; what is in progress is answered; everything is closed.
+    fn has_stopped(&mut self) -> bool {
+        let inner = &self.node.0;
+        let mut tcp = inner.tcp.borrow_mut();
+        let since = *self.stopping_since.get_or_insert_with(|| {
+            tcp.stop_listening(&mut self.ring);
+            Instant::now()
+        });
+        let unanswered = inner.served.borrow().unanswered();
+        if unanswered > 0 && since.elapsed() < GRACE {
+            return false;
+        }
+        for conn in tcp.connections().collect::<Vec<_>>() {
+            tcp.close(conn);
+        }
+        tcp.flush(&mut self.ring);
+        tcp.live() == 0
+    }
+}
+
+const FINE_TICK: Token = Token::new(Source::TIMER, 1);
+const COARSE_TICK: Token = Token::new(Source::TIMER, 2);
