@@ -5,11 +5,16 @@ use super::state::{Node, State};
 use corefs_wire::routing::{self, RoutingInfo};
 use corefs_wire::{NodeId, ShardIndex};
 
+/// How much of a routing version counts within a reign: a million changes a second for twelve days.
+const CHANGE_BITS: u32 = 40;
+/// The last reign that has versions: sixteen million changes of primary.
+pub const EPOCH_MAX: u64 = (1 << (64 - CHANGE_BITS)) - 1;
+
 /// Routing versions: the reign's epoch above, a count of changes within the reign below. So they rise over restarts
 /// and changes of primary without a transaction for each change of liveness.
-pub fn version(epoch: u64, change: u32) -> u64 {
-    assert!(epoch <= u64::from(u32::MAX), "four thousand million reigns");
-    (epoch << 32) | u64::from(change)
+pub fn version(epoch: u64, change: u64) -> u64 {
+    assert!(epoch <= EPOCH_MAX && change >> CHANGE_BITS == 0, "routing versions are used up");
+    (epoch << CHANGE_BITS) | change
 }
 
 /// Builds the whole of routing.
@@ -79,7 +84,7 @@ mod tests {
 
     #[test]
     fn versions_rise_with_reigns_and_changes() {
-        let versions = [version(1, 0), version(1, 1), version(1, u32::MAX), version(2, 0)];
+        let versions = [version(1, 0), version(1, 1), version(1, (1 << 40) - 1), version(2, 0)];
         assert!(versions.is_sorted_by(|a, b| a < b));
     }
 

@@ -1,0 +1,198 @@
+//! How a manager comes to lead, goes on leading, and stops: the transactions around [`lease`](crate::cluster::lease).
+
+use crate::clock::Clock;
+use crate::cluster::lease::{Holder, Reign, Stored, Verdict};
+use crate::cluster::liveness::Liveness;
+use crate::cluster::state::State;
+use crate::primary::{Leading, Primary, count};
+use crate::rows::{self, Numbers};
+use corefs_kv::retry::{self, Budget};
+use corefs_kv::{Isolation, KvEngine, Transaction};
+use corefs_wire::{ClientId, Error, ErrorCode, Result};
+use std::time::Duration;
+
+/// The pause after a store that failed (milliseconds).
+const PAUSE_MS: u64 = 50;
+
+impl<E: KvEngine, C: Clock> Primary<E, C> {
+    /// One step of the election: a candidate looks whether it may take over, a primary renews. Returns after how many
+    /// milliseconds the next step is due.
+    pub async fn step(&self) -> u64 {
+        let leads = self.seat.borrow().leading.is_some();
+        let outcome = if leads { self.renew().await } else { self.campaign().await };
+        outcome.unwrap_or_else(|error| {
+            tracing::warn!("election: {error}");
+            PAUSE_MS
+        })
+    }
+
+    /// Whether this manager leads right now.
+    pub fn leads(&self) -> bool {
+        self.leading(|_, _| ()).is_ok()
+    }
+
+    async fn campaign(&self) -> Result<u64> {
+        let keys = [rows::holder_key(), rows::beat_key()];
+        let found = self.engine.begin().get_many(&keys, Isolation::Snapshot).await?;
+        let stored = read_lease(&found)?;
+        let verdict = self.seat.borrow_mut().candidate.observe(stored.clone(), self.clock.now_ms());
+        match verdict {
+            Verdict::Wait { ms } => Ok(ms),
+            Verdict::Take { epoch } => {
+                self.take(epoch, stored).await?;
+                Ok(self.settings.lease_ms / 4)
+            }
+        }
+    }
+
+    /// Becomes the primary if the lease is still as it was `seen`, and loads everything.
+    async fn take(&self, epoch: u64, seen: Stored) -> Result<()> {
+        let sent_ms = self.clock.now_ms();
+        let beat = seen.as_ref().map_or(0, |(_, beat)| *beat) + 1;
+        let (process, address) = (self.settings.process, self.settings.address.clone());
+        let holder = Holder { epoch, process, address, released: false };
+        let keys = [rows::holder_key(), rows::beat_key()];
+        let loaded = retry::run_repeatable(&self.engine, async |txn: &mut E::Txn| {
+            let found = read_lease(&txn.get_many(&keys, Isolation::Serializable).await?)?;
+            let mine = found.as_ref().is_some_and(|(found, _)| *found == holder);
+            // If it is ours already, an earlier attempt happened although the store couldn't say so.
+            if !mine && found != seen {
+                return Err(Error::new(ErrorCode::NotPrimary, "another manager was faster"));
+            }
+            txn.set(&keys[0], &rows::write_holder(&holder));
+            txn.set(&keys[1], &rows::write_beat(beat));
+            let Some((mut state, numbers, clients)) = rows::load(txn).await? else {
+                return Err(Error::new(
+                    ErrorCode::Corrupt,
+                    "the key-value store has lost the cluster's root row",
+                ));
+            };
+            let formation = self.settings.wanted.resolve(Some(state.formation), state.formed())?;
+            if formation != state.formation {
+                state.formation = formation;
+                txn.set(&rows::root_key(), &rows::write_root(state.cluster, formation));
+            }
+            Ok((state, numbers, clients))
+        })
+        .await?;
+        self.reign(Reign::new(epoch, self.settings.lease_ms, sent_ms), beat, loaded);
+        Ok(())
+    }
+
+    fn reign(&self, reign: Reign, beat: u64, (state, numbers, clients): (State, Numbers, Vec<ClientId>)) {
+        let now_ms = self.clock.now_ms();
+        let mut liveness = Liveness::new(self.settings.terms);
+        state.nodes.keys().for_each(|node| liveness.assume_node(*node, now_ms));
+        state.metas.keys().for_each(|address| liveness.assume_meta(address, now_ms));
+        clients.iter().for_each(|client| liveness.hear_client(*client, now_ms));
+        tracing::info!(
+            "leads cluster {} (reign {}): {} nodes, {} chains",
+            state.cluster,
+            reign.epoch,
+            state.nodes.len(),
+            state.chains.len()
+        );
+        count(&self.counts.reigns);
+        let leading = Leading::new(reign, beat, state, numbers, liveness);
+        self.seat.borrow_mut().leading = Some(leading);
+        self.news.happened();
+    }
+
+    async fn renew(&self) -> Result<u64> {
+        let sent_ms = self.clock.now_ms();
+        let next = self.seat.borrow_mut().leading.as_mut().map(|leading| {
+            // A number of its own for each attempt, also for those whose outcome is unknown: a candidate that sees the
+            // same beat twice goes on waiting us out.
+            leading.beat += 1;
+            (leading.reign.epoch, leading.beat)
+        });
+        let Some((epoch, beat)) = next else { return Ok(0) };
+        // One attempt: a lease counts from before it was sent, so a late success is worth little.
+        let once = Budget { attempts: 1, time: Duration::ZERO };
+        let outcome = retry::run_within(&self.engine, once, async |txn: &mut E::Txn| {
+            let holder = txn.get(&rows::holder_key(), Isolation::Serializable).await?;
+            self.check_holder(holder.as_deref(), epoch)?;
+            txn.set(&rows::beat_key(), &rows::write_beat(beat));
+            Ok(())
+        })
+        .await;
+        match outcome {
+            Ok(_) => {
+                if let Some(leading) = &mut self.seat.borrow_mut().leading {
+                    leading.reign.renewed(sent_ms);
+                }
+                Ok(self.settings.lease_ms / 4)
+            }
+            Err(error) if error.code == ErrorCode::NotPrimary => {
+                self.step_down(&error);
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A clean stop: the next manager needs no wait. Leads no more, whatever the store says.
+    pub async fn release(&self) -> Result<()> {
+        let epoch = self.seat.borrow().leading.as_ref().map(|leading| leading.reign.epoch);
+        let Some(epoch) = epoch else { return Ok(()) };
+        self.step_down(&Error::new(ErrorCode::ShuttingDown, "this manager stops"));
+        retry::run_repeatable(&self.engine, async |txn: &mut E::Txn| {
+            let found = txn.get(&rows::holder_key(), Isolation::Serializable).await?;
+            let holder = self.check_holder(found.as_deref(), epoch)?;
+            txn.set(&rows::holder_key(), &rows::write_holder(&Holder { released: true, ..holder }));
+            Ok(())
+        })
+        .await
+    }
+
+    /// What has to be done now and then while leading: declares the silent dead, ends clients whose lease ran out,
+    /// forgets metadata servers, forms the cluster if that has become possible.
+    pub async fn upkeep(&self) -> Result<()> {
+        let (died, clients, metas, unformed) = self.leading(|leading, now_ms| {
+            let before = alive_nodes(leading);
+            if leading.liveness.expire(now_ms) {
+                leading.touch();
+            }
+            let clients = leading.liveness.expired_clients(now_ms);
+            let metas = leading.liveness.forgettable_metas(now_ms);
+            (before - alive_nodes(leading), clients, metas, !leading.state.formed())
+        })?;
+        self.counts.nodes_died.set(self.counts.nodes_died.get() + died as u64);
+        if clients.is_empty() && metas.is_empty() && !unformed {
+            return Ok(());
+        }
+        let plan = |draft: &mut crate::primary::Draft<'_>| {
+            for client in &clients {
+                draft.end_client(*client);
+            }
+            for address in &metas {
+                draft.state_mut().metas.remove(address);
+            }
+            draft.form(|_, _| None)
+        };
+        let finish = |leading: &mut Leading, _: u64, _: &_| {
+            for client in &clients {
+                leading.liveness.forget_client(*client);
+                leading.ending.remove(client);
+            }
+            metas.iter().for_each(|address| leading.liveness.forget_meta(address));
+        };
+        let formed = self.change(plan, finish).await?;
+        self.counts.clients_expired.set(self.counts.clients_expired.get() + clients.len() as u64);
+        if let Some(imbalance) = formed {
+            tracing::info!("formed the cluster: {imbalance}");
+        }
+        Ok(())
+    }
+}
+
+fn alive_nodes(leading: &Leading) -> usize {
+    leading.state.nodes.keys().filter(|node| leading.liveness.node_alive(**node)).count()
+}
+
+fn read_lease(rows: &[Option<Vec<u8>>]) -> Result<Stored> {
+    let [holder, beat] = rows else { return Err(ErrorCode::Internal.into()) };
+    let Some(holder) = holder else { return Ok(None) };
+    let beat = beat.as_deref().map(rows::read_beat).transpose()?.unwrap_or(0);
+    Ok(Some((rows::read_holder(holder)?, beat)))
+}

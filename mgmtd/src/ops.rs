@@ -1,0 +1,57 @@
+//! What other processes ask of the manager, one file an operation. All are async over the store and the clock passed
+//! in, with no runtime's types; the bounds of what a request may hold are checked here, before anything is done.
+//!
+//! All answer `NotPrimary` on a manager that doesn't lead; its message names the one that does, if one is known.
+
+mod check_clients;
+mod end_client;
+mod get_routing;
+mod get_status;
+mod node_heartbeat;
+mod register_meta;
+mod register_node;
+mod renew_client;
+
+pub use check_clients::check_clients;
+pub use end_client::end_client;
+pub use get_routing::{WAIT_MS_MAX, WAITERS_MAX, get_routing};
+pub use get_status::get_status;
+pub use node_heartbeat::node_heartbeat;
+pub use register_meta::{METAS_MAX, register_meta};
+pub use register_node::register_node;
+pub use renew_client::{CLIENTS_MAX, renew_client};
+
+use corefs_net::Address;
+use corefs_wire::{Error, ErrorCode, Result};
+
+/// Longest domain or client name (bytes).
+const NAME_MAX: usize = 255;
+/// Longest address (bytes): `unix:` and a path of a socket.
+const ADDRESS_MAX: usize = 128;
+
+fn invalid(text: impl Into<String>) -> Error {
+    Error::new(ErrorCode::InvalidArgument, text)
+}
+
+/// An address that peers could reach.
+fn check_address(what: &str, address: &str) -> Result<()> {
+    if address.len() > ADDRESS_MAX {
+        return Err(invalid(format!("{what}: an address of {} bytes", address.len())));
+    }
+    let parsed: Address =
+        address.parse().map_err(|error: Error| invalid(format!("{what}: {}", error.message)))?;
+    match parsed {
+        Address::Tcp(socket) if socket.port() == 0 || socket.ip().is_unspecified() => {
+            Err(invalid(format!("{what}: nobody can connect to {address}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_name(what: &str, name: &str) -> Result<()> {
+    let printable = !name.chars().any(char::is_control);
+    if name.len() <= NAME_MAX && printable {
+        return Ok(());
+    }
+    Err(invalid(format!("{what}: at most {NAME_MAX} bytes without control characters")))
+}

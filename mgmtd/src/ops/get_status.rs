@@ -1,0 +1,67 @@
+//! The whole cluster as a person wants to see it, and what is wrong.
+
+use crate::clock::Clock;
+use crate::cluster::liveness::SliceHealth;
+use crate::cluster::problems::problems;
+use crate::cluster::state::Node;
+use crate::primary::{Leading, Primary};
+use corefs_kv::KvEngine;
+use corefs_wire::control::mgmtd::{GetStatusT, MetaStatusT, NodeStatusT, SliceInfoT, StatusT};
+use corefs_wire::{NodeId, Result};
+
+pub async fn get_status<E: KvEngine, C: Clock>(
+    primary: &Primary<E, C>,
+    _request: GetStatusT,
+) -> Result<StatusT> {
+    primary.leading(|leading, now_ms| {
+        let mut status = StatusT::default();
+        let formation = leading.state.formation;
+        status.cluster = leading.state.cluster.0.to_vec();
+        status.primary = primary.settings().address.clone();
+        status.kv = primary.settings().kv.clone();
+        status.replicas = formation.replicas;
+        status.expected_nodes = formation.nodes;
+        status.targets_per_node = formation.targets_per_node;
+        status.chunk_size = formation.chunk_size;
+        status.clients = leading.liveness.clients() as u32;
+        status.nodes =
+            leading.state.nodes.iter().map(|(id, node)| node_status(leading, *id, node, now_ms)).collect();
+        status.metas =
+            leading.state.metas.keys().map(|address| meta_status(leading, address, now_ms)).collect();
+        status.problems = problems(&leading.state, &leading.liveness, now_ms);
+        *status.routing = (*leading.routing()).clone();
+        status
+    })
+}
+
+fn node_status(leading: &Leading, id: NodeId, node: &Node, now_ms: u64) -> NodeStatusT {
+    let mut out = NodeStatusT::default();
+    out.node = id.0;
+    out.incarnation = node.incarnation;
+    out.alive = leading.liveness.node_alive(id);
+    out.seen_ms_ago = leading.liveness.node(id).map_or(0, |heard| now_ms.saturating_sub(heard.at_ms));
+    out.domain = node.domain.clone();
+    out.control = node.control.clone();
+    out.shards = node.shards.clone();
+    let reported = leading.liveness.slices(id);
+    for (index, slice) in node.slices.iter().enumerate() {
+        // A primary that has just taken over knows only what is stored.
+        let stored = SliceHealth { capacity: slice.capacity, ..SliceHealth::default() };
+        let health = reported.get(index).copied().unwrap_or(stored);
+        let mut info = SliceInfoT::default();
+        info.index = index as u16;
+        info.shard = slice.shard;
+        info.store = slice.store.0.to_vec();
+        (info.capacity, info.used, info.dead) = (health.capacity, health.used, health.dead);
+        out.slices.push(info);
+    }
+    out
+}
+
+fn meta_status(leading: &Leading, address: &str, now_ms: u64) -> MetaStatusT {
+    let mut out = MetaStatusT::default();
+    out.address = address.to_owned();
+    out.alive = leading.liveness.meta_alive(address);
+    out.seen_ms_ago = leading.liveness.meta(address).map_or(0, |heard| now_ms.saturating_sub(heard.at_ms));
+    out
+}

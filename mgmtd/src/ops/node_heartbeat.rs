@@ -1,0 +1,51 @@
+//! A storage node renews its lease and says how its slices are. Costs no transaction.
+
+use super::invalid;
+use crate::clock::Clock;
+use crate::cluster::liveness::SliceHealth;
+use crate::primary::{Primary, count};
+use corefs_kv::KvEngine;
+use corefs_wire::control::mgmtd::{NodeHeartbeatReplyT, NodeHeartbeatT};
+use corefs_wire::{Error, ErrorCode, NodeId, Result};
+
+/// Errors: `NodeConflict` for a node that is unknown or whose number another process has by now: it must stop serving
+/// and register; `InvalidArgument` for slices that it doesn't have.
+pub async fn node_heartbeat<E: KvEngine, C: Clock>(
+    primary: &Primary<E, C>,
+    request: NodeHeartbeatT,
+) -> Result<NodeHeartbeatReplyT> {
+    let id = NodeId(request.node);
+    let reply = primary.leading(|leading, now_ms| {
+        let conflict = |text: String| Err(Error::new(ErrorCode::NodeConflict, text));
+        let Some(node) = leading.state.nodes.get(&id) else {
+            return conflict(format!("this cluster has no {id}; register first"));
+        };
+        if node.incarnation != request.incarnation {
+            return conflict(format!("{id} is another process now, at {}", node.control));
+        }
+        if request.slices.len() != node.slices.len() {
+            let (has, said) = (node.slices.len(), request.slices.len());
+            return Err(invalid(format!("{id} has {has} slices and reports {said}")));
+        }
+        for (position, (known, said)) in node.slices.iter().zip(&request.slices).enumerate() {
+            if usize::from(said.index) != position || said.store != known.store.0 {
+                return Err(invalid(format!("slice {position} of {id} is store {}", known.store)));
+            }
+        }
+        let health = |slice: &corefs_wire::control::mgmtd::SliceInfoT| SliceHealth {
+            capacity: slice.capacity,
+            used: slice.used,
+            dead: slice.dead,
+        };
+        if leading.liveness.hear_node(id, request.slices.iter().map(health).collect(), now_ms) {
+            leading.touch();
+        }
+        let mut reply = NodeHeartbeatReplyT::default();
+        reply.lease_ms = leading.liveness.terms().lease_ms as u32;
+        reply.routing = leading.routing_beyond(request.routing_version);
+        Ok(reply)
+    })??;
+    count(&primary.counts.heartbeats);
+    primary.heard.happened();
+    Ok(reply)
+}

@@ -1,0 +1,185 @@
+//! Elections, restarts and take-overs: who may write, who answers, and that nothing that was decided is forgotten.
+
+mod support;
+
+use corefs_kv::{Mem, Transaction};
+use corefs_mgmtd::cluster::formation::Wanted;
+use corefs_mgmtd::{Clock, ops};
+use corefs_wire::ErrorCode;
+use corefs_wire::routing::RoutingInfo;
+use futures_lite::future;
+use support::*;
+
+/// What a restart may change of routing: its version.
+fn same_but_version(mut a: RoutingInfo, b: RoutingInfo) {
+    assert!(a.version < b.version, "{} then {}", a.version, b.version);
+    a.version = b.version;
+    assert_eq!(a, b);
+}
+
+#[test]
+fn a_killed_manager_is_back_within_two_seconds_with_the_same_routing() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let manager = lead(&engine, &clock, 1, wanted(3, 3, 8)).await;
+        register_all(&manager, 3, 1, 4).await;
+        let mut meta = corefs_wire::control::mgmtd::RegisterMetaT::default();
+        (meta.address, meta.incarnation) = ("127.0.0.1:9".into(), 4);
+        ops::register_meta(&manager, meta).await.unwrap();
+        let before = routing(&manager).await.unwrap();
+        drop(manager);
+        clock.advance(30);
+        let killed_ms = clock.now_ms();
+        let manager = lead(&engine, &clock, 2, Wanted::default()).await;
+        let took = clock.now_ms() - killed_ms;
+        assert!((1000..2000).contains(&took), "{took} ms");
+        let after = routing(&manager).await.unwrap();
+        same_but_version(before, after.clone());
+        assert_eq!(after.metas, ["127.0.0.1:9"]);
+        // Everybody has a full lease to speak; those who don't are dead.
+        ops::node_heartbeat(&manager, heartbeat(2, 2, 1, 4)).await.unwrap();
+        clock.advance(900);
+        manager.step().await;
+        clock.advance(301);
+        ops::node_heartbeat(&manager, heartbeat(2, 2, 1, 4)).await.unwrap();
+        manager.step().await;
+        manager.upkeep().await.unwrap();
+        let later = routing(&manager).await.unwrap();
+        assert!(later.version > after.version);
+        let dead: Vec<u32> = later.nodes.values().filter(|node| !node.alive).map(|node| node.id.0).collect();
+        assert_eq!(dead, [1, 3]);
+        assert_eq!(later.chains, after.chains, "a dead node stays a member");
+    });
+}
+
+#[test]
+fn a_clean_stop_hands_over_at_once() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let first = lead(&engine, &clock, 1, wanted(1, 1, 4)).await;
+        first.release().await.unwrap();
+        assert!(!first.leads());
+        let second = lead(&engine, &clock, 2, Wanted::default()).await;
+        assert_eq!(clock.now_ms(), 0);
+        let error = {
+            first.step().await;
+            routing(&first).await.unwrap_err()
+        };
+        assert_eq!(error.code, ErrorCode::NotPrimary);
+        assert!(error.message.contains(&second.settings().address), "{error}");
+    });
+}
+
+#[test]
+fn a_candidate_waits_while_the_primary_renews_and_names_it() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let primary = lead(&engine, &clock, 1, wanted(1, 1, 4)).await;
+        let candidate = open(&engine, &clock, 2, Wanted::default()).await.unwrap();
+        let renews = async {
+            for _ in 0..40 {
+                let pause = primary.step().await;
+                clock.sleep(pause).await;
+            }
+        };
+        let waits = async {
+            loop {
+                let pause = candidate.step().await;
+                assert!(!candidate.leads(), "two primaries at {}", clock.now_ms());
+                clock.sleep(pause).await;
+            }
+        };
+        future::or(renews, waits).await;
+        assert!(clock.now_ms() >= 9000 && primary.leads());
+        assert!(routing(&candidate).await.unwrap_err().message.contains("127.0.0.1:1001"));
+    });
+}
+
+/// A primary whose clock stands still believes in its lease for ever: the store stops it.
+#[test]
+fn a_stale_primary_cannot_write() {
+    let (stuck, clock) = (TestClock::default(), TestClock::default());
+    run(&clock, async {
+        let engine = Mem::new();
+        let old = lead(&engine, &stuck, 1, wanted(2, 1, 4)).await;
+        register_all(&old, 2, 1, 4).await;
+        let new = lead(&engine, &clock, 2, Wanted::default()).await;
+        assert!(old.leads() && new.leads(), "the old one can't know");
+        let before = engine.dump();
+        let outcome = ops::register_node(&old, node_request(3, 1, 4)).await;
+        assert_eq!(code(outcome), Some(ErrorCode::NotPrimary));
+        assert_eq!(engine.dump(), before, "nothing was written");
+        assert!(!old.leads(), "now it knows");
+        let reply = ops::register_node(&new, node_request(3, 1, 4)).await.unwrap();
+        assert_eq!(reply.node, 3);
+        old.step().await;
+        assert!(!old.leads() && new.leads());
+    });
+}
+
+#[test]
+fn heartbeats_write_nothing() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let manager = lead(&engine, &clock, 1, wanted(2, 2, 4)).await;
+        register_all(&manager, 2, 1, 4).await;
+        let client = renew_client(&manager, 0).await.unwrap();
+        let version = engine.begin_version().await;
+        for _ in 0..20 {
+            ops::node_heartbeat(&manager, heartbeat(1, 1, 1, 4)).await.unwrap();
+            renew_client(&manager, client).await.unwrap();
+            // Registering again with nothing new is as cheap.
+            ops::register_node(&manager, node_request(2, 1, 4)).await.unwrap();
+        }
+        assert_eq!(engine.begin_version().await, version);
+    });
+}
+
+trait Version {
+    async fn begin_version(&self) -> u64;
+}
+
+impl Version for Mem {
+    async fn begin_version(&self) -> u64 {
+        use corefs_kv::KvEngine;
+        self.begin().read_version().await.unwrap()
+    }
+}
+
+#[test]
+fn a_lost_store_is_survived_and_the_lead_regained() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let manager = lead(&engine, &clock, 1, wanted(1, 1, 4)).await;
+        register_all(&manager, 1, 1, 4).await;
+        let before = routing(&manager).await.unwrap();
+        engine.script([Some(corefs_kv::mem::Fault::Unavailable); 60]);
+        for _ in 0..20 {
+            let pause = manager.step().await;
+            clock.sleep(pause).await;
+        }
+        clock.advance(2000);
+        assert_eq!(code(routing(&manager).await), Some(ErrorCode::NotPrimary), "its lease ran out");
+        for _ in 0..60 {
+            let pause = manager.step().await;
+            clock.sleep(pause).await;
+        }
+        // Nobody else took over, so the reign goes on.
+        assert_eq!(routing(&manager).await.unwrap().version, before.version);
+        // A change that can't be stored ends the reign; the next one starts from what is stored.
+        engine.script([Some(corefs_kv::mem::Fault::UnknownDone)]);
+        assert_eq!(renew_client(&manager, 0).await, Ok(1), "the second attempt sees that the first happened");
+        engine.script([Some(corefs_kv::mem::Fault::Unavailable); 200]);
+        assert!(ops::register_node(&manager, node_request(2, 1, 4)).await.is_err());
+        assert!(!manager.leads());
+        elect(&manager, &clock).await;
+        let after = routing(&manager).await.unwrap();
+        assert!(after.version > before.version);
+        assert_eq!(after.nodes.len(), 1);
+    });
+}
