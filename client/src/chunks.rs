@@ -1,14 +1,35 @@
 //! All chunks of an inode: lengths, truncation, removal. Everything is idempotent and retried until the client's deadline.
 
 use crate::client::Client;
+use crate::join;
+use crate::storage::{Place, Update};
+use corefs_wire::data::{LIST_MAX, ListEntry, UpdateKind};
 use corefs_wire::layout::Layout;
-use corefs_wire::{InodeId, Result};
+use corefs_wire::{ChainId, ErrorCode, InodeId, Result};
 
-#[allow(unused_variables)]
+/// Updates under way for one inode.
+const UPDATES: usize = 16;
+/// Above every epoch that a writer can name: what was removed for good is not written again.
+const EPOCH_LAST: u32 = u32::MAX;
+
 impl Client {
     /// The end of the last byte that the chains hold (bytes); 0 when they hold nothing.
     pub async fn inode_length(&self, inode: InodeId, layout: &Layout) -> Result<u64> {
-        todo!()
+        let place = Place::new(inode, *layout);
+        let end = |entry: &ListEntry| {
+            let start = u64::from(entry.index.get()) * u64::from(layout.chunk_size);
+            if entry.length.get() == 0 { 0 } else { start + u64::from(entry.length.get()) }
+        };
+        let mut length = 0;
+        for chain in self.0.storage.chains(&place).await? {
+            let mut from = Some(0);
+            while let Some(at) = from {
+                let page = self.0.storage.list(&place, chain, at).await?;
+                length = page.iter().map(end).fold(length, u64::max);
+                from = after(&page);
+            }
+        }
+        Ok(length)
     }
 
     /// Removes or cuts what lies past `length`, so that writes of an epoch below `epoch` can't bring it back.
@@ -19,11 +40,83 @@ impl Client {
         length: u64,
         epoch: u32,
     ) -> Result<()> {
-        todo!()
+        let chunk_size = u64::from(layout.chunk_size);
+        let (last, keep) = ((length / chunk_size) as u32, (length % chunk_size) as u32);
+        self.each_chunk(inode, layout, last, |entry| {
+            let index = entry.index.get();
+            let update = Update { index, kind: UpdateKind::Remove, epoch, offset: 0, length: 0 };
+            if index == last && keep > 0 {
+                // A chunk that is shorter anyway learns the epoch and stays as it is.
+                let length = entry.length.get().min(keep);
+                return Update { kind: UpdateKind::Truncate, length, ..update };
+            }
+            update
+        })
+        .await
     }
 
     /// Removes all chunks of an inode that is gone for good. Chunks past `length_hint` are found and removed too.
     pub async fn remove_chunks(&self, inode: InodeId, layout: &Layout, length_hint: u64) -> Result<()> {
-        todo!()
+        let _ = length_hint;
+        self.each_chunk(inode, layout, 0, |entry| Update {
+            index: entry.index.get(),
+            kind: UpdateKind::Remove,
+            epoch: EPOCH_LAST,
+            offset: 0,
+            length: 0,
+        })
+        .await
     }
+
+    /// Updates every chunk from index `from` on that any chain holds.
+    async fn each_chunk(
+        &self,
+        inode: InodeId,
+        layout: &Layout,
+        from: u32,
+        update: impl Fn(&ListEntry) -> Update,
+    ) -> Result<()> {
+        let place = Place::new(inode, *layout);
+        let chains = self.0.storage.chains(&place).await?;
+        for group in chains.chunks(UPDATES) {
+            let one = |chain: &ChainId| self.each_chunk_of(&place, *chain, from, &update);
+            for outcome in join::all(group.iter().map(one)).await {
+                outcome?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn each_chunk_of(
+        &self,
+        place: &Place,
+        chain: ChainId,
+        from: u32,
+        update: impl Fn(&ListEntry) -> Update,
+    ) -> Result<()> {
+        let mut from = Some(from);
+        while let Some(at) = from {
+            let page = self.0.storage.list(place, chain, at).await?;
+            for group in page.chunks(UPDATES) {
+                let updates = group.iter().map(|entry| self.0.storage.update(place, update(entry), None));
+                for outcome in join::all(updates).await {
+                    match outcome {
+                        // The chunk was written after a later truncation: not ours to touch any more.
+                        Err(error) if error.code == ErrorCode::StaleLayout => (),
+                        outcome => drop(outcome?),
+                    }
+                }
+            }
+            from = after(&page);
+        }
+        Ok(())
+    }
+}
+
+/// Where the page after this one begins; `None` if there is none.
+fn after(page: &[ListEntry]) -> Option<u32> {
+    if page.len() < LIST_MAX {
+        return None;
+    }
+    page.last().and_then(|entry| entry.index.get().checked_add(1))
 }

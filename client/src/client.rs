@@ -1,14 +1,23 @@
-//! The handle: connecting, the lease, routing kept fresh, and the inodes in use.
+//! The handle: connecting, and the inodes in use.
 
-use crate::file::{CreateOptions, File, OpenOptions};
+mod connect;
+mod keep;
+mod namespace;
+
+use crate::Credentials;
 use crate::fs::Fs;
+use crate::ground::Ground;
+use crate::inode::Inode;
 use crate::meta::Meta;
-use crate::{Attr, Changes, Credentials};
-use corefs_net::{Address, Node, Pool, Secret};
+use crate::storage::Storage;
+use crate::wait::Waiters;
+use corefs_net::{Address, Bell, Node, Pool, Secret};
 use corefs_wire::control::Call;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ClientId, InodeId, Result, Uuid};
-use std::rc::Rc;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 /// How to reach a cluster, and what this client may use.
@@ -25,7 +34,8 @@ pub struct ClientOptions {
     pub busy_poll: Duration,
     /// How long an operation is retried before its error is given to the caller.
     pub deadline: Duration,
-    /// Most bytes that wait to be written behind the caller, per file; 0: every write is direct.
+    /// Most bytes that wait to be written behind the caller, per file; 0: every write is direct. All files together hold
+    /// at most half of the pool.
     pub write_behind: usize,
 }
 
@@ -59,7 +69,7 @@ pub struct InternalOptions {
 /// What a client has done so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
-    /// Blocks of the data path.
+    /// Reads of one chunk each, and the frames that carried them.
     pub reads: u64,
     pub read_frames: u64,
     pub read_retries: u64,
@@ -73,99 +83,110 @@ pub struct Counters {
 
 /// A client of one cluster on one executor; clones are handles of the same. `!Send`.
 #[derive(Clone)]
-pub struct Client {}
+pub struct Client(pub(crate) Rc<Inner>);
 
-#[allow(unused_variables)]
+pub(crate) struct Inner {
+    pub ground: Rc<Ground>,
+    pub storage: Rc<Storage>,
+    pub meta: Meta,
+    /// Inodes that are open, and some that were a moment ago.
+    pub inodes: RefCell<HashMap<InodeId, Weak<Inode>>>,
+    /// Most bytes held behind one file.
+    pub write_behind: usize,
+    /// Bytes held behind all files.
+    pub held: Cell<usize>,
+    /// Changes when some of them were stored.
+    pub relief: Waiters,
+    /// Handles that were dropped and must be closed.
+    pub orphans: RefCell<Vec<Orphan>>,
+    name: String,
+    lease: Cell<Duration>,
+    /// The endpoint is ours to shut down.
+    owns_node: bool,
+}
+
+/// What is left of a handle that was dropped without being closed.
+pub(crate) struct Orphan {
+    pub inode: Rc<Inode>,
+    pub session: u64,
+    pub who: Credentials,
+}
+
 impl Client {
     /// Learns the cluster, gets a lease and routing, and keeps both fresh until [`close`](Self::close).
     /// `Unreachable` when no manager answers before the deadline; `AuthenticationFailed`, `WrongCluster`, `VersionMismatch`.
     pub async fn connect(options: ClientOptions) -> Result<Self> {
-        todo!()
+        connect::connect(options).await
     }
 
     /// A client inside a server. Nothing is fetched before it is needed.
     pub fn connect_internal(options: InternalOptions) -> Self {
-        todo!()
+        connect::internal(options)
     }
 
     /// Sets routing unless it is older than what we have.
     pub fn set_routing(&self, routing: RoutingInfo) {
-        todo!()
+        self.0.ground.install(routing);
+    }
+
+    /// Rung when an error said that routing is old: for servers that bring it by [`set_routing`](Self::set_routing).
+    pub fn routing_wanted(&self) -> Bell {
+        self.0.ground.wanted.clone()
     }
 
     pub fn routing(&self) -> Rc<RoutingInfo> {
-        todo!()
+        self.0.ground.routing()
     }
 
     pub fn node(&self) -> &Node {
-        todo!()
+        &self.0.ground.node
     }
 
     pub fn pool(&self) -> Pool {
-        todo!()
+        self.0.ground.pool.clone()
     }
 
     pub fn cluster(&self) -> Uuid {
-        todo!()
+        self.0.ground.routes.borrow().info().cluster
     }
 
     pub fn id(&self) -> ClientId {
-        todo!()
+        self.0.storage.client().0
     }
 
     pub fn counters(&self) -> Counters {
-        todo!()
+        *self.0.ground.counters.borrow()
     }
 
     /// One call to whichever manager leads.
     pub async fn manager<C: Call>(&self, request: &C) -> Result<C::Reply> {
-        todo!()
+        self.0.ground.manager(request).await
     }
 
     /// The metadata calls, without regard to files that are open here.
     pub fn meta(&self) -> Meta {
-        todo!()
+        self.0.meta.clone()
     }
 
     /// The namespace by path, on behalf of `who`.
     pub fn fs(&self, who: Credentials) -> Fs {
-        todo!()
-    }
-
-    /// The attributes; of a file that is open here with what was written to it.
-    pub async fn get_attr(&self, who: &Credentials, inode: InodeId) -> Result<Attr> {
-        todo!()
-    }
-
-    /// Looks up a name; as [`get_attr`](Self::get_attr) of what it finds.
-    pub async fn lookup(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<Attr> {
-        todo!()
-    }
-
-    /// Changes attributes; what was written here before is written before.
-    pub async fn set_attr(&self, who: &Credentials, inode: InodeId, changes: Changes) -> Result<Attr> {
-        todo!()
-    }
-
-    /// Opens a file that exists. `IsDirectory`, `NotSupported` for other kinds.
-    pub async fn open(&self, who: &Credentials, inode: InodeId, options: OpenOptions) -> Result<File> {
-        todo!()
-    }
-
-    /// Creates a file and opens it for writing, or opens what is there unless `exclusive`.
-    /// Says whether it was created.
-    pub async fn create(
-        &self,
-        who: &Credentials,
-        parent: InodeId,
-        name: &[u8],
-        options: CreateOptions,
-    ) -> Result<(File, bool)> {
-        todo!()
+        Fs::new(self.clone(), who)
     }
 
     /// Writes what is buffered, ends open sessions and the lease. Other handles fail afterwards.
     pub async fn close(&self) -> Result<()> {
-        todo!()
+        keep::close(&self.0).await
+    }
+}
+
+impl Inner {
+    /// The inode, if it is open here.
+    pub fn live(&self, inode: InodeId) -> Option<Rc<Inode>> {
+        self.inodes.borrow().get(&inode).and_then(Weak::upgrade)
+    }
+
+    /// All inodes that are open.
+    pub fn all_live(&self) -> Vec<Rc<Inode>> {
+        self.inodes.borrow().values().filter_map(Weak::upgrade).collect()
     }
 }

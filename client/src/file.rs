@@ -1,9 +1,24 @@
 //! Open files.
+//!
+//! | part | is |
+//! |---|---|
+//! | `read` | reads: cut, widened to whole blocks, put together |
+//! | `write` | writes: held behind the caller in cells, or direct |
+//! | `sync` | flush, sync, truncate, close |
 
-use crate::Attr;
-use crate::client::Client;
-use corefs_net::Buffer;
-use corefs_wire::{InodeId, Result};
+mod read;
+mod sync;
+mod write;
+
+pub use read::{Data, read_batch};
+pub(crate) use sync::close_handle;
+
+use crate::client::{Client, Orphan};
+use crate::inode::Inode;
+use crate::{Attr, Credentials};
+use corefs_wire::{Error, ErrorCode, InodeId, Result};
+use std::cell::Cell;
+use std::rc::Rc;
 
 /// How a file is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -37,91 +52,78 @@ impl Default for CreateOptions {
     }
 }
 
-/// Bytes that were read; derefs to them. Gives its memory back to the client's pool when dropped.
-#[derive(Debug, Default)]
-pub struct Data {}
-
-impl std::ops::Deref for Data {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        todo!()
-    }
-}
-
 /// An open file. Handles of one inode in one client share its length and its unwritten bytes. `!Send`.
 ///
 /// [`close`](Self::close) it: a handle that is dropped is closed in the background and its errors only logged.
-pub struct File {}
+pub struct File {
+    client: Client,
+    inode: Rc<Inode>,
+    /// 0: opened for reading.
+    session: u64,
+    direct: bool,
+    who: Credentials,
+    /// Failures of the inode that this handle has reported, or that are older than it.
+    seen: Cell<u64>,
+    closed: Cell<bool>,
+}
 
-#[allow(unused_variables)]
 impl File {
+    pub(crate) fn new(
+        client: Client,
+        inode: Rc<Inode>,
+        session: u64,
+        direct: bool,
+        who: Credentials,
+    ) -> Self {
+        if session != 0 {
+            inode.sessions.borrow_mut().push(session);
+        }
+        inode.handles.set(inode.handles.get() + 1);
+        let seen = Cell::new(inode.failures.borrow().count);
+        let direct = direct || client.0.write_behind == 0;
+        Self { client, inode, session, direct, who, seen, closed: Cell::new(false) }
+    }
+
     pub fn inode(&self) -> InodeId {
-        todo!()
+        self.inode.id()
     }
 
     /// As of open or the last time we heard, with what was written here since.
     pub fn attr(&self) -> Attr {
-        todo!()
+        self.inode.attr()
     }
 
     /// Bytes, as far as this client knows.
     pub fn length(&self) -> u64 {
-        todo!()
+        self.inode.length.get()
+    }
+
+    /// Whether it was opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.session != 0
     }
 
     pub fn client(&self) -> &Client {
-        todo!()
+        &self.client
     }
 
-    /// At most `length` bytes at `offset`: fewer only at the end of the file. Holes are zeros.
-    pub async fn read_at(&self, offset: u64, length: usize) -> Result<Data> {
-        todo!()
-    }
-
-    /// The same into memory of the caller; returns how many bytes there were.
-    pub async fn read_into(&self, offset: u64, out: &mut [u8]) -> Result<usize> {
-        todo!()
-    }
-
-    /// Writes all of `data`. Buffered writes return before they are durable and report errors later, at the next
-    /// write, sync or close.
-    pub async fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
-        todo!()
-    }
-
-    /// Writes all of a buffer of the client's pool, directly and without copying it.
-    pub async fn write_buffer(&self, offset: u64, data: Buffer) -> Result<()> {
-        todo!()
-    }
-
-    /// Writes at the end, wherever that is by then; returns where that was.
-    pub async fn append(&self, data: &[u8]) -> Result<u64> {
-        todo!()
-    }
-
-    /// Waits until everything written so far is in storage; reports what went wrong.
-    pub async fn flush(&self) -> Result<()> {
-        todo!()
-    }
-
-    /// fsync: as flush, and the length and times are durable too.
-    pub async fn sync(&self) -> Result<()> {
-        todo!()
-    }
-
-    /// Cuts or extends the file to `length` bytes.
-    pub async fn truncate(&self, length: u64) -> Result<()> {
-        todo!()
-    }
-
-    /// As sync, and the session ends.
-    pub async fn close(self) -> Result<()> {
-        todo!()
+    /// The newest failure of a write that nobody waited for, once.
+    fn check_failures(&self) -> Result<()> {
+        let failures = self.inode.failures.borrow();
+        if self.seen.replace(failures.count) == failures.count {
+            return Ok(());
+        }
+        let unknown = || Error::new(ErrorCode::Internal, "a write failed");
+        Err(failures.last.clone().unwrap_or_else(unknown))
     }
 }
 
-/// Many reads at once, of any files of one client: each `(file, offset, length)` with its own result, in order.
-#[allow(unused_variables)]
-pub async fn read_batch(reads: &[(&File, u64, usize)]) -> Vec<Result<Data>> {
-    todo!()
+impl Drop for File {
+    fn drop(&mut self) {
+        if self.closed.replace(true) {
+            return;
+        }
+        let orphan = Orphan { inode: Rc::clone(&self.inode), session: self.session, who: self.who.clone() };
+        self.client.0.orphans.borrow_mut().push(orphan);
+    }
 }

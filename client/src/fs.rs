@@ -1,47 +1,66 @@
-//! The namespace by path, as `corefs fs` and programs use it. Paths are absolute, bytes, `/`-separated.
+//! The namespace by path, as `corefs fs` and programs use it. Paths are bytes, `/`-separated, from the root.
+
+mod copy;
+mod path;
+mod tree;
 
 use crate::client::Client;
 use crate::file::{CreateOptions, File, OpenOptions};
-use crate::{Attr, Changes, Entry, Space};
-use corefs_wire::{InodeId, Result};
+use crate::meta::NewInode;
+use crate::{Attr, Changes, Credentials, Entry, Kind, Space};
+use corefs_wire::limits::PATH_MAX;
+use corefs_wire::{Error, ErrorCode, InodeId, Result};
 
-/// What follows when the last component is a symlink.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Links {
-    Follow,
-    Keep,
-}
+pub use path::Links;
+
+/// Entries asked for at once.
+const PAGE: u32 = 1000;
 
 /// The namespace on behalf of someone. Cheap to make.
 #[derive(Clone)]
-pub struct Fs {}
+pub struct Fs {
+    client: Client,
+    who: Credentials,
+}
 
-#[allow(unused_variables)]
 impl Fs {
+    pub(crate) fn new(client: Client, who: Credentials) -> Self {
+        Self { client, who }
+    }
+
     pub fn client(&self) -> &Client {
-        todo!()
+        &self.client
     }
-    /// What a path names. `NotFound`, `NotDirectory`, `NameTooLong` (a component over NAME_MAX or a path over
-    /// PATH_MAX), `TooManySymlinks` (over 40).
-    pub async fn resolve(&self, path: &[u8], links: Links) -> Result<Attr> {
-        todo!()
+
+    pub fn who(&self) -> &Credentials {
+        &self.who
     }
-    /// The directory that holds a path's last component, and that component.
-    pub async fn resolve_parent<'a>(&self, path: &'a [u8]) -> Result<(InodeId, Vec<u8>)> {
-        todo!()
-    }
+
     /// Follows symlinks.
     pub async fn stat(&self, path: &[u8]) -> Result<Attr> {
-        todo!()
+        self.resolve(path, Links::Follow).await
     }
+
     /// Doesn't follow the last one.
     pub async fn lstat(&self, path: &[u8]) -> Result<Attr> {
-        todo!()
+        self.resolve(path, Links::Keep).await
     }
-    /// All entries with attributes, in name order, without `.` and `..`.
+
+    /// All entries with attributes, in name order, without `.` and `..`. Of anything but a directory: `NotDirectory`.
     pub async fn list(&self, path: &[u8]) -> Result<Vec<Entry>> {
-        todo!()
+        let directory = self.resolve(path, Links::Follow).await?;
+        let mut all = Vec::new();
+        loop {
+            let after = all.last().map_or(Vec::new(), |entry: &Entry| entry.name.clone());
+            let (page, more) = self.list_page(directory.inode, &after, PAGE).await?;
+            let stuck = page.is_empty();
+            all.extend(page);
+            if !more || stuck {
+                return Ok(all);
+            }
+        }
     }
+
     /// At most `limit` entries after the name `after` (empty: from the first), and whether there are more.
     pub async fn list_page(
         &self,
@@ -49,65 +68,85 @@ impl Fs {
         after: &[u8],
         limit: u32,
     ) -> Result<(Vec<Entry>, bool)> {
-        todo!()
+        self.client.read_dir(&self.who, directory, after, limit).await
     }
+
     pub async fn mkdir(&self, path: &[u8], mode: u32) -> Result<Attr> {
-        todo!()
+        self.make(path, &NewInode::new(Kind::Directory, mode)).await
     }
-    /// With the directories on the way; fine if it is there already.
-    pub async fn mkdir_all(&self, path: &[u8], mode: u32) -> Result<Attr> {
-        todo!()
-    }
+
     /// A file, symlink or empty directory.
     pub async fn remove(&self, path: &[u8]) -> Result<()> {
-        todo!()
+        let (parent, name) = self.resolve_parent(path).await?;
+        let found = self.client.meta().lookup(&self.who, parent, &name).await?;
+        match found.kind {
+            Kind::Directory => self.client.meta().rmdir(&self.who, parent, &name).await,
+            _ => self.client.unlink(&self.who, parent, &name).await,
+        }
     }
-    /// With everything below.
-    pub async fn remove_all(&self, path: &[u8]) -> Result<()> {
-        todo!()
-    }
+
     /// `flags`: [`RENAME_NOREPLACE`](crate::RENAME_NOREPLACE), [`RENAME_EXCHANGE`](crate::RENAME_EXCHANGE).
     pub async fn rename(&self, from: &[u8], to: &[u8], flags: u32) -> Result<()> {
-        todo!()
+        let (from_parent, from_name) = self.resolve_parent(from).await?;
+        let (to_parent, to_name) = self.resolve_parent(to).await?;
+        self.client.rename(&self.who, (from_parent, &from_name), (to_parent, &to_name), flags).await
     }
+
+    /// A hard link; a symlink that `existing` names is not followed.
     pub async fn link(&self, existing: &[u8], new: &[u8]) -> Result<Attr> {
-        todo!()
+        let inode = self.resolve(existing, Links::Keep).await?.inode;
+        let (parent, name) = self.resolve_parent(new).await?;
+        self.client.meta().link(&self.who, inode, parent, &name).await
     }
+
     pub async fn symlink(&self, target: &[u8], path: &[u8]) -> Result<Attr> {
-        todo!()
+        if target.is_empty() || target.len() > PATH_MAX {
+            let what = "a symlink's target has 1 to 4095 bytes";
+            let code = if target.is_empty() { ErrorCode::InvalidName } else { ErrorCode::NameTooLong };
+            return Err(Error::mismatch(code, PATH_MAX as u64, target.len() as u64, what));
+        }
+        let node = NewInode { target: target.to_vec(), ..NewInode::new(Kind::Symlink, 0o777) };
+        self.make(path, &node).await
     }
+
     pub async fn read_link(&self, path: &[u8]) -> Result<Vec<u8>> {
-        todo!()
+        let link = self.resolve(path, Links::Keep).await?;
+        self.client.meta().read_link(&self.who, link.inode).await
     }
+
     pub async fn set_attr(&self, path: &[u8], changes: Changes) -> Result<Attr> {
-        todo!()
+        let inode = self.resolve(path, Links::Follow).await?.inode;
+        self.client.set_attr(&self.who, inode, changes).await
     }
+
     pub async fn space(&self) -> Result<Space> {
-        todo!()
+        self.client.meta().statfs().await
     }
+
     pub async fn open(&self, path: &[u8], options: OpenOptions) -> Result<File> {
-        todo!()
+        let inode = self.resolve(path, Links::Follow).await?.inode;
+        self.client.open(&self.who, inode, options).await
     }
+
+    /// Creates a file, or opens what is there unless `exclusive`; a symlink that is there is followed.
     pub async fn create(&self, path: &[u8], options: CreateOptions) -> Result<File> {
-        todo!()
+        if !options.exclusive {
+            match self.resolve(path, Links::Follow).await {
+                Ok(attr) => {
+                    let open =
+                        OpenOptions { write: true, truncate: options.truncate, direct: options.direct };
+                    return self.client.open(&self.who, attr.inode, open).await;
+                }
+                Err(error) if error.code == ErrorCode::NotFound => (),
+                Err(error) => return Err(error),
+            }
+        }
+        let (parent, name) = self.resolve_parent(path).await?;
+        Ok(self.client.create(&self.who, parent, &name, options).await?.0)
     }
-    /// Writes a whole file from `source`, several pieces in flight; bytes written. Blocks the executor only in `source.read`.
-    pub async fn put(
-        &self,
-        path: &[u8],
-        options: CreateOptions,
-        source: &mut dyn std::io::Read,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<u64> {
-        todo!()
-    }
-    /// Reads a whole file into `sink` in order, several pieces in flight; bytes read.
-    pub async fn get(
-        &self,
-        path: &[u8],
-        sink: &mut dyn std::io::Write,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<u64> {
-        todo!()
+
+    async fn make(&self, path: &[u8], node: &NewInode) -> Result<Attr> {
+        let (parent, name) = self.resolve_parent(path).await?;
+        Ok(self.client.meta().create(&self.who, parent, &name, node).await?.attr)
     }
 }

@@ -16,18 +16,24 @@
 //! | [`pool`] | client shards on threads of their own, and the doors to them |
 
 pub mod attr;
+mod behind;
 pub mod chunks;
 pub mod client;
 pub mod file;
 pub mod fs;
+mod ground;
+mod inode;
+mod join;
 pub mod meta;
 pub mod pool;
 pub mod route;
+mod servers;
 pub mod storage;
+mod wait;
 
 pub use attr::{Attr, Changes, Credentials, Entry, Kind, Space, Time};
 pub use client::{Client, ClientOptions, Counters, InternalOptions};
-pub use file::{CreateOptions, Data, File, OpenOptions};
+pub use file::{CreateOptions, Data, File, OpenOptions, read_batch};
 pub use fs::Fs;
-pub use meta::{Meta, NewInode, RENAME_EXCHANGE, RENAME_NOREPLACE};
+pub use meta::{Created, Meta, NewInode, RENAME_EXCHANGE, RENAME_NOREPLACE, Written};
 pub use pool::{ClientPool, PoolOptions};

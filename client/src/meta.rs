@@ -1,8 +1,23 @@
 //! Typed calls to the metadata servers.
+//!
+//! A call that changes something carries (client, sequence), which stay the same however often it is sent, so that it
+//! happens once; and the low-water mark, below which everything is done and may be forgotten.
 
+mod encode;
+mod sequences;
+
+use crate::ground::Ground;
 use crate::{Attr, Changes, Credentials, Entry, Kind, Space};
-use corefs_wire::control::meta::SetAttrFieldsT;
-use corefs_wire::{InodeId, Result};
+use corefs_wire::control::meta::{
+    CallerT, CloseT, CreateT, GetAttrT, LinkT, LookupT, OpenT, ReadDirT, ReadLinkT, RenameT, RmDirT,
+    SetAttrT, StatFsT, SyncLengthT, UnlinkT,
+};
+use corefs_wire::limits::NAME_MAX;
+use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
+use encode::{fields, set_caller};
+use sequences::Sequences;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 /// Flags of [`Meta::rename`], as renameat2(2).
 pub const RENAME_NOREPLACE: u32 = 1;
@@ -49,23 +64,92 @@ pub struct Created {
     pub created: bool,
 }
 
-/// The metadata calls. Each is retried, at another server if need be, until the client's deadline; one that changes
+/// What was written in a session and its server doesn't know yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Written {
+    /// The end of the last byte written; 0: nothing was.
+    pub length: u64,
+    /// Nanoseconds since the epoch; 0: unchanged.
+    pub mtime: i64,
+    /// The truncate epoch that the writes named; 0: the one at which the session began.
+    pub epoch: u32,
+}
+
+struct Calls {
+    ground: Rc<Ground>,
+    from: Cell<(ClientId, u32)>,
+    sequences: RefCell<Sequences>,
+}
+
+/// The metadata calls. Each is retried, at another server if need be, until the client's patience ends; one that changes
 /// something keeps its number while it is, so that it happens once.
 #[derive(Clone)]
-pub struct Meta {}
+pub struct Meta(Rc<Calls>);
 
-#[allow(unused_variables)]
+/// The sequence of one changing call while it is under way.
+struct Sequence<'a> {
+    calls: &'a Calls,
+    number: u64,
+}
+
+impl Drop for Sequence<'_> {
+    fn drop(&mut self) {
+        self.calls.sequences.borrow_mut().end(self.number);
+    }
+}
+
 impl Meta {
+    pub(crate) fn new(ground: Rc<Ground>) -> Self {
+        Self(Rc::new(Calls { ground, from: Cell::default(), sequences: RefCell::default() }))
+    }
+
+    pub(crate) fn set_client(&self, client: ClientId, incarnation: u32) {
+        self.0.from.set((client, incarnation));
+    }
+
+    /// For a call that only looks.
+    fn looking(&self, who: &Credentials) -> Box<CallerT> {
+        let mut caller = Box::<CallerT>::default();
+        set_caller(&mut caller, self.0.from.get(), who);
+        caller
+    }
+
+    /// For a call that changes something.
+    fn changing(&self, who: &Credentials) -> (Box<CallerT>, Sequence<'_>) {
+        let mut caller = self.looking(who);
+        let number = self.0.sequences.borrow_mut().begin();
+        caller.sequence = number;
+        caller.low_water = self.0.sequences.borrow().low_water();
+        (caller, Sequence { calls: &self.0, number })
+    }
+
     pub async fn lookup(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<Attr> {
-        todo!()
+        check_name(name)?;
+        let mut request = LookupT::default();
+        request.caller = self.looking(who);
+        request.parent = parent.0;
+        request.name = name.to_vec();
+        Attr::from_message(&self.0.ground.meta(parent.0, &request).await?.attr)
     }
+
     pub async fn get_attr(&self, who: &Credentials, inode: InodeId) -> Result<Attr> {
-        todo!()
+        let found = self.get_attrs(who, &[inode]).await?.pop();
+        found.unwrap_or_else(|| Err(bad("a batch stat without its result")))
     }
+
     /// Each inode with its own result, in order.
     pub async fn get_attrs(&self, who: &Credentials, inodes: &[InodeId]) -> Result<Vec<Result<Attr>>> {
-        todo!()
+        let Some(first) = inodes.first() else { return Ok(Vec::new()) };
+        let mut request = GetAttrT::default();
+        request.caller = self.looking(who);
+        request.inodes = inodes.iter().map(|inode| inode.0).collect();
+        let reply = self.0.ground.meta(first.0, &request).await?;
+        if reply.results.len() != inodes.len() {
+            return Err(bad("a batch stat with another number of results"));
+        }
+        Ok(reply.results.iter().zip(inodes).map(|(result, inode)| encode::result(result, *inode)).collect())
     }
+
     pub async fn create(
         &self,
         who: &Credentials,
@@ -73,8 +157,25 @@ impl Meta {
         name: &[u8],
         node: &NewInode,
     ) -> Result<Created> {
-        todo!()
+        check_name(name)?;
+        let (caller, _sequence) = self.changing(who);
+        let mut request = CreateT::default();
+        request.caller = caller;
+        request.parent = parent.0;
+        request.name = name.to_vec();
+        request.kind = node.kind;
+        request.mode = node.mode;
+        request.rdev = node.rdev;
+        request.symlink_target = node.target.clone();
+        request.exclusive = node.exclusive;
+        request.open = node.open;
+        request.chunk_size = node.chunk_size;
+        request.stripe = node.stripe;
+        let reply = self.0.ground.meta(parent.0, &request).await?;
+        let attr = Attr::from_message(&reply.attr)?;
+        Ok(Created { attr, session: reply.session, created: reply.created })
     }
+
     /// Attributes, and the session if `write`.
     pub async fn open(
         &self,
@@ -83,30 +184,75 @@ impl Meta {
         write: bool,
         truncate: bool,
     ) -> Result<(Attr, u64)> {
-        todo!()
+        let changing = write || truncate;
+        let mut request = OpenT::default();
+        let sequence = if changing {
+            let (caller, sequence) = self.changing(who);
+            request.caller = caller;
+            Some(sequence)
+        } else {
+            request.caller = self.looking(who);
+            None
+        };
+        request.inode = inode.0;
+        request.write = write;
+        request.truncate = truncate;
+        let reply = self.0.ground.meta(inode.0, &request).await?;
+        drop(sequence);
+        Ok((Attr::from_message(&reply.attr)?, reply.session))
     }
-    /// `length` 0 and `mtime` 0: nothing was written.
+
+    /// Begins a session that keeps a file's bytes although its last name goes; end it with [`close`](Self::close).
+    pub async fn hold(&self, who: &Credentials, inode: InodeId) -> Result<(Attr, u64)> {
+        let (caller, _sequence) = self.changing(who);
+        let mut request = OpenT::default();
+        request.caller = caller;
+        request.inode = inode.0;
+        request.hold = true;
+        let reply = self.0.ground.meta(inode.0, &request).await?;
+        Ok((Attr::from_message(&reply.attr)?, reply.session))
+    }
+
+    /// Ends a session. `changes`: made in the same step.
     pub async fn close(
         &self,
         who: &Credentials,
         inode: InodeId,
         session: u64,
-        length: u64,
-        mtime: i64,
-        set: Option<SetAttrFieldsT>,
+        written: Written,
+        changes: Option<Changes>,
     ) -> Result<Attr> {
-        todo!()
+        let (caller, _sequence) = self.changing(who);
+        let mut request = CloseT::default();
+        request.caller = caller;
+        request.inode = inode.0;
+        request.session = session;
+        request.length = written.length;
+        request.mtime = written.mtime;
+        request.epoch = written.epoch;
+        request.set = changes.map(|changes| Box::new(fields(&changes)));
+        Attr::from_message(&self.0.ground.meta(inode.0, &request).await?.attr)
     }
+
+    /// Makes length and times of what was written durable; the session stays.
     pub async fn sync_length(
         &self,
         who: &Credentials,
         inode: InodeId,
         session: u64,
-        length: u64,
-        mtime: i64,
+        written: Written,
     ) -> Result<Attr> {
-        todo!()
+        let (caller, _sequence) = self.changing(who);
+        let mut request = SyncLengthT::default();
+        request.caller = caller;
+        request.inode = inode.0;
+        request.session = session;
+        request.length = written.length;
+        request.mtime = written.mtime;
+        request.epoch = written.epoch;
+        Attr::from_message(&self.0.ground.meta(inode.0, &request).await?.attr)
     }
+
     /// Entries after `after`, and whether there are more.
     pub async fn read_dir(
         &self,
@@ -116,14 +262,39 @@ impl Meta {
         limit: u32,
         plus: bool,
     ) -> Result<(Vec<Entry>, bool)> {
-        todo!()
+        let mut request = ReadDirT::default();
+        request.caller = self.looking(who);
+        request.inode = inode.0;
+        request.after = after.to_vec();
+        request.limit = limit;
+        request.plus = plus;
+        let reply = self.0.ground.meta(inode.0, &request).await?;
+        let entries: Result<Vec<Entry>> = reply.entries.into_iter().map(encode::entry).collect();
+        Ok((entries?, reply.more))
     }
+
+    /// Goes past files open here: most callers want [`Client::unlink`](crate::Client::unlink).
     pub async fn unlink(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<()> {
-        todo!()
+        check_name(name)?;
+        let (caller, _sequence) = self.changing(who);
+        let mut request = UnlinkT::default();
+        request.caller = caller;
+        request.parent = parent.0;
+        request.name = name.to_vec();
+        self.0.ground.meta(parent.0, &request).await.map(drop)
     }
+
     pub async fn rmdir(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<()> {
-        todo!()
+        check_name(name)?;
+        let (caller, _sequence) = self.changing(who);
+        let mut request = RmDirT::default();
+        request.caller = caller;
+        request.parent = parent.0;
+        request.name = name.to_vec();
+        self.0.ground.meta(parent.0, &request).await.map(drop)
     }
+
+    /// Goes past files open here: most callers want [`Client::rename`](crate::Client::rename).
     pub async fn rename(
         &self,
         who: &Credentials,
@@ -131,8 +302,19 @@ impl Meta {
         to: (InodeId, &[u8]),
         flags: u32,
     ) -> Result<()> {
-        todo!()
+        check_name(from.1)?;
+        check_name(to.1)?;
+        let (caller, _sequence) = self.changing(who);
+        let mut request = RenameT::default();
+        request.caller = caller;
+        request.parent = from.0.0;
+        request.name = from.1.to_vec();
+        request.new_parent = to.0.0;
+        request.new_name = to.1.to_vec();
+        request.flags = flags;
+        self.0.ground.meta(from.0.0, &request).await.map(drop)
     }
+
     pub async fn link(
         &self,
         who: &Credentials,
@@ -140,16 +322,54 @@ impl Meta {
         parent: InodeId,
         name: &[u8],
     ) -> Result<Attr> {
-        todo!()
+        check_name(name)?;
+        let (caller, _sequence) = self.changing(who);
+        let mut request = LinkT::default();
+        request.caller = caller;
+        request.inode = inode.0;
+        request.parent = parent.0;
+        request.name = name.to_vec();
+        Attr::from_message(&self.0.ground.meta(parent.0, &request).await?.attr)
     }
+
     pub async fn read_link(&self, who: &Credentials, inode: InodeId) -> Result<Vec<u8>> {
-        todo!()
+        let mut request = ReadLinkT::default();
+        request.caller = self.looking(who);
+        request.inode = inode.0;
+        Ok(self.0.ground.meta(inode.0, &request).await?.target)
     }
+
     /// Goes past files open here: most callers want [`Client::set_attr`](crate::Client::set_attr).
     pub async fn set_attr(&self, who: &Credentials, inode: InodeId, changes: Changes) -> Result<Attr> {
-        todo!()
+        let (caller, _sequence) = self.changing(who);
+        let mut request = SetAttrT::default();
+        request.caller = caller;
+        request.inode = inode.0;
+        *request.set = fields(&changes);
+        Attr::from_message(&self.0.ground.meta(inode.0, &request).await?.attr)
     }
+
     pub async fn statfs(&self) -> Result<Space> {
-        todo!()
+        let reply = self.0.ground.meta(0, &StatFsT::default()).await?;
+        Ok(Space {
+            total: reply.total,
+            free: reply.free,
+            files: reply.files,
+            block_size: reply.block_size,
+            chunk_size: reply.chunk_size,
+        })
     }
+}
+
+/// `NameTooLong` before anything is sent; the rest is the server's to judge.
+pub(crate) fn check_name(name: &[u8]) -> Result<()> {
+    if name.len() <= NAME_MAX {
+        return Ok(());
+    }
+    let (most, found) = (NAME_MAX as u64, name.len() as u64);
+    Err(Error::mismatch(ErrorCode::NameTooLong, most, found, "a file name has at most 255 bytes"))
+}
+
+fn bad(what: &str) -> Error {
+    Error::new(ErrorCode::BadFrame, what)
 }

@@ -67,7 +67,7 @@ impl Stripe {
 }
 
 /// The newest routing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Cache {
     info: Rc<RoutingInfo>,
     generation: u64,
@@ -76,19 +76,6 @@ pub struct Cache {
     /// By owner index; free ones are empty.
     addresses: Vec<String>,
     by_address: BTreeMap<String, OwnerIndex>,
-}
-
-impl Default for Cache {
-    fn default() -> Self {
-        Self {
-            info: Rc::default(),
-            generation: 0,
-            chains: Vec::new(),
-            by_id: BTreeMap::new(),
-            addresses: Vec::new(),
-            by_address: BTreeMap::new(),
-        }
-    }
 }
 
 impl Cache {
@@ -102,7 +89,8 @@ impl Cache {
         self.generation
     }
 
-    /// Takes newer routing; says whether it was. Addresses that it doesn't name are forgotten unless `busy`.
+    /// Takes newer routing; says whether it was. Addresses that it doesn't name are forgotten unless `busy`,
+    /// which is asked about those only.
     pub fn install(&mut self, info: RoutingInfo, busy: impl Fn(OwnerIndex) -> bool) -> bool {
         if self.generation > 0 && info.version <= self.info.version {
             return false;

@@ -1,0 +1,122 @@
+//! Connecting: who we are, our lease, the first routing.
+
+use super::{Client, ClientOptions, Inner, InternalOptions, keep};
+use crate::ground::Ground;
+use crate::meta::Meta;
+use crate::storage::Storage;
+use crate::wait::Waiters;
+use corefs_net::handshake::{Identity, Role};
+use corefs_net::{Node, NodeConfig};
+use corefs_wire::control::mgmtd::{ClientLeaseT, RenewClientT};
+use corefs_wire::{ClientId, Error, ErrorCode, Result, Uuid};
+use std::cell::Cell;
+use std::hash::{BuildHasher, RandomState};
+use std::rc::Rc;
+use std::time::Duration;
+
+pub async fn connect(options: ClientOptions) -> Result<Client> {
+    if options.managers.is_empty() {
+        return Err(Error::new(ErrorCode::BadConfig, "no manager's address was given"));
+    }
+    let identity = Identity {
+        role: Role::Client,
+        // The lease that gives us a number comes over a connection that needs an identity: updates and calls carry it.
+        id: 0,
+        incarnation: crate::inode::now() as u64,
+        cluster: Uuid::NIL,
+        secret: options.secret.clone(),
+    };
+    let mut config = NodeConfig::new(identity);
+    config.pool_bytes = options.pool_bytes;
+    config.ring.busy_poll = options.busy_poll;
+    // One more than the pool lets in: the message that ends a shard always finds room.
+    config.mailbox = crate::pool::MAILBOX + 1;
+    let node = Node::start(config)?;
+    let client = match begin(node.clone(), &options).await {
+        Ok(client) => client,
+        Err(error) => {
+            node.shutdown().await;
+            return Err(error);
+        }
+    };
+    keep::start(&client.0);
+    Ok(client)
+}
+
+async fn begin(node: Node, options: &ClientOptions) -> Result<Client> {
+    let ground = Ground::new(node, options.managers.clone(), options.deadline, seed());
+    let client = make(Rc::new(ground), options.name.clone(), options.write_behind, true);
+    let lease = client.0.renew(ClientId(0)).await?;
+    let ground = &client.0.ground;
+    let until = ground.now() + options.deadline;
+    loop {
+        let outcome = ground.fetch_once(Duration::from_millis(500)).await;
+        if ground.generation() > 0 {
+            break;
+        }
+        if ground.now() > until {
+            let not_ready = || Error::new(ErrorCode::NotReady, "the managers have no routing yet");
+            return Err(outcome.err().unwrap_or_else(not_ready));
+        }
+        ground.node.sleep(Duration::from_millis(50)).await;
+    }
+    let (ours, leased) = (client.cluster(), lease.cluster.as_slice());
+    if leased != ours.0 {
+        return Err(Error::new(
+            ErrorCode::WrongCluster,
+            format!("the managers disagree about cluster {ours}"),
+        ));
+    }
+    Ok(client)
+}
+
+pub fn internal(options: InternalOptions) -> Client {
+    let InternalOptions { node, client: id, incarnation, managers, deadline } = options;
+    let client = make(Rc::new(Ground::new(node, managers, deadline, seed())), String::new(), 0, false);
+    client.0.set_client(id, incarnation);
+    client
+}
+
+fn make(ground: Rc<Ground>, name: String, write_behind: usize, owns_node: bool) -> Client {
+    let (storage, meta) = (Storage::new(Rc::clone(&ground)), Meta::new(Rc::clone(&ground)));
+    Client(Rc::new(Inner {
+        ground,
+        storage,
+        meta,
+        inodes: Default::default(),
+        write_behind,
+        held: Cell::new(0),
+        relief: Waiters::default(),
+        orphans: Default::default(),
+        name,
+        lease: Cell::new(Duration::from_secs(10)),
+        owns_node,
+    }))
+}
+
+impl Inner {
+    pub(super) fn set_client(&self, client: ClientId, incarnation: u32) {
+        self.storage.set_client(client, incarnation);
+        self.meta.set_client(client, incarnation);
+    }
+
+    /// Renews our lease, or gets one if `client` is 0, and takes what the manager says.
+    pub(super) async fn renew(&self, client: ClientId) -> Result<ClientLeaseT> {
+        let mut request = RenewClientT::default();
+        request.client = client.0;
+        request.name.clone_from(&self.name);
+        let lease = self.ground.manager(&request).await?;
+        self.lease.set(Duration::from_millis(u64::from(lease.lease_ms).max(100)));
+        self.set_client(ClientId(lease.client), lease.incarnation);
+        Ok(lease)
+    }
+
+    pub(super) fn lease(&self) -> Duration {
+        self.lease.get()
+    }
+}
+
+/// Chance of this process's own: the standard library seeds its hashers from the kernel.
+fn seed() -> u64 {
+    RandomState::new().hash_one(std::process::id())
+}

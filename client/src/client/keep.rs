@@ -1,0 +1,135 @@
+//! What goes on in the background while a client lives: the lease, routing, bytes that waited long enough, handles that were
+//! dropped. Each task holds the client weakly and ends with it.
+
+use super::{Client, Inner};
+use crate::file::close_handle;
+use crate::inode::Inode;
+use corefs_wire::control::mgmtd::EndClientT;
+use corefs_wire::{Class, ClientId, Result};
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+/// How long the managers may hold our question for newer routing.
+const LONG_POLL: Duration = Duration::from_secs(10);
+/// After a question that failed.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How often the rest is looked after.
+const ROUND: Duration = Duration::from_millis(500);
+/// Bytes don't wait longer than this for more of their kind.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+
+pub fn start(inner: &Rc<Inner>) {
+    glommio::spawn_local(keep_lease(Rc::downgrade(inner))).detach();
+    glommio::spawn_local(keep_routing(Rc::downgrade(inner))).detach();
+    glommio::spawn_local(keep_house(Rc::downgrade(inner))).detach();
+}
+
+fn alive(inner: &Weak<Inner>) -> Option<Rc<Inner>> {
+    inner.upgrade().filter(|inner| !inner.ground.closed.get())
+}
+
+/// Sleeps without keeping the client alive.
+async fn sleep(inner: &Weak<Inner>, duration: Duration) {
+    let Some(node) = alive(inner).map(|inner| inner.ground.node.clone()) else { return };
+    node.sleep(duration).await;
+}
+
+async fn keep_lease(weak: Weak<Inner>) {
+    while let Some(third) = alive(&weak).map(|inner| inner.lease() / 3) {
+        sleep(&weak, third).await;
+        let Some(inner) = alive(&weak) else { return };
+        let id = inner.storage.client().0;
+        let Err(error) = inner.renew(id).await else { continue };
+        if inner.ground.closed.get() {
+            return;
+        }
+        tracing::warn!(%error, client = %id, "the client's lease was not renewed");
+        if error.class() == Class::Fatal
+            && let Err(error) = inner.renew(ClientId(0)).await
+        {
+            tracing::warn!(%error, "no new lease either");
+        }
+    }
+}
+
+async fn keep_routing(weak: Weak<Inner>) {
+    while let Some(inner) = alive(&weak) {
+        let ground = Rc::clone(&inner.ground);
+        drop(inner);
+        if let Err(error) = ground.fetch_once(LONG_POLL).await {
+            if ground.closed.get() {
+                return;
+            }
+            tracing::debug!(%error, "asking for newer routing");
+            ground.node.sleep(PAUSE).await;
+        }
+    }
+}
+
+async fn keep_house(weak: Weak<Inner>) {
+    loop {
+        sleep(&weak, ROUND).await;
+        let Some(inner) = alive(&weak) else { return };
+        inner.inodes.borrow_mut().retain(|_, inode| inode.strong_count() > 0);
+        let now = inner.ground.now();
+        for inode in inner.all_live() {
+            let since = inode.behind.borrow().waiting_since();
+            if since.is_some_and(|since| now.saturating_sub(since) >= WAIT_MAX) {
+                inner.launch_all(&inode);
+            }
+        }
+        close_orphans(&inner).await;
+    }
+}
+
+async fn close_orphans(inner: &Rc<Inner>) {
+    let orphans = inner.orphans.take();
+    for orphan in orphans {
+        let id = orphan.inode.id();
+        if let Err(error) = close_handle(inner, &orphan.inode, orphan.session, &orphan.who).await {
+            tracing::warn!(%error, inode = %id, "a file was dropped without being closed, and could not be");
+        }
+    }
+}
+
+/// Everything that is open, written and closed; then the lease; then the endpoint if it is ours.
+pub async fn close(inner: &Rc<Inner>) -> Result<()> {
+    if inner.ground.closed.get() {
+        return Ok(());
+    }
+    let mut outcome = Ok(());
+    close_orphans(inner).await;
+    for inode in inner.all_live() {
+        outcome = outcome.and(close_inode(inner, &inode).await);
+    }
+    inner.ground.closed.set(true);
+    inner.ground.news.wake_all();
+    if inner.owns_node {
+        let mut request = EndClientT::default();
+        request.client = inner.storage.client().0.0;
+        if let Err(error) = inner.ground.manager(&request).await {
+            tracing::debug!(%error, "ending the client's lease: it runs out by itself");
+        }
+        inner.ground.node.shutdown().await;
+    }
+    outcome
+}
+
+async fn close_inode(inner: &Rc<Inner>, inode: &Rc<Inode>) -> Result<()> {
+    let mut outcome = Ok(());
+    let sessions = inode.sessions.borrow().clone();
+    for session in sessions {
+        outcome = outcome.and(close_handle(inner, inode, session, &crate::Credentials::root()).await);
+    }
+    outcome
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // The last handle of a client with an endpoint of its own, not closed: the endpoint's task must not live on for ever.
+        if Rc::strong_count(&self.0) == 1 && self.0.owns_node && !self.0.ground.closed.replace(true) {
+            tracing::debug!("a client was dropped without being closed");
+            self.0.ground.news.wake_all();
+        }
+    }
+}

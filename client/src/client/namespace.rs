@@ -1,0 +1,163 @@
+//! Metadata operations that must know which files are open here.
+
+use super::{Client, Inner};
+use crate::file::{CreateOptions, File, OpenOptions};
+use crate::inode::Inode;
+use crate::meta::NewInode;
+use crate::{Attr, Changes, Credentials, Entry, Kind};
+use corefs_wire::{Error, ErrorCode, InodeId, Result};
+use std::rc::Rc;
+
+impl Client {
+    /// The attributes; of a file that is open here with what was written to it.
+    pub async fn get_attr(&self, who: &Credentials, inode: InodeId) -> Result<Attr> {
+        self.0.meta.get_attr(who, inode).await.map(|attr| self.0.patched(attr))
+    }
+
+    /// Looks up a name; as [`get_attr`](Self::get_attr) of what it finds.
+    pub async fn lookup(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<Attr> {
+        self.0.meta.lookup(who, parent, name).await.map(|attr| self.0.patched(attr))
+    }
+
+    /// Entries after `after` with their attributes, and whether there are more.
+    pub async fn read_dir(
+        &self,
+        who: &Credentials,
+        inode: InodeId,
+        after: &[u8],
+        limit: u32,
+    ) -> Result<(Vec<Entry>, bool)> {
+        let (mut entries, more) = self.0.meta.read_dir(who, inode, after, limit, true).await?;
+        for entry in &mut entries {
+            entry.attr = entry.attr.map(|attr| self.0.patched(attr));
+        }
+        Ok((entries, more))
+    }
+
+    /// Changes attributes; what was written here before is written before.
+    pub async fn set_attr(&self, who: &Credentials, inode: InodeId, changes: Changes) -> Result<Attr> {
+        let Some(live) = self.0.live(inode) else { return self.0.meta.set_attr(who, inode, changes).await };
+        if changes.size.is_some() {
+            self.0.settle(&live).await;
+        }
+        let before = live.unsynced.get();
+        let attr = self.0.meta.set_attr(who, inode, changes).await?;
+        if changes.mtime.is_some() && live.unsynced.get().mtime == before.mtime {
+            // The time that was set stands, although bytes written before it are synced later.
+            live.unsynced.set(crate::inode::Unsynced { mtime: 0, ..live.unsynced.get() });
+        }
+        live.absorb(&attr);
+        Ok(live.attr())
+    }
+
+    /// Opens a file that exists. `IsDirectory`, `NotSupported` for other kinds.
+    pub async fn open(&self, who: &Credentials, inode: InodeId, options: OpenOptions) -> Result<File> {
+        if options.truncate
+            && let Some(live) = self.0.live(inode)
+        {
+            self.0.settle(&live).await;
+        }
+        let (attr, session) = self.0.meta.open(who, inode, options.write, options.truncate).await?;
+        self.0.handle(&attr, session, options.direct, who)
+    }
+
+    /// Creates a file and opens it for writing, or opens what is there unless `exclusive`.
+    /// Says whether it was created.
+    pub async fn create(
+        &self,
+        who: &Credentials,
+        parent: InodeId,
+        name: &[u8],
+        options: CreateOptions,
+    ) -> Result<(File, bool)> {
+        let node = NewInode {
+            exclusive: options.exclusive,
+            open: true,
+            chunk_size: options.chunk_size,
+            stripe: options.stripe,
+            ..NewInode::new(Kind::File, options.mode)
+        };
+        let made = self.0.meta.create(who, parent, name, &node).await?;
+        let file = self.0.handle(&made.attr, made.session, options.direct, who)?;
+        if options.truncate && !made.created && file.length() > 0 {
+            file.truncate(0).await?;
+        }
+        Ok((file, made.created))
+    }
+
+    /// Removes a name. Files that are open here stay readable until they are closed.
+    pub async fn unlink(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<()> {
+        self.0.hold_name(who, parent, name).await?;
+        self.0.meta.unlink(who, parent, name).await
+    }
+
+    /// Renames; a file that is replaced stays readable as in [`unlink`](Self::unlink).
+    pub async fn rename(
+        &self,
+        who: &Credentials,
+        from: (InodeId, &[u8]),
+        to: (InodeId, &[u8]),
+        flags: u32,
+    ) -> Result<()> {
+        if flags == 0 {
+            self.0.hold_name(who, to.0, to.1).await?;
+        }
+        self.0.meta.rename(who, from, to, flags).await
+    }
+}
+
+impl Inner {
+    /// The attributes with what was written here.
+    pub fn patched(&self, attr: Attr) -> Attr {
+        match self.live(attr.inode) {
+            Some(live) => {
+                live.absorb(&attr);
+                live.attr()
+            }
+            None => attr,
+        }
+    }
+
+    /// A handle of a file, sharing what is known of its inode.
+    fn handle(self: &Rc<Self>, attr: &Attr, session: u64, direct: bool, who: &Credentials) -> Result<File> {
+        let layout = match (attr.kind, attr.layout) {
+            (Kind::File, Some(layout)) => layout,
+            (Kind::Directory, _) => {
+                return Err(Error::new(ErrorCode::IsDirectory, format!("{} is a directory", attr.inode)));
+            }
+            _ => return Err(Error::new(ErrorCode::NotSupported, format!("{} is not a file", attr.inode))),
+        };
+        let inode = match self.live(attr.inode) {
+            Some(inode) => {
+                inode.absorb(attr);
+                inode
+            }
+            None => {
+                let inode = Rc::new(Inode::new(*attr, layout));
+                self.inodes.borrow_mut().insert(attr.inode, Rc::downgrade(&inode));
+                inode
+            }
+        };
+        Ok(File::new(Client(Rc::clone(self)), inode, session, direct, who.clone()))
+    }
+
+    /// Makes sure that the file of a name, if it is open here for reading only, keeps its bytes without the name.
+    async fn hold_name(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<()> {
+        let unheld = |inode: &Rc<Inode>| {
+            inode.handles.get() > 0 && inode.sessions.borrow().is_empty() && inode.hold.get() == 0
+        };
+        if !self.all_live().iter().any(unheld) {
+            return Ok(());
+        }
+        let attr = match self.meta.lookup(who, parent, name).await {
+            Ok(attr) => attr,
+            // The operation itself will say what is wrong.
+            Err(_) => return Ok(()),
+        };
+        let Some(inode) = self.live(attr.inode).filter(unheld) else { return Ok(()) };
+        let (attr, session) = self.meta.hold(&Credentials::root(), attr.inode).await?;
+        inode.absorb(&attr);
+        inode.hold.set(session);
+        Ok(())
+    }
+}

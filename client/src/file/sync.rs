@@ -1,0 +1,126 @@
+//! Flush, sync, truncate, close.
+
+use super::File;
+use crate::client::Inner;
+use crate::inode::{Inode, Unsynced};
+use crate::meta::Written;
+use crate::{Attr, Changes, Credentials};
+use corefs_wire::{ErrorCode, Result};
+use std::rc::Rc;
+
+impl File {
+    /// Waits until everything written so far is in storage; reports what went wrong.
+    pub async fn flush(&self) -> Result<()> {
+        self.client.0.settle(&self.inode).await;
+        self.check_failures()
+    }
+
+    /// fsync: as flush, and the length and times are durable too.
+    pub async fn sync(&self) -> Result<()> {
+        self.flush().await?;
+        self.client.0.push(&self.inode, &self.who).await
+    }
+
+    /// Cuts or extends the file to `length` bytes.
+    pub async fn truncate(&self, length: u64) -> Result<()> {
+        let changes = Changes { size: Some(length), ..Changes::default() };
+        self.client.set_attr(&self.who, self.inode.id(), changes).await.map(drop)
+    }
+
+    /// As sync, and the session ends.
+    pub async fn close(self) -> Result<()> {
+        self.closed.set(true);
+        let outcome = close_handle(&self.client.0, &self.inode, self.session, &self.who).await;
+        self.check_failures().and(outcome)
+    }
+}
+
+/// What closing does, for handles and for what is left of dropped ones. Ends the session even if bytes were lost.
+pub async fn close_handle(
+    inner: &Rc<Inner>,
+    inode: &Rc<Inode>,
+    session: u64,
+    who: &Credentials,
+) -> Result<()> {
+    let outcome = match session {
+        0 => Ok(()),
+        session => {
+            inner.settle(inode).await;
+            inner.end_session(inode, session, who).await
+        }
+    };
+    inode.handles.set(inode.handles.get().saturating_sub(1));
+    let hold = inode.hold.get();
+    if inode.handles.get() == 0 && hold != 0 {
+        inode.hold.set(0);
+        let root = Credentials::root();
+        if let Err(error) = inner.meta.close(&root, inode.id(), hold, Written::default(), None).await {
+            tracing::debug!(%error, inode = %inode.id(), "letting go of an unlinked file");
+        }
+    }
+    outcome
+}
+
+impl Inner {
+    /// Waits until everything that was written before now is stored, or failed to be.
+    pub async fn settle(self: &Rc<Self>, inode: &Rc<Inode>) {
+        if !inode.behind.borrow().is_empty() {
+            self.settle_range(inode, &(0..u64::MAX)).await;
+        }
+    }
+
+    /// Tells the metadata servers the length and times of what was stored.
+    async fn push(&self, inode: &Inode, who: &Credentials) -> Result<()> {
+        let unsynced = inode.unsynced.get();
+        if unsynced == Unsynced::default() {
+            return Ok(());
+        }
+        let session = inode.sessions.borrow().last().copied();
+        // Without a session there is nobody who could have written.
+        let Some(session) = session else { return Ok(()) };
+        let written = written(inode, unsynced);
+        let attr = match self.meta.sync_length(who, inode.id(), session, written).await {
+            Err(error) if error.code == ErrorCode::NoSuchSession => {
+                let session = self.reopen(inode, session, who).await?;
+                self.meta.sync_length(who, inode.id(), session, written).await?
+            }
+            attr => attr?,
+        };
+        synced(inode, &attr, unsynced);
+        Ok(())
+    }
+
+    async fn end_session(&self, inode: &Inode, session: u64, who: &Credentials) -> Result<()> {
+        let unsynced = inode.unsynced.get();
+        let written = written(inode, unsynced);
+        let mut outcome = self.meta.close(who, inode.id(), session, written, None).await;
+        if matches!(&outcome, Err(error) if error.code == ErrorCode::NoSuchSession) {
+            // Our lease had run out and somebody settled the session; what we know about the length may still be news.
+            let again = self.reopen(inode, session, who).await?;
+            outcome = self.meta.close(who, inode.id(), again, written, None).await;
+            inode.sessions.borrow_mut().retain(|session| *session != again);
+        }
+        inode.sessions.borrow_mut().retain(|open| *open != session);
+        synced(inode, &outcome?, unsynced);
+        Ok(())
+    }
+
+    /// A new session in place of one that the metadata servers have forgotten.
+    async fn reopen(&self, inode: &Inode, old: u64, who: &Credentials) -> Result<u64> {
+        let (attr, session) = self.meta.open(who, inode.id(), true, false).await?;
+        inode.absorb(&attr);
+        let mut sessions = inode.sessions.borrow_mut();
+        sessions.retain(|session| *session != old);
+        sessions.push(session);
+        Ok(session)
+    }
+}
+
+fn written(inode: &Inode, unsynced: Unsynced) -> Written {
+    Written { length: unsynced.end, mtime: unsynced.mtime, epoch: inode.epoch.get() }
+}
+
+fn synced(inode: &Inode, attr: &Attr, pushed: Unsynced) {
+    inode.absorb(attr);
+    inode.synced(pushed);
+}

@@ -1,0 +1,280 @@
+//! Writes: held behind the caller until a cell is full or somebody asks for them, or direct.
+
+use super::File;
+use super::read::cells;
+use crate::Credentials;
+use crate::behind::{Extent, Fit};
+use crate::client::Inner;
+use crate::inode::Inode;
+use crate::join;
+use crate::storage::Update;
+use corefs_net::Buffer;
+use corefs_wire::data::UpdateKind;
+use corefs_wire::{Error, ErrorCode, Result};
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Times that one write learns a new truncate epoch before it gives up.
+const EPOCHS_MAX: usize = 16;
+/// Pieces of one direct write that are under way at once.
+const PIECES_MAX: usize = 16;
+
+impl File {
+    /// Writes all of `data`. Buffered writes return before they are durable and report errors later, at the next
+    /// write, sync or close.
+    pub async fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let range = self.check_write(offset, data.len())?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let (client, inode) = (&self.client.0, &self.inode);
+        // At once, so that an append that comes while we wait lands behind these bytes.
+        inode.wrote(range.end);
+        if !self.direct {
+            return client.write_behind(inode, range, data).await;
+        }
+        let piece = async |range: Range<u64>, at: usize| {
+            let len = (range.end - range.start) as usize;
+            let mut buffer = client.storage.buffer(len).await?;
+            buffer.get_mut().ok_or(ErrorCode::Internal)?.copy_from_slice(&data[at..at + len]);
+            client.store(inode, range.start, buffer, 0..len).await
+        };
+        client.write_direct(inode, range, piece).await
+    }
+
+    /// Writes all of a buffer of the client's pool, directly and without copying it.
+    pub async fn write_buffer(&self, offset: u64, data: Buffer) -> Result<()> {
+        let range = self.check_write(offset, data.len())?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let (client, inode) = (&self.client.0, &self.inode);
+        inode.wrote(range.end);
+        let piece = async |range: Range<u64>, at: usize| {
+            let len = (range.end - range.start) as usize;
+            client.store(inode, range.start, data.clone(), at..at + len).await
+        };
+        client.write_direct(inode, range, piece).await
+    }
+
+    /// Writes at the end, wherever that is by then; returns where that was. Exact among the handles of this client.
+    pub async fn append(&self, data: &[u8]) -> Result<u64> {
+        let offset = self.inode.length.get();
+        self.write_at(offset, data).await?;
+        Ok(offset)
+    }
+
+    fn check_write(&self, offset: u64, len: usize) -> Result<Range<u64>> {
+        self.client.0.ground.check_open()?;
+        if self.session == 0 {
+            return Err(Error::new(ErrorCode::NotPermitted, "the file was opened for reading"));
+        }
+        self.check_failures()?;
+        let most = self.inode.place.layout.size_max();
+        match offset.checked_add(len as u64) {
+            Some(end) if end <= most => Ok(offset..end),
+            _ => Err(Error::mismatch(
+                ErrorCode::FileTooLarge,
+                most,
+                offset,
+                "the write ends past the largest file",
+            )),
+        }
+    }
+}
+
+impl Inner {
+    async fn write_direct(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        range: Range<u64>,
+        piece: impl AsyncFn(Range<u64>, usize) -> Result<()>,
+    ) -> Result<()> {
+        if inode.behind.borrow().overlaps(&range) {
+            self.settle_range(inode, &range).await;
+        }
+        let start = range.start;
+        let mut cells = cells(range, inode.cell);
+        loop {
+            let group: Vec<Range<u64>> = cells.by_ref().take(PIECES_MAX).collect();
+            if group.is_empty() {
+                return Ok(());
+            }
+            let at = |range: &Range<u64>| (range.start - start) as usize;
+            let written = join::all(group.into_iter().map(|range| {
+                let at = at(&range);
+                piece(range, at)
+            }));
+            if let Some(error) = written.await.into_iter().find_map(Result::err) {
+                inode.recede();
+                return Err(error);
+            }
+        }
+    }
+
+    /// Stores bytes of one cell, under the newest truncate epoch.
+    async fn store(&self, inode: &Inode, start: u64, buffer: Buffer, bytes: Range<usize>) -> Result<()> {
+        let chunk_size = u64::from(inode.place.layout.chunk_size);
+        let end = start + bytes.len() as u64;
+        for _ in 0..EPOCHS_MAX {
+            let epoch = inode.epoch.get();
+            let update = Update {
+                index: (start / chunk_size) as u32,
+                kind: UpdateKind::Write,
+                epoch,
+                offset: (start % chunk_size) as u32,
+                length: bytes.len() as u32,
+            };
+            match self.storage.update(&inode.place, update, Some((buffer.clone(), bytes.clone()))).await {
+                Ok(_) => {
+                    inode.stored(end, epoch);
+                    return Ok(());
+                }
+                Err(error) if error.code == ErrorCode::StaleLayout => self.learn_epoch(inode, epoch).await?,
+                Err(error) => return Err(error),
+            }
+        }
+        let what = format!("{} was truncated again and again", inode.id());
+        Err(Error::new(ErrorCode::StaleLayout, what))
+    }
+
+    /// Somebody else truncated the file: these bytes come after that.
+    async fn learn_epoch(&self, inode: &Inode, known: u32) -> Result<()> {
+        inode.absorb(&self.meta.get_attr(&Credentials::root(), inode.id()).await?);
+        if inode.epoch.get() == known {
+            // The chunks know before the metadata does: only for a moment.
+            self.ground.node.sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    async fn write_behind(self: &Rc<Self>, inode: &Rc<Inode>, range: Range<u64>, data: &[u8]) -> Result<()> {
+        let start = range.start;
+        for cell in cells(range, inode.cell) {
+            self.admit(inode).await?;
+            let at = (cell.start - start) as usize;
+            let bytes = &data[at..at + (cell.end - cell.start) as usize];
+            self.take(inode, cell.clone(), bytes).await?;
+            if inode.behind.borrow().is_full(cell.start) {
+                self.launch(inode, cell.start / u64::from(inode.cell));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until more bytes may be held, for this file and altogether.
+    async fn admit(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<()> {
+        let most = self.ground.pool.capacity() / 2;
+        loop {
+            self.ground.check_open()?;
+            if self.held.get() >= most {
+                self.all_live().iter().for_each(|inode| self.launch_all(inode));
+                self.relief.next().await;
+            } else if inode.behind.borrow().bytes() >= self.write_behind {
+                if inode.behind.borrow().flying() == 0 {
+                    self.launch_all(inode);
+                }
+                inode.progress.next().await;
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes bytes of one cell.
+    async fn take(self: &Rc<Self>, inode: &Rc<Inode>, range: Range<u64>, bytes: &[u8]) -> Result<()> {
+        loop {
+            let fit = inode.behind.borrow().fit(&range);
+            let wanted = match fit {
+                Fit::Into(at) => {
+                    let mut behind = inode.behind.borrow_mut();
+                    let buffer = behind.extend(&range).and_then(|extent| extent.buffer.get_mut());
+                    buffer.ok_or(ErrorCode::Internal)?[at..at + bytes.len()].copy_from_slice(bytes);
+                    return Ok(());
+                }
+                Fit::Apart => {
+                    self.launch(inode, range.start / u64::from(inode.cell));
+                    continue;
+                }
+                Fit::New => range.clone(),
+                Fit::Grow(ref all) => all.start..all.start + 4 * (all.end - all.start),
+            };
+            let (skip, capacity) = room(&wanted, &range, inode.cell);
+            let buffer = self.storage.buffer(capacity).await?;
+            // Waiting for the buffer may have changed everything.
+            if inode.behind.borrow().fit(&range) == fit {
+                self.resize(inode, &range, skip, buffer);
+            }
+        }
+    }
+
+    /// Gives a cell's extent a new buffer, or begins one of `range`.
+    fn resize(&self, inode: &Inode, range: &Range<u64>, skip: usize, mut buffer: Buffer) {
+        let mut behind = inode.behind.borrow_mut();
+        let before = behind.bytes();
+        let capacity = buffer.len();
+        let cell = range.start / u64::from(inode.cell);
+        let extent = match behind.remove(cell) {
+            None => {
+                let len = (range.end - range.start) as usize;
+                Extent { start: range.start, len, skip, buffer, capacity }
+            }
+            Some(old) => {
+                // `skip` is the place of the first byte of both together.
+                let at = skip + (old.start - range.start.min(old.start)) as usize;
+                if let Some(bytes) = buffer.get_mut() {
+                    bytes[at..at + old.len].copy_from_slice(&old.buffer[old.skip..old.skip + old.len]);
+                }
+                Extent { start: old.start, len: old.len, skip: at, buffer, capacity }
+            }
+        };
+        behind.insert(extent, self.ground.now());
+        self.held.set(self.held.get() + behind.bytes() - before);
+    }
+
+    /// Sends everything of a file that waits.
+    pub fn launch_all(self: &Rc<Self>, inode: &Rc<Inode>) {
+        let cells = inode.behind.borrow().cells();
+        cells.into_iter().for_each(|cell| self.launch(inode, cell));
+    }
+
+    /// Sends what waits in a cell.
+    pub fn launch(self: &Rc<Self>, inode: &Rc<Inode>, cell: u64) {
+        let Some((number, extent)) = inode.behind.borrow_mut().launch(cell) else { return };
+        let (inner, inode) = (Rc::clone(self), Rc::clone(inode));
+        glommio::spawn_local(async move { inner.fly(&inode, number, extent).await }).detach();
+    }
+
+    async fn fly(&self, inode: &Inode, number: u64, extent: Extent<Buffer>) {
+        while !inode.behind.borrow().may_fly(number) {
+            inode.progress.next().await;
+        }
+        let Extent { start, len, skip, buffer, .. } = extent;
+        let outcome = self.store(inode, start, buffer, skip..skip + len).await;
+        let mut behind = inode.behind.borrow_mut();
+        let before = behind.bytes();
+        behind.land(number);
+        self.held.set(self.held.get() + behind.bytes() - before);
+        drop(behind);
+        if let Err(error) = outcome {
+            tracing::warn!(%error, inode = %inode.id(), "bytes written behind the caller were not stored");
+            inode.fail(error);
+            inode.recede();
+        }
+        inode.progress.wake_all();
+        self.relief.wake_all();
+    }
+}
+
+/// A buffer for `wanted` in a cell: where the first byte goes, and how large it is. From a quarter of a cell on it covers
+/// the whole cell, since more is likely to come.
+fn room(wanted: &Range<u64>, written: &Range<u64>, cell: u32) -> (usize, usize) {
+    let len = (wanted.end - wanted.start) as usize;
+    let cell_start = written.start / u64::from(cell) * u64::from(cell);
+    if len >= cell as usize / 4 {
+        ((wanted.start - cell_start) as usize, cell as usize)
+    } else {
+        (0, len.next_power_of_two().max(corefs_net::buffer::BLOCK_MIN))
+    }
+}

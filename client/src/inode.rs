@@ -1,0 +1,214 @@
+//! What a client knows of an inode that is open in it, shared by all handles.
+//!
+//! Invariants
+//! - The length includes every byte that was written here, stored or not: handles see each other's writes at once.
+//! - Attributes of an older truncate epoch than ours change nothing; a newer epoch makes the file's length what the
+//!   metadata says, or where our unwritten bytes end.
+
+use crate::Attr;
+use crate::behind::Behind;
+use crate::storage::Place;
+use crate::wait::Waiters;
+use corefs_net::Buffer;
+use corefs_wire::layout::Layout;
+use corefs_wire::limits::FRAME_DATA_MAX;
+use corefs_wire::{Error, InodeId};
+use std::cell::{Cell, RefCell};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What the metadata servers don't know yet.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Unsynced {
+    /// The end of the last byte that went to storage; 0: none did.
+    pub end: u64,
+    /// When the file was last written, nanoseconds since the epoch; 0: it wasn't.
+    pub mtime: i64,
+}
+
+/// Errors of writes that nobody was waiting for.
+#[derive(Default)]
+pub struct Failures {
+    pub count: u64,
+    pub last: Option<Error>,
+}
+
+pub struct Inode {
+    pub place: Place,
+    /// Bytes that one update may carry, a power of two: a chunk, or a frame of it.
+    pub cell: u32,
+    pub attr: Cell<Attr>,
+    pub length: Cell<u64>,
+    pub epoch: Cell<u32>,
+    pub unsynced: Cell<Unsynced>,
+    pub behind: RefCell<Behind<Buffer>>,
+    /// Changes when a flight lands.
+    pub progress: Waiters,
+    pub failures: RefCell<Failures>,
+    /// Open write sessions, any of which can push the length.
+    pub sessions: RefCell<Vec<u64>>,
+    /// Handles open.
+    pub handles: Cell<u32>,
+    /// A session that keeps an unlinked file's bytes for handles that have none themselves.
+    pub hold: Cell<u64>,
+}
+
+impl Inode {
+    pub fn new(attr: Attr, layout: Layout) -> Self {
+        let cell = layout.chunk_size.min(FRAME_DATA_MAX as u32);
+        Self {
+            place: Place::new(attr.inode, layout),
+            cell,
+            attr: Cell::new(attr),
+            length: Cell::new(attr.size),
+            epoch: Cell::new(attr.epoch),
+            unsynced: Cell::default(),
+            behind: RefCell::new(Behind::new(cell)),
+            progress: Waiters::default(),
+            failures: RefCell::default(),
+            sessions: RefCell::default(),
+            handles: Cell::new(0),
+            hold: Cell::new(0),
+        }
+    }
+
+    pub fn id(&self) -> InodeId {
+        self.place.inode
+    }
+
+    /// Takes what a metadata server says.
+    pub fn absorb(&self, attr: &Attr) {
+        if attr.epoch < self.epoch.get() {
+            return;
+        }
+        if attr.epoch > self.epoch.get() {
+            self.epoch.set(attr.epoch);
+            self.length.set(attr.size.max(self.behind.borrow().end()));
+            self.unsynced.set(Unsynced { end: 0, ..self.unsynced.get() });
+        } else {
+            self.length.set(self.length.get().max(attr.size));
+        }
+        self.attr.set(*attr);
+    }
+
+    /// The attributes with what was written here.
+    pub fn attr(&self) -> Attr {
+        let (mut attr, unsynced) = (self.attr.get(), self.unsynced.get());
+        attr.size = self.length.get();
+        attr.epoch = self.epoch.get();
+        if unsynced.mtime > attr.mtime {
+            attr.mtime = unsynced.mtime;
+            attr.ctime = attr.ctime.max(unsynced.mtime);
+        }
+        attr
+    }
+
+    /// Bytes up to `end` were written now.
+    pub fn wrote(&self, end: u64) {
+        self.length.set(self.length.get().max(end));
+        self.unsynced.set(Unsynced { mtime: now(), ..self.unsynced.get() });
+    }
+
+    /// Bytes up to `end` are in storage, written under `epoch`.
+    pub fn stored(&self, end: u64, epoch: u32) {
+        if epoch == self.epoch.get() {
+            let unsynced = self.unsynced.get();
+            self.unsynced.set(Unsynced { end: unsynced.end.max(end), ..unsynced });
+            self.length.set(self.length.get().max(end));
+        }
+    }
+
+    /// Bytes that were written could not be stored: the file ends where what is left of it does.
+    pub fn recede(&self) {
+        let known = if self.attr.get().epoch == self.epoch.get() { self.attr.get().size } else { 0 };
+        let stored = known.max(self.unsynced.get().end);
+        self.length.set(self.length.get().min(stored.max(self.behind.borrow().end())));
+    }
+
+    /// The metadata servers know this now.
+    pub fn synced(&self, pushed: Unsynced) {
+        let mut unsynced = self.unsynced.get();
+        if unsynced.end <= pushed.end {
+            unsynced.end = 0;
+        }
+        if unsynced.mtime == pushed.mtime {
+            unsynced.mtime = 0;
+        }
+        self.unsynced.set(unsynced);
+    }
+
+    pub fn fail(&self, error: Error) {
+        let mut failures = self.failures.borrow_mut();
+        failures.count += 1;
+        failures.last = Some(error);
+    }
+}
+
+/// Wall-clock time in nanoseconds since the epoch.
+pub fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kind;
+
+    fn attr(size: u64, epoch: u32) -> Attr {
+        let layout = Layout { chunk_size: 65536, stripe: 1, table_id: 1, table_version: 1, seed: 0 };
+        let inode = InodeId(9);
+        Attr {
+            inode,
+            kind: Kind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size,
+            nlink: 1,
+            rdev: 0,
+            atime: 1,
+            mtime: 1,
+            ctime: 1,
+            btime: 1,
+            epoch,
+            layout: Some(layout),
+            parent: InodeId(1),
+        }
+    }
+
+    fn inode(size: u64) -> Inode {
+        let attr = attr(size, 1);
+        Inode::new(attr, attr.layout.unwrap())
+    }
+
+    #[test]
+    fn lengths_grow_within_an_epoch_and_start_anew_with_the_next() {
+        let inode = inode(100);
+        inode.wrote(500);
+        inode.absorb(&attr(200, 1));
+        assert_eq!(inode.attr().size, 500, "what was written here counts");
+        inode.absorb(&attr(900, 1));
+        assert_eq!(inode.attr().size, 900, "and what grew elsewhere");
+        inode.stored(500, 1);
+        inode.absorb(&attr(10, 2));
+        assert_eq!((inode.attr().size, inode.unsynced.get().end), (10, 0), "a truncation elsewhere");
+        inode.absorb(&attr(900, 1));
+        inode.stored(800, 1);
+        assert_eq!((inode.attr().size, inode.unsynced.get().end), (10, 0), "news from before it");
+    }
+
+    #[test]
+    fn only_what_was_pushed_is_synced() {
+        let inode = inode(0);
+        inode.wrote(10);
+        inode.stored(10, 1);
+        let pushed = inode.unsynced.get();
+        inode.stored(20, 1);
+        inode.synced(pushed);
+        assert_eq!(inode.unsynced.get(), Unsynced { end: 20, mtime: 0 });
+        inode.wrote(30);
+        inode.synced(Unsynced { end: 20, mtime: 0 });
+        let left = inode.unsynced.get();
+        assert!(left.end == 0 && left.mtime != 0);
+    }
+}

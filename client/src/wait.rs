@@ -1,0 +1,73 @@
+//! How tasks of one executor wait for something to change.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+/// Whoever waits for the next change of something. Many may, unlike with a `Bell`; each then looks for itself.
+#[derive(Default)]
+pub struct Waiters {
+    changes: Cell<u64>,
+    wakers: RefCell<Vec<Waker>>,
+}
+
+impl Waiters {
+    /// Something has changed: everybody looks again.
+    pub fn wake_all(&self) {
+        self.changes.set(self.changes.get() + 1);
+        // Taken out first: a waker may run code that waits here again.
+        for waker in self.wakers.take() {
+            waker.wake();
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.wakers.borrow().is_empty()
+    }
+
+    /// Resolves at the first change after this call.
+    pub fn next(&self) -> Change<'_> {
+        Change { of: self, since: self.changes.get(), registered: None }
+    }
+}
+
+/// The future of [`Waiters::next`].
+pub struct Change<'a> {
+    of: &'a Waiters,
+    since: u64,
+    registered: Option<Waker>,
+}
+
+impl Future for Change<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.of.changes.get() != self.since {
+            return Poll::Ready(());
+        }
+        if !self.registered.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            self.of.wakers.borrow_mut().push(context.waker().clone());
+            self.registered = Some(context.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::{block_on, poll_once};
+
+    #[test]
+    fn everybody_hears_of_a_change_once() {
+        let waiters = Waiters::default();
+        let (mut one, mut two) = (waiters.next(), waiters.next());
+        assert!(block_on(poll_once(&mut one)).is_none() && block_on(poll_once(&mut two)).is_none());
+        assert!(block_on(poll_once(&mut one)).is_none());
+        assert_eq!(waiters.wakers.borrow().len(), 2, "polling again doesn't register again");
+        waiters.wake_all();
+        assert!(block_on(poll_once(one)).is_some() && block_on(poll_once(two)).is_some());
+        assert!(waiters.is_empty() && block_on(poll_once(waiters.next())).is_none());
+    }
+}
