@@ -140,6 +140,8 @@ pub mod corefs {
         }
 
         impl<'a> ReadVersionRequest<'a> {
+            pub const VT_RELEASED: ::flatbuffers::VOffsetT = 4;
+
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
                 ReadVersionRequest { _tab: table }
@@ -147,14 +149,32 @@ pub mod corefs {
             #[allow(unused_mut)]
             pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
                 _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-                _args: &'args ReadVersionRequestArgs,
+                args: &'args ReadVersionRequestArgs<'args>,
             ) -> ::flatbuffers::WIPOffset<ReadVersionRequest<'bldr>> {
                 let mut builder = ReadVersionRequestBuilder::new(_fbb);
+                if let Some(x) = args.released {
+                    builder.add_released(x);
+                }
                 builder.finish()
             }
 
             pub fn unpack(&self) -> ReadVersionRequestT {
-                ReadVersionRequestT {}
+                let released = self.released().map(|x| x.into_iter().collect());
+                ReadVersionRequestT { released }
+            }
+
+            #[inline]
+            pub fn released(&self) -> Option<::flatbuffers::Vector<'a, u64>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(
+                            ReadVersionRequest::VT_RELEASED,
+                            None,
+                        )
+                }
             }
         }
 
@@ -164,15 +184,23 @@ pub mod corefs {
                 v: &mut ::flatbuffers::Verifier,
                 pos: usize,
             ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-                v.visit_table(pos)?.finish();
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>(
+                        "released",
+                        Self::VT_RELEASED,
+                        false,
+                    )?
+                    .finish();
                 Ok(())
             }
         }
-        pub struct ReadVersionRequestArgs {}
-        impl<'a> Default for ReadVersionRequestArgs {
+        pub struct ReadVersionRequestArgs<'a> {
+            pub released: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
+        }
+        impl<'a> Default for ReadVersionRequestArgs<'a> {
             #[inline]
             fn default() -> Self {
-                ReadVersionRequestArgs {}
+                ReadVersionRequestArgs { released: None }
             }
         }
 
@@ -181,6 +209,16 @@ pub mod corefs {
             start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
         }
         impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReadVersionRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_released(
+                &mut self,
+                released: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u64>>,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    ReadVersionRequest::VT_RELEASED,
+                    released,
+                );
+            }
             #[inline]
             pub fn new(
                 _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
@@ -201,15 +239,18 @@ pub mod corefs {
         impl ::core::fmt::Debug for ReadVersionRequest<'_> {
             fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
                 let mut ds = f.debug_struct("ReadVersionRequest");
+                ds.field("released", &self.released());
                 ds.finish()
             }
         }
         #[non_exhaustive]
         #[derive(Debug, Clone, PartialEq)]
-        pub struct ReadVersionRequestT {}
+        pub struct ReadVersionRequestT {
+            pub released: Option<alloc::vec::Vec<u64>>,
+        }
         impl Default for ReadVersionRequestT {
             fn default() -> Self {
-                Self {}
+                Self { released: None }
             }
         }
         impl ReadVersionRequestT {
@@ -217,7 +258,8 @@ pub mod corefs {
                 &self,
                 _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
             ) -> ::flatbuffers::WIPOffset<ReadVersionRequest<'b>> {
-                ReadVersionRequest::create(_fbb, &ReadVersionRequestArgs {})
+                let released = self.released.as_ref().map(|x| _fbb.create_vector(x));
+                ReadVersionRequest::create(_fbb, &ReadVersionRequestArgs { released })
             }
         }
         pub enum ReadVersionReplyOffset {}
@@ -610,6 +652,7 @@ pub mod corefs {
             pub const VT_VERSION: ::flatbuffers::VOffsetT = 4;
             pub const VT_KEYS: ::flatbuffers::VOffsetT = 6;
             pub const VT_RANGES: ::flatbuffers::VOffsetT = 8;
+            pub const VT_RELEASED: ::flatbuffers::VOffsetT = 10;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -622,6 +665,9 @@ pub mod corefs {
             ) -> ::flatbuffers::WIPOffset<ReadRequest<'bldr>> {
                 let mut builder = ReadRequestBuilder::new(_fbb);
                 builder.add_version(args.version);
+                if let Some(x) = args.released {
+                    builder.add_released(x);
+                }
                 if let Some(x) = args.ranges {
                     builder.add_ranges(x);
                 }
@@ -641,10 +687,12 @@ pub mod corefs {
                     let x = self.ranges();
                     x.iter().map(|t| t.unpack()).collect()
                 };
+                let released = self.released().map(|x| x.into_iter().collect());
                 ReadRequestT {
                     version,
                     keys,
                     ranges,
+                    released,
                 }
             }
 
@@ -681,6 +729,19 @@ pub mod corefs {
                         .unwrap()
                 }
             }
+            #[inline]
+            pub fn released(&self) -> Option<::flatbuffers::Vector<'a, u64>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(
+                            ReadRequest::VT_RELEASED,
+                            None,
+                        )
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for ReadRequest<'_> {
@@ -697,6 +758,11 @@ pub mod corefs {
                     .visit_field::<::flatbuffers::ForwardsUOffset<
                         ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<RangeRead>>,
                     >>("ranges", Self::VT_RANGES, true)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>(
+                        "released",
+                        Self::VT_RELEASED,
+                        false,
+                    )?
                     .finish();
                 Ok(())
             }
@@ -711,6 +777,7 @@ pub mod corefs {
                     ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RangeRead<'a>>>,
                 >,
             >,
+            pub released: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
         }
         impl<'a> Default for ReadRequestArgs<'a> {
             #[inline]
@@ -719,6 +786,7 @@ pub mod corefs {
                     version: 0,
                     keys: None,   // required field
                     ranges: None, // required field
+                    released: None,
                 }
             }
         }
@@ -753,6 +821,14 @@ pub mod corefs {
                     .push_slot_always::<::flatbuffers::WIPOffset<_>>(ReadRequest::VT_RANGES, ranges);
             }
             #[inline]
+            pub fn add_released(
+                &mut self,
+                released: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u64>>,
+            ) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(ReadRequest::VT_RELEASED, released);
+            }
+            #[inline]
             pub fn new(
                 _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
             ) -> ReadRequestBuilder<'a, 'b, A> {
@@ -777,6 +853,7 @@ pub mod corefs {
                 ds.field("version", &self.version());
                 ds.field("keys", &self.keys());
                 ds.field("ranges", &self.ranges());
+                ds.field("released", &self.released());
                 ds.finish()
             }
         }
@@ -786,6 +863,7 @@ pub mod corefs {
             pub version: u64,
             pub keys: alloc::vec::Vec<KeyT>,
             pub ranges: alloc::vec::Vec<RangeReadT>,
+            pub released: Option<alloc::vec::Vec<u64>>,
         }
         impl Default for ReadRequestT {
             fn default() -> Self {
@@ -793,6 +871,7 @@ pub mod corefs {
                     version: 0,
                     keys: Default::default(),
                     ranges: Default::default(),
+                    released: None,
                 }
             }
         }
@@ -812,12 +891,14 @@ pub mod corefs {
                     let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
                     _fbb.create_vector(&w)
                 });
+                let released = self.released.as_ref().map(|x| _fbb.create_vector(x));
                 ReadRequest::create(
                     _fbb,
                     &ReadRequestArgs {
                         version,
                         keys,
                         ranges,
+                        released,
                     },
                 )
             }
@@ -2186,6 +2267,9 @@ pub mod corefs {
             pub const VT_READ_CONFLICTS: ::flatbuffers::VOffsetT = 6;
             pub const VT_WRITE_CONFLICTS: ::flatbuffers::VOffsetT = 8;
             pub const VT_MUTATIONS: ::flatbuffers::VOffsetT = 10;
+            pub const VT_RELEASED: ::flatbuffers::VOffsetT = 12;
+            pub const VT_ASSEMBLY: ::flatbuffers::VOffsetT = 14;
+            pub const VT_UNFINISHED: ::flatbuffers::VOffsetT = 16;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2197,7 +2281,11 @@ pub mod corefs {
                 args: &'args CommitRequestArgs<'args>,
             ) -> ::flatbuffers::WIPOffset<CommitRequest<'bldr>> {
                 let mut builder = CommitRequestBuilder::new(_fbb);
+                builder.add_assembly(args.assembly);
                 builder.add_read_version(args.read_version);
+                if let Some(x) = args.released {
+                    builder.add_released(x);
+                }
                 if let Some(x) = args.mutations {
                     builder.add_mutations(x);
                 }
@@ -2207,6 +2295,7 @@ pub mod corefs {
                 if let Some(x) = args.read_conflicts {
                     builder.add_read_conflicts(x);
                 }
+                builder.add_unfinished(args.unfinished);
                 builder.finish()
             }
 
@@ -2224,11 +2313,17 @@ pub mod corefs {
                     let x = self.mutations();
                     x.iter().map(|t| t.unpack()).collect()
                 };
+                let released = self.released().map(|x| x.into_iter().collect());
+                let assembly = self.assembly();
+                let unfinished = self.unfinished();
                 CommitRequestT {
                     read_version,
                     read_conflicts,
                     write_conflicts,
                     mutations,
+                    released,
+                    assembly,
+                    unfinished,
                 }
             }
 
@@ -2288,6 +2383,37 @@ pub mod corefs {
                         .unwrap()
                 }
             }
+            #[inline]
+            pub fn released(&self) -> Option<::flatbuffers::Vector<'a, u64>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(
+                            CommitRequest::VT_RELEASED,
+                            None,
+                        )
+                }
+            }
+            #[inline]
+            pub fn assembly(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(CommitRequest::VT_ASSEMBLY, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn unfinished(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<bool>(CommitRequest::VT_UNFINISHED, Some(false))
+                        .unwrap()
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for CommitRequest<'_> {
@@ -2307,6 +2433,13 @@ pub mod corefs {
                     .visit_field::<::flatbuffers::ForwardsUOffset<
                         ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Mutation>>,
                     >>("mutations", Self::VT_MUTATIONS, true)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>(
+                        "released",
+                        Self::VT_RELEASED,
+                        false,
+                    )?
+                    .visit_field::<u64>("assembly", Self::VT_ASSEMBLY, false)?
+                    .visit_field::<bool>("unfinished", Self::VT_UNFINISHED, false)?
                     .finish();
                 Ok(())
             }
@@ -2328,6 +2461,9 @@ pub mod corefs {
                     ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Mutation<'a>>>,
                 >,
             >,
+            pub released: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
+            pub assembly: u64,
+            pub unfinished: bool,
         }
         impl<'a> Default for CommitRequestArgs<'a> {
             #[inline]
@@ -2337,6 +2473,9 @@ pub mod corefs {
                     read_conflicts: None,  // required field
                     write_conflicts: None, // required field
                     mutations: None,       // required field
+                    released: None,
+                    assembly: 0,
+                    unfinished: false,
                 }
             }
         }
@@ -2386,6 +2525,24 @@ pub mod corefs {
                     .push_slot_always::<::flatbuffers::WIPOffset<_>>(CommitRequest::VT_MUTATIONS, mutations);
             }
             #[inline]
+            pub fn add_released(
+                &mut self,
+                released: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u64>>,
+            ) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(CommitRequest::VT_RELEASED, released);
+            }
+            #[inline]
+            pub fn add_assembly(&mut self, assembly: u64) {
+                self.fbb_
+                    .push_slot::<u64>(CommitRequest::VT_ASSEMBLY, assembly, 0);
+            }
+            #[inline]
+            pub fn add_unfinished(&mut self, unfinished: bool) {
+                self.fbb_
+                    .push_slot::<bool>(CommitRequest::VT_UNFINISHED, unfinished, false);
+            }
+            #[inline]
             pub fn new(
                 _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
             ) -> CommitRequestBuilder<'a, 'b, A> {
@@ -2414,6 +2571,9 @@ pub mod corefs {
                 ds.field("read_conflicts", &self.read_conflicts());
                 ds.field("write_conflicts", &self.write_conflicts());
                 ds.field("mutations", &self.mutations());
+                ds.field("released", &self.released());
+                ds.field("assembly", &self.assembly());
+                ds.field("unfinished", &self.unfinished());
                 ds.finish()
             }
         }
@@ -2424,6 +2584,9 @@ pub mod corefs {
             pub read_conflicts: alloc::vec::Vec<ConflictRangeT>,
             pub write_conflicts: alloc::vec::Vec<ConflictRangeT>,
             pub mutations: alloc::vec::Vec<MutationT>,
+            pub released: Option<alloc::vec::Vec<u64>>,
+            pub assembly: u64,
+            pub unfinished: bool,
         }
         impl Default for CommitRequestT {
             fn default() -> Self {
@@ -2432,6 +2595,9 @@ pub mod corefs {
                     read_conflicts: Default::default(),
                     write_conflicts: Default::default(),
                     mutations: Default::default(),
+                    released: None,
+                    assembly: 0,
+                    unfinished: false,
                 }
             }
         }
@@ -2456,6 +2622,9 @@ pub mod corefs {
                     let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
                     _fbb.create_vector(&w)
                 });
+                let released = self.released.as_ref().map(|x| _fbb.create_vector(x));
+                let assembly = self.assembly;
+                let unfinished = self.unfinished;
                 CommitRequest::create(
                     _fbb,
                     &CommitRequestArgs {
@@ -2463,6 +2632,9 @@ pub mod corefs {
                         read_conflicts,
                         write_conflicts,
                         mutations,
+                        released,
+                        assembly,
+                        unfinished,
                     },
                 )
             }
