@@ -7,12 +7,16 @@
 //! | [`target`], [`targets`], [`slice`] | both together behind one `handle(now, event, &mut outputs)`; pure |
 //! | [`event`] | what a shard tells its targets, and what they ask of it |
 //! | [`block`] | whole checksum blocks made of payloads and old blocks; pure |
+//! | [`shard`] | one core's server: ring, sockets, disks, targets, and the turn that drives them |
+//! | [`mesh`] | the only way between cores: control messages |
 //! | [`disk`] | files and block devices under O_DIRECT on the shard's ring, and the bare bound |
 
 pub mod block;
 pub mod chain;
 pub mod disk;
 pub mod event;
+pub mod mesh;
+pub mod shard;
 pub mod slice;
 pub mod store;
 pub mod target;

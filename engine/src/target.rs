@@ -87,10 +87,15 @@ impl Target {
 
     /// The slice is dead: everybody is told, plans are given back.
     pub fn die(&mut self, scene: &mut Scene<'_>) {
-        for (_, staging) in std::mem::take(&mut self.staged) {
-            scene.slice.store.cancel(staging);
-        }
+        self.dispose(scene.slice);
         self.handle(scene, Input::Died);
+    }
+
+    /// Gives back what it holds of the store.
+    pub fn dispose(&mut self, slice: &mut Slice) {
+        for (_, staging) in std::mem::take(&mut self.staged) {
+            slice.store.cancel(staging);
+        }
     }
 
     /// The blocks of an update are prepared, or can't be.

@@ -173,7 +173,15 @@ impl Targets {
     /// After [`Self::drain`]: nothing is under way, and everything is on the disk. Updates that wait for a successor stay
     /// pending and are taken up again at the next start.
     pub fn is_drained(&self) -> bool {
-        self.draining && self.slices.iter().all(Slice::is_closed)
+        let settled = self.targets.values().all(|target| target.replica().unsettled() == 0);
+        self.draining && settled && self.slices.iter().all(Slice::is_closed)
+    }
+
+    /// Gives back what the targets hold of their stores, at the end of the shard.
+    pub fn dispose(&mut self) {
+        for target in self.targets.values_mut() {
+            target.dispose(&mut self.slices[target.slice()]);
+        }
     }
 
     /// Chunks with an update under way.

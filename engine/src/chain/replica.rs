@@ -32,6 +32,14 @@ impl Replica {
         self.lanes.len()
     }
 
+    /// Chunks whose update isn't durable here or not ended yet, whatever the successors do.
+    pub fn unsettled(&self) -> usize {
+        let waits_for_others = |phase| {
+            matches!(phase, Phase::Forwarding | Phase::Paused | Phase::Recovered | Phase::Loading | Phase::Stuck)
+        };
+        self.lanes.values().filter(|lane| !waits_for_others(lane.active.phase)).count()
+    }
+
     /// How far the active update of a chunk has come.
     pub fn phase(&self, chunk: ChunkId) -> Option<Phase> {
         self.lanes.get(&chunk).map(|lane| lane.active.phase)

@@ -1,0 +1,195 @@
+//! The disks of one shard on its ring: registered files, fixed buffers, typed transfers.
+//!
+//! A transfer is named by what it is for ([`Io`]); its completion carries the name back. Offsets are of the slice; the base
+//! on the file is added here. The memory of a transfer belongs to whoever asked until the completion.
+
+use super::BlockingDisk;
+use super::file::DiskFile;
+use super::open::Extent;
+use super::record::Recorder;
+use crate::event::DiskIndex;
+use corefs_net::ring::{File, Sync};
+use corefs_net::{Ring, Source, Token};
+use corefs_wire::{Result, SliceIndex};
+
+/// What a transfer is for. `op` and `slot` are positions in the shard's tables, `part` counts the transfers of one operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Io {
+    /// A piece of a client's read.
+    Read { op: u32, part: u16 },
+    /// An old block that an update keeps a part of.
+    Merge { op: u32, part: u16 },
+    /// A piece of a pending update that is read back.
+    Load { op: u32, part: u16 },
+    /// Blocks of an update.
+    Data { op: u32, part: u16 },
+    /// A part of a batch.
+    Batch { slot: u32 },
+    Flush { disk: DiskIndex },
+}
+
+impl Io {
+    pub fn token(self) -> Token {
+        let (kind, part, index) = match self {
+            Self::Read { op, part } => (0, part, op),
+            Self::Merge { op, part } => (1, part, op),
+            Self::Load { op, part } => (2, part, op),
+            Self::Data { op, part } => (3, part, op),
+            Self::Batch { slot } => (4, 0, slot),
+            Self::Flush { disk } => (5, 0, disk.0.into()),
+        };
+        Token::new(Source::DISK, kind << 48 | u64::from(part) << 32 | u64::from(index))
+    }
+
+    /// Reads what [`Self::token`] wrote.
+    pub fn of(token: Token) -> Self {
+        let payload = token.payload();
+        let (part, index) = ((payload >> 32) as u16, payload as u32);
+        match payload >> 48 {
+            0 => Self::Read { op: index, part },
+            1 => Self::Merge { op: index, part },
+            2 => Self::Load { op: index, part },
+            3 => Self::Data { op: index, part },
+            4 => Self::Batch { slot: index },
+            _ => Self::Flush { disk: DiskIndex(index as u16) },
+        }
+    }
+}
+
+struct Disk {
+    file: File,
+    /// Held open, and locked.
+    open: DiskFile,
+}
+
+/// Where a slice is.
+#[derive(Clone, Copy)]
+struct Place {
+    disk: DiskIndex,
+    extent: Extent,
+}
+
+/// The disks of one shard.
+#[derive(Default)]
+pub struct Disks {
+    disks: Vec<Disk>,
+    /// By [`SliceIndex`].
+    places: Vec<Option<Place>>,
+    recorder: Option<Recorder>,
+}
+
+impl Disks {
+    /// Takes a disk over and registers it with the ring.
+    pub fn add(&mut self, ring: &mut Ring, open: DiskFile) -> DiskIndex {
+        let index = DiskIndex(self.disks.len() as u16);
+        self.disks.push(Disk { file: ring.add_file(open.fd()), open });
+        index
+    }
+
+    pub fn place(&mut self, slice: SliceIndex, disk: DiskIndex, extent: Extent) {
+        let index = usize::from(slice.0);
+        if self.places.len() <= index {
+            self.places.resize(index + 1, None);
+        }
+        assert!(extent.base + extent.bytes <= self.disks[usize::from(disk.0)].open.bytes());
+        self.places[index] = Some(Place { disk, extent });
+    }
+
+    /// The file itself, to be read by waiting for it.
+    pub fn blocking(&self, disk: DiskIndex) -> Result<DiskFile> {
+        self.disks[usize::from(disk.0)].open.share()
+    }
+
+    /// Logs everything from now on.
+    pub fn record(&mut self, mut recorder: Recorder) {
+        for (index, place) in self.places.iter().enumerate() {
+            if let Some(Place { disk, extent: Extent { base, bytes } }) = place {
+                recorder.mark(&format!("slice {index} disk {} base {base} bytes {bytes}", disk.0));
+            }
+        }
+        self.recorder = Some(recorder);
+    }
+
+    /// Writes down what is promised at this moment, if anybody listens.
+    #[inline]
+    pub fn mark(&mut self, text: impl FnOnce() -> String) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.mark(&text());
+        }
+    }
+
+    /// # Safety
+    /// `to` is owned by the transfer until its completion.
+    #[inline]
+    pub unsafe fn read(&self, ring: &mut Ring, slice: SliceIndex, offset: u64, to: *mut u8, len: u32, io: Io) {
+        let (file, offset, _) = self.locate(slice, offset, len);
+        // SAFETY: passed on to the caller.
+        unsafe { ring.read(file, to, len, offset, io.token()) }
+    }
+
+    /// # Safety
+    /// `from` is valid and unchanged until the completion.
+    pub unsafe fn write(
+        &mut self,
+        ring: &mut Ring,
+        slice: SliceIndex,
+        offset: u64,
+        from: *const u8,
+        len: u32,
+        io: Io,
+    ) {
+        let (file, offset, disk) = self.locate(slice, offset, len);
+        if let Some(recorder) = &mut self.recorder {
+            // SAFETY: the caller promises that the bytes are valid.
+            let bytes = unsafe { std::slice::from_raw_parts(from, len as usize) };
+            recorder.write(disk.0.into(), io.token(), offset, bytes);
+        }
+        // SAFETY: passed on to the caller.
+        unsafe { ring.write(file, from, len, offset, io.token()) }
+    }
+
+    pub fn flush(&mut self, ring: &mut Ring, disk: DiskIndex) {
+        let token = Io::Flush { disk }.token();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.flush(disk.0.into(), token);
+        }
+        ring.sync(self.disks[usize::from(disk.0)].file, Sync::Data, token);
+    }
+
+    /// A write or flush has succeeded.
+    #[inline]
+    pub fn complete(&mut self, io: Io) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.complete(io.token(), matches!(io, Io::Flush { .. }));
+        }
+    }
+
+    #[inline]
+    fn locate(&self, slice: SliceIndex, offset: u64, len: u32) -> (File, u64, DiskIndex) {
+        let place = self.places[usize::from(slice.0)].expect("only placed slices are used");
+        // A transfer beyond the slice would destroy a neighbour's: this holds in release too.
+        assert!(offset + u64::from(len) <= place.extent.bytes, "a transfer beyond the end of its slice");
+        (self.disks[usize::from(place.disk.0)].file, place.extent.base + offset, place.disk)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_name_what_they_were_made_of() {
+        let (op, part) = (u32::MAX, u16::MAX);
+        let all = [
+            Io::Read { op, part },
+            Io::Merge { op: 1, part },
+            Io::Load { op, part: 1 },
+            Io::Data { op, part },
+            Io::Batch { slot: 7 },
+            Io::Flush { disk: DiskIndex(u16::MAX) },
+        ];
+        for io in all {
+            assert_eq!((Io::of(io.token()), io.token().source()), (io, Source::DISK));
+        }
+    }
+}

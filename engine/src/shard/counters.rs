@@ -1,0 +1,64 @@
+//! What a shard has done so far: plain numbers, read when somebody asks.
+
+use corefs_net::ring::RingCounters;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+        pub struct Counters { $($(#[$doc])* pub $name: u64,)* }
+        impl Counters {
+            /// Every counter's name and value.
+            pub fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name)),*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Turns of the loop.
+    turns,
+    /// Reads answered with data, and the blocks in them.
+    reads,
+    read_blocks,
+    /// Reads answered with an error.
+    reads_refused,
+    /// Stored blocks whose checksum did not match.
+    corrupt_blocks,
+    /// Disk reads that failed.
+    disk_read_errors,
+    /// Updates answered with success, and the payload bytes that came in.
+    updates,
+    update_bytes,
+    updates_refused,
+    /// Payloads whose checksum did not match.
+    corrupt_payloads,
+    /// Updates sent on, and answers that came back.
+    forwards,
+    forward_answers,
+    /// Writes to disks, bytes of them, and flushes.
+    disk_writes,
+    disk_write_bytes,
+    flushes,
+    batches,
+    /// Frames that made no sense.
+    bad_frames,
+    /// Requests that waited for memory.
+    starved,
+    slices_dead,
+    /// Control messages from other cores. Data operations send none: there is no code that could.
+    cross_core_messages,
+    cross_core_per_data_op,
+    connections_opened,
+    connections_closed,
+}
+
+/// The ring's own figures under the same kind of names.
+pub fn of_ring(ring: RingCounters) -> [(&'static str, u64); 4] {
+    [
+        ("ring_enters", ring.enters),
+        ("ring_submissions", ring.submissions),
+        ("ring_completions", ring.completions),
+        ("ring_parks", ring.parks),
+    ]
+}

@@ -1,0 +1,403 @@
+//! Where frames land: the part of a shard that takes them, while sockets and disks are busy elsewhere.
+//!
+//! Nothing here touches ring, socket or disk: requests become events, and what is to be done waits in `outputs` and `ready`
+//! until the turn performs it.
+
+use super::counters::Counters;
+use super::links::Links;
+use super::ops::{Op, Ops, ReadOp, Requester, UpdateOp};
+use crate::block;
+use crate::event::{Ack, Event, Nanos, Offer, OpId, Outputs};
+use crate::store::{BatchId, InlineVec, UpdateKind};
+use crate::targets::Targets;
+use corefs_net::{Buffer, ConnId, Flow, FrameSink, Peer, Placement, Pool};
+use corefs_wire::data::{self, ReadEntry, UpdateReply, op};
+use corefs_wire::error::decode_error;
+use corefs_wire::frame::{Header, Kind};
+use corefs_wire::limits::{BLOCK, CONNECTION_REQUESTS_MAX, SHARD_OPERATIONS_MAX};
+use corefs_wire::{Error, ErrorCode, Result, SliceIndex};
+use std::collections::VecDeque;
+use zerocopy::IntoBytes;
+
+/// A reply that needs nothing more.
+pub struct Ready {
+    pub requester: Requester,
+    pub op: u16,
+    pub result: Result<Vec<u8>>,
+}
+
+/// A read that waits for memory.
+pub struct Starved {
+    requester: Requester,
+    entry: ReadEntry,
+}
+
+/// What a connection has unanswered.
+#[derive(Clone, Copy, Default)]
+struct Account {
+    generation: u32,
+    open: usize,
+    paused: bool,
+}
+
+pub struct Desk {
+    pub pool: Pool,
+    pub targets: Targets,
+    pub ops: Ops,
+    pub outputs: Outputs,
+    pub ready: Vec<Ready>,
+    pub links: Links,
+    pub counters: Counters,
+    pub now: Nanos,
+    /// Connections to be ended for what they sent.
+    pub hang_up: Vec<ConnId>,
+    /// Connections to be resumed: they waited for memory, or had too much unanswered.
+    pub resume: Vec<ConnId>,
+    pub starved: VecDeque<Starved>,
+    /// Connections whose payload waits for memory.
+    waiting: Vec<ConnId>,
+    /// Bytes of the pool in use at the end of the last turn.
+    in_use_before: usize,
+    /// By the connection's index.
+    accounts: Vec<Account>,
+}
+
+impl Desk {
+    pub fn new(pool: Pool, targets: Targets) -> Self {
+        Self {
+            pool,
+            targets,
+            ops: Ops::default(),
+            outputs: Outputs::new(),
+            ready: Vec::new(),
+            links: Links::default(),
+            counters: Counters::default(),
+            now: 0,
+            hang_up: Vec::new(),
+            resume: Vec::new(),
+            starved: VecDeque::new(),
+            waiting: Vec::new(),
+            in_use_before: 0,
+            accounts: Vec::new(),
+        }
+    }
+
+    #[inline]
+    pub fn tell(&mut self, event: Event<'_>) {
+        self.targets.handle(self.now, event, &mut self.outputs);
+    }
+
+    /// Memory for a client's read.
+    fn claim_read(&self, len: usize) -> Option<Buffer> {
+        self.claim(len, 4)
+    }
+
+    /// Memory for an update. The fewer replicas come after this one, the more of the pool it may use: an update waits only for
+    /// memory of those behind it, so that no circle of shards can wait for each other.
+    fn claim_update(&self, len: usize, behind: u8) -> Option<Buffer> {
+        self.claim(len, [6, 4, 3, 2][usize::from(behind.min(3))])
+    }
+
+    /// `len` bytes, if less than `eighths` of the pool are in use then. The last quarter is for old blocks and batches.
+    fn claim(&self, len: usize, eighths: usize) -> Option<Buffer> {
+        if self.pool.in_use() + len > self.pool.capacity() / 8 * eighths {
+            return None;
+        }
+        self.pool.get(len)
+    }
+
+    /// Requests of `conn` are taken; says whether more may come.
+    fn open_account(&mut self, conn: ConnId, requests: usize) -> Flow {
+        let index = conn.index as usize;
+        if self.accounts.len() <= index {
+            self.accounts.resize(index + 1, Account::default());
+        }
+        let account = &mut self.accounts[index];
+        if account.generation != conn.generation {
+            *account = Account { generation: conn.generation, ..Account::default() };
+        }
+        account.open += requests;
+        account.paused |= account.open >= CONNECTION_REQUESTS_MAX;
+        if account.paused { Flow::Pause } else { Flow::Continue }
+    }
+
+    /// A request of `conn` was answered.
+    #[inline]
+    pub fn close_account(&mut self, conn: ConnId) {
+        let Some(account) = self.accounts.get_mut(conn.index as usize) else { return };
+        if account.generation != conn.generation {
+            return;
+        }
+        account.open = account.open.saturating_sub(1);
+        if account.paused && account.open < CONNECTION_REQUESTS_MAX / 2 {
+            account.paused = false;
+            self.resume.push(conn);
+        }
+    }
+
+    /// Once a turn: whoever waited for memory tries again.
+    pub fn feed(&mut self) {
+        while let Some(Starved { requester, entry }) = self.starved.front() {
+            let (requester, entry) = (*requester, *entry);
+            let Some(buffer) = self.claim_read(entry.length.get() as usize) else { break };
+            self.starved.pop_front();
+            self.begin_read(requester, &entry, buffer);
+        }
+        let in_use = self.pool.in_use();
+        if !self.waiting.is_empty() && in_use != self.in_use_before {
+            self.resume.append(&mut self.waiting);
+        }
+        self.in_use_before = in_use;
+    }
+
+    /// Whether anybody waits for memory.
+    pub fn is_starving(&self) -> bool {
+        !self.starved.is_empty() || !self.waiting.is_empty()
+    }
+
+    fn refuse(&mut self, conn: ConnId, header: &Header, error: Error) {
+        let requester = Requester { conn, request: header.request() };
+        self.ready.push(Ready { requester, op: header.op(), result: Err(error) });
+    }
+
+    fn reads(&mut self, conn: ConnId, header: &Header, body: &[u8]) -> Flow {
+        let entries = match data::read_entries(body) {
+            Ok((_, entries)) => entries,
+            Err(error) => return self.bad_frame(conn, header, error),
+        };
+        let flow = self.open_account(conn, entries.len());
+        for entry in entries {
+            let requester = Requester { conn, request: entry.request.get() };
+            if let Err(error) = entry.check().and_then(|()| self.room()) {
+                self.counters.reads_refused += 1;
+                self.ready.push(Ready { requester, op: op::READ, result: Err(error) });
+                continue;
+            }
+            let buffer = match self.starved.is_empty() {
+                true => self.claim_read(entry.length.get() as usize),
+                false => None,
+            };
+            match buffer {
+                Some(buffer) => self.begin_read(requester, entry, buffer),
+                None => {
+                    self.counters.starved += 1;
+                    self.starved.push_back(Starved { requester, entry: *entry });
+                }
+            }
+        }
+        flow
+    }
+
+    #[inline]
+    fn begin_read(&mut self, requester: Requester, entry: &ReadEntry, buffer: Buffer) {
+        let slice = SliceIndex(0);
+        let read = ReadOp { requester, buffer, slice, plan: None, left: 0, failed: None };
+        let op = self.ops.insert(Op::Read(read));
+        self.targets.handle(self.now, Event::Read { op, entry }, &mut self.outputs);
+    }
+
+    fn room(&self) -> Result<()> {
+        if self.ops.len() + self.starved.len() < SHARD_OPERATIONS_MAX {
+            return Ok(());
+        }
+        let most = SHARD_OPERATIONS_MAX as u64;
+        Err(Error::mismatch(ErrorCode::Overloaded, most, most + 1, "the shard has too much to do"))
+    }
+
+    fn update(&mut self, conn: ConnId, header: &Header, body: &[u8], data: Option<Buffer>) -> Flow {
+        let flow = self.open_account(conn, 1);
+        let requester = Requester { conn, request: header.request() };
+        match self.admit(requester, header, body, data) {
+            Ok((op, target, offer)) => self.tell(Event::Update { op, target, offer }),
+            Err(error) => {
+                self.counters.updates_refused += 1;
+                self.refuse(conn, header, error);
+            }
+        }
+        flow
+    }
+
+    fn admit(
+        &mut self,
+        requester: Requester,
+        header: &Header,
+        body: &[u8],
+        data: Option<Buffer>,
+    ) -> Result<(OpId, corefs_wire::TargetId, Offer)> {
+        let (_, update, crcs) = data::update(body)?;
+        update.check(header.data_len())?;
+        self.room()?;
+        let (at, _) = block::placement(update.offset.get(), update.length.get());
+        let payload = if header.data_len() > 0 { at..at + header.data_len() } else { 0..0 };
+        if let Some(buffer) = &data {
+            verify_payload(update, &buffer.as_slice()[payload.clone()], crcs).inspect_err(|_| {
+                self.counters.corrupt_payloads += 1;
+            })?;
+            self.counters.update_bytes += header.data_len() as u64;
+        }
+        let offer = offer(update)?;
+        let op = UpdateOp {
+            requester: Some(requester),
+            target: update.target(),
+            chunk: offer.chunk,
+            slice: SliceIndex(0),
+            message: *update,
+            crcs: crcs.iter().map(|crc| crc.get()).collect(),
+            buffer: data,
+            payload,
+            merging: None,
+            plan: None,
+            writes: InlineVec::new(),
+            batch: BatchId(0),
+            forward: None,
+            left: 0,
+            failed: false,
+            ended: false,
+        };
+        Ok((self.ops.insert(Op::Update(Box::new(op))), update.target(), offer))
+    }
+
+    fn list(&mut self, conn: ConnId, header: &Header, body: &[u8]) -> Flow {
+        let flow = self.open_account(conn, 1);
+        let requester = Requester { conn, request: header.request() };
+        let found = data::List::parse(body).and_then(|list| self.targets.list(self.now, &list));
+        let result = found.map(|chunks| {
+            let entry = |chunk: &crate::store::ChunkInfo| data::ListEntry {
+                version: chunk.version.into(),
+                index: chunk.chunk.index.into(),
+                length: chunk.length.into(),
+            };
+            let entries: Vec<data::ListEntry> = chunks.iter().map(entry).collect();
+            entries.as_bytes().to_vec()
+        });
+        self.ready.push(Ready { requester, op: op::LIST, result });
+        flow
+    }
+
+    /// A body that breaks the protocol: it is answered, and nothing further is taken from this peer.
+    fn bad_frame(&mut self, conn: ConnId, header: &Header, error: Error) -> Flow {
+        self.counters.bad_frames += 1;
+        self.open_account(conn, 1);
+        self.refuse(conn, header, error);
+        self.hang_up.push(conn);
+        Flow::Pause
+    }
+
+    /// The successor has answered.
+    fn answered(&mut self, conn: ConnId, header: &Header, body: &[u8]) {
+        let Some(forward) = self.links.take(conn, header.request()) else { return };
+        self.counters.forward_answers += 1;
+        self.ops.update(forward.op).forward = None;
+        let result = match header.status() {
+            0 => UpdateReply::parse(body).map(|reply| Ack {
+                version: reply.version.get(),
+                length: reply.chunk_length.get(),
+                merged_crc: reply.merged_crc.get(),
+            }),
+            status => Err(decode_error(status, body)),
+        };
+        let (target, chunk, attempt) = (forward.target, forward.chunk, forward.attempt);
+        self.tell(Event::Answered { target, chunk, attempt, result });
+    }
+}
+
+impl FrameSink for Desk {
+    fn place(&mut self, conn: ConnId, header: &Header, body: &[u8]) -> Placement {
+        if header.kind() != Kind::Request || header.op() != op::UPDATE {
+            return Placement::Discard;
+        }
+        let Ok((_, update, _)) = data::update(body) else { return Placement::Discard };
+        if update.check(header.data_len()).is_err() {
+            return Placement::Discard;
+        }
+        let (offset, blocks) = block::placement(update.offset.get(), update.length.get());
+        let behind = self.targets.behind(update.target());
+        match self.claim_update(blocks * BLOCK, behind) {
+            Some(buffer) => Placement::Into { buffer, offset },
+            None => {
+                self.counters.starved += 1;
+                self.waiting.push(conn);
+                Placement::Wait
+            }
+        }
+    }
+
+    #[inline]
+    fn frame(&mut self, conn: ConnId, header: &Header, body: &[u8], data: Option<Buffer>) -> Flow {
+        match (header.kind(), header.op()) {
+            (Kind::Request, op::READ) => self.reads(conn, header, body),
+            (Kind::Request, op::UPDATE) => self.update(conn, header, body, data),
+            (Kind::Request, op::LIST) => self.list(conn, header, body),
+            (Kind::Reply, _) => {
+                self.answered(conn, header, body);
+                Flow::Continue
+            }
+            (Kind::Request, other) => {
+                let flow = self.open_account(conn, 1);
+                let what = "a storage shard reads, updates and lists";
+                self.refuse(conn, header, Error::mismatch(ErrorCode::UnknownOperation, 0, other.into(), what));
+                flow
+            }
+            (Kind::Handshake, _) => {
+                self.bad_frame(conn, header, Error::new(ErrorCode::BadFrame, "the handshake is over"))
+            }
+        }
+    }
+
+    fn opened(&mut self, conn: ConnId, _peer: &Peer) {
+        self.counters.connections_opened += 1;
+        self.links.opened(conn);
+    }
+
+    fn closed(&mut self, conn: ConnId, error: Error) {
+        self.counters.connections_closed += 1;
+        self.waiting.retain(|waiting| *waiting != conn);
+        self.starved.retain(|starved| starved.requester.conn != conn);
+        for forward in self.links.closed(conn) {
+            self.ops.update(forward.op).forward = None;
+            let (target, chunk, attempt) = (forward.target, forward.chunk, forward.attempt);
+            self.tell(Event::Answered { target, chunk, attempt, result: Err(error.clone()) });
+        }
+    }
+}
+
+/// What the targets need to know of an update.
+fn offer(update: &data::Update) -> Result<Offer> {
+    let (offset, length) = (update.offset.get(), update.length.get());
+    let kind = match update.kind()? {
+        data::UpdateKind::Write => UpdateKind::Write { offset, len: length },
+        data::UpdateKind::Truncate => UpdateKind::Truncate { len: length },
+        data::UpdateKind::Remove => UpdateKind::Remove,
+    };
+    Ok(Offer {
+        chunk: update.chunk(),
+        kind,
+        tag: update.tag(),
+        truncate_epoch: update.epoch.get().into(),
+        chain: update.chain(),
+        chain_version: update.chain_version.get(),
+        forwarded: (update.flags & data::FORWARDED != 0).then(|| update.version.get()),
+    })
+}
+
+fn verify_payload(
+    update: &data::Update,
+    payload: &[u8],
+    crcs: &[zerocopy::little_endian::U32],
+) -> Result<()> {
+    let mut expected = crcs.iter();
+    let mut wrong = None;
+    data::segment_crcs(update.offset.get() as usize, payload, |actual| {
+        let expected = expected.next().map_or(0, |crc| crc.get());
+        if expected != actual {
+            wrong.get_or_insert((expected, actual));
+        }
+    });
+    match wrong {
+        None => Ok(()),
+        Some((expected, actual)) => {
+            let what = "the payload was damaged on its way";
+            Err(Error::mismatch(ErrorCode::ChecksumMismatch, expected.into(), actual.into(), what))
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Sending an update on to the next in its chain.
+
+use super::Shard;
+use super::links::Route;
+use crate::event::{Event, OpId};
+use corefs_net::{Address, ConnId, Payload};
+use corefs_wire::data::{self, FORWARDED, op};
+use corefs_wire::frame::Kind;
+use corefs_wire::{ChunkId, Error, ErrorCode, Result, TargetId};
+use zerocopy::IntoBytes;
+
+impl Shard {
+    /// Enters a forward; it leaves at once or when its connection is open.
+    pub(super) fn forward(
+        &mut self,
+        op: OpId,
+        target: TargetId,
+        chunk: ChunkId,
+        attempt: u32,
+        route: Route,
+    ) {
+        if let Some(earlier) = self.desk.ops.update(op).forward.take() {
+            self.desk.links.remove(earlier);
+        }
+        match self.link(route.to) {
+            Ok(conn) => {
+                let key = self.desk.links.put(conn, op, target, chunk, attempt, route);
+                self.desk.ops.update(op).forward = Some(key);
+                self.send_forwards();
+            }
+            Err(error) => self.desk.tell(Event::Answered { target, chunk, attempt, result: Err(error) }),
+        }
+    }
+
+    /// The connection to the owner of a target.
+    fn link(&mut self, to: TargetId) -> Result<ConnId> {
+        let missing = || Error::new(ErrorCode::UnknownChain, format!("routing has no owner of {to}"));
+        let owner = self.routing.owner(to).ok_or_else(missing)?;
+        if let Some(conn) = self.desk.links.find(owner.address) {
+            return Ok(conn);
+        }
+        let conn = self.tcp.connect(&owner.address.parse::<Address>()?)?;
+        self.desk.links.add(owner.address, conn);
+        Ok(conn)
+    }
+
+    /// Sends every forward whose connection is open.
+    pub(super) fn send_forwards(&mut self) {
+        for key in std::mem::take(&mut self.desk.links.sendable) {
+            let Some((forward, conn, request)) = self.desk.links.get(key) else { continue };
+            let forward = *forward;
+            let update = self.desk.ops.update(forward.op);
+            let mut message = update.message;
+            message.target = forward.to.0.into();
+            message.version = forward.version.into();
+            message.chain_version = forward.chain_version.into();
+            message.flags = FORWARDED;
+            self.body.clear();
+            self.body.extend_from_slice(data::Prefix::default().as_bytes());
+            self.body.extend_from_slice(message.as_bytes());
+            update.crcs.iter().for_each(|crc| self.body.extend_from_slice(&crc.to_le_bytes()));
+            let payload = update.buffer.as_ref().filter(|_| !update.payload.is_empty());
+            let payload = payload.map(|buffer| Payload::new(buffer.clone(), update.payload.clone()));
+            self.desk.counters.forwards += 1;
+            let sent = self.tcp.send(conn, Kind::Request, op::UPDATE, request, 0, &self.body, payload);
+            if let Err(error) = sent {
+                self.desk.links.remove(key);
+                self.desk.ops.update(forward.op).forward = None;
+                let (target, chunk, attempt) = (forward.target, forward.chunk, forward.attempt);
+                self.desk.tell(Event::Answered { target, chunk, attempt, result: Err(error) });
+            }
+        }
+    }
+}

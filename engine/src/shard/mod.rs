@@ -1,0 +1,202 @@
+//! One core's storage server: its ring, its sockets, its disks, its targets, and the turn that drives them.
+//!
+//! A shard belongs to the thread that made it, and so do all its parts. Nothing in here is shared: no lock, no atomic, no
+//! channel; other cores reach it through [`mesh`](crate::mesh) alone, with control messages.
+//!
+//! | file | is |
+//! |---|---|
+//! | [`desk`] | takes frames and turns them into events |
+//! | `turn` | the loop: gather, decide, perform, park |
+//! | `perform` | does what the targets decided; tells them what became of it |
+//! | `reads`, `updates`, `forward` | the three roads through it |
+//! | [`ops`], [`links`], [`counters`] | its tables |
+
+pub mod counters;
+pub mod desk;
+pub mod links;
+pub mod ops;
+
+mod forward;
+mod perform;
+mod reads;
+mod turn;
+mod updates;
+
+use crate::disk::file::DiskFile;
+use crate::disk::open::{Extent, format_slice, recover_slice};
+use crate::disk::record::Recorder;
+use crate::disk::uring::Disks;
+use crate::disk::Pages;
+use crate::event::Event;
+use crate::mesh::{ShardHandle, ShardMessage, ShardReport, mail};
+use crate::store::{Geometry, RecoveryReport};
+use crate::targets::Targets;
+use corefs_net::mailbox::Receiver;
+use corefs_net::{Address, Bell, Buffer, Completion, Identity, Pool, Ring, RingConfig, Tcp, TcpConfig};
+use corefs_wire::routing::RoutingInfo;
+use corefs_wire::{Error, NodeId, Result, ShardIndex, SliceIndex, Uuid};
+use desk::Desk;
+use slab::Slab;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A slice that the shard is to open.
+#[derive(Clone, Debug)]
+pub struct SliceSpec {
+    pub index: SliceIndex,
+    /// Position in [`ShardConfig::disks`].
+    pub disk: usize,
+    pub extent: Extent,
+    pub store: Uuid,
+}
+
+/// What a shard is made of. Travels to its thread before it starts.
+pub struct ShardConfig {
+    pub node: NodeId,
+    pub shard: ShardIndex,
+    pub identity: Identity,
+    pub listen: Address,
+    pub disks: Vec<DiskFile>,
+    pub slices: Vec<SliceSpec>,
+    /// The slices are new: make empty stores of them first.
+    pub format: bool,
+    /// How long it polls before it sleeps.
+    pub busy_poll: Duration,
+    /// Bytes of buffers.
+    pub pool_bytes: usize,
+    /// Where to log everything that the disks are asked.
+    pub record: Option<PathBuf>,
+}
+
+/// Memory of a batch's write on its way to the disk.
+enum BatchMemory {
+    Pooled(Buffer),
+    Heap(Pages),
+}
+
+/// A part of a batch in flight.
+struct BatchWrite {
+    slice: SliceIndex,
+    memory: BatchMemory,
+    len: u32,
+}
+
+/// See the module's documentation. `!Send`.
+pub struct Shard {
+    /// First: dropped first, it ends what is in flight before the memory goes.
+    ring: Ring,
+    tcp: Tcp,
+    disks: Disks,
+    desk: Desk,
+    batches: Slab<BatchWrite>,
+    handle: ShardHandle,
+    mailbox: Receiver<ShardMessage>,
+    routing: RoutingInfo,
+    address: Address,
+    recovered: Vec<(SliceIndex, RecoveryReport)>,
+    completions: Vec<Completion>,
+    /// Scratch space for bodies and CRCs.
+    body: Vec<u8>,
+    crcs: Vec<u32>,
+    /// When the timer in flight goes off.
+    timer: Option<u64>,
+    /// For parking; nothing on this core rings it.
+    bell: Bell,
+    ending: turn::Ending,
+    shard: ShardIndex,
+}
+
+impl Shard {
+    /// Opens disks and slices, then listens. Errors name what is damaged or missing and where.
+    pub fn start(config: ShardConfig) -> Result<Self> {
+        let ring_config = RingConfig { busy_poll: config.busy_poll, ..RingConfig::default() };
+        let mut ring = Ring::new(&ring_config)?;
+        let pool = Pool::with_huge_pages(config.pool_bytes)?;
+        ring.register_pool(&pool);
+        let (handle, mailbox) = mail(ring.alarm());
+        let mut disks = Disks::default();
+        let mut targets = Targets::new(config.node, config.shard);
+        let cluster = config.identity.cluster;
+        let opened: Vec<_> = config.disks.into_iter().map(|disk| disks.add(&mut ring, disk)).collect();
+        let mut recovered = Vec::new();
+        for spec in &config.slices {
+            let disk = opened[spec.disk];
+            let mut file = disks.blocking(disk)?;
+            let what = |error: Error| error.of(format_args!("{} in {}", spec.index, file_name(&disks, disk)));
+            if config.format {
+                let bytes = spec.extent.bytes;
+                let geometry = Geometry::for_slice(cluster, spec.store, config.node, spec.index, bytes)?;
+                format_slice(&mut file, spec.extent.base, &geometry).map_err(what)?;
+            }
+            let opened = recover_slice(&mut file, spec.extent, cluster, spec.store, &mut |_| ());
+            let (store, report) = opened.map_err(what)?;
+            tracing::info!(slice = %spec.index, chunks = report.chunks, pendings = report.pendings,
+                records = report.records_replayed, "slice recovered");
+            recovered.push((spec.index, report));
+            disks.place(spec.index, disk, spec.extent);
+            targets.add_slice(spec.index, disk, store);
+        }
+        if let Some(path) = &config.record {
+            disks.record(Recorder::create(path)?);
+        }
+        let mut tcp = Tcp::new(TcpConfig::new(config.identity));
+        let address = tcp.listen(&config.listen)?;
+        Ok(Self {
+            ring,
+            tcp,
+            disks,
+            desk: Desk::new(pool, targets),
+            batches: Slab::new(),
+            handle,
+            mailbox,
+            routing: RoutingInfo::default(),
+            address,
+            recovered,
+            completions: Vec::with_capacity(1024),
+            body: Vec::new(),
+            crcs: Vec::new(),
+            timer: None,
+            bell: Bell::new(),
+            ending: turn::Ending::No,
+            shard: config.shard,
+        })
+    }
+
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// For other threads.
+    pub fn handle(&self) -> ShardHandle {
+        self.handle.clone()
+    }
+
+    /// What an onlooker may know.
+    pub fn report(&self) -> ShardReport {
+        let mut counters: Vec<(String, u64)> = Vec::new();
+        counters.extend(self.desk.counters.list().into_iter().map(|(name, value)| (name.to_string(), value)));
+        let ring = counters::of_ring(self.ring.counters());
+        counters.extend(ring.into_iter().map(|(name, value)| (name.to_string(), value)));
+        counters.push(("pool_bytes_in_use".into(), self.desk.pool.in_use() as u64));
+        counters.push(("operations_open".into(), self.desk.ops.len() as u64));
+        ShardReport {
+            shard: self.shard,
+            counters,
+            slices: self.desk.targets.slice_infos(),
+            targets: self.desk.targets.target_healths(),
+            recovered: self.recovered.clone(),
+        }
+    }
+
+    fn take_routing(&mut self, routing: RoutingInfo) {
+        if routing.version < self.routing.version {
+            return;
+        }
+        self.desk.tell(Event::Routing(&routing));
+        self.routing = routing;
+    }
+}
+
+fn file_name(disks: &Disks, disk: crate::event::DiskIndex) -> String {
+    disks.blocking(disk).map_or_else(|_| String::new(), |file| file.path().display().to_string())
+}

@@ -1,0 +1,122 @@
+//! Doing what the targets decided, and telling them what became of it.
+
+use super::Shard;
+use super::desk::Ready;
+use super::links::Route;
+use super::ops::Requester;
+use super::reads::check_transfer;
+use crate::disk::uring::Io;
+use crate::event::{Event, OpId, Output};
+use corefs_net::{Completion, Payload};
+use corefs_wire::error::encode_error;
+use corefs_wire::frame::Kind;
+use corefs_wire::{Error, ErrorCode, Result};
+
+impl Shard {
+    /// Performs everything that waits, and what follows from that.
+    pub(super) fn perform(&mut self) {
+        loop {
+            for Ready { requester, op, result } in std::mem::take(&mut self.desk.ready) {
+                match result {
+                    Ok(body) => {
+                        self.body.clear();
+                        self.body.extend_from_slice(&body);
+                        self.answer(requester, op, Ok(()), None);
+                    }
+                    Err(error) => self.answer(requester, op, Err(&error), None),
+                }
+            }
+            if self.desk.outputs.is_empty() {
+                return;
+            }
+            let mut outputs = std::mem::take(&mut self.desk.outputs);
+            for output in outputs.drain(..) {
+                self.do_one(output);
+            }
+            // What was decided meanwhile comes next; the larger of the two lists is kept.
+            if self.desk.outputs.is_empty() {
+                self.desk.outputs = outputs;
+            }
+        }
+    }
+
+    #[inline]
+    fn do_one(&mut self, output: Output) {
+        match output {
+            Output::Read { op, slice, plan } => self.start_read(op, slice, plan),
+            Output::Refuse { op, error } => self.refuse_read(op, &error),
+            Output::Prepare { op, slice, blocks, payload, merges, .. } => {
+                self.prepare(op, slice, blocks, payload, merges);
+            }
+            Output::Load { slice, target, pending, plan } => self.load(slice, target, &pending, plan),
+            Output::Write { op, slice, batch, writes } => self.write_data(op, slice, batch, writes),
+            Output::WriteBatch { slice, writes } => self.write_batch(slice, writes),
+            Output::Flush { disk } => {
+                self.desk.counters.flushes += 1;
+                self.disks.flush(&mut self.ring, disk);
+            }
+            Output::Forward { op, target, chunk, attempt, to, version, chain_version } => {
+                self.forward(op, target, chunk, attempt, Route { to, version, chain_version });
+            }
+            Output::Reply { op, result } => self.reply_update(op, result),
+            Output::End { op } => self.end_update(op),
+            Output::SliceDied { slice, error } => {
+                self.desk.counters.slices_dead += 1;
+                tracing::error!(%slice, %error, "slice out of service: a write or flush failed");
+            }
+            Output::TargetFailed { target, error } => {
+                tracing::error!(%target, %error, "the target can't be created; trying again with the next routing");
+            }
+            Output::Differs { target, chunk } => {
+                tracing::error!(%target, %chunk, "replicas hold different bytes: the chunk is out of service");
+            }
+        }
+    }
+
+    /// A transfer of a disk is over.
+    #[inline]
+    pub(super) fn disk_done(&mut self, completion: Completion) {
+        let (io, result) = (Io::of(completion.token), completion.result);
+        if result >= 0 {
+            self.disks.complete(io);
+        }
+        let id = |op: u32| OpId(op.into());
+        match io {
+            Io::Read { op, part } => self.read_done(id(op), part, result),
+            Io::Merge { op, .. } => self.merge_done(id(op), result),
+            Io::Load { op, part } => self.load_done(id(op), part, result),
+            Io::Data { op, part } => self.data_done(id(op), part, result),
+            Io::Batch { slot } => self.batch_done(slot, result),
+            Io::Flush { disk } => match check_transfer(result, 0) {
+                Ok(()) => self.desk.tell(Event::Flushed { disk }),
+                Err(error) => self.desk.tell(Event::FlushFailed { disk, error }),
+            },
+        }
+    }
+
+    /// Sends a reply whose body is in `self.body`, or an error.
+    #[inline]
+    pub(super) fn answer(
+        &mut self,
+        requester: Requester,
+        op: u16,
+        result: Result<(), &Error>,
+        data: Option<Payload>,
+    ) {
+        let Requester { conn, request } = requester;
+        self.desk.close_account(conn);
+        let sent = match result {
+            Ok(()) => self.tcp.send(conn, Kind::Reply, op, request, 0, &self.body, data),
+            Err(error) => {
+                let (status, body) = (error.code as u32, encode_error(error));
+                self.tcp.send(conn, Kind::Reply, op, request, status, &body, None)
+            }
+        };
+        // Whoever doesn't read its replies is cut off; whoever is gone needs none.
+        if let Err(error) = sent
+            && error.code == ErrorCode::Overloaded
+        {
+            self.tcp.close(conn);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The turn: gather completions as events, let the targets decide, perform it all together, park when idle.
+
+use super::Shard;
+use super::ops::Op;
+use crate::event::{Event, Nanos};
+use crate::mesh::ShardMessage;
+use corefs_net::{Source, Token};
+use corefs_wire::Result;
+use std::time::{Duration, Instant};
+
+/// How long a shard that is told to stop waits for what is under way (nanoseconds).
+const DRAIN_NANOS: Nanos = 10_000_000_000;
+/// How long of that it waits for successors alone (nanoseconds).
+const SUCCESSORS_NANOS: Nanos = 2_000_000_000;
+/// The longest that it sleeps: whatever might be forgotten happens by then.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+
+/// How far the end has come.
+pub(super) enum Ending {
+    No,
+    /// Told to stop: answers when nothing is left to write, or at that time.
+    Draining { until: Nanos, answer: Option<crate::mesh::Answer<()>> },
+    /// Leave the loop.
+    Now,
+}
+
+/// CLOCK_BOOTTIME: the clock of leases, which goes on while a machine sleeps.
+pub fn boottime() -> Nanos {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a plain system call (without entering the kernel) into a local of the right type.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    time.tv_sec as Nanos * 1_000_000_000 + time.tv_nsec as Nanos
+}
+
+impl Shard {
+    /// Runs until it is told to stop, or until its ring is unusable.
+    pub async fn run(mut self) -> Result<()> {
+        let result = self.turns().await;
+        self.dispose();
+        result
+    }
+
+    async fn turns(&mut self) -> Result<()> {
+        loop {
+            self.ring.turn(&mut self.completions)?;
+            if self.completions.is_empty() && self.may_park() {
+                self.arm_timer();
+                self.ring.park(&self.bell, &mut self.completions).await?;
+            }
+            self.turn();
+            if matches!(self.ending, Ending::Now) {
+                return Ok(());
+            }
+            glommio::yield_if_needed().await;
+        }
+    }
+
+    /// One turn.
+    fn turn(&mut self) {
+        self.desk.now = boottime();
+        self.desk.counters.turns += 1;
+        let mut completions = std::mem::take(&mut self.completions);
+        for completion in completions.drain(..) {
+            match completion.token.source() {
+                Source::TCP => self.tcp.complete(completion, &mut self.desk),
+                Source::DISK => self.disk_done(completion),
+                _ => self.timer = None,
+            }
+        }
+        self.completions = completions;
+        if self.ring.heard_alarm() {
+            self.read_mail();
+        }
+        self.tcp.advance(Instant::now(), &mut self.desk);
+        self.perform();
+        self.desk.feed();
+        self.desk.tell(Event::TurnEnd);
+        self.perform();
+        if !self.desk.links.sendable.is_empty() {
+            self.send_forwards();
+            self.perform();
+        }
+        for conn in self.desk.resume.drain(..) {
+            self.tcp.resume(conn);
+        }
+        for conn in self.desk.hang_up.drain(..) {
+            self.tcp.close(conn);
+        }
+        self.tcp.flush(&mut self.ring);
+        self.check_ending();
+    }
+
+    fn may_park(&self) -> bool {
+        !self.tcp.has_work() && !matches!(self.ending, Ending::Now)
+    }
+
+    /// Makes sure that something completes when the next deadline comes.
+    fn arm_timer(&mut self) {
+        let now = boottime();
+        let tick = self.tcp.next_tick().map(|at| at.saturating_duration_since(Instant::now()));
+        let due = self.desk.targets.next_deadline().map(|at| Duration::from_nanos(at.saturating_sub(now)));
+        let ending = match &self.ending {
+            Ending::Draining { until, .. } => Some(Duration::from_nanos(until.saturating_sub(now)).min(TICK)),
+            _ => None,
+        };
+        let Some(wait) = [tick, due, ending].into_iter().flatten().min() else { return };
+        let wait = wait.clamp(Duration::from_micros(100), SLEEP_MAX);
+        let at = now + wait.as_nanos() as Nanos;
+        if self.timer.is_none_or(|armed| armed > at) {
+            self.timer = Some(at);
+            self.ring.timeout(wait, Token::new(Source::TIMER, 0));
+        }
+    }
+
+    fn read_mail(&mut self) {
+        while let Some(message) = self.mailbox.pop() {
+            self.desk.counters.cross_core_messages += 1;
+            match message {
+                ShardMessage::Routing(routing) => self.take_routing(*routing),
+                ShardMessage::Lease { until } => self.desk.tell(Event::Leased { until }),
+                ShardMessage::Report(answer) => answer.send(self.report()),
+                ShardMessage::Drain(answer) => {
+                    self.desk.targets.drain();
+                    self.tcp.stop_listening(&mut self.ring);
+                    let until = self.desk.now + DRAIN_NANOS;
+                    self.ending = Ending::Draining { until, answer: Some(answer) };
+                }
+                ShardMessage::Abort => self.ending = Ending::Now,
+            }
+        }
+    }
+
+    fn check_ending(&mut self) {
+        let Ending::Draining { until, answer } = &mut self.ending else { return };
+        let late = self.desk.now >= *until;
+        let quiet = self.desk.ops.len() == 0 || self.desk.now + DRAIN_NANOS >= *until + SUCCESSORS_NANOS;
+        let drained = self.desk.targets.is_drained() && quiet;
+        if !drained && !late {
+            return;
+        }
+        if !drained {
+            tracing::warn!("stopping with work under way; it is taken up again at the next start");
+        }
+        for conn in self.tcp.connections().collect::<Vec<_>>() {
+            self.tcp.close(conn);
+        }
+        self.tcp.flush(&mut self.ring);
+        if let Some(answer) = answer.take() {
+            answer.send(());
+        }
+        if self.tcp.live() == 0 || late {
+            self.ending = Ending::Now;
+        }
+    }
+
+    /// Gives all plans back: the store insists.
+    fn dispose(&mut self) {
+        self.ring.drain();
+        let mut plans = Vec::new();
+        for op in self.desk.ops.drain() {
+            match op {
+                Op::Read(read) => plans.extend(read.plan.map(|plan| (read.slice, plan))),
+                Op::Update(update) => {
+                    let slice = update.slice;
+                    plans.extend(update.plan.map(|plan| (slice, plan)));
+                }
+            }
+        }
+        for (slice, plan) in plans {
+            self.desk.tell(Event::ReadEnded { slice, plan });
+        }
+        self.desk.targets.dispose();
+    }
+}
+
+/// How often a shard that is stopping looks whether it is done.
+const TICK: Duration = Duration::from_millis(10);

@@ -1,0 +1,6 @@
+//! Real shards over real sockets and files.
+
+mod chains;
+mod faults;
+mod harness;
+mod single;
