@@ -1,1 +1,12 @@
+//! The proving ground: the very code of the services over a virtual clock, network and disk, from one seed.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`prng`], [`clock`] | seeded randomness and virtual time |
+//! | [`disk`] | a disk that loses power between any two operations |
+//! | [`store`] | the chunk store under power cuts, against a model |
 
+pub mod clock;
+pub mod disk;
+pub mod prng;
+pub mod store;

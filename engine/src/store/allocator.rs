@@ -96,6 +96,12 @@ impl Allocator {
         self.blocks
     }
 
+    /// Whether a block is free; `None` if it doesn't exist.
+    pub(super) fn is_free(&self, block: u32) -> Option<bool> {
+        let group = *self.groups.get((block / GRANULE_BLOCKS) as usize)?;
+        (block < self.blocks).then_some(group >> (block % GRANULE_BLOCKS) & 1 == 1)
+    }
+
     fn update(&mut self, group: usize, bits: u128) {
         self.groups[group] = bits;
         match bits {

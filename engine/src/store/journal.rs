@@ -89,11 +89,6 @@ impl Journal {
         self.taken() + blocks <= self.ring
     }
 
-    /// Whether one more record of `bytes` can be logged now, without a promise.
-    pub(super) fn has_room_for(&self, bytes: usize) -> bool {
-        self.has_room(blocks_of(self.open.len() + bytes) - blocks_of(self.open.len()))
-    }
-
     pub(super) fn promise(&mut self, blocks: u32) {
         self.promised += blocks;
     }

@@ -30,6 +30,7 @@
 //! - Record numbers and journal sequences rise; the journal's epoch rises with every recovery.
 //! - In the journal there is always room for one record of every update that is pending.
 
+pub mod check;
 pub mod disk_log;
 pub mod format;
 

@@ -20,7 +20,7 @@ use super::replay::Replay;
 use corefs_wire::checksum::crc32c;
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{ErrorCode, Uuid};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What the last [`Need`] led to.
 #[derive(Debug)]
@@ -482,11 +482,28 @@ impl Recovery {
         Ok(())
     }
 
-    /// The reads that show whether the data of a batch reached the disk.
+    /// The reads that show whether the data of a batch reached the disk. An update that a later record of the same
+    /// batch drops doesn't count: if the batch was flushed, its blocks may have been reused since.
     fn data_of(&self, batch: &Batch) -> VecDeque<DataRead> {
         let mut reads = VecDeque::new();
-        for record in &batch.records {
-            let Record::Update(update) = record else { continue };
+        let (mut dropped, mut removed) = (BTreeSet::new(), BTreeSet::new());
+        for record in batch.records.iter().rev() {
+            let update = match record {
+                Record::Update(update) => update,
+                Record::Drop { target, chunk, version, .. } => {
+                    dropped.insert((*target, *chunk, *version));
+                    continue;
+                }
+                Record::RemoveTarget { target } => {
+                    removed.insert(*target);
+                    continue;
+                }
+                _ => continue,
+            };
+            let of = (update.update.target, update.update.chunk, update.update.version);
+            if dropped.contains(&of) || removed.contains(&of.0) {
+                continue;
+            }
             let mut crcs = &update.crcs[..];
             for run in &update.runs {
                 let (of_run, rest) = crcs.split_at(run.count as usize);

@@ -184,6 +184,10 @@ impl Store {
                 return Err(Error::mismatch(ErrorCode::Duplicate, newest, sequence, what));
             }
             if newest == sequence && !row.dropped {
+                if row.chunk != update.chunk {
+                    let what = format!("the tag was of {} before", row.chunk);
+                    return Err(Error::new(ErrorCode::InvalidArgument, what));
+                }
                 let pending = pending.filter(|pending| pending.record.update.tag == update.tag);
                 return Ok(match pending {
                     Some(pending) => Begin::InProgress { version: pending.record.update.version },
