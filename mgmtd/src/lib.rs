@@ -10,6 +10,7 @@
 //! | [`primary`] | memory and store in step: how anything changes |
 //! | [`election`] | who leads |
 //! | [`ops`] | what others ask, one file an operation |
+//! | [`server`], [`process`] | the manager as a process: endpoint, tasks, system calls |
 //! | [`clock`], [`watch`] | time, and tasks that wait for each other |
 
 pub mod clock;
@@ -17,8 +18,11 @@ pub mod cluster;
 pub mod election;
 pub mod ops;
 pub mod primary;
+pub mod process;
 pub mod rows;
+pub mod server;
 pub mod watch;
 
 pub use clock::Clock;
 pub use primary::{Primary, Settings};
+pub use server::{ManagerOptions, ManagerServer};

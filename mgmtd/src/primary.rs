@@ -33,7 +33,7 @@ pub struct Settings {
     pub address: String,
     /// Becomes the cluster's name if the store has none yet; drawn at random.
     pub fresh_cluster: Uuid,
-    /// The cluster that this manager must belong to, if that is known (`WrongCluster`).
+    /// The cluster that this manager must belong to, if that is known; a store without one gets this name.
     pub expected_cluster: Option<Uuid>,
     pub wanted: Wanted,
     pub terms: Terms,
@@ -49,7 +49,6 @@ pub struct Counts {
     pub reigns: Cell<u64>,
     pub step_downs: Cell<u64>,
     pub changes: Cell<u64>,
-    pub heartbeats: Cell<u64>,
     pub nodes_died: Cell<u64>,
     pub clients_expired: Cell<u64>,
 }
@@ -115,6 +114,33 @@ pub(crate) struct Seat {
     pub(crate) leading: Option<Leading>,
 }
 
+/// Names the cluster if nobody has, and compares what is stored with what is wanted: `WrongCluster`, `BadConfig` saying
+/// what differs. Returns the cluster's name.
+pub async fn bootstrap<E: KvEngine>(
+    engine: &E,
+    fresh: Uuid,
+    expected: Option<Uuid>,
+    wanted: Wanted,
+) -> Result<Uuid> {
+    retry::run_repeatable(engine, async |txn: &mut E::Txn| {
+        let root = rows::root_key();
+        let Some(value) = txn.get(&root, Isolation::Serializable).await? else {
+            let name = expected.unwrap_or(fresh);
+            txn.set(&root, &rows::write_root(name, wanted.resolve(None, false)?));
+            return Ok(name);
+        };
+        let (cluster, stored) = rows::read_root(&value)?;
+        if let Some(expected) = expected.filter(|expected| *expected != cluster) {
+            let text = format!("the key-value store belongs to cluster {cluster}, not {expected}");
+            return Err(Error::new(ErrorCode::WrongCluster, text));
+        }
+        let formed = !txn.range_all(&rows::tables(), 1, Isolation::Snapshot).await?.is_empty();
+        wanted.resolve(Some(stored), formed)?;
+        Ok(cluster)
+    })
+    .await
+}
+
 /// One manager process: a candidate, or the primary.
 pub struct Primary<E, C> {
     pub(crate) engine: E,
@@ -133,32 +159,17 @@ pub struct Primary<E, C> {
 }
 
 impl<E: KvEngine, C: Clock> Primary<E, C> {
-    /// Opens the store: names the cluster if nobody has, and compares what is stored with what is wanted
-    /// (`WrongCluster`, `BadConfig` saying what differs). Leads nothing yet: that is
-    /// [`step`](Self::step)'s.
+    /// Opens the store, see [`bootstrap`]. Leads nothing yet: that is [`step`](Self::step)'s.
     pub async fn open(engine: E, clock: C, settings: Settings) -> Result<Self> {
-        let cluster = retry::run_repeatable(&engine, async |txn: &mut E::Txn| {
-            let root = rows::root_key();
-            let Some(value) = txn.get(&root, Isolation::Serializable).await? else {
-                let formation = settings.wanted.resolve(None, false)?;
-                txn.set(&root, &rows::write_root(settings.fresh_cluster, formation));
-                return Ok(settings.fresh_cluster);
-            };
-            let (cluster, stored) = rows::read_root(&value)?;
-            let formed = txn.range_all(&rows::tables(), 1, Isolation::Snapshot).await?;
-            settings.wanted.resolve(Some(stored), !formed.is_empty())?;
-            Ok(cluster)
-        })
-        .await?;
-        match settings.expected_cluster {
-            Some(expected) if expected != cluster => {
-                let text = format!("the key-value store belongs to cluster {cluster}, not {expected}");
-                return Err(Error::new(ErrorCode::WrongCluster, text));
-            }
-            _ => {}
-        }
+        let Settings { fresh_cluster, expected_cluster, wanted, .. } = settings;
+        let cluster = bootstrap(&engine, fresh_cluster, expected_cluster, wanted).await?;
+        Ok(Self::new(engine, clock, settings, cluster))
+    }
+
+    /// A manager of `cluster`, as [`bootstrap`] named it.
+    pub fn new(engine: E, clock: C, settings: Settings, cluster: Uuid) -> Self {
         let candidate = Candidate::new(settings.process, settings.lease_ms, settings.terms.margin_ms);
-        Ok(Self {
+        Self {
             engine,
             clock,
             settings,
@@ -169,7 +180,7 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
             heard: Watch::default(),
             waiters: Cell::new(0),
             counts: Counts::default(),
-        })
+        }
     }
 
     pub fn cluster(&self) -> Uuid {

@@ -183,3 +183,53 @@ fn a_lost_store_is_survived_and_the_lead_regained() {
         assert_eq!(after.nodes.len(), 1);
     });
 }
+
+/// A manager dies with a change on its way. The change arrives after another has taken over: it must not happen, for the
+/// new one has already loaded what it leads.
+#[test]
+fn a_change_that_arrives_after_a_take_over_does_not_happen() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let old = lead(&engine, &clock, 1, wanted(1, 1, 4)).await;
+        register_all(&old, 1, 1, 4).await;
+        engine.script([Some(corefs_kv::mem::Fault::UnknownLate)]);
+        let mut change = Box::pin(ops::register_node(&old, node_request(2, 1, 4)));
+        assert!(future::poll_once(change.as_mut()).await.is_none(), "it waits to try again");
+        drop(change);
+        drop(old);
+        // What is late arrives behind the next commit: the one that takes over.
+        let new = lead(&engine, &clock, 2, Wanted::default()).await;
+        engine.settle();
+        let reply = ops::register_node(&new, node_request(3, 1, 4)).await.unwrap();
+        assert_eq!((reply.node, routing(&new).await.unwrap().nodes.len()), (2, 2));
+        new.release().await.unwrap();
+        let third = lead(&engine, &clock, 3, Wanted::default()).await;
+        assert_eq!(routing(&third).await.unwrap().nodes.len(), 2);
+    });
+}
+
+/// The generation in the counters row: a change planned on anything but the newest state isn't stored.
+#[test]
+fn a_change_planned_on_another_state_does_not_happen() {
+    use corefs_kv::KvEngine;
+    use corefs_mgmtd::rows;
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let manager = lead(&engine, &clock, 1, wanted(1, 1, 4)).await;
+        register_all(&manager, 1, 1, 4).await;
+        let mut txn = engine.begin();
+        let stored = txn.get(&rows::counters_key(), corefs_kv::Isolation::Snapshot).await.unwrap().unwrap();
+        let mut numbers = rows::read_numbers(&stored).unwrap();
+        numbers.generation += 5;
+        txn.set(&rows::counters_key(), &rows::write_numbers(&numbers));
+        txn.commit().await.unwrap();
+        let before = engine.dump();
+        assert_eq!(code(renew_client(&manager, 0).await), Some(ErrorCode::Internal));
+        assert_eq!(engine.dump(), before);
+        assert!(!manager.leads(), "memory and store differ: it starts over");
+        elect(&manager, &clock).await;
+        assert_eq!(renew_client(&manager, 0).await, Ok(1));
+    });
+}

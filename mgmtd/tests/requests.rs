@@ -65,7 +65,8 @@ fn other_nonsense_is_a_typed_error_too() {
             change(&mut request);
             request
         };
-        let cases: &[(fn(&mut NodeHeartbeatT), ErrorCode)] = &[
+        type Change = fn(&mut NodeHeartbeatT);
+        let cases: &[(Change, ErrorCode)] = &[
             (|request| request.node = 0, ErrorCode::NodeConflict),
             (|request| request.node = u32::MAX, ErrorCode::NodeConflict),
             (|request| request.incarnation = 77, ErrorCode::NodeConflict),

@@ -3,9 +3,9 @@
 use super::invalid;
 use crate::clock::Clock;
 use crate::cluster::liveness::SliceHealth;
-use crate::primary::{Primary, count};
+use crate::primary::Primary;
 use corefs_kv::KvEngine;
-use corefs_wire::control::mgmtd::{NodeHeartbeatReplyT, NodeHeartbeatT};
+use corefs_wire::control::mgmtd::{NodeHeartbeatReplyT, NodeHeartbeatT, SliceInfoT};
 use corefs_wire::{Error, ErrorCode, NodeId, Result};
 
 /// Errors: `NodeConflict` for a node that is unknown or whose number another process has by now: it must stop serving
@@ -32,11 +32,8 @@ pub async fn node_heartbeat<E: KvEngine, C: Clock>(
                 return Err(invalid(format!("slice {position} of {id} is store {}", known.store)));
             }
         }
-        let health = |slice: &corefs_wire::control::mgmtd::SliceInfoT| SliceHealth {
-            capacity: slice.capacity,
-            used: slice.used,
-            dead: slice.dead,
-        };
+        let health =
+            |slice: &SliceInfoT| SliceHealth { capacity: slice.capacity, used: slice.used, dead: slice.dead };
         if leading.liveness.hear_node(id, request.slices.iter().map(health).collect(), now_ms) {
             leading.touch();
         }
@@ -45,7 +42,6 @@ pub async fn node_heartbeat<E: KvEngine, C: Clock>(
         reply.routing = leading.routing_beyond(request.routing_version);
         Ok(reply)
     })??;
-    count(&primary.counts.heartbeats);
     primary.heard.happened();
     Ok(reply)
 }

@@ -152,7 +152,7 @@ mod tests {
         let rooms = [room(1), room(2)];
         let check = |plan: &[PlannedChain]| verify(&rooms, 2, plan).map(drop).map_err(|error| error.message);
         let good = vec![replica(0, 0), replica(1, 0)];
-        assert_eq!(check(&[good.clone()]), Ok(()));
+        assert_eq!(check(std::slice::from_ref(&good)), Ok(()));
         let twice = check(&[vec![replica(0, 0), replica(0, 1)]]).unwrap_err();
         assert!(twice.contains("two replicas on node-1"), "{twice}");
         assert!(check(&[vec![replica(0, 0)]]).unwrap_err().contains("1 replicas"));
