@@ -225,6 +225,8 @@ impl Stat {
             Kind::Symlink => (inode.target.len() as u64, inode.nlink),
             _ => (inode.size, inode.nlink),
         };
+        // Times before 1970 are negative: never touched is before all of them.
+        let touched = if self.directory.touched == 0 { i64::MIN } else { self.directory.touched };
         let mut attr = AttrT::default();
         attr.inode = self.id.0;
         attr.kind = inode.kind;
@@ -235,8 +237,8 @@ impl Stat {
         attr.nlink = nlink;
         attr.rdev = inode.rdev;
         attr.atime = inode.atime;
-        attr.mtime = inode.mtime.max(self.directory.touched);
-        attr.ctime = inode.ctime.max(self.directory.touched);
+        attr.mtime = inode.mtime.max(touched);
+        attr.ctime = inode.ctime.max(touched);
         attr.btime = inode.btime;
         attr.epoch = inode.epoch;
         attr.layout = Box::new(inode.layout.map(Layout::to_message).unwrap_or_default());

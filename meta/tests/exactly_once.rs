@@ -1,0 +1,223 @@
+//! Every operation that changes something happens once: however its commit ends, however often it is asked for, and at
+//! whichever server.
+
+mod support;
+
+use corefs_kv::mem::Fault;
+use corefs_wire::control::meta::*;
+use corefs_wire::{ErrorCode, Result};
+use futures_lite::future::block_on;
+use support::client::{Client, ROOT, root};
+use support::{World, another, assert_clean, code, fresh};
+
+/// What was made before the operation under test.
+struct Ground {
+    a: u64,
+    b: u64,
+    file: u64,
+    session: u64,
+}
+
+async fn ground(client: &Client, world: &World) -> Ground {
+    let a = client.mkdir(ROOT, b"a", 0o755).await.unwrap().inode;
+    let b = client.mkdir(ROOT, b"b", 0o755).await.unwrap().inode;
+    let mut request = client.create_request(a, b"f", Kind::File, 0o644);
+    request.open = true;
+    let made = client.send_create(request).await.unwrap();
+    let (file, session) = (made.attr.inode, made.session);
+    world.write(file, 1, 0, &[7; 1000]).unwrap();
+    client.sync(file, session, 1000, 1).await.unwrap();
+    client.create(b, b"g", 0o644).await.unwrap();
+    Ground { a, b, file, session }
+}
+
+const OPERATIONS: usize = 16;
+
+/// Operation `number`, and what its caller is told.
+async fn act(client: &Client, ground: &Ground, number: usize) -> Result<Vec<AttrT>> {
+    let Ground { a, b, file, session } = *ground;
+    let told = |attr: AttrT| Ok(vec![attr]);
+    let nothing = |()| Ok(Vec::new());
+    match number {
+        0 => told(client.create(a, b"new", 0o644).await?),
+        1 => told(client.mkdir(a, b"new", 0o755).await?),
+        2 => told(client.symlink(a, b"new", b"target").await?),
+        3 => {
+            let mut request = client.create_request(a, b"new", Kind::File, 0o644);
+            request.open = true;
+            told(*client.send_create(request).await?.attr)
+        }
+        4 => {
+            let mut request = client.create_request(a, b"f", Kind::File, 0o644);
+            (request.open, request.exclusive) = (true, false);
+            told(*client.send_create(request).await?.attr)
+        }
+        5 => told(*client.open(file, true, false).await?.attr),
+        6 => told(*client.open(file, true, true).await?.attr),
+        7 => told(client.close(file, session, 2000).await?),
+        8 => told(client.sync(file, session, 3000, 1).await?),
+        9 => nothing(client.unlink(a, b"f").await?),
+        10 => {
+            client.mkdir(a, b"sub", 0o755).await?;
+            nothing(client.rmdir(a, b"sub").await?)
+        }
+        11 => nothing(client.rename((a, b"f"), (b, b"g"), 0).await?),
+        12 => nothing(client.rename((ROOT, b"a"), (b, b"g"), 2).await?),
+        13 => told(client.link(file, b, b"other").await?),
+        14 => told(client.chmod(file, 0o600).await?),
+        _ => told(client.truncate(file, 10).await?),
+    }
+}
+
+/// The numbers that follow from chance, which a second attempt draws anew.
+fn without_chance(mut attr: AttrT) -> AttrT {
+    attr.layout.seed = 0;
+    attr
+}
+
+/// All names and attributes, and how many sessions there are.
+async fn whole(client: &Client) -> (Vec<(String, AttrT)>, u64) {
+    let mut found = vec![("/".to_string(), client.stat(ROOT).await.unwrap())];
+    let mut at = 0;
+    while at < found.len() {
+        let (path, attr) = found[at].clone();
+        at += 1;
+        if attr.kind == Kind::Directory {
+            for entry in client.list_plus(attr.inode, b"", 0, true).await.unwrap().entries {
+                let name = String::from_utf8(entry.name).unwrap();
+                found.push((format!("{path}{name}/"), without_chance(*entry.attr.unwrap())));
+            }
+        }
+    }
+    (found, client.fs.check().await.unwrap().sessions)
+}
+
+/// Runs one operation with what goes wrong with its commits, and gives what was told and what is there.
+async fn trial(
+    number: usize,
+    faults: &[Option<Fault>],
+    repeat: impl AsyncFn(&Client) -> Option<Client>,
+) -> (Vec<AttrT>, (Vec<(String, AttrT)>, u64)) {
+    let (fs, world) = fresh().await;
+    let client = root(&fs);
+    let ground = ground(&client, &world).await;
+    world.stand_still();
+    fs.kv().script(faults.iter().copied());
+    let mut told = act(&client, &ground, number).await.unwrap();
+    if let Some(copy) = repeat(&client).await {
+        // The same request again, as after a lost reply.
+        let again = match number {
+            10 => copy.again().rmdir(ground.a, b"sub").await.map(|()| Vec::new()),
+            _ => act(copy.again(), &ground, number).await,
+        };
+        assert_eq!(again.unwrap(), told, "operation {number}");
+    }
+    fs.kv().settle();
+    assert_clean(&fs).await;
+    told = told.into_iter().map(without_chance).collect();
+    let left = whole(&client).await;
+    (told, left)
+}
+
+const NO_REPEAT: fn(&Client) -> std::future::Ready<Option<Client>> = |_| std::future::ready(None);
+
+#[test]
+fn whatever_becomes_of_the_commit() {
+    block_on(async {
+        for number in 0..OPERATIONS {
+            let expected = trial(number, &[], NO_REPEAT).await;
+            for first in [Fault::UnknownDone, Fault::UnknownNever, Fault::UnknownLate] {
+                for second in [None, Some(Fault::Conflict), Some(first)] {
+                    let found = trial(number, &[Some(first), second], NO_REPEAT).await;
+                    assert_eq!(found, expected, "operation {number}, {first:?} then {second:?}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn however_often_and_wherever_it_is_asked_for() {
+    block_on(async {
+        for number in 0..OPERATIONS {
+            let expected = trial(number, &[], NO_REPEAT).await;
+            let same = trial(number, &[], async |client| Some(client.copy(client.fs.clone()))).await;
+            assert_eq!(same, expected, "operation {number} again");
+            let other = trial(number, &[], async |client| Some(client.copy(another(&client.fs)))).await;
+            assert_eq!(other, expected, "operation {number} at another server");
+        }
+    });
+}
+
+#[test]
+fn a_failure_is_not_remembered() {
+    block_on(async {
+        let (fs, _) = fresh().await;
+        let client = root(&fs);
+        assert_eq!(code(client.unlink(ROOT, b"f").await), ErrorCode::NotFound);
+        let other = Client::new(fs.clone(), 200);
+        other.create(ROOT, b"f", 0o644).await.unwrap();
+        client.again().unlink(ROOT, b"f").await.unwrap();
+        client.again().unlink(ROOT, b"f").await.unwrap();
+        other.create(ROOT, b"f", 0o644).await.unwrap();
+        client.again().unlink(ROOT, b"f").await.unwrap();
+        assert!(client.lookup(ROOT, b"f").await.is_ok());
+        assert_clean(&fs).await;
+    });
+}
+
+#[test]
+fn one_number_is_one_request() {
+    block_on(async {
+        let (fs, _) = fresh().await;
+        let client = root(&fs);
+        client.create(ROOT, b"f", 0o644).await.unwrap();
+        assert_eq!(code(client.again().unlink(ROOT, b"f").await), ErrorCode::Duplicate);
+        // Without a number the unknown is the caller's to know.
+        let mut request = UnlinkT::default();
+        (request.parent, request.name) = (ROOT, b"f".to_vec());
+        fs.kv().script([Some(Fault::UnknownDone)]);
+        assert_eq!(code(fs.unlink(&request).await), ErrorCode::KvUnknownCommit);
+        assert_eq!(code(client.lookup(ROOT, b"f").await), ErrorCode::NotFound);
+    });
+}
+
+#[test]
+fn what_is_done_with_is_forgotten_and_refused() {
+    block_on(async {
+        let (fs, _) = fresh().await;
+        let client = root(&fs);
+        client.create(ROOT, b"f", 0o644).await.unwrap();
+        let old = client.copy(fs.clone());
+        client.unlink(ROOT, b"f").await.unwrap();
+        client.low_water.set(true);
+        let rows = || {
+            let letter = |key: &[u8]| key[5] == b'R';
+            fs.kv().dump().iter().filter(|(key, _)| letter(key)).count()
+        };
+        for number in 0..100u32 {
+            client.mkdir(ROOT, format!("{number}").as_bytes(), 0o755).await.unwrap();
+        }
+        assert!(rows() <= 32, "{} rows are kept", rows());
+        // A copy of the first request, held up in the network until now.
+        assert_eq!(code(old.again().create(ROOT, b"f", 0o644).await), ErrorCode::Duplicate);
+        assert_eq!(code(client.lookup(ROOT, b"f").await), ErrorCode::NotFound);
+        assert_clean(&fs).await;
+    });
+}
+
+#[test]
+fn a_new_incarnation_forgets_the_old_one() {
+    block_on(async {
+        let (fs, _) = fresh().await;
+        let client = root(&fs);
+        client.create(ROOT, b"f", 0o644).await.unwrap();
+        client.incarnation.set(2);
+        client.unlink(ROOT, b"f").await.unwrap();
+        fs.settle_dead_clients().await.unwrap();
+        let rows: Vec<_> = fs.kv().dump().into_iter().filter(|(key, _)| key[5] == b'R').collect();
+        assert_eq!(rows.len(), 1);
+        client.again().unlink(ROOT, b"f").await.unwrap();
+        assert_clean(&fs).await;
+    });
+}
