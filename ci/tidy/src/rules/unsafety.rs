@@ -5,7 +5,7 @@ use crate::source::Source;
 use crate::tree::Tree;
 
 /// Where `unsafe` may be, and for what.
-const PLACES: [(&str, &str); 15] = [
+const PLACES: [(&str, &str); 16] = [
     ("net/src/ring", "entries name memory that the kernel writes"),
     ("net/src/buffer", "the arena hands out its mapped memory"),
     ("net/src/tcp", "entries name memory; socket calls"),
@@ -15,6 +15,7 @@ const PLACES: [(&str, &str); 15] = [
     ("client/src/attr", "getgroups(2)"),
     ("client/src/join", "pinning a list of futures"),
     ("fuse/src/mount", "mount(2), umount2(2)"),
+    ("mgmtd/src/process", "getrusage(2)"),
     ("tools/src/signals", "signal masks and sigwait(3)"),
     ("tools/src/supervise", "kill(2), and calls between fork and exec"),
     ("tools/src/cluster", "statvfs(2)"),

@@ -1,0 +1,90 @@
+# Shared by ci/test and ci/soak: steps with a name, a time limit and a log each, and a summary that says what was skipped.
+# A step that exits with 77 was skipped; the last line that it printed says why. Any other code but 0 is a failure.
+set -uo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root" || exit 1
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/target}
+export CARGO_BUILD_JOBS=${CARGO_BUILD_JOBS:-2} CARGO_TERM_COLOR=never CARGO_TERM_PROGRESS_WHEN=never
+export COREFS=$CARGO_TARGET_DIR/release/corefs
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/corefs-ci.XXXXXX")
+export TMPDIR=$scratch/tmp
+mkdir -p "$TMPDIR" "$scratch/logs"
+started=$SECONDS
+passed=() failed=() skipped=() figures=()
+
+tidy_up() { rm -rf "$scratch"; }
+trap tidy_up EXIT
+trap 'echo "interrupted"; exit 130' INT TERM
+
+say() { printf '%s\n' "$*"; }
+
+# ends LOG: the last line that says something.
+ends() { sed '/^[[:space:]]*$/d' "$1" | tail -n 1; }
+
+# step NAME SECONDS COMMAND...: runs it in its time and notes what came of it. Returns whether it passed.
+step() {
+  local name=$1 limit=$2; shift 2
+  local log="$scratch/logs/${name//[^a-zA-Z0-9._-]/-}.log" from=$SECONDS code=0
+  printf '%-28s ' "$name"
+  timeout --kill-after=20 "$limit" "$@" >"$log" 2>&1 </dev/null || code=$?
+  local took=$((SECONDS - from))
+  case $code in
+    0) passed+=("$name"); printf 'ok %5ss  %s\n' "$took" "$(summary "$log")" ;;
+    77) skipped+=("$name: $(ends "$log")"); printf 'SKIPPED    %s\n' "$(ends "$log")" ;;
+    *)
+      [ $code -ne 124 ] && [ $code -ne 137 ] || echo "ran out of its $limit s" >>"$log"
+      failed+=("$name: $(ends "$log")")
+      printf 'FAILED %ss, exit code %s; the end of what it said:\n' "$took" "$code"
+      tail -n "${CI_LOG_LINES:-60}" "$log" | sed 's/^/    /'
+      [ -z "${CI_LOGS:-}" ] || { mkdir -p "$CI_LOGS" && cp "$log" "$CI_LOGS/"; } ;;
+  esac
+  return $code
+}
+
+# skip NAME REASON: notes what wasn't even tried.
+skip() { skipped+=("$1: $2"); printf '%-28s SKIPPED    %s\n' "$1" "$2"; }
+
+# figure TEXT: a count for the end.
+figure() { figures+=("$1"); }
+
+# summary LOG: what a step counted, in one line.
+summary() {
+  if grep -q '^test result: ' "$1"; then
+    tests_in "$1"
+  elif grep -q 'tests run: ' "$1"; then
+    sed -n 's/.*Summary \[[^]]*\] *//p' "$1" | tail -n 1
+  else
+    ends "$1" | cut -c 1-100
+  fi
+}
+
+# tests_in LOG: the sum over all programs of `cargo test`.
+tests_in() {
+  awk '/^test result: /{ passed += $4; failed += $6; ignored += $8; programs++ }
+    END { printf "%d tests passed, %d failed, %d ignored, in %d programs", passed, failed, ignored, programs }' "$1"
+}
+
+# end_to_end SECONDS FILES...: each end-to-end test is a step.
+end_to_end() {
+  local limit=$1 file; shift
+  local as_root=()
+  if [ "$(id -u)" != 0 ] && sudo -n true 2>/dev/null; then
+    as_root=(sudo -n env "PATH=$PATH" "TMPDIR=$TMPDIR" "COREFS=$COREFS" "HOME=$HOME")
+  fi
+  for file in "$@"; do
+    [ "$(basename "$file")" != lib.sh ] || continue
+    step "e2e/$(basename "$file" .sh)" "$limit" "${as_root[@]}" bash "$file" || true
+  done
+}
+
+# report: the counts of everything, and the exit code.
+report() {
+  say ""
+  local line
+  for line in "${figures[@]+"${figures[@]}"}"; do say "counts: $line"; done
+  for line in "${skipped[@]+"${skipped[@]}"}"; do say "skipped: $line"; done
+  for line in "${failed[@]+"${failed[@]}"}"; do say "FAILED: $line"; done
+  say "${#passed[@]} steps passed, ${#failed[@]} failed, ${#skipped[@]} skipped, in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
+  [ ${#failed[@]} -eq 0 ] && [ ${#passed[@]} -gt 0 ]
+}
