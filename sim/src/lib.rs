@@ -5,8 +5,10 @@
 //! | [`prng`], [`clock`] | seeded randomness and virtual time |
 //! | [`disk`] | a disk that loses power between any two operations |
 //! | [`store`] | the chunk store under power cuts, against a model |
+//! | [`recording`] | power-cut images of a recorded run of a real disk |
 
 pub mod clock;
 pub mod disk;
 pub mod prng;
+pub mod recording;
 pub mod store;

@@ -13,13 +13,13 @@
 //! | 5 | mark | 0 u32, 0 u32, 0 u64, 0 u64 | what the marker means, up to its reader |
 
 use super::codec::{Get, Put};
-use corefs_wire::{Error, ErrorCode, Result};
+use corefs_wire::{ChunkId, Error, ErrorCode, Result, TargetId};
 
 /// Bytes of an event before its variable part.
 const FIXED: usize = 32;
 
-/// One thing that happened. `disk` numbers the slices or files of one log; `operation` ties a completion to its
-/// submission and is unique in the log.
+/// One thing that happened. `disk` is the index of a slice, and offsets are relative to it; `operation` ties a
+/// completion to its submission and is unique in the log.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum DiskEvent<'a> {
     WriteSubmitted {
@@ -63,6 +63,37 @@ impl DiskEvent<'_> {
         out.u64(operation);
         out.u64(offset);
         out.extend_from_slice(bytes);
+    }
+}
+
+/// The mark of an acknowledged update: from here on, `version` of the chunk is promised to be durable on the slice
+/// (committed or pending). As bytes: 1 u32, disk u32, target u64, chunk (inode u64, index u32, generation u32),
+/// version u64.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Acknowledged {
+    pub disk: u32,
+    pub target: TargetId,
+    pub chunk: ChunkId,
+    pub version: u64,
+}
+
+impl Acknowledged {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(40);
+        out.u32(1);
+        out.u32(self.disk);
+        out.u64(self.target.0);
+        out.chunk_id(self.chunk);
+        out.u64(self.version);
+        out
+    }
+
+    /// `None` for marks of other kinds.
+    pub fn decode(mark: &[u8]) -> Option<Self> {
+        let mut get = Get(mark);
+        let (kind, disk, target) = (get.u32()?, get.u32()?, TargetId(get.u64()?));
+        let found = Self { disk, target, chunk: get.chunk_id()?, version: get.u64()? };
+        (kind == 1 && get.is_empty()).then_some(found)
     }
 }
 
@@ -111,6 +142,7 @@ impl<'a> Iterator for DiskLogReader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use corefs_wire::InodeId;
 
     #[test]
     fn reads_what_it_writes_and_stops_at_a_cut() {
@@ -126,6 +158,10 @@ mod tests {
         let read: Result<Vec<_>> = DiskLogReader::new(&log).collect();
         assert_eq!(read.as_deref(), Ok(&events[..]));
         assert_eq!(DiskLogReader::new(&log[..log.len() - 1]).count(), events.len() - 1);
+        let promise =
+            Acknowledged { disk: 3, target: TargetId(4), chunk: ChunkId::new(InodeId(5), 6), version: 7 };
+        assert_eq!(Acknowledged::decode(&promise.encode()), Some(promise));
+        assert_eq!(Acknowledged::decode(b"something else"), None);
         log[0] = 77;
         assert!(DiskLogReader::new(&log).next().is_some_and(|event| event.is_err()));
     }

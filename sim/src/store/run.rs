@@ -309,6 +309,23 @@ impl Run {
         Ok(())
     }
 
+    /// Works for so many steps without a cut, then finishes everything that is under way but pending updates.
+    pub fn work_and_rest(&mut self, steps: u64) -> Result<(), String> {
+        self.disk.cut_after(None);
+        let mut work = || {
+            (0..steps).try_for_each(|_| self.step())?;
+            self.rest()
+        };
+        let done = work();
+        self.let_go();
+        done.map_err(|stop| format!("{stop:?}"))
+    }
+
+    /// What the slice holds, if everything was flushed.
+    pub fn model(&self) -> &Model {
+        &self.flushed
+    }
+
     /// Ends the run.
     pub fn finish(mut self) -> Counts {
         self.let_go();

@@ -468,18 +468,16 @@ impl Run {
         }
     }
 
-    /// Finishes everything that is under way: after that nothing may be overloaded, whatever happened before.
-    fn unstick(&mut self) -> Step {
-        if !self.prng.chance(1, 4) {
-            return Ok(());
-        }
+    /// Flushes everything, and seals the journal.
+    pub(super) fn rest(&mut self) -> Step {
         while !self.held.is_empty() {
             self.end_read()?;
         }
-        while self.store.checkpoint_step(1 << 20) {}
         for _ in 0..40 {
-            if self.in_flight.is_none() && !self.store.wants_batch() && !self.store.wants_checkpoint() {
-                break;
+            while self.store.wants_checkpoint() && self.store.checkpoint_step(1 << 20) {}
+            let resting = !self.store.wants_batch() && !self.store.wants_checkpoint();
+            if self.in_flight.is_none() && resting && !self.store.wants_seal() {
+                return Ok(());
             }
             if self.in_flight.is_none() {
                 self.seal()?;
@@ -487,11 +485,17 @@ impl Run {
             while self.in_flight.is_some() {
                 self.flush()?;
             }
-            while self.store.wants_checkpoint() && self.store.checkpoint_step(1 << 20) {}
         }
-        if self.store.wants_batch() || self.store.wants_checkpoint() {
-            return Err(wrong("it never comes to rest"));
+        Err(wrong("it never comes to rest"))
+    }
+
+    /// Finishes everything that is under way: after that nothing may be overloaded, whatever happened before.
+    fn unstick(&mut self) -> Step {
+        if !self.prng.chance(1, 4) {
+            return Ok(());
         }
+        while self.store.checkpoint_step(1 << 20) {}
+        self.rest()?;
         self.audit()?;
         let stats = self.store.stats();
         let waiting = u64::from(stats.journal_used) + 2 * stats.pendings;
