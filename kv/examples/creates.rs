@@ -5,7 +5,7 @@
 
 use corefs_kv::embedded::Options;
 use corefs_kv::retry::run;
-use corefs_kv::{Embedded, Isolation, KvEngine, Transaction};
+use corefs_kv::{Embedded, Isolation, Transaction};
 use std::cell::Cell;
 use std::fs::OpenOptions;
 use std::io::{Seek, Write};

@@ -16,6 +16,7 @@ pub mod format;
 pub mod lock;
 pub mod oneshot;
 pub mod snapshots;
+mod staged;
 pub mod writer;
 
 use crate::clock::Clock;
@@ -154,6 +155,16 @@ impl Embedded {
         self.0.directory.as_deref()
     }
 
+    /// The right to read at the newest version; everything acknowledged before is in it.
+    pub fn take_snapshot(&self) -> Result<Snapshot> {
+        self.0.snapshots.take()
+    }
+
+    /// Reads on this thread.
+    pub fn read_at(&self, snapshot: &Snapshot, batch: &ReadBatch) -> Result<Found> {
+        self.0.snapshots.read(snapshot.version(), batch)
+    }
+
     fn ask(&self, job: Job) -> Result<()> {
         self.0.jobs.try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => {
@@ -234,15 +245,15 @@ impl Store for Embedded {
     }
 
     async fn snapshot(&self) -> Result<Snapshot> {
-        self.0.snapshots.take()
+        self.take_snapshot()
     }
 
     async fn read(&self, snapshot: &mut Option<Snapshot>, batch: ReadBatch) -> Result<Found> {
-        let version = match snapshot {
-            Some(snapshot) => snapshot.version(),
-            None => snapshot.insert(self.0.snapshots.take()?).version(),
+        let snapshot = match snapshot {
+            Some(snapshot) => snapshot,
+            None => snapshot.insert(self.take_snapshot()?),
         };
-        self.0.snapshots.read(version, &batch)
+        self.read_at(snapshot, &batch)
     }
 
     async fn commit(&self, commit: Commit) -> Result<Committed> {

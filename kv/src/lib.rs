@@ -12,6 +12,7 @@
 //! | [`window`] *, [`clock`] | how long versions are remembered, and what time it is |
 //! | [`mem`] | deterministic store in memory, with faults |
 //! | [`embedded`] | durable store of one process, on redb |
+//! | `remote` (feature) | client and server of `corefs kv`: the embedded store of another process |
 //! | [`conformance`] | the suite that every backend passes |
 //! | [`prng`] * | the seeded generator of faults, jitter and tests |
 
@@ -24,6 +25,8 @@ pub mod mem;
 pub mod mutation;
 pub mod overlay;
 pub mod prng;
+#[cfg(feature = "remote")]
+pub mod remote;
 pub mod resolver;
 pub mod retry;
 pub mod store;

@@ -8,9 +8,10 @@
 //! or about to be and nobody has been told, or the store is dead. A failed write or flush is the death of the store:
 //! what the disk holds then is unknown, so everything later is refused until it is opened again.
 
-use super::format::{ABOUT, PAIRS, VERSION_ROW, closed, open, seal, translate};
+use super::format::{ABOUT, PAIRS, VERSION_ROW, closed, translate};
 use super::oneshot;
 use super::snapshots::Snapshots;
+use super::staged::Staged;
 use crate::bounds;
 use crate::clock::Clock;
 use crate::contract::{Committed, Versionstamp};
@@ -19,7 +20,7 @@ use crate::resolver::Resolver;
 use crate::store::Commit;
 use crate::window::Window;
 use corefs_wire::{Error, ErrorCode, Result};
-use redb::{Database, ReadableTable, Table, WriteTransaction};
+use redb::{Database, WriteTransaction};
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,8 +107,6 @@ pub struct Writer {
     version: u64,
     dead: Option<Error>,
     sleepers: BinaryHeap<Sleeper>,
-    /// A stored value under construction, kept for its memory.
-    stored: Vec<u8>,
 }
 
 /// A transaction that passed and waits for the group to be durable.
@@ -131,7 +130,6 @@ impl Writer {
             version,
             dead: None,
             sleepers: BinaryHeap::new(),
-            stored: Vec::new(),
         }
     }
 
@@ -247,13 +245,13 @@ impl Writer {
         }
         let transaction = self.database.begin_write().map_err(translate)?;
         {
-            let mut pairs = transaction.open_table(PAIRS).map_err(translate)?;
+            let mut staged = Staged::new(transaction.open_table(PAIRS).map_err(translate)?);
             for (place, mutations) in passed.into_iter().enumerate() {
                 for mutation in mutations {
-                    let applied = apply(&mut pairs, mutation, &mut self.stored);
-                    applied.map_err(|error| Failure { error, place: Some(place) })?;
+                    staged.apply(mutation).map_err(|error| Failure { error, place: Some(place) })?;
                 }
             }
+            staged.finish()?;
             let mut about = transaction.open_table(ABOUT).map_err(translate)?;
             about.insert(VERSION_ROW, version).map_err(translate)?;
         }
@@ -315,35 +313,4 @@ fn refuse(failure: Failure, accepted: Vec<Accepted>) {
         let refused = || Error::new(ErrorCode::KvUnavailable, "another transaction of the group failed");
         reply.send(Err(if innocent { refused() } else { failure.error.clone() }));
     }
-}
-
-fn apply(pairs: &mut Table<'_, &[u8], &[u8]>, mutation: Mutation, stored: &mut Vec<u8>) -> Result<()> {
-    match mutation {
-        Mutation::Set { key, value } => {
-            seal(&key, &value, stored);
-            pairs.insert(key.as_slice(), stored.as_slice()).map_err(translate)?;
-        }
-        Mutation::Clear { key } => {
-            pairs.remove(key.as_slice()).map_err(translate)?;
-        }
-        Mutation::ClearRange(range) if range.is_empty() => {}
-        Mutation::ClearRange(range) => {
-            pairs
-                .retain_in::<&[u8], _>(range.begin.as_slice()..range.end.as_slice(), |_, _| false)
-                .map_err(translate)?;
-        }
-        Mutation::Atomic { operation, key, operand } => {
-            let value = {
-                let old = pairs.get(key.as_slice()).map_err(translate)?;
-                let old = old.as_ref().map(|old| open(&key, old.value())).transpose()?;
-                operation.apply(old, &operand)
-            };
-            seal(&key, &value, stored);
-            pairs.insert(key.as_slice(), stored.as_slice()).map_err(translate)?;
-        }
-        Mutation::StampedKey { .. } | Mutation::StampedValue { .. } => {
-            unreachable!("record has stamped them")
-        }
-    }
-    Ok(())
 }

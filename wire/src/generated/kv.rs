@@ -2269,7 +2269,8 @@ pub mod corefs {
             pub const VT_MUTATIONS: ::flatbuffers::VOffsetT = 10;
             pub const VT_RELEASED: ::flatbuffers::VOffsetT = 12;
             pub const VT_ASSEMBLY: ::flatbuffers::VOffsetT = 14;
-            pub const VT_UNFINISHED: ::flatbuffers::VOffsetT = 16;
+            pub const VT_PART: ::flatbuffers::VOffsetT = 16;
+            pub const VT_UNFINISHED: ::flatbuffers::VOffsetT = 18;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2283,6 +2284,7 @@ pub mod corefs {
                 let mut builder = CommitRequestBuilder::new(_fbb);
                 builder.add_assembly(args.assembly);
                 builder.add_read_version(args.read_version);
+                builder.add_part(args.part);
                 if let Some(x) = args.released {
                     builder.add_released(x);
                 }
@@ -2315,6 +2317,7 @@ pub mod corefs {
                 };
                 let released = self.released().map(|x| x.into_iter().collect());
                 let assembly = self.assembly();
+                let part = self.part();
                 let unfinished = self.unfinished();
                 CommitRequestT {
                     read_version,
@@ -2323,6 +2326,7 @@ pub mod corefs {
                     mutations,
                     released,
                     assembly,
+                    part,
                     unfinished,
                 }
             }
@@ -2404,6 +2408,13 @@ pub mod corefs {
                 unsafe { self._tab.get::<u64>(CommitRequest::VT_ASSEMBLY, Some(0)).unwrap() }
             }
             #[inline]
+            pub fn part(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(CommitRequest::VT_PART, Some(0)).unwrap() }
+            }
+            #[inline]
             pub fn unfinished(&self) -> bool {
                 // Safety:
                 // Created from valid Table for this object
@@ -2439,6 +2450,7 @@ pub mod corefs {
                         false,
                     )?
                     .visit_field::<u64>("assembly", Self::VT_ASSEMBLY, false)?
+                    .visit_field::<u32>("part", Self::VT_PART, false)?
                     .visit_field::<bool>("unfinished", Self::VT_UNFINISHED, false)?
                     .finish();
                 Ok(())
@@ -2463,6 +2475,7 @@ pub mod corefs {
             >,
             pub released: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
             pub assembly: u64,
+            pub part: u32,
             pub unfinished: bool,
         }
         impl<'a> Default for CommitRequestArgs<'a> {
@@ -2475,6 +2488,7 @@ pub mod corefs {
                     mutations: None,       // required field
                     released: None,
                     assembly: 0,
+                    part: 0,
                     unfinished: false,
                 }
             }
@@ -2538,6 +2552,10 @@ pub mod corefs {
                     .push_slot::<u64>(CommitRequest::VT_ASSEMBLY, assembly, 0);
             }
             #[inline]
+            pub fn add_part(&mut self, part: u32) {
+                self.fbb_.push_slot::<u32>(CommitRequest::VT_PART, part, 0);
+            }
+            #[inline]
             pub fn add_unfinished(&mut self, unfinished: bool) {
                 self.fbb_
                     .push_slot::<bool>(CommitRequest::VT_UNFINISHED, unfinished, false);
@@ -2573,6 +2591,7 @@ pub mod corefs {
                 ds.field("mutations", &self.mutations());
                 ds.field("released", &self.released());
                 ds.field("assembly", &self.assembly());
+                ds.field("part", &self.part());
                 ds.field("unfinished", &self.unfinished());
                 ds.finish()
             }
@@ -2586,6 +2605,7 @@ pub mod corefs {
             pub mutations: alloc::vec::Vec<MutationT>,
             pub released: Option<alloc::vec::Vec<u64>>,
             pub assembly: u64,
+            pub part: u32,
             pub unfinished: bool,
         }
         impl Default for CommitRequestT {
@@ -2597,6 +2617,7 @@ pub mod corefs {
                     mutations: Default::default(),
                     released: None,
                     assembly: 0,
+                    part: 0,
                     unfinished: false,
                 }
             }
@@ -2624,6 +2645,7 @@ pub mod corefs {
                 });
                 let released = self.released.as_ref().map(|x| _fbb.create_vector(x));
                 let assembly = self.assembly;
+                let part = self.part;
                 let unfinished = self.unfinished;
                 CommitRequest::create(
                     _fbb,
@@ -2634,6 +2656,7 @@ pub mod corefs {
                         mutations,
                         released,
                         assembly,
+                        part,
                         unfinished,
                     },
                 )
