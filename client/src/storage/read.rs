@@ -148,13 +148,13 @@ impl Storage {
 #[inline]
 fn verified(reply: Reply, length: usize) -> Result<Option<Buffer>> {
     let (head, crcs) = read_reply(&reply.body)?;
-    let Some(mut buffer) = reply.data else {
+    let sent = crcs.len() * BLOCK;
+    if sent != reply.data_len || sent > length {
+        return Err(bad("a read reply with another length than its checksums say, or than was asked for"));
+    }
+    let Some(mut buffer) = reply.data.filter(|buffer| buffer.capacity() >= length) else {
         return if crcs.is_empty() { Ok(None) } else { Err(bad("a read reply without its data")) };
     };
-    let sent = crcs.len() * BLOCK;
-    if sent > length || buffer.capacity() < length {
-        return Err(bad("a read reply with more than was asked for"));
-    }
     buffer.set_len(length);
     let Some(bytes) = buffer.get_mut() else { return Err(ErrorCode::Internal.into()) };
     for (at, (block, crc)) in bytes.chunks_exact(BLOCK).zip(crcs).enumerate() {

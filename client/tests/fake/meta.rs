@@ -1,0 +1,247 @@
+//! A metadata server for files in one directory, with real sequences and sessions.
+
+use super::{LAYOUT, answer};
+use corefs_net::{Node, Request, Responder, Service};
+use corefs_wire::control::meta::{
+    AttrReplyT, AttrResultT, AttrT, CallerT, CloseT, CreateReplyT, CreateT, EmptyT, GetAttrReplyT, GetAttrT,
+    Kind, LookupT, OpenReplyT, OpenT, ReadLinkReplyT, ReadLinkT, SetAttrT, SyncLengthT, UnlinkT,
+};
+use corefs_wire::control::{Call, Message};
+use corefs_wire::{Error, ErrorCode, Result};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+#[derive(Default)]
+pub struct Meta {
+    pub inodes: RefCell<BTreeMap<u64, AttrT>>,
+    pub names: RefCell<BTreeMap<(u64, Vec<u8>), u64>>,
+    pub targets: RefCell<BTreeMap<u64, Vec<u8>>>,
+    pub sessions: RefCell<BTreeSet<u64>>,
+    /// What was done, by (client, sequence): the reply.
+    done: RefCell<BTreeMap<(u64, u64), Vec<u8>>>,
+    /// Calls that were done, by name.
+    pub calls: RefCell<Vec<&'static str>>,
+    pub callers: RefCell<Vec<CallerT>>,
+    /// For the next requests: refuse with this, or with `ConnectionLost` do it and close instead of answering.
+    pub faults: RefCell<VecDeque<Option<ErrorCode>>>,
+    pub lost: Cell<u32>,
+    pub node: RefCell<Option<Node>>,
+    next: Cell<u64>,
+}
+
+fn attr_reply(attr: &AttrT) -> AttrReplyT {
+    let mut reply = AttrReplyT::default();
+    reply.attr = Box::new(attr.clone());
+    reply
+}
+
+impl Meta {
+    fn number(&self) -> u64 {
+        self.next.set(self.next.get() + 1);
+        self.next.get() + 100
+    }
+
+    pub fn add(&self, parent: u64, name: &[u8], kind: Kind) -> AttrT {
+        let mut attr = AttrT::default();
+        (attr.inode, attr.kind, attr.mode, attr.nlink, attr.epoch) = (self.number(), kind, 0o644, 1, 1);
+        attr.layout = Box::new(LAYOUT.to_message());
+        attr.parent = parent;
+        self.names.borrow_mut().insert((parent, name.to_vec()), attr.inode);
+        self.inodes.borrow_mut().insert(attr.inode, attr.clone());
+        attr
+    }
+
+    fn inode(&self, inode: u64) -> Result<AttrT> {
+        if inode == 1 {
+            let mut root = AttrT::default();
+            (root.inode, root.kind, root.mode) = (1, Kind::Directory, 0o755);
+            return Ok(root);
+        }
+        self.inodes.borrow().get(&inode).cloned().ok_or_else(|| ErrorCode::NotFound.into())
+    }
+
+    fn find(&self, parent: u64, name: &[u8]) -> Option<u64> {
+        self.names.borrow().get(&(parent, name.to_vec())).copied()
+    }
+
+    fn change(&self, inode: u64, change: impl FnOnce(&mut AttrT)) -> Result<AttrT> {
+        let mut inodes = self.inodes.borrow_mut();
+        let attr = inodes.get_mut(&inode).ok_or(ErrorCode::NotFound)?;
+        change(attr);
+        Ok(attr.clone())
+    }
+
+    /// Truncates from elsewhere.
+    pub fn truncate(&self, inode: u64, size: u64) {
+        let cut = |attr: &mut AttrT| (attr.size, attr.epoch) = (size, attr.epoch + 1);
+        self.change(inode, cut).unwrap();
+    }
+
+    fn begin(&self) -> u64 {
+        let session = self.number();
+        self.sessions.borrow_mut().insert(session);
+        session
+    }
+
+    fn session(&self, session: u64) -> Result<()> {
+        if self.sessions.borrow().contains(&session) { Ok(()) } else { Err(ErrorCode::NoSuchSession.into()) }
+    }
+
+    fn create(&self, asked: CreateT) -> Result<CreateReplyT> {
+        let mut reply = CreateReplyT::default();
+        match self.find(asked.parent, &asked.name) {
+            Some(_) if asked.exclusive => return Err(ErrorCode::Exists.into()),
+            Some(inode) => reply.attr = Box::new(self.inode(inode)?),
+            None => {
+                let attr = self.add(asked.parent, &asked.name, asked.kind);
+                self.targets.borrow_mut().insert(attr.inode, asked.symlink_target);
+                (reply.attr, reply.created) = (Box::new(attr), true);
+            }
+        }
+        reply.session = if asked.open { self.begin() } else { 0 };
+        Ok(reply)
+    }
+
+    fn open(&self, asked: OpenT) -> Result<OpenReplyT> {
+        if asked.truncate {
+            self.truncate(asked.inode, 0);
+        }
+        let mut reply = OpenReplyT::default();
+        reply.attr = Box::new(self.inode(asked.inode)?);
+        reply.session = if asked.write || asked.hold { self.begin() } else { 0 };
+        Ok(reply)
+    }
+
+    /// What close and sync have in common.
+    fn take_length(&self, inode: u64, epoch: u32, length: u64, mtime: i64) -> Result<AttrT> {
+        self.change(inode, |attr| {
+            if epoch == 0 || epoch == attr.epoch {
+                attr.size = attr.size.max(length);
+            }
+            attr.mtime = if mtime == 0 { attr.mtime } else { mtime };
+        })
+    }
+
+    fn set_attr(&self, asked: SetAttrT) -> Result<AttrReplyT> {
+        let attr = self.change(asked.inode, |attr| {
+            if asked.set.mask & 8 != 0 {
+                (attr.size, attr.epoch) = (asked.set.size, attr.epoch + 1);
+            }
+            if asked.set.mask & 32 != 0 {
+                attr.mtime = asked.set.mtime;
+            }
+            if asked.set.mask & 1 != 0 {
+                attr.mode = asked.set.mode;
+            }
+        })?;
+        Ok(attr_reply(&attr))
+    }
+
+    fn get_attrs(&self, asked: &GetAttrT) -> GetAttrReplyT {
+        let result = |inode: &u64| {
+            let mut result = AttrResultT::default();
+            match self.inode(*inode) {
+                Ok(attr) => result.attr = Some(Box::new(attr)),
+                Err(error) => result.status = error.code as u32,
+            }
+            result
+        };
+        let mut reply = GetAttrReplyT::default();
+        reply.results = asked.inodes.iter().map(result).collect();
+        reply
+    }
+
+    /// Does a changing call once, and answers unless told to lose the answer.
+    fn once<C: Call>(
+        &self,
+        request: &Request,
+        responder: Responder,
+        caller: impl FnOnce(&C) -> &CallerT,
+        act: impl FnOnce(C) -> Result<C::Reply>,
+    ) {
+        let asked = C::decode(&request.body).unwrap();
+        let caller = caller(&asked).clone();
+        let key = (caller.client, caller.sequence);
+        self.callers.borrow_mut().push(caller);
+        let fault = self.faults.borrow_mut().pop_front().flatten();
+        if let Some(code) = fault.filter(|code| *code != ErrorCode::ConnectionLost) {
+            return responder.err(&Error::new(code, "as told"));
+        }
+        let remembered = self.done.borrow().get(&key).cloned();
+        let reply = match remembered {
+            Some(reply) if key.1 != 0 => Ok(reply),
+            _ => {
+                self.calls.borrow_mut().push(C::NAME);
+                act(asked).map(|reply| reply.encode())
+            }
+        };
+        if let Ok(reply) = &reply
+            && key.1 != 0
+        {
+            self.done.borrow_mut().insert(key, reply.clone());
+        }
+        if fault.is_some() {
+            self.lost.set(self.lost.get() + 1);
+            if let Some(node) = &*self.node.borrow() {
+                node.close(request.conn);
+            }
+            // The answer to a connection that is being closed goes nowhere.
+            return drop(responder);
+        }
+        responder.done(reply);
+    }
+}
+
+impl Service for Meta {
+    fn request(&self, request: Request, responder: Responder) {
+        match request.op {
+            LookupT::OP => answer::<LookupT>(&request, responder, |asked| {
+                let found = self.find(asked.parent, &asked.name).ok_or(ErrorCode::NotFound)?;
+                Ok(attr_reply(&self.inode(found)?))
+            }),
+            GetAttrT::OP => answer::<GetAttrT>(&request, responder, |asked| Ok(self.get_attrs(&asked))),
+            ReadLinkT::OP => answer::<ReadLinkT>(&request, responder, |asked| {
+                let mut reply = ReadLinkReplyT::default();
+                reply.target =
+                    self.targets.borrow().get(&asked.inode).cloned().ok_or(ErrorCode::NotSymlink)?;
+                Ok(reply)
+            }),
+            CreateT::OP => {
+                self.once::<CreateT>(&request, responder, |c| &c.caller, |asked| self.create(asked))
+            }
+            OpenT::OP => self.once::<OpenT>(&request, responder, |c| &c.caller, |asked| self.open(asked)),
+            SetAttrT::OP => {
+                self.once::<SetAttrT>(&request, responder, |c| &c.caller, |asked| self.set_attr(asked))
+            }
+            UnlinkT::OP => self.once::<UnlinkT>(
+                &request,
+                responder,
+                |c| &c.caller,
+                |asked| {
+                    let gone = self.names.borrow_mut().remove(&(asked.parent, asked.name));
+                    gone.map(|_| EmptyT::default()).ok_or_else(|| ErrorCode::NotFound.into())
+                },
+            ),
+            SyncLengthT::OP => self.once::<SyncLengthT>(
+                &request,
+                responder,
+                |c| &c.caller,
+                |asked| {
+                    self.session(asked.session)?;
+                    Ok(attr_reply(&self.take_length(asked.inode, asked.epoch, asked.length, asked.mtime)?))
+                },
+            ),
+            CloseT::OP => self.once::<CloseT>(
+                &request,
+                responder,
+                |c| &c.caller,
+                |asked| {
+                    self.session(asked.session)?;
+                    self.sessions.borrow_mut().remove(&asked.session);
+                    Ok(attr_reply(&self.take_length(asked.inode, asked.epoch, asked.length, asked.mtime)?))
+                },
+            ),
+            _ => responder.err(&Error::from(ErrorCode::UnknownOperation)),
+        }
+    }
+}
