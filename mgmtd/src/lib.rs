@@ -18,11 +18,14 @@ pub mod cluster;
 pub mod election;
 pub mod ops;
 pub mod primary;
+#[cfg(feature = "server")]
 pub mod process;
 pub mod rows;
+#[cfg(feature = "server")]
 pub mod server;
 pub mod watch;
 
 pub use clock::Clock;
 pub use primary::{Primary, Settings};
+#[cfg(feature = "server")]
 pub use server::{ManagerOptions, ManagerServer};

@@ -21,8 +21,8 @@ pub use register_meta::{METAS_MAX, register_meta};
 pub use register_node::register_node;
 pub use renew_client::{CLIENTS_MAX, renew_client};
 
-use corefs_net::Address;
 use corefs_wire::{Error, ErrorCode, Result};
+use std::net::SocketAddr;
 
 /// Longest domain or client name (bytes).
 const NAME_MAX: usize = 255;
@@ -33,19 +33,21 @@ fn invalid(text: impl Into<String>) -> Error {
     Error::new(ErrorCode::InvalidArgument, text)
 }
 
-/// An address that peers could reach.
+/// An address that peers could reach: `IP:PORT` or `unix:/path`, as `corefs_net::Address` writes them.
 fn check_address(what: &str, address: &str) -> Result<()> {
     if address.len() > ADDRESS_MAX {
         return Err(invalid(format!("{what}: an address of {} bytes", address.len())));
     }
-    let parsed: Address =
-        address.parse().map_err(|error: Error| invalid(format!("{what}: {}", error.message)))?;
-    match parsed {
-        Address::Tcp(socket) if socket.port() == 0 || socket.ip().is_unspecified() => {
-            Err(invalid(format!("{what}: nobody can connect to {address}")))
-        }
-        _ => Ok(()),
+    if address.strip_prefix("unix:").is_some_and(|path| path.starts_with('/') && !path.contains('\0')) {
+        return Ok(());
     }
+    let socket: SocketAddr = address
+        .parse()
+        .map_err(|_| invalid(format!("{what} `{address}`: expected IP:PORT, [IPv6]:PORT or unix:/path")))?;
+    if socket.port() == 0 || socket.ip().is_unspecified() {
+        return Err(invalid(format!("{what}: nobody can connect to {address}")));
+    }
+    Ok(())
 }
 
 fn check_name(what: &str, name: &str) -> Result<()> {

@@ -233,3 +233,19 @@ fn a_change_planned_on_another_state_does_not_happen() {
         assert_eq!(renew_client(&manager, 0).await, Ok(1));
     });
 }
+
+/// Two managers that start together both see that nobody leads: one of them wins.
+#[test]
+fn of_two_that_reach_for_the_lead_one_gets_it() {
+    for seed in 0..50 {
+        let clock = TestClock::default();
+        run(&clock, async {
+            let interleave = corefs_kv::mem::Faults { yields: 500, ..Default::default() };
+            let engine = Mem::with_faults(seed, interleave);
+            let first = open(&engine, &clock, 1, Wanted::default()).await.unwrap();
+            let second = open(&engine, &clock, 2, Wanted::default()).await.unwrap();
+            future::zip(first.step(), second.step()).await;
+            assert!(first.leads() != second.leads(), "seed {seed}");
+        });
+    }
+}

@@ -300,3 +300,27 @@ fn metadata_servers_come_die_and_are_forgotten() {
         assert_eq!((space, status.clients, status.expected_nodes), (4 << 30, 0, 1));
     });
 }
+
+/// Between the decision that a lease is over and its being stored, the client is neither dead nor able to go on.
+#[test]
+fn a_client_whose_end_is_being_stored_can_not_renew() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let manager = lead(&engine, &clock, 1, wanted(1, 1, 4)).await;
+        register_all(&manager, 1, 1, 4).await;
+        let client = renew_client(&manager, 0).await.unwrap();
+        for _ in 0..6 {
+            clock.advance(900);
+            manager.step().await;
+        }
+        assert_eq!(alive(&manager, &[client]).await, [true], "nobody has looked yet");
+        engine.script([Some(corefs_kv::mem::Fault::UnknownNever)]);
+        let mut upkeep = Box::pin(manager.upkeep());
+        assert!(future::poll_once(upkeep.as_mut()).await.is_none());
+        assert_eq!(code(renew_client(&manager, client).await), Some(ErrorCode::LeaseExpired));
+        assert_eq!(alive(&manager, &[client]).await, [true], "it isn't stored yet");
+        upkeep.await.unwrap();
+        assert_eq!(alive(&manager, &[client]).await, [false]);
+    });
+}
