@@ -267,7 +267,7 @@ impl Store {
         };
         let mut runs = Vec::new();
         for (target, entry) in &self.index.targets {
-            for (id, chunk) in &entry.chunks {
+            for (id, chunk) in entry.chunks.iter() {
                 runs.clear();
                 chunk.runs(&mut runs);
                 runs.extend(chunk.pending.iter().flat_map(|pending| &pending.record.runs));
@@ -289,7 +289,7 @@ impl Store {
         for (target, entry) in &self.index.targets {
             counted.bytes += TARGET_BYTES;
             let mut blocks_used = 0;
-            for (id, chunk) in &entry.chunks {
+            for (id, chunk) in entry.chunks.iter() {
                 let blocks = u64::from(chunk.count_blocks());
                 blocks_used += blocks;
                 counted.bytes += chunk.size();

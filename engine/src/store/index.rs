@@ -1,6 +1,7 @@
 //! The index: targets, their chunks and their rows of duplicate detection, in one order of keys.
 
 use super::chunk::{Chunk, Pending, Stage};
+use super::chunk_map::ChunkMap;
 use super::codec::{Get, Put};
 use super::dedup::{DedupKey, DedupRow, DedupTable};
 use super::record::{Run, UpdateRecord};
@@ -107,7 +108,7 @@ pub(super) struct Target {
     pub(super) chain: ChainId,
     /// No version at or below this is given to a chunk that isn't in the index: a forgotten tombstone had it.
     pub(super) floor: u64,
-    pub(super) chunks: BTreeMap<ChunkId, Chunk>,
+    pub(super) chunks: ChunkMap,
     pub(super) dedup: DedupTable,
     /// Data blocks of committed versions.
     pub(super) blocks_used: u64,
@@ -195,7 +196,7 @@ impl Index {
     ) -> Option<R> {
         let entry = self.targets.get_mut(&target)?;
         let old = Sums::of(entry.chunks.get(&id));
-        let chunk = entry.chunks.entry(id).or_insert_with(Chunk::absent);
+        let chunk = entry.chunks.entry(id);
         let result = change(chunk);
         let pending = chunk.pending.is_some();
         let gone = chunk.version == 0 && !pending;
@@ -309,7 +310,7 @@ impl Index {
             return false;
         }
         let empty =
-            Target { chain, floor, chunks: BTreeMap::new(), dedup: DedupTable::default(), blocks_used: 0 };
+            Target { chain, floor, chunks: ChunkMap::default(), dedup: DedupTable::default(), blocks_used: 0 };
         self.targets.insert(target, empty);
         self.resize(Key::target(target), 0, TARGET_BYTES);
         true
@@ -318,7 +319,7 @@ impl Index {
     /// Removes a target and all in it; blocks of committed and pending versions go to `freed`.
     pub(super) fn remove_target(&mut self, target: TargetId, freed: &mut Vec<Run>) -> bool {
         let Some(old) = self.targets.remove(&target) else { return false };
-        for (id, chunk) in &old.chunks {
+        for (id, chunk) in old.chunks.iter() {
             chunk.runs(freed);
             freed.extend(chunk.pending.iter().flat_map(|pending| &pending.record.runs));
             self.pending.remove(&(target, *id));

@@ -37,6 +37,7 @@ pub mod format;
 mod allocator;
 mod checkpoint;
 mod chunk;
+mod chunk_map;
 mod codec;
 mod dedup;
 mod index;

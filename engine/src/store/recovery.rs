@@ -593,7 +593,7 @@ fn claim_all(replay: &Replay, geometry: &Geometry) -> Result<Allocator, Damage> 
     let mut allocator = Allocator::new(geometry.data_blocks());
     let mut runs: Vec<Run> = Vec::new();
     for (target, entry) in &replay.index.targets {
-        for (id, chunk) in &entry.chunks {
+        for (id, chunk) in entry.chunks.iter() {
             runs.clear();
             chunk.runs(&mut runs);
             runs.extend(chunk.pending.iter().flat_map(|pending| &pending.record.runs));
