@@ -3,6 +3,7 @@
 //! | module | is |
 //! |---|---|
 //! | [`ring`] | the one io_uring of a core: queueing, reaping, parking |
+//! | [`executor`] | how the executor under a ring must be set up |
 //! | [`buffer`] | the bounded arena of aligned buffers of a core |
 //! | [`address`] | where a peer listens |
 //! | [`handshake`] | who a peer is, and the proof that it knows the cluster's secret; pure |
@@ -17,6 +18,7 @@ pub mod address;
 pub mod bell;
 pub mod buffer;
 pub mod contract;
+pub mod executor;
 pub mod handshake;
 pub mod mailbox;
 pub mod ring;

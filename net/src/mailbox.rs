@@ -85,8 +85,9 @@ impl<T: Send> Drop for Receiver<T> {
 mod tests {
     use super::*;
     use crate::bell::Bell;
+    use crate::executor::builder;
     use crate::ring::{Ring, RingConfig};
-    use glommio::LocalExecutor;
+    use glommio::Placement;
     use std::thread;
     use std::time::Duration;
 
@@ -94,7 +95,7 @@ mod tests {
     fn mail_from_many_threads_wakes_the_sleeper_and_arrives_in_order_of_each() {
         const THREADS: u64 = 3;
         const EACH: u64 = 3000;
-        LocalExecutor::default().run(async {
+        builder(Placement::Unbound).make().unwrap().run(async {
             let config = RingConfig { busy_poll: Duration::ZERO, ..RingConfig::default() };
             let mut ring = Ring::new(&config).unwrap();
             let (sender, mut receiver) = mailbox::<(u64, u64)>(16, ring.alarm());

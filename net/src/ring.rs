@@ -292,3 +292,6 @@ impl Drop for Ring {
         self.drain();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,9 +41,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use table::Table;
 
-/// How late the pump may be run when other task queues are busy. Within this glommio preempts them.
-const LATENCY: Duration = Duration::from_micros(500);
-
 /// How a node's endpoint is set up.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -128,7 +125,8 @@ struct Inner {
 pub struct Node(Rc<Inner>);
 
 impl Node {
-    /// Starts the endpoint's one task on the current glommio executor. It runs until [`shutdown`](Self::shutdown).
+    /// Starts the endpoint's one task on the current glommio executor, which comes from
+    /// [`executor::builder`](crate::executor::builder). It runs until [`shutdown`](Self::shutdown).
     pub fn start(config: NodeConfig) -> Result<Self> {
         let ring = Ring::new(&config.ring)?;
         let (mail, receiver) = mailbox(config.mailbox.max(1), ring.alarm());
@@ -155,7 +153,7 @@ impl Node {
         inner.pool.set_bell(inner.pool_bell.clone());
         let node = Self(Rc::new(inner));
         let executor = glommio::executor();
-        let queue = executor.create_task_queue(Shares::default(), Latency::Matters(LATENCY), "net");
+        let queue = executor.create_task_queue(Shares::default(), Latency::NotImportant, "net");
         let pump = Pump::new(node.clone(), ring, receiver);
         let task = glommio::spawn_local_into(pump.run(), queue).map_err(|error| {
             Error::new(ErrorCode::Internal, format!("starting the network task: {error}"))

@@ -42,11 +42,16 @@ impl Alarm {
             return;
         }
         if self.0.asleep.swap(false, Ordering::SeqCst) {
-            let one = 1u64.to_ne_bytes();
-            // SAFETY: writes eight bytes of ours to our own descriptor. The counter grows by one for each sleep, so it can't
-            // overflow and the write can't block.
-            unsafe { libc::write(self.fd(), one.as_ptr().cast(), one.len()) };
+            self.signal();
         }
+    }
+
+    /// Completes the executor's read of the eventfd.
+    pub(super) fn signal(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: writes eight bytes of ours to our own descriptor. The counter grows by one at a time and is read again and
+        // again, so it can't overflow and the write can't block.
+        unsafe { libc::write(self.fd(), one.as_ptr().cast(), one.len()) };
     }
 
     /// Whether it was raised since the last time; silences it. Look at what others may have left after this, not before.

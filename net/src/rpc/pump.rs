@@ -10,7 +10,7 @@ use crate::buffer::Buffer;
 use crate::contract::{Flow, FrameSink, Placement};
 use crate::handshake::Peer;
 use crate::mailbox::Receiver;
-use crate::ring::{Completion, Ring, Source, Token, breathe};
+use crate::ring::{Completion, Ring, Source, Token};
 use crate::tcp::ConnId;
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -132,7 +132,7 @@ impl Pump {
             let busy = !self.completions.is_empty() || bell.is_rung();
             self.take();
             if busy {
-                breathe().await;
+                self.ring.breathe().await?;
             }
             bell.take();
             self.finish();
@@ -144,7 +144,7 @@ impl Pump {
             if idle && !self.node.0.tcp.borrow().has_work() {
                 self.ring.park(&bell, &mut self.completions).await?;
             } else if !busy {
-                breathe().await;
+                self.ring.breathe().await?;
             }
         }
     }

@@ -6,10 +6,11 @@ mod service;
 mod stop;
 mod threads;
 
+use corefs_net::executor;
 use corefs_net::handshake::Secret;
 use corefs_net::{Address, Identity, Node, NodeConfig, Request, Responder, RingConfig, Role, Service};
 use corefs_wire::{Error, ErrorCode, Uuid};
-use glommio::{LocalExecutorBuilder, Placement};
+use glommio::Placement;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
@@ -27,7 +28,7 @@ pub fn config() -> NodeConfig {
 
 /// Runs a test on an executor.
 pub fn run<F: Future<Output = ()> + 'static>(test: impl FnOnce() -> F + Send + 'static) {
-    let executor = LocalExecutorBuilder::new(Placement::Unbound).spawn(|| async move { test().await });
+    let executor = executor::builder(Placement::Unbound).spawn(|| async move { test().await });
     executor.unwrap().join().unwrap();
 }
 
