@@ -6,12 +6,17 @@ use corefs_kv::embedded::check::check;
 use corefs_kv::embedded::snapshots::SNAPSHOTS_MAX;
 use corefs_kv::embedded::{Options, STORE_FILE};
 use corefs_kv::prng::Prng;
+use corefs_kv::retry::run_repeatable;
 use corefs_kv::{Embedded, Isolation, KvEngine, Transaction};
 use corefs_wire::ErrorCode;
 use futures_lite::future::block_on;
-use std::fs;
+use redb::StorageBackend;
+use redb::backends::InMemoryBackend;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use std::{fs, io};
 
 fn open(directory: &Path) -> corefs_wire::Result<Embedded> {
     Embedded::open(directory, Options::default())
@@ -187,6 +192,73 @@ fn snapshots_are_bounded_and_end_after_five_seconds() {
         assert_eq!(error.code, ErrorCode::KvTooOld);
         drop(readers);
         assert!(engine.statistics().snapshots <= 1);
+    });
+}
+
+/// A disk in memory whose writes and flushes fail once it is told so.
+#[derive(Debug)]
+struct Failing {
+    disk: InMemoryBackend,
+    broken: Arc<AtomicBool>,
+}
+
+impl Failing {
+    fn check(&self) -> io::Result<()> {
+        if self.broken.load(Ordering::SeqCst) { Err(io::Error::other("the disk is broken")) } else { Ok(()) }
+    }
+}
+
+impl StorageBackend for Failing {
+    fn len(&self) -> io::Result<u64> {
+        self.disk.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.disk.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.check()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.disk.write(offset, data)
+    }
+}
+
+#[test]
+fn a_failed_flush_is_the_death_of_the_store() {
+    let broken = Arc::new(AtomicBool::new(false));
+    let backend = Failing { disk: InMemoryBackend::new(), broken: broken.clone() };
+    let engine = Embedded::open_with_backend(backend, Options::default()).unwrap();
+    block_on(async {
+        set(&engine, b"k", b"1").await;
+        let mut reader = engine.begin();
+        reader.get(b"k", Isolation::Snapshot).await.unwrap();
+        broken.store(true, Ordering::SeqCst);
+        let mut txn = engine.begin();
+        txn.set(b"k", b"2");
+        assert_eq!(txn.commit().await.unwrap_err().code, ErrorCode::KvUnknownCommit);
+        // The disk recovering doesn't bring it back: nobody knows what it holds.
+        broken.store(false, Ordering::SeqCst);
+        let mut txn = engine.begin();
+        txn.set(b"k", b"3");
+        assert_eq!(txn.commit().await.unwrap_err().code, ErrorCode::KvIo);
+        assert_eq!(reader.get(b"k", Isolation::Snapshot).await.unwrap_err().code, ErrorCode::KvIo);
+        assert_eq!(get(&engine, b"k").await.unwrap_err().code, ErrorCode::KvIo);
+        let mut repeated = 0;
+        let outcome = run_repeatable(&engine, async |txn| {
+            repeated += 1;
+            txn.set(b"k", b"4");
+            Ok(())
+        });
+        assert_eq!(outcome.await.unwrap_err().code, ErrorCode::KvIo);
+        assert_eq!(repeated, 1);
+        engine.close().await;
     });
 }
 

@@ -4,12 +4,15 @@
 use corefs_kv::clock::{Clock, Hand};
 use corefs_kv::conformance::{Bench, Load, check_all, check_serializable};
 use corefs_kv::embedded::Options;
+use corefs_kv::prng::Prng;
 use corefs_kv::remote::server::VERSIONS_PER_CLIENT_MAX;
 use corefs_kv::remote::{Client, Server};
 use corefs_kv::retry::{Look, run_once, run_repeatable};
 use corefs_kv::{Embedded, Isolation, KvEngine, Transaction};
 use corefs_net::{Address, Identity, Node, NodeConfig, RingConfig, Role};
+use corefs_wire::control::kv::{CommitRequestT, KeyT, MutationKind, MutationT, RangeReadT, ReadRequestT};
 use corefs_wire::control::process::{GetProcessT, ProcessT};
+use corefs_wire::control::{Call, Message};
 use corefs_wire::{ErrorCode, Uuid};
 use glommio::{LocalExecutorBuilder, Placement};
 use std::cell::RefCell;
@@ -268,4 +271,71 @@ fn what_a_client_holds_is_bounded_released_and_ends_with_it() {
         }
         served.stop().await;
     });
+}
+
+/// Messages that no client of ours sends: each is answered or refused, and others don't notice.
+#[test]
+fn nonsense_is_refused_and_harms_nobody() {
+    run(|| async {
+        let directory = tempfile::tempdir().unwrap();
+        let served = Served::fresh(directory.path());
+        let (client, enemy) = (served.client(), served.client());
+        set(&client, b"k", b"1").await;
+        let call = async |op: u16, body: &[u8]| {
+            let reply = enemy.node().call(&served.address, op, body, None, Duration::from_secs(5)).await;
+            reply.map(|reply| reply.body)
+        };
+        // What is left of a large transaction is not taken for the whole.
+        let mut tail = CommitRequestT::default();
+        (tail.assembly, tail.part) = (7, 1);
+        let error = call(CommitRequestT::OP, &tail.encode()).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::KvUnavailable, "{error}");
+        // A version that the client was never given.
+        let mut read = ReadRequestT::default();
+        read.version = 1;
+        read.keys = vec![KeyT::default()];
+        let error = call(ReadRequestT::OP, &read.encode()).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::KvTooOld, "{error}");
+        // Beginnings without an end.
+        for assembly in 0..50 {
+            let mut head = CommitRequestT::default();
+            (head.assembly, head.unfinished) = (assembly, true);
+            head.mutations = vec![stamped(1_000_000), stamped(1)];
+            call(CommitRequestT::OP, &head.encode()).await.unwrap();
+        }
+        let mut tail = CommitRequestT::default();
+        (tail.assembly, tail.part) = (49, 1);
+        let error = call(CommitRequestT::OP, &tail.encode()).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidArgument, "the stamp doesn't fit: {error}");
+        let mut random = Prng::new(3);
+        let mut commit = CommitRequestT::default();
+        commit.mutations = vec![stamped(1)];
+        read.version = 0;
+        let mut range = RangeReadT::default();
+        (range.end, range.limit) = (vec![0xFF], 10);
+        read.ranges = vec![range];
+        let whole = [(CommitRequestT::OP, commit.encode()), (ReadRequestT::OP, read.encode())];
+        let mut answered = 0;
+        for _ in 0..2000 {
+            let (op, mut body) = whole[random.below(2) as usize].clone();
+            for _ in 0..1 + random.below(3) {
+                let at = random.below(body.len() as u64) as usize;
+                body[at] = random.draw() as u8;
+            }
+            body.truncate(body.len() - random.below(3) as usize);
+            answered += usize::from(call(op, &body).await.is_ok());
+        }
+        println!("{answered} of 2000 damaged messages still meant something");
+        let found = client.begin().get(b"k", Isolation::Serializable).await;
+        assert!(found.is_ok(), "{found:?}");
+        served.stop().await;
+    });
+}
+
+/// Sets a key of twelve bytes with a stamp at `stamp_at`.
+fn stamped(stamp_at: u32) -> MutationT {
+    let mut mutation = MutationT::default();
+    mutation.kind = MutationKind::VersionstampedKey;
+    (mutation.key, mutation.stamp_at) = (b"twelve bytes".to_vec(), stamp_at);
+    mutation
 }

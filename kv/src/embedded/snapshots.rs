@@ -4,7 +4,7 @@
 //! opened only when somebody asks for the newest version, shared by all who ask for the same, and closed when the last
 //! of them is done, or five seconds after anybody was given it, whether they are done or not.
 
-use super::format::{ABOUT, PAIRS, VERSION_ROW, closed, open, translate};
+use super::format::{ABOUT, PAIRS, VERSION_ROW, open, translate};
 use crate::bounds::TRANSACTION_AGE_MAX;
 use crate::clock::Clock;
 use crate::contract::{Direction, RangePage};
@@ -28,8 +28,8 @@ struct Held {
 }
 
 struct State {
-    /// `None` once closed.
-    database: Option<Arc<Database>>,
+    /// Or why there is none any more.
+    database: Result<Arc<Database>>,
     /// The newest durable version.
     newest: u64,
     held: BTreeMap<u64, Held>,
@@ -68,7 +68,7 @@ impl Drop for Snapshot {
 
 impl Snapshots {
     pub fn new(database: Arc<Database>, newest: u64, clock: Clock) -> Self {
-        Self { state: Mutex::new(State { database: Some(database), newest, held: BTreeMap::new() }), clock }
+        Self { state: Mutex::new(State { database: Ok(database), newest, held: BTreeMap::new() }), clock }
     }
 
     /// No code that may panic runs under the lock with the state half changed.
@@ -80,7 +80,7 @@ impl Snapshots {
     pub fn take(self: &Arc<Self>) -> Result<Snapshot> {
         let now = self.clock.now();
         let mut state = self.lock();
-        let database = state.database.clone().ok_or_else(closed)?;
+        let database = state.database.clone()?;
         let newest = state.newest;
         let version = if state.held.contains_key(&newest) {
             newest
@@ -120,11 +120,13 @@ impl Snapshots {
         self.lock().held.len()
     }
 
-    /// Gives up the database: no more snapshots, and no more reads from those there are.
-    pub fn close(&self) {
+    /// Gives up the database: no more snapshots, and no more reads from those there are, because of `why`. The first
+    /// reason stays.
+    pub fn close(&self, why: Error) {
         let (database, held) = {
             let mut state = self.lock();
-            (state.database.take(), std::mem::take(&mut state.held))
+            let why = state.database.as_ref().map_or_else(Clone::clone, |_| why);
+            (std::mem::replace(&mut state.database, Err(why)), std::mem::take(&mut state.held))
         };
         drop(held);
         drop(database);
@@ -133,8 +135,8 @@ impl Snapshots {
     pub fn read(&self, version: u64, batch: &ReadBatch) -> Result<Found> {
         let pairs = {
             let state = self.lock();
-            if state.database.is_none() {
-                return Err(closed());
+            if let Err(why) = &state.database {
+                return Err(why.clone());
             }
             let held = state.held.get(&version).ok_or_else(|| too_old(version))?;
             if version != state.newest && self.clock.now().saturating_sub(held.given) > TRANSACTION_AGE_MAX {

@@ -157,7 +157,7 @@ impl Writer {
                 self.commit_group(group);
             }
         }
-        self.snapshots.close();
+        self.snapshots.close(closed());
         drop(self.database);
         for job in jobs.try_iter() {
             if let Job::Commit(_, reply) = job {
@@ -301,8 +301,9 @@ impl Writer {
         for (_, reply) in accepted {
             reply.send(Err(Error::new(code, format!("the store failed while it wrote: {error}"))));
         }
-        self.dead = Some(Error::new(ErrorCode::KvIo, format!("the store failed before: {error}")));
-        self.snapshots.close();
+        let dead = Error::new(ErrorCode::KvIo, format!("the store failed before: {error}"));
+        self.snapshots.close(dead.clone());
+        self.dead = Some(dead);
     }
 }
 
