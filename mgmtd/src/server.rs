@@ -77,7 +77,8 @@ impl<E: KvEngine> ManagerServer<E> {
     /// Brings a manager up on the current executor. When it returns, the manager answers: as the primary if nobody led
     /// before (a first start, or after a clean stop), else `NotPrimary` until the old lease has run out.
     ///
-    /// Errors: `BadConfig` when the cluster was formed with other numbers, `WrongCluster`, `AddressInUse`, and those
+    /// Errors: `BadConfig` when the cluster was formed with other numbers, for a wildcard without `advertise`, or
+    /// beyond loopback without a secret; `WrongCluster`, `AddressInUse`, and those
     /// of the store.
     pub async fn start(options: ManagerOptions, engine: E) -> Result<Self> {
         let cluster = bootstrap(&engine, random_uuid()?, options.cluster, options.wanted).await?;
@@ -101,6 +102,13 @@ impl<E: KvEngine> ManagerServer<E> {
     /// Listens, takes part in the election, and starts to answer.
     async fn settle(node: &Node, options: ManagerOptions, engine: E, cluster: Uuid) -> Result<Self> {
         let address = node.listen(&options.listen)?;
+        if let (None, Address::Tcp(socket)) = (&options.advertise, &address)
+            && socket.ip().is_unspecified()
+        {
+            let text =
+                format!("listening on {address}, the manager must be told an address to give to others");
+            return Err(Error::new(ErrorCode::BadConfig, text));
+        }
         let settings = Settings {
             process: random_uuid()?,
             address: options.advertise.as_ref().unwrap_or(&address).to_string(),
@@ -114,9 +122,9 @@ impl<E: KvEngine> ManagerServer<E> {
         // Nothing is awaited between listening and serving: the first request finds somebody.
         let clock = BootClock(node.clone());
         let primary = Rc::new(Primary::new(engine, clock.clone(), settings, cluster));
-        let desk =
-            Desk { primary: Rc::clone(&primary), started: Instant::now(), requests: RefCell::default() };
-        node.serve(Rc::new(FrontDesk(Rc::new(desk))));
+        let answers =
+            Answers { primary: Rc::clone(&primary), started: Instant::now(), requests: RefCell::default() };
+        node.serve(Rc::new(Dispatch(Rc::new(answers))));
         let pause_ms = primary.step().await;
         let server = Self { node: node.clone(), address, primary, stopping: Rc::default() };
         server.keep_leading(clock.clone(), pause_ms);
@@ -217,7 +225,7 @@ impl Clock for BootClock {
 }
 
 /// Answers requests.
-struct Desk<E> {
+struct Answers<E> {
     primary: Rc<Primary<E, BootClock>>,
     started: Instant,
     /// By operation: how many succeeded, and how many didn't.
@@ -225,21 +233,21 @@ struct Desk<E> {
 }
 
 /// Starts a task for each request.
-struct FrontDesk<E>(Rc<Desk<E>>);
+struct Dispatch<E>(Rc<Answers<E>>);
 
-impl<E: KvEngine> Service for FrontDesk<E> {
+impl<E: KvEngine> Service for Dispatch<E> {
     fn request(&self, request: Request, responder: Responder) {
-        let desk = Rc::clone(&self.0);
+        let answers = Rc::clone(&self.0);
         glommio::spawn_local(async move {
-            let outcome = desk.answer(request.op, &request.body).await;
-            desk.count(request.op, outcome.is_ok());
+            let outcome = answers.answer(request.op, &request.body).await;
+            answers.count(request.op, outcome.is_ok());
             responder.done(outcome);
         })
         .detach();
     }
 }
 
-impl<E: KvEngine> Desk<E> {
+impl<E: KvEngine> Answers<E> {
     async fn answer(&self, op: u16, body: &[u8]) -> Result<Vec<u8>> {
         let primary = &*self.primary;
         match op {

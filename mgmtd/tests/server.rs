@@ -106,8 +106,15 @@ fn garbage_and_strange_operations_get_typed_errors_and_nobody_else_notices() {
 }
 
 #[test]
-fn a_port_in_use_is_said() {
+fn addresses_that_cannot_work_are_said() {
     on_executor(async {
+        let code = async |options: ManagerOptions| {
+            ManagerServer::start(options, Mem::new()).await.map(drop).map_err(|error| error.code)
+        };
+        let mut options = ManagerOptions::new("0.0.0.0:0".parse().unwrap());
+        assert_eq!(code(options.clone()).await, Err(ErrorCode::BadConfig), "no secret");
+        options.secret = Some(corefs_net::Secret::new([1; 32]));
+        assert_eq!(code(options.clone()).await, Err(ErrorCode::BadConfig), "nothing to give to others");
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let listen = taken.local_addr().unwrap().into();
         let outcome = ManagerServer::start(ManagerOptions::new(listen), Mem::new()).await;

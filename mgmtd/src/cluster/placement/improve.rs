@@ -3,7 +3,7 @@
 /// A domain that occurs twice in a chain weighs more than any difference of pairings.
 const REPEAT_WEIGHT: i64 = 1 << 20;
 /// Exchanges looked at before the result is good enough: keeps the largest cluster within about a second.
-const EXCHANGES_MAX: u64 = 20_000_000;
+const EXCHANGES_MAX: u64 = 5_000_000;
 
 /// How many chains each two nodes share.
 pub struct Pairs {
@@ -39,6 +39,9 @@ impl Pairs {
 /// Exchanges members between chains until no exchange lowers the sum of squared pairings plus the weighted domain
 /// repeats, or the budget is used up. Each node stays in as many chains as it was, and never twice in one.
 pub fn exchange(sets: &mut [Vec<usize>], domains: &[usize]) {
+    if sets.iter().all(|set| set.len() < 2) {
+        return;
+    }
     let mut pairs = Pairs::new(domains.len());
     sets.iter().for_each(|set| pairs.add(set));
     let mut budget = EXCHANGES_MAX;
