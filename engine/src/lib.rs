@@ -7,6 +7,7 @@
 //! | [`target`], [`targets`], [`slice`] | both together behind one `handle(now, event, &mut outputs)`; pure |
 //! | [`event`] | what a shard tells its targets, and what they ask of it |
 //! | [`block`] | whole checksum blocks made of payloads and old blocks; pure |
+//! | [`server`] | a storage node: shards on pinned cores, and the control endpoint that keeps them in the cluster |
 //! | [`shard`] | one core's server: ring, sockets, disks, targets, and the turn that drives them |
 //! | [`mesh`] | the only way between cores: control messages |
 //! | [`disk`] | files and block devices under O_DIRECT on the shard's ring, and the bare bound |
@@ -16,8 +17,11 @@ pub mod chain;
 pub mod disk;
 pub mod event;
 pub mod mesh;
+pub mod server;
 pub mod shard;
 pub mod slice;
 pub mod store;
 pub mod target;
 pub mod targets;
+
+pub use server::{Options, StorageServer};

@@ -1,4 +1,5 @@
-//! The only way between cores: bounded mailboxes of control messages. Data operations never come here.
+//! The only way between cores: bounded mailboxes of control messages, and the answers to them. Data operations never
+//! come here. Everything in the engine that is shared between threads is in this file.
 
 use crate::event::Nanos;
 use crate::store::RecoveryReport;
@@ -7,20 +8,69 @@ use corefs_net::ring::Alarm;
 use corefs_wire::control::mgmtd::{SliceInfoT, TargetHealthT};
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{Error, ErrorCode, Result, ShardIndex, SliceIndex};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 /// Messages that may wait for one shard.
 pub const MAILBOX: usize = 256;
 
-/// Where a shard puts its answer: runs on the shard's thread and must not wait.
-pub struct Answer<T>(Box<dyn FnOnce(T) + Send>);
+/// Where a shard puts its answer: the other end of an [`Awaited`].
+pub struct Answer<T>(Arc<Mutex<Slot<T>>>);
+
+/// Resolves with the answer, or `ShuttingDown` if nobody is left to give one.
+pub struct Awaited<T>(Arc<Mutex<Slot<T>>>);
+
+struct Slot<T> {
+    value: Option<T>,
+    gone: bool,
+    waker: Option<Waker>,
+}
+
+/// A place for one answer, and its two ends.
+pub fn answer<T>() -> (Answer<T>, Awaited<T>) {
+    let slot = Arc::new(Mutex::new(Slot { value: None, gone: false, waker: None }));
+    (Answer(Arc::clone(&slot)), Awaited(slot))
+}
+
+/// Nobody panics while holding it, so a poisoned slot is sound.
+fn open<T>(slot: &Mutex<Slot<T>>) -> MutexGuard<'_, Slot<T>> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl<T> Answer<T> {
-    pub fn new(take: impl FnOnce(T) + Send + 'static) -> Self {
-        Self(Box::new(take))
-    }
-
     pub fn send(self, value: T) {
-        (self.0)(value);
+        open(&self.0).value = Some(value);
+    }
+}
+
+impl<T> Drop for Answer<T> {
+    fn drop(&mut self) {
+        let mut slot = open(&self.0);
+        slot.gone = true;
+        let waker = slot.waker.take();
+        drop(slot);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl<T> Future for Awaited<T> {
+    type Output = Result<T>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
+        let mut slot = open(&self.0);
+        if let Some(value) = slot.value.take() {
+            return Poll::Ready(Ok(value));
+        }
+        if slot.gone {
+            let what = "the shard ended without an answer";
+            return Poll::Ready(Err(Error::new(ErrorCode::ShuttingDown, what)));
+        }
+        slot.waker = Some(context.waker().clone());
+        Poll::Pending
     }
 }
 

@@ -22,6 +22,8 @@ mod reads;
 mod turn;
 mod updates;
 
+pub use turn::boottime;
+
 use crate::disk::file::DiskFile;
 use crate::disk::open::{Extent, format_slice, recover_slice};
 use crate::disk::record::Recorder;

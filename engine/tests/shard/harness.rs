@@ -3,7 +3,7 @@
 use corefs_engine::disk::file::DiskFile;
 use corefs_engine::disk::open::Extent;
 use corefs_engine::event::Nanos;
-use corefs_engine::mesh::{Answer, ShardHandle, ShardMessage, ShardReport};
+use corefs_engine::mesh::{ShardHandle, ShardMessage, ShardReport, answer};
 use corefs_engine::shard::{Shard, ShardConfig, SliceSpec};
 use corefs_net::{Address, Identity, Node, NodeConfig, Payload, Role};
 use corefs_wire::control::mgmtd::TargetState;
@@ -15,7 +15,7 @@ use corefs_wire::{
     ChainId, ChunkId, ClientId, Error, ErrorCode, InodeId, NodeId, Result, ShardIndex, SliceIndex, TargetId,
     UpdateTag, Uuid,
 };
-use glommio::LocalExecutor;
+use glommio::{LocalExecutor, Placement};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +27,10 @@ use zerocopy::IntoBytes;
 pub const CLUSTER: Uuid = Uuid([7; 16]);
 pub const CHUNK: u32 = 64 << 10;
 const PATIENCE: Duration = Duration::from_secs(30);
+
+fn executor() -> LocalExecutor {
+    corefs_net::executor::builder(Placement::Unbound).make().unwrap()
+}
 
 /// How a cluster of one-shard nodes is laid out: every node has `slices` slices, every chain has one target on each of
 /// `replicas` neighbouring nodes.
@@ -113,7 +117,7 @@ impl Cluster {
         };
         let (started, wait) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            LocalExecutor::default().run(async move {
+            executor().run(async move {
                 let shard = match Shard::start(config) {
                     Ok(shard) => shard,
                     Err(error) => {
@@ -195,11 +199,10 @@ impl Cluster {
     }
 
     pub fn report(&self, node: u32) -> ShardReport {
-        let (sender, receiver) = mpsc::channel();
-        let answer = Answer::new(move |report| sender.send(report).unwrap());
+        let (answer, awaited) = answer();
         let shard = self.shards[node as usize - 1].as_ref().unwrap();
         shard.handle.send(ShardMessage::Report(answer)).unwrap();
-        receiver.recv_timeout(PATIENCE).expect("the shard reports")
+        futures_lite::future::block_on(awaited).expect("the shard reports")
     }
 
     pub fn counter(&self, node: u32, name: &str) -> u64 {
@@ -217,9 +220,9 @@ impl Cluster {
     /// Ends a node properly.
     pub fn stop(&mut self, node: u32) {
         let shard = self.shards[node as usize - 1].take().unwrap();
-        let (sender, receiver) = mpsc::channel();
-        shard.handle.send(ShardMessage::Drain(Answer::new(move |()| sender.send(()).unwrap()))).unwrap();
-        receiver.recv_timeout(PATIENCE).expect("the shard drains");
+        let (answer, awaited) = answer();
+        shard.handle.send(ShardMessage::Drain(answer)).unwrap();
+        futures_lite::future::block_on(awaited).expect("the shard drains");
         shard.thread.join().unwrap().unwrap();
     }
 
@@ -264,7 +267,7 @@ pub struct Client {
 /// Runs `work` with a client of the cluster.
 pub fn with_client<T>(cluster: &Cluster, work: impl AsyncFnOnce(&Client) -> T) -> T {
     let routing = cluster.routing();
-    LocalExecutor::default().run(async move {
+    executor().run(async move {
         let identity =
             Identity { role: Role::Client, id: 9, incarnation: 1, cluster: CLUSTER, secret: None };
         let mut config = NodeConfig::new(identity);

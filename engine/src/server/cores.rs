@@ -1,0 +1,169 @@
+//! The shards' threads: one pinned executor each.
+
+use super::Options;
+use super::home::Home;
+use crate::disk::file::DiskFile;
+use crate::mesh::{Answer, ShardHandle, ShardMessage, ShardReport, answer};
+use crate::shard::{Shard, ShardConfig, SliceSpec};
+use corefs_net::{Address, Identity, executor};
+use corefs_wire::{Error, ErrorCode, Result, ShardIndex};
+use glommio::{ExecutorJoinHandle, Placement};
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+
+/// A shard on its thread, as the control endpoint sees it.
+pub struct Core {
+    pub shard: ShardIndex,
+    pub address: Address,
+    pub handle: ShardHandle,
+    thread: RefCell<Option<ExecutorJoinHandle<()>>>,
+}
+
+impl Core {
+    /// Waits for the thread to end.
+    pub fn join(&self) {
+        if let Some(thread) = self.thread.borrow_mut().take()
+            && let Err(error) = thread.join()
+        {
+            tracing::error!(shard = %self.shard, %error, "the shard's thread failed");
+        }
+    }
+}
+
+/// Cores that this process may use.
+pub fn present() -> usize {
+    core_affinity::get_core_ids().map_or(1, |cores| cores.len())
+}
+
+/// Holds a free port for each shard until it listens there itself: the manager has to know the addresses first.
+pub fn reserve(ip: IpAddr, shards: usize) -> Result<Vec<(TcpListener, Address)>> {
+    let hold = |_| {
+        let listener = TcpListener::bind(SocketAddr::new(ip, 0));
+        let listener = listener.map_err(|error| Error::from(error).of(format_args!("listening on {ip}")))?;
+        let address = Address::from(listener.local_addr()?);
+        Ok((listener, address))
+    };
+    (0..shards).map(hold).collect()
+}
+
+/// Starts all shards and waits until each has recovered its slices. The first error stops the others again.
+pub async fn start(
+    options: &Options,
+    home: &Home,
+    identity: &Identity,
+    disks: Vec<DiskFile>,
+    reserved: Vec<(TcpListener, Address)>,
+) -> Result<Vec<Core>> {
+    let node = home.node().ok_or(ErrorCode::Internal)?;
+    let places = core_affinity::get_core_ids().unwrap_or_default();
+    let mut starting = Vec::new();
+    for (index, (listener, listen)) in reserved.into_iter().enumerate() {
+        let slices = home.slices().into_iter().filter(|slice| usize::from(slice.index.0) % options.cores == index);
+        let specs = slices.map(|slice| SliceSpec {
+            index: slice.index,
+            disk: slice.disk,
+            extent: slice.extent,
+            store: slice.store,
+        });
+        let disks: Result<Vec<DiskFile>> = disks.iter().map(DiskFile::share).collect();
+        let config = ShardConfig {
+            node,
+            shard: ShardIndex(index as u16),
+            identity: identity.clone(),
+            listen,
+            disks: disks?,
+            slices: specs.collect(),
+            format: !home.is_formatted(),
+            busy_poll: options.busy_poll,
+            pool_bytes: options.pool_bytes,
+            record: options.record.as_ref().map(|path| numbered(path, index)),
+        };
+        let core = places.get((options.first_core + index) % places.len().max(1)).map(|core| core.id);
+        drop(listener);
+        starting.push(launch(config, core)?);
+    }
+    let mut cores = Vec::new();
+    let mut failure = None;
+    for (shard, thread, awaited) in starting {
+        match awaited.await.and_then(|started| started) {
+            Ok((handle, address)) => {
+                cores.push(Core { shard, address, handle, thread: RefCell::new(Some(thread)) });
+            }
+            Err(error) => {
+                let _ended = thread.join();
+                failure.get_or_insert(error);
+            }
+        }
+    }
+    match failure {
+        None => Ok(cores),
+        Some(error) => {
+            stop(&cores).await;
+            Err(error)
+        }
+    }
+}
+
+fn numbered(path: &std::path::Path, index: usize) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{index}"));
+    name.into()
+}
+
+type Started = Result<(ShardHandle, Address)>;
+type Launched = (ShardIndex, ExecutorJoinHandle<()>, crate::mesh::Awaited<Started>);
+
+fn launch(config: ShardConfig, core: Option<usize>) -> Result<Launched> {
+    let shard = config.shard;
+    let (tell, awaited) = answer();
+    let placement = core.map_or(Placement::Unbound, Placement::Fixed);
+    let builder = executor::builder(placement).name(&format!("shard-{}", shard.0));
+    let thread = builder.spawn(move || serve(config, tell));
+    let thread = thread.map_err(|error| Error::new(ErrorCode::Os, format!("starting {shard}: {error}")))?;
+    Ok((shard, thread, awaited))
+}
+
+/// The life of a shard's thread.
+async fn serve(config: ShardConfig, tell: Answer<Started>) {
+    let index = config.shard;
+    let shard = match Shard::start(config) {
+        Ok(shard) => shard,
+        Err(error) => return tell.send(Err(error)),
+    };
+    tell.send(Ok((shard.handle(), shard.address().clone())));
+    if let Err(error) = shard.run().await {
+        tracing::error!(shard = %index, %error, "the shard has ended");
+    }
+}
+
+/// What every shard reports.
+pub async fn reports(cores: &[Core]) -> Result<Vec<ShardReport>> {
+    let mut awaited = Vec::new();
+    for core in cores {
+        let (tell, wait) = answer();
+        core.handle.send(ShardMessage::Report(tell))?;
+        awaited.push(wait);
+    }
+    let mut reports = Vec::new();
+    for wait in awaited {
+        reports.push(wait.await?);
+    }
+    Ok(reports)
+}
+
+/// Drains all shards and joins their threads.
+pub async fn stop(cores: &[Core]) {
+    let mut awaited = Vec::new();
+    for core in cores {
+        let (tell, wait) = answer();
+        if core.handle.send(ShardMessage::Drain(tell)).is_ok() {
+            awaited.push(wait);
+        }
+    }
+    for wait in awaited {
+        // A shard that ended without an answer has ended all the same.
+        let _drained = wait.await;
+    }
+    cores.iter().for_each(Core::join);
+}

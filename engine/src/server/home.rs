@@ -1,0 +1,304 @@
+//! A node's directory: who the node is, which disks it has, and the lock that keeps others out.
+//!
+//! ```text
+//! DIR/lock        locked while a process serves the node
+//! DIR/node.toml   node, cluster, disks and the names of their slices' stores
+//! DIR/disk-0      the disk, unless others are named
+//! ```
+//! The stores are named before anybody hears of them, so that a start that was cut off goes on where it was:
+//! planned -> registered -> formatted.
+
+use crate::disk::BlockingDisk;
+use crate::disk::file::{DiskFile, lock};
+use crate::disk::open::Extent;
+use crate::store::format::SLICE_BYTES_MIN;
+use corefs_wire::limits::{BLOCK, SLICES_MAX};
+use corefs_wire::{Error, ErrorCode, NodeId, Result, SliceIndex, Uuid};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The version of `node.toml`.
+const VERSION: u32 = 1;
+/// Slices of a disk for each core, so that they can be spread anew over more cores later.
+const SLICES_PER_CORE: usize = 4;
+/// Fewest slices of a disk.
+const SLICES_MIN: usize = 8;
+
+/// `node.toml`.
+#[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    version: u32,
+    /// 0 until a manager has given a number.
+    node: u32,
+    /// Empty until a manager has told.
+    cluster: String,
+    formatted: bool,
+    disks: Vec<DiskRecord>,
+}
+
+#[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
+#[serde(deny_unknown_fields)]
+struct DiskRecord {
+    /// Relative to the directory unless absolute.
+    path: PathBuf,
+    /// Bytes.
+    size: u64,
+    /// Of each slice, in order: equal parts of the disk.
+    stores: Vec<String>,
+}
+
+/// What a new node is to be made of.
+pub struct Plan<'a> {
+    /// Files or block devices; none: one file in the directory.
+    pub disks: &'a [PathBuf],
+    /// Bytes of each disk.
+    pub capacity: u64,
+    pub cores: usize,
+}
+
+/// A slice of the node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HomeSlice {
+    pub index: SliceIndex,
+    /// Position of its disk.
+    pub disk: usize,
+    pub extent: Extent,
+    pub store: Uuid,
+}
+
+/// The opened and locked directory.
+#[derive(Debug)]
+pub struct Home {
+    dir: PathBuf,
+    record: Record,
+    _lock: File,
+}
+
+impl Home {
+    /// Opens the node's directory or plans a new node in it. `DirectoryInUse` if another process has it or it holds something
+    /// else, `BadConfig` for a plan that can't be, `BadFormat` for a `node.toml` that can't be read.
+    pub fn open(dir: &Path, plan: &Plan<'_>) -> Result<Self> {
+        std::fs::create_dir_all(dir).map_err(|error| Error::from(error).of(dir.display()))?;
+        let path = dir.join("node.toml");
+        let known = path.exists();
+        if !known {
+            refuse_strangers(dir)?;
+        }
+        File::create(dir.join("lock")).map_err(|error| Error::from(error).of(dir.display()))?;
+        let lock = lock(&dir.join("lock"))?;
+        let record = if known { read(&path)? } else { planned(plan)? };
+        let home = Self { dir: dir.to_path_buf(), record, _lock: lock };
+        if !known {
+            home.save()?;
+        }
+        Ok(home)
+    }
+
+    /// `None` for a node that has no number yet.
+    pub fn node(&self) -> Option<NodeId> {
+        (self.record.node != 0).then_some(NodeId(self.record.node))
+    }
+
+    /// NIL until a manager has told.
+    pub fn cluster(&self) -> Uuid {
+        Uuid::parse(&self.record.cluster).unwrap_or(Uuid::NIL)
+    }
+
+    pub fn is_formatted(&self) -> bool {
+        self.record.formatted
+    }
+
+    /// A manager has said who we are. `WrongCluster` if we are of another cluster already.
+    pub fn join(&mut self, node: NodeId, cluster: Uuid) -> Result<()> {
+        let ours = self.cluster();
+        if ours != Uuid::NIL && ours != cluster {
+            let what = format!(
+                "{} belongs to cluster {ours}, the manager to {cluster}: name that cluster's manager, or an empty \
+                 directory to join this one",
+                self.dir.display()
+            );
+            return Err(Error::new(ErrorCode::WrongCluster, what));
+        }
+        if self.node().is_some_and(|ours| ours != node) {
+            let (ours, theirs) = (self.record.node.into(), node.0.into());
+            return Err(Error::mismatch(ErrorCode::NodeConflict, ours, theirs, "the node's number changed"));
+        }
+        (self.record.node, self.record.cluster) = (node.0, cluster.to_string());
+        self.save()
+    }
+
+    /// All slices hold stores now.
+    pub fn formatted(&mut self) -> Result<()> {
+        self.record.formatted = true;
+        self.save()
+    }
+
+    /// Opens the disks, making the files of a node that isn't formatted.
+    pub fn open_disks(&self) -> Result<Vec<DiskFile>> {
+        let open = |disk: &DiskRecord| {
+            let path = self.dir.join(&disk.path);
+            if !self.record.formatted {
+                return DiskFile::create(&path, disk.size);
+            }
+            let file = DiskFile::open(&path)?;
+            if file.bytes() < disk.size {
+                let what = format!("{} is smaller than it was; bring back the whole disk", path.display());
+                return Err(Error::mismatch(ErrorCode::BadFormat, disk.size, file.bytes(), what));
+            }
+            Ok(file)
+        };
+        self.record.disks.iter().map(open).collect()
+    }
+
+    pub fn slices(&self) -> Vec<HomeSlice> {
+        let mut slices = Vec::new();
+        for (disk, record) in self.record.disks.iter().enumerate() {
+            let bytes = slice_bytes(record.size, record.stores.len());
+            for (position, store) in record.stores.iter().enumerate() {
+                slices.push(HomeSlice {
+                    index: SliceIndex(slices.len() as u16),
+                    disk,
+                    extent: Extent { base: position as u64 * bytes, bytes },
+                    store: Uuid::parse(store).unwrap_or(Uuid::NIL),
+                });
+            }
+        }
+        slices
+    }
+
+    /// Replaces `node.toml` as a whole, durably.
+    fn save(&self) -> Result<()> {
+        let at = |error: std::io::Error| Error::from(error).of(self.dir.display());
+        let text = toml::to_string(&self.record).map_err(|error| bad(&self.dir, &error.to_string()))?;
+        let (path, fresh) = (self.dir.join("node.toml"), self.dir.join("node.toml.new"));
+        let mut file = File::create(&fresh).map_err(at)?;
+        let head = "# Made by corefs: who this node is. What stands here can't be changed by editing.\n";
+        file.write_all(head.as_bytes()).and_then(|()| file.write_all(text.as_bytes())).map_err(at)?;
+        file.sync_all().map_err(at)?;
+        std::fs::rename(fresh, path).map_err(at)?;
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(at)
+    }
+}
+
+fn bad(path: &Path, what: &str) -> Error {
+    Error::new(ErrorCode::BadFormat, format!("{}: {what}", path.display()))
+}
+
+/// A directory that holds something, but no node, is somebody else's.
+fn refuse_strangers(dir: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(dir).map_err(|error| Error::from(error).of(dir.display()))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let ours = ["lock", "node.toml.new"].iter().any(|ours| name == *ours);
+        if !ours {
+            let what = format!("{} holds {name:?} and no node; name an empty or new directory", dir.display());
+            return Err(Error::new(ErrorCode::DirectoryInUse, what));
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Record> {
+    let text = std::fs::read_to_string(path).map_err(|error| Error::from(error).of(path.display()))?;
+    let record: Record = toml::from_str(&text).map_err(|error| bad(path, &error.to_string()))?;
+    if record.version != VERSION {
+        let what = format!("{} was made by another version of corefs", path.display());
+        return Err(Error::mismatch(ErrorCode::BadFormat, VERSION.into(), record.version.into(), what));
+    }
+    let stores = record.disks.iter().flat_map(|disk| &disk.stores);
+    let sound = stores.clone().all(|store| Uuid::parse(store).is_some());
+    let cluster = record.cluster.is_empty() || Uuid::parse(&record.cluster).is_some();
+    let count = stores.count();
+    let sizes = record.disks.iter().all(|disk| {
+        !disk.stores.is_empty() && slice_bytes(disk.size, disk.stores.len()) >= SLICE_BYTES_MIN
+    });
+    if !sound || !cluster || !sizes || count == 0 || count > SLICES_MAX {
+        return Err(bad(path, "it names impossible disks, stores or clusters"));
+    }
+    Ok(record)
+}
+
+fn planned(plan: &Plan<'_>) -> Result<Record> {
+    let default = [PathBuf::from("disk-0")];
+    let paths = if plan.disks.is_empty() { &default[..] } else { plan.disks };
+    let slices = (plan.cores * SLICES_PER_CORE).max(SLICES_MIN);
+    if slices * paths.len() > SLICES_MAX {
+        let (most, found) = (SLICES_MAX as u64, (slices * paths.len()) as u64);
+        return Err(Error::mismatch(ErrorCode::BadConfig, most, found, "too many slices: name fewer disks"));
+    }
+    let size = plan.capacity / BLOCK as u64 * BLOCK as u64;
+    if slice_bytes(size, slices) < SLICE_BYTES_MIN {
+        let least = SLICE_BYTES_MIN * slices as u64;
+        let what = format!("a disk for {} cores has {slices} slices; give it at least {least} bytes", plan.cores);
+        return Err(Error::mismatch(ErrorCode::BadConfig, least, plan.capacity, what));
+    }
+    let mut disks = Vec::new();
+    for path in paths {
+        let stores: Result<Vec<String>> = (0..slices).map(|_| fresh_uuid()).collect();
+        disks.push(DiskRecord { path: path.clone(), size, stores: stores? });
+    }
+    Ok(Record { version: VERSION, node: 0, cluster: String::new(), formatted: false, disks })
+}
+
+fn fresh_uuid() -> Result<String> {
+    let random = corefs_net::handshake::random()?;
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&random[..16]);
+    Ok(Uuid(bytes).to_string())
+}
+
+fn slice_bytes(size: u64, slices: usize) -> u64 {
+    size / slices.max(1) as u64 / BLOCK as u64 * BLOCK as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: Uuid = Uuid([3; 16]);
+
+    fn plan(capacity: u64) -> Plan<'static> {
+        Plan { disks: &[], capacity, cores: 2 }
+    }
+
+    #[test]
+    fn a_node_stays_who_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node");
+        let mut home = Home::open(&path, &plan(64 << 20)).unwrap();
+        assert_eq!((home.node(), home.cluster(), home.slices().len()), (None, Uuid::NIL, 8));
+        assert_eq!(Home::open(&path, &plan(64 << 20)).unwrap_err().code, ErrorCode::DirectoryInUse);
+        let slices = home.slices();
+        home.join(NodeId(4), CLUSTER).unwrap();
+        assert_eq!(home.open_disks().unwrap()[0].bytes(), 64 << 20);
+        home.formatted().unwrap();
+        drop(home);
+        // The plan is for new nodes only.
+        let mut home = Home::open(&path, &plan(0)).unwrap();
+        assert_eq!((home.node(), home.cluster(), home.is_formatted()), (Some(NodeId(4)), CLUSTER, true));
+        assert_eq!(home.slices(), slices);
+        assert_eq!(home.join(NodeId(4), Uuid([9; 16])).unwrap_err().code, ErrorCode::WrongCluster);
+        assert_eq!(home.join(NodeId(5), CLUSTER).unwrap_err().code, ErrorCode::NodeConflict);
+        let file = std::fs::OpenOptions::new().write(true).open(path.join("disk-0")).unwrap();
+        file.set_len(1 << 20).unwrap();
+        assert_eq!(home.open_disks().unwrap_err().code, ErrorCode::BadFormat);
+    }
+
+    #[test]
+    fn refuses_what_is_not_a_node_and_what_cannot_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let code = |dir: &Path, plan: &Plan<'_>| Home::open(dir, plan).map(drop).unwrap_err().code;
+        assert_eq!(code(&dir.path().join("small"), &plan(1 << 20)), ErrorCode::BadConfig);
+        let many = Plan { cores: 256, ..plan(1 << 40) };
+        assert_eq!(Home::open(&dir.path().join("many"), &many).unwrap().slices().len(), 1024);
+        std::fs::write(dir.path().join("diary"), "dear diary").unwrap();
+        assert_eq!(code(dir.path(), &plan(1 << 30)), ErrorCode::DirectoryInUse);
+        for text in ["", "version = 1", "version = 7\nnode = 1\ncluster = ''\nformatted = true\ndisks = []"] {
+            std::fs::write(dir.path().join("node.toml"), text).unwrap();
+            assert_eq!(code(dir.path(), &plan(1 << 30)), ErrorCode::BadFormat);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Staying in the cluster: registering, heartbeats, and passing leases and routing on to the shards.
+//!
+//! A lease counts from the moment the renewal was *sent*, on CLOCK_BOOTTIME. Without one the shards refuse
+//! everything by themselves, whatever becomes of this endpoint.
+
+use super::cores::{self, Core};
+use super::home::HomeSlice;
+use crate::event::Nanos;
+use crate::mesh::ShardMessage;
+use crate::shard::boottime;
+use corefs_net::{Address, Node};
+use corefs_wire::control::mgmtd::{NodeHeartbeatT, NodeRegisteredT, RegisterNodeT, RoutingT, SliceInfoT};
+use corefs_wire::routing::RoutingInfo;
+use corefs_wire::{Class, Error, ErrorCode, NodeId, Result, Uuid};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long a manager has for its answer.
+const ANSWER: Duration = Duration::from_secs(2);
+/// Pause between rounds over all managers.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Rounds between two lines in the log while no manager answers.
+const ROUNDS_PER_LINE: u32 = 50;
+
+/// The node as managers know it.
+#[derive(Clone)]
+pub struct Member {
+    pub node: Option<NodeId>,
+    pub incarnation: u64,
+    pub domain: String,
+    pub control: String,
+    pub shards: Vec<String>,
+    pub slices: Vec<SliceInfoT>,
+}
+
+/// A manager's answer, and when the lease in it began.
+pub struct Registered {
+    pub reply: NodeRegisteredT,
+    pub sent: Nanos,
+}
+
+/// The slices of a node that isn't formatted yet.
+pub fn planned_slices(slices: &[HomeSlice], cores: usize) -> Vec<SliceInfoT> {
+    let info = |slice: &HomeSlice| {
+        let mut info = SliceInfoT::default();
+        (info.index, info.shard) = (slice.index.0, slice.index.0 % cores as u16);
+        info.store = slice.store.0.to_vec();
+        info.capacity = slice.extent.bytes;
+        info
+    };
+    slices.iter().map(info).collect()
+}
+
+/// The cluster that a manager says it is of.
+pub fn cluster(registered: &NodeRegisteredT) -> Result<Uuid> {
+    let bytes = <[u8; 16]>::try_from(registered.cluster.as_slice());
+    bytes.map(Uuid).map_err(|_| Error::new(ErrorCode::BadFrame, "the manager's cluster is no uuid"))
+}
+
+/// Registers with whichever manager leads. Waits for one as long as it takes; only what waiting can't heal is an error.
+pub async fn register(control: &Node, managers: &[Address], member: &Member) -> Result<Registered> {
+    let mut request = RegisterNodeT::default();
+    request.node = member.node.map_or(0, |node| node.0);
+    request.incarnation = member.incarnation;
+    request.domain.clone_from(&member.domain);
+    request.control.clone_from(&member.control);
+    request.shards.clone_from(&member.shards);
+    request.slices.clone_from(&member.slices);
+    for round in 0u32.. {
+        let mut last = None;
+        for manager in managers {
+            let sent = boottime();
+            match control.ask(manager, &request, ANSWER).await {
+                Ok(reply) => return Ok(Registered { reply, sent }),
+                Err(error) if error.class() == Class::Fatal => return Err(error.of(manager)),
+                Err(error) => last = Some((manager, error)),
+            }
+        }
+        if round % ROUNDS_PER_LINE == ROUNDS_PER_LINE - 1
+            && let Some((manager, error)) = last
+        {
+            tracing::warn!(%manager, %error, "no manager takes this node in; still trying");
+        }
+        control.sleep(PAUSE).await;
+    }
+    unreachable!("the rounds have no end")
+}
+
+/// Keeps a registered node in the cluster.
+pub struct Membership {
+    control: Node,
+    managers: Vec<Address>,
+    member: RefCell<Member>,
+    cores: Rc<Vec<Core>>,
+    /// Position of the manager that answered last.
+    primary: Cell<usize>,
+    routing_version: Cell<u64>,
+    lease: Cell<Duration>,
+    stopped: Cell<bool>,
+}
+
+impl Membership {
+    pub fn new(control: Node, managers: Vec<Address>, member: Member, cores: Rc<Vec<Core>>) -> Self {
+        Self {
+            control,
+            managers,
+            member: RefCell::new(member),
+            cores,
+            primary: Cell::new(0),
+            routing_version: Cell::new(0),
+            lease: Cell::new(Duration::from_secs(1)),
+            stopped: Cell::new(false),
+        }
+    }
+
+    /// A manager took us in.
+    pub fn registered(&self, registered: Registered) -> Result<()> {
+        let Registered { reply, sent } = registered;
+        self.member.borrow_mut().node = Some(NodeId(reply.node));
+        self.route(&reply.routing)?;
+        self.leased(sent, reply.lease_ms);
+        Ok(())
+    }
+
+    /// No more heartbeats.
+    pub fn stop(&self) {
+        self.stopped.set(true);
+    }
+
+    /// Beats until it is stopped.
+    pub async fn run(&self) {
+        while !self.stopped.get() {
+            self.control.sleep(self.lease.get() / 3).await;
+            if self.stopped.get() {
+                return;
+            }
+            if let Err(error) = self.beat().await {
+                tracing::warn!(%error, "no manager has renewed the lease; trying again");
+            }
+        }
+    }
+
+    /// One heartbeat, to the manager that answered last and then to the others.
+    async fn beat(&self) -> Result<()> {
+        let reports = cores::reports(&self.cores).await?;
+        let mut request = NodeHeartbeatT::default();
+        {
+            let member = self.member.borrow();
+            request.node = member.node.map_or(0, |node| node.0);
+            request.incarnation = member.incarnation;
+        }
+        request.routing_version = self.routing_version.get();
+        for report in reports {
+            request.slices.extend(report.slices);
+            request.targets.extend(report.targets);
+        }
+        request.slices.sort_by_key(|slice| slice.index);
+        self.member.borrow_mut().slices.clone_from(&request.slices);
+        let mut refusal = Error::from(ErrorCode::Unreachable);
+        for turn in 0..self.managers.len() {
+            let position = (self.primary.get() + turn) % self.managers.len();
+            let manager = &self.managers[position];
+            let sent = boottime();
+            match self.control.ask(manager, &request, ANSWER.min(self.lease.get())).await {
+                Ok(reply) => {
+                    self.primary.set(position);
+                    if let Some(routing) = &reply.routing {
+                        self.route(routing)?;
+                    }
+                    self.leased(sent, reply.lease_ms);
+                    return Ok(());
+                }
+                Err(error) => refusal = error.of(manager),
+            }
+        }
+        if refusal.code == ErrorCode::NodeConflict {
+            // The manager doesn't know this incarnation: say again who we are.
+            let member = self.member.borrow().clone();
+            let registered = register(&self.control, &self.managers, &member).await?;
+            return self.registered(registered);
+        }
+        Err(refusal)
+    }
+
+    fn route(&self, message: &RoutingT) -> Result<()> {
+        let routing = RoutingInfo::from_message(message)?;
+        if routing.version <= self.routing_version.get() && self.routing_version.get() > 0 {
+            return Ok(());
+        }
+        for core in self.cores.iter() {
+            core.handle.send(ShardMessage::Routing(Box::new(routing.clone())))?;
+        }
+        self.routing_version.set(routing.version);
+        Ok(())
+    }
+
+    fn leased(&self, sent: Nanos, lease_ms: u32) {
+        let lease = Duration::from_millis(lease_ms.into());
+        self.lease.set(lease.max(Duration::from_millis(30)));
+        let until = sent + lease.as_nanos() as Nanos;
+        for core in self.cores.iter() {
+            if let Err(error) = core.handle.send(ShardMessage::Lease { until }) {
+                tracing::error!(shard = %core.shard, %error, "the shard doesn't hear of its lease");
+            }
+        }
+    }
+}
