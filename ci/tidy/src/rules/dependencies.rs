@@ -58,10 +58,6 @@ fn uses(manifest: &Source, name: &str) -> bool {
 
 /// Every version is in the root manifest, so that there is one place to look.
 fn own_versions(manifest: &Source, findings: &mut Findings) {
-    // A fuzzing crate is a workspace of its own.
-    if manifest.path().ends_with("/fuzz/Cargo.toml") {
-        return;
-    }
     for (name, value) in tables(manifest).iter().flatten() {
         if value.get("workspace") != Some(&true.into()) {
             let line =
