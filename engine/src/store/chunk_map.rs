@@ -112,7 +112,8 @@ mod tests {
     #[test]
     fn finds_what_is_there_and_walks_in_order() {
         let (mut map, mut again) = (ChunkMap::default(), ChunkMap::default());
-        let ids: Vec<_> = (0..1000).map(|n| ChunkId::new(InodeId(n * 7 % 13), n as u32 * 31 % 1000)).collect();
+        let ids: Vec<_> =
+            (0..1000).map(|n| ChunkId::new(InodeId(n * 7 % 13), n as u32 * 31 % 1000)).collect();
         for id in &ids {
             map.entry(*id).length = id.index;
         }
@@ -120,7 +121,10 @@ mod tests {
         for id in ids.iter().rev().filter(|id| id.index % 2 == 1) {
             again.entry(*id).length = id.index;
         }
-        assert!(ids.iter().all(|id| map.get(id).map(|chunk| chunk.length) == (id.index % 2 == 1).then_some(id.index)));
+        assert!(
+            ids.iter()
+                .all(|id| map.get(id).map(|chunk| chunk.length) == (id.index % 2 == 1).then_some(id.index))
+        );
         assert!(map.iter().map(|(id, _)| *id).is_sorted() && map.iter().count() == 500);
         assert_eq!(map, again, "equality is of the contents, not of the order of insertion");
     }
@@ -131,7 +135,8 @@ mod tests {
         let build = BuildHasherDefault::<Fold>::default();
         let hashes: Vec<_> = (0..4096).map(|n| build.hash_one(ChunkId::new(InodeId(5), n))).collect();
         for shift in [0, 52] {
-            let distinct: std::collections::BTreeSet<_> = hashes.iter().map(|hash| hash >> shift & 0xFFF).collect();
+            let distinct: std::collections::BTreeSet<_> =
+                hashes.iter().map(|hash| hash >> shift & 0xFFF).collect();
             assert!(distinct.len() > 2300, "{} of 4096 at bit {shift}", distinct.len());
         }
     }

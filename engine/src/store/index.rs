@@ -309,8 +309,13 @@ impl Index {
         if self.targets.contains_key(&target) {
             return false;
         }
-        let empty =
-            Target { chain, floor, chunks: ChunkMap::default(), dedup: DedupTable::default(), blocks_used: 0 };
+        let empty = Target {
+            chain,
+            floor,
+            chunks: ChunkMap::default(),
+            dedup: DedupTable::default(),
+            blocks_used: 0,
+        };
         self.targets.insert(target, empty);
         self.resize(Key::target(target), 0, TARGET_BYTES);
         true

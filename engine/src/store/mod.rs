@@ -48,6 +48,8 @@ mod read;
 mod record;
 mod recovery;
 mod replay;
+#[cfg(test)]
+mod tests;
 mod update;
 
 pub use dedup::DedupRow;
