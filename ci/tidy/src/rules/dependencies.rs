@@ -59,7 +59,9 @@ fn uses(manifest: &Source, name: &str) -> bool {
 /// Every version is in the root manifest, so that there is one place to look.
 fn own_versions(manifest: &Source, findings: &mut Findings) {
     for (name, value) in tables(manifest).iter().flatten() {
-        if value.get("workspace") != Some(&true.into()) {
+        // A crate of ours without its default features can't be taken from the workspace.
+        let ours = name.starts_with("corefs-") && value.get("path").is_some();
+        if !ours && value.get("workspace") != Some(&true.into()) {
             let line =
                 manifest.text().lines().position(|line| line.starts_with(name.as_str())).unwrap_or(0) + 1;
             findings.at(
@@ -117,6 +119,8 @@ mod tests {
             findings(check, &[("Cargo.toml", ""), ("a/Cargo.toml", "[dev-dependencies]\nlibc = \"0.2\"\n")]);
         assert_eq!(own.len(), 1);
         assert!(own[0].starts_with("a/Cargo.toml:2: libc must"), "{own:?}");
+        let ours = "[dependencies]\ncorefs-kv = { path = \"../kv\", default-features = false }\n";
+        assert!(findings(check, &[("Cargo.toml", ""), ("a/Cargo.toml", ours)]).is_empty());
         let lock = "source = \"registry+https://github.com/rust-lang/crates.io-index\"\nsource = \"git+https://example.org/x\"\n";
         assert_eq!(findings(check, &[("Cargo.toml", ""), ("Cargo.lock", lock)]).len(), 1);
     }
