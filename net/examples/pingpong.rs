@@ -113,13 +113,17 @@ impl<S: FrameSink> Loop<S> {
         Self { ring, tcp, sink, completions: Vec::new(), bell: Bell::new(), turns: 0 }
     }
 
-    async fn turn(&mut self, mut work: impl FnMut(&mut S, &mut Tcp)) {
+    /// What has happened.
+    fn take(&mut self) {
         self.turns += 1;
         for completion in self.completions.drain(..) {
             self.tcp.complete(completion, &mut self.sink);
         }
         self.tcp.advance(Instant::now(), &mut self.sink);
-        work(&mut self.sink, &mut self.tcp);
+    }
+
+    /// What follows from it leaves; then until something else happens.
+    async fn rest(&mut self) {
         self.tcp.flush(&mut self.ring);
         self.ring.turn(&mut self.completions).unwrap();
         if self.completions.is_empty() && !self.tcp.has_work() {
@@ -165,18 +169,16 @@ async fn serve(options: &Options) {
     let address = if options.unix { Address::Unix(path) } else { "127.0.0.1:0".parse().unwrap() };
     println!("{}", server.tcp.listen(&address).unwrap());
     while !server.sink.gone {
-        server
-            .turn(|sink, tcp| {
-                for (conn, request, count) in sink.requests.drain(..) {
-                    sink.served += u64::from(count);
-                    for n in 0..u64::from(count) {
-                        let data = Payload::new(block.clone(), 0..size);
-                        // A client that is gone needs no reply.
-                        let _ = tcp.send(conn, Kind::Reply, 1, request + n, 0, &[0; 20], Some(data));
-                    }
-                }
-            })
-            .await;
+        server.rest().await;
+        server.take();
+        for (conn, request, count) in server.sink.requests.drain(..) {
+            server.sink.served += u64::from(count);
+            for n in 0..u64::from(count) {
+                let data = Payload::new(block.clone(), 0..size);
+                // A client that is gone needs no reply.
+                let _ = server.tcp.send(conn, Kind::Reply, 1, request + n, 0, &[0; 20], Some(data));
+            }
+        }
     }
     let (user, system) = cpu_us();
     let served = server.sink.served.max(1);
@@ -281,20 +283,19 @@ async fn ask(options: &Options) {
     let mut client = Loop::new(options, taker);
     let conn = client.tcp.connect(&address).unwrap();
     while !client.sink.open {
-        client.turn(|_, _| ()).await;
+        client.rest().await;
+        client.take();
     }
     let (batch, started, before) = (options.batch, Instant::now(), cpu_us());
     while started.elapsed() < Duration::from_secs(options.seconds) {
-        client
-            .turn(|taker, tcp| {
-                for which in taker.done.drain(..) {
-                    taker.left[which] = batch;
-                    let mut body = vec![0; 48 + 56 * batch];
-                    body[..4].copy_from_slice(&(batch as u32).to_le_bytes());
-                    tcp.send(conn, Kind::Request, 1, (which as u64) << 32, 0, &body, None).unwrap();
-                }
-            })
-            .await;
+        for which in client.sink.done.drain(..) {
+            client.sink.left[which] = batch;
+            let mut body = vec![0; 48 + 56 * batch];
+            body[..4].copy_from_slice(&(batch as u32).to_le_bytes());
+            client.tcp.send(conn, Kind::Request, 1, (which as u64) << 32, 0, &body, None).unwrap();
+        }
+        client.rest().await;
+        client.take();
     }
     report(options, client.sink.replies, started.elapsed(), before, client.ring.counters().enters);
     drop(client);

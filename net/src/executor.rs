@@ -1,10 +1,10 @@
 //! The one place that knows how a glommio executor must be set up to carry a ring.
 //!
-//! glommio (0.9) goes to sleep with runnable tasks when its preemption timer has fired between arming it and the first
-//! look at the task queues: it then finds that it ran nothing and takes that for having nothing to run. The window is
-//! short, but a thread that is scheduled out in it for longer than the timer hits it: with a timer of 0.5 ms
-//! (`Latency::Matters(500 us)`) and two busy cores that took less than a second, and the sleeper wakes only when some I/O
-//! completes by accident. So:
+//! glommio (0.9) goes to sleep with runnable tasks when its preemption timer fires between being armed and the first look
+//! at the task queues: `run_task_queues` then reports that it ran nothing, which its caller takes for having nothing to
+//! run. A thread that is scheduled out in that window for longer than the timer hits it. With `Latency::Matters` of
+//! 0.2, 0.5 and 1 ms on a core shared with three busy threads that took 8, 15 and 11 seconds, and the sleeper wakes only
+//! when some I/O of glommio's own completes by accident. So:
 //!
 //! - executors are made by [`builder`], which puts the timer off for good;
 //! - no task queue asks for a latency (`Latency::NotImportant`), because the shortest latency becomes the timer;

@@ -10,6 +10,7 @@
 //! | [`tcp`] | listeners and connections of one executor, driven by its turn loop |
 //! | [`mailbox`] | the bounded way into an executor from other threads |
 //! | [`rpc`] | the async endpoint of control roles and clients: calls, services, deadlines |
+//! | [`process`] | what the kernel says about this process |
 //! | [`contract`] | what every transport promises, so that one-sided RDMA fits later |
 //!
 //! Everything here belongs to one executor and is `!Send`, but for [`mailbox::Sender`] and [`rpc::Remote`].
@@ -21,6 +22,7 @@ pub mod contract;
 pub mod executor;
 pub mod handshake;
 pub mod mailbox;
+pub mod process;
 pub mod ring;
 pub mod rpc;
 pub mod tcp;

@@ -271,12 +271,11 @@ impl Inbox {
             (*at, *left) = (*at + placed, *left - placed);
             self.direct += placed as u64;
         }
-        let from = self.end;
-        self.end += bytes - placed;
-        self.learn(bytes - placed, asked.buffered);
+        let buffered = bytes - placed;
+        self.end += buffered;
+        self.learn(buffered, asked.buffered);
         if let State::Skip { left, .. } = self.state {
-            let here = left.min(self.end - from);
-            self.settle(from, here);
+            self.settle(self.end - buffered, left.min(buffered));
         }
     }
 

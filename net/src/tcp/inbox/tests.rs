@@ -154,6 +154,18 @@ fn large_data_go_straight_to_their_place_and_small_ones_are_copied() {
 }
 
 #[test]
+fn data_that_are_skipped_leave_the_frames_around_them_whole() {
+    // The first frame keeps the start of the buffer moving when it grows in the middle of the skipped data.
+    let stream =
+        [frame(0, &[3; 50], b""), frame(1, b"body", &[1; 200_000]), frame(2, &[4; 60], b"")].concat();
+    let expected: Vec<Arrived> =
+        vec![(0, vec![3; 50], None), (1, b"body".to_vec(), None), (2, vec![4; 60], None)];
+    for size in [100, 5000, 16 << 10, usize::MAX] {
+        assert_eq!(read_all(&stream, &mut std::iter::repeat(size)), expected, "pieces of {size} bytes");
+    }
+}
+
+#[test]
 fn violations_are_errors() {
     let refuse = |bytes: &[u8], body_max: usize| {
         let mut inbox = Inbox::default();
