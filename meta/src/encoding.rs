@@ -140,8 +140,12 @@ mod tests {
         let numbers = [0, 1, 127, 128, 300, u64::from(u32::MAX), u64::MAX];
         let signed = [0, -1, 1, i64::MIN, i64::MAX];
         let mut writer = Writer::new(1);
-        numbers.iter().for_each(|number| drop(writer.varint(*number).fixed(*number)));
-        signed.iter().for_each(|number| drop(writer.signed(*number)));
+        for number in numbers {
+            writer.varint(number).fixed(number);
+        }
+        for number in signed {
+            writer.signed(number);
+        }
         let value = writer.bytes(b"end").finish();
 
         let (mut reader, version) = Reader::new("test", &value, 1).unwrap();

@@ -27,7 +27,8 @@ pub struct Inode {
     pub rdev: u32,
     /// Bytes of a file.
     pub size: u64,
-    /// How often a file has been truncated, from 1: writes name it, and chunks refuse older ones.
+    /// Odd, from 1: rises by two with each truncation. Writes name it, and chunks refuse older ones. The even numbers
+    /// between are those under which chunks are cut.
     pub epoch: u32,
     /// A truncation in progress: chunks are being cut to this many bytes under `epoch + 1`. Until it is done
     /// everybody sees the old size and epoch, so that nobody writes into what is about to be cut.

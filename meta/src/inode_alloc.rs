@@ -5,14 +5,13 @@
 //! numbers stay below 2^53, so that JSON tools hold them exactly. A server that stops loses the rest of its block; no number
 //! is ever given out twice.
 
+use crate::gate::Gate;
 use crate::namespace::Namespace;
 use crate::outside::Outside;
 use corefs_kv::{Isolation, KvEngine, Transaction, retry};
 use corefs_wire::{Error, ErrorCode, InodeId, Result};
-use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::cell::RefCell;
 use std::ops::Range;
-use std::task::{Poll, Waker};
 
 /// Lanes; the lane is the number's bits above [`LANE_BITS`].
 pub const LANES: u8 = 32;
@@ -29,34 +28,12 @@ const _: () = assert!((LANES as u64) << LANE_BITS <= 1 << 53, "numbers fit a dou
 #[derive(Default)]
 pub(crate) struct InodeIds {
     rest: RefCell<Range<u64>>,
-    refilling: Cell<bool>,
-    waiting: RefCell<Vec<Waker>>,
-}
-
-/// Ends the refill and wakes those who waited for it, also when it failed or was dropped.
-struct Refill<'a>(&'a InodeIds);
-
-impl Drop for Refill<'_> {
-    fn drop(&mut self) {
-        self.0.refilling.set(false);
-        self.0.waiting.take().into_iter().for_each(Waker::wake);
-    }
+    refilling: Gate<()>,
 }
 
 impl InodeIds {
     fn take(&self) -> Option<InodeId> {
         self.rest.borrow_mut().next().map(InodeId)
-    }
-
-    async fn refilled(&self) {
-        poll_fn(|context| match self.refilling.get() {
-            true => {
-                self.waiting.borrow_mut().push(context.waker().clone());
-                Poll::Pending
-            }
-            false => Poll::Ready(()),
-        })
-        .await;
     }
 }
 
@@ -66,19 +43,17 @@ pub fn block_of(id: InodeId) -> (u64, u64) {
 }
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
-    /// A number that no inode ever had. Only one task refills; the others wait for it.
+    /// A number that no inode ever had. One task refills for all that wait.
     pub(crate) async fn new_inode_id(&self) -> Result<InodeId> {
         loop {
             if let Some(id) = self.ids.take() {
                 return Ok(id);
             }
-            if self.ids.refilling.replace(true) {
-                self.ids.refilled().await;
-                continue;
+            let _alone = self.ids.refilling.enter(()).await;
+            if self.ids.rest.borrow().is_empty() {
+                let block = self.take_block().await?;
+                self.ids.rest.replace(block);
             }
-            let _refill = Refill(&self.ids);
-            let block = self.take_block().await?;
-            self.ids.rest.replace(block);
         }
     }
 

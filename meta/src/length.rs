@@ -4,12 +4,13 @@
 //! 1. Commit the new length as `trim_to`, and list the inode as trimming. Everybody still sees the old length and
 //!    epoch, so nobody can write under the new epoch into what is about to be cut.
 //! 2. Cut the chunks under `epoch + 1`. From then on they refuse writes of the old epoch.
-//! 3. Commit length = `trim_to`, `epoch + 1`, and take the inode off the list.
+//! 3. Commit length = `trim_to`, `epoch + 2`, and take the inode off the list.
 //!
 //! The truncation happens, for everybody else, at step 3; its caller is answered after it. Whoever dies in between has
 //! promised nothing yet, and leaves a note: the next one who wants to change the length finishes it first, and the
-//! background does so otherwise. Each step may be done twice: step 2 doesn't touch chunks of the new epoch, and
-//! step 3 checks that it is still the same truncation.
+//! background does so otherwise. Each step may be done twice, by several at once and late: writes are made under odd
+//! epochs and cuts under even ones, so a cut that arrives after step 3 finds the chunks written since to be newer and is
+//! refused there; and step 3 checks that it is still the same truncation.
 //!
 //! An inode that nobody has open for writing, and that isn't made shorter, has nothing to cut: then one commit does it all.
 //!
@@ -66,7 +67,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         now: i64,
     ) -> Result<Resized> {
         check_length(inode.file_layout()?, length)?;
-        next_epoch(inode)?;
+        cutting_epoch(inode)?;
         if inode.trim_to.is_some() {
             return Ok(Resized::Blocked);
         }
@@ -93,6 +94,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
 
     /// Steps 2 and 3 of the truncation that `id` is in, if it is in one.
     pub async fn finish_trim(&self, id: InodeId) -> Result<()> {
+        let _alone = self.trimming.enter(id).await;
         let found = self
             .reading(async |txn: &mut E::Txn| {
                 let value = txn.get(&self.keys.inode(id), Isolation::Snapshot).await?;
@@ -103,12 +105,12 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         else {
             return Ok(());
         };
-        let epoch = next_epoch(&inode)?;
-        self.outside.truncate_chunks(id, inode.file_layout()?, length, epoch).await?;
+        let epoch = inode.epoch;
+        self.outside.truncate_chunks(id, inode.file_layout()?, length, cutting_epoch(&inode)?).await?;
         retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
             let value = txn.get(&self.keys.inode(id), Isolation::Serializable).await?;
             let Some(mut inode) = value.as_deref().map(Inode::decode).transpose()? else { return Ok(()) };
-            if inode.trim_to != Some(length) || next_epoch(&inode)? != epoch {
+            if inode.trim_to != Some(length) || inode.epoch != epoch {
                 // Somebody else finished it; there may even be another one by now.
                 return Ok(());
             }
@@ -256,15 +258,16 @@ pub(crate) fn check_length(layout: &Layout, length: u64) -> Result<()> {
     Err(Error::mismatch(ErrorCode::FileTooLarge, layout.size_max(), length, "the file would be too large"))
 }
 
-fn next_epoch(inode: &Inode) -> Result<u32> {
-    let used_up = || Error::new(ErrorCode::FileTooLarge, "the file was truncated 2^32 times");
-    inode.epoch.checked_add(1).ok_or_else(used_up)
+/// The epoch under which chunks are cut; the last ones are kept for removal.
+fn cutting_epoch(inode: &Inode) -> Result<u32> {
+    let used_up = || Error::new(ErrorCode::FileTooLarge, "the file was truncated 2^31 times");
+    inode.epoch.checked_add(3).map(|_| inode.epoch + 1).ok_or_else(used_up)
 }
 
 /// Step 3, or what an inode will be like after it. The epoch was checked when the truncation began.
 pub(crate) fn finish(inode: &mut Inode) {
     if let Some(length) = inode.trim_to.take() {
         inode.size = length;
-        inode.epoch += 1;
+        inode.epoch += 2;
     }
 }

@@ -19,6 +19,7 @@
 //! | [`acl`] | who may do what |
 //! | [`length`] | truncation in three steps; lengths of files that are being written |
 //! | [`inode_alloc`], [`chain_pick`] | numbers and layouts of new files |
+//! | [`gate`] | one task at a time does the same thing |
 //! | [`gc`], [`sweep`] | what happens in the background: chunks removed, dead clients settled |
 //! | [`check`] | verifies everything above |
 
@@ -27,6 +28,7 @@ pub mod chain_pick;
 pub mod check;
 pub mod dirent;
 pub mod encoding;
+pub mod gate;
 pub mod gc;
 pub mod inode;
 pub mod inode_alloc;
@@ -36,6 +38,7 @@ pub mod namespace;
 pub mod once;
 pub mod ops;
 pub mod outside;
+pub mod server;
 pub mod session;
 pub mod sweep;
 

@@ -1,6 +1,7 @@
 //! The namespace over one store, and the reads and writes that its operations share.
 
 use crate::dirent::Dirent;
+use crate::gate::Gate;
 use crate::inode::{DirectoryState, Inode, Stat};
 use crate::inode_alloc::InodeIds;
 use crate::key::Keys;
@@ -19,12 +20,14 @@ pub struct Namespace<E, O> {
     pub(crate) keys: Keys,
     pub(crate) outside: O,
     pub(crate) ids: InodeIds,
+    /// Inodes whose chunks this server is cutting.
+    pub(crate) trimming: Gate<InodeId>,
 }
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// File system `fs` of the store, which may still be empty: then [`format`](Self::format) comes first.
     pub fn new(kv: E, fs: u32, outside: O) -> Self {
-        Self { kv, keys: Keys::new(fs), outside, ids: InodeIds::default() }
+        Self { kv, keys: Keys::new(fs), outside, ids: InodeIds::default(), trimming: Gate::default() }
     }
 
     pub fn kv(&self) -> &E {

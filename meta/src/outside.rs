@@ -29,8 +29,8 @@ pub struct Space {
 /// chunks that are really there (whatever the inode's length says), and returns when every replica has done it.
 #[allow(async_fn_in_trait)] // executors are single-threaded: futures need not be Send
 pub trait ChunkService {
-    /// Cuts the file to `length` bytes under truncate epoch `epoch`. A chunk whose own epoch is `epoch` or newer must
-    /// not change: a late call would otherwise cut bytes written after the truncation was done.
+    /// Cuts the file to `length` bytes under truncate epoch `epoch`. What it cuts refuses writes of older epochs from then
+    /// on; a chunk whose own epoch is newer stays as it is.
     async fn truncate_chunks(&self, inode: InodeId, layout: &Layout, length: u64, epoch: u32) -> Result<()>;
 
     /// Removes every chunk; the inode number is never used again. `length` is a hint of how many there may be.

@@ -173,7 +173,7 @@ impl ChunkService for World {
             }
             let mut chunks = self.0.chunks.borrow_mut();
             let Some((known, content)) = chunks.get_mut(&(inode.0, index)) else { continue };
-            if *known >= epoch {
+            if *known > epoch {
                 continue;
             }
             *known = epoch;
