@@ -305,7 +305,7 @@ impl Chunk {
         }
         let body = match body {
             0 if mapped == 0 => Body::Removed { stamp },
-            1 => Body::Contiguous(get.u32()?),
+            1 => Body::Contiguous(get.u32().filter(|start| start.checked_add(mapped).is_some())?),
             2 => Body::Mapped(get.u32s(mapped)?.into()),
             _ => return None,
         };

@@ -267,7 +267,9 @@ impl Superblock {
         if copy_found != copy {
             return Some(Err(Unreadable::Foreign));
         }
-        Some(Ok(Self { geometry, epoch: get.u64()?, epoch_first: get.u64()? }))
+        let (epoch, epoch_first) = (get.u64()?, get.u64()?);
+        let begun = epoch > 0 && epoch < u64::MAX && epoch_first > 0;
+        Some(if begun { Ok(Self { geometry, epoch, epoch_first }) } else { Err(Unreadable::Damaged) })
     }
 }
 

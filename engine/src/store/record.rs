@@ -112,7 +112,9 @@ impl UpdateRecord {
         let (run_count, crc_count) = (get.u16()?, get.u16()?);
         let mut runs = Vec::with_capacity(run_count.into());
         for _ in 0..run_count {
-            runs.push(Run { start: get.u32()?, count: get.u32()? });
+            let run = Run { start: get.u32()?, count: get.u32()? };
+            run.start.checked_add(run.count)?;
+            runs.push(run);
         }
         let crcs = get.u32s(crc_count.into())?;
         let covered = runs.iter().try_fold(0u32, |sum, run| sum.checked_add(run.count))?;

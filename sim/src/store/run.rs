@@ -6,10 +6,10 @@ use super::verify;
 use crate::disk::{PowerCut, SimDisk};
 use crate::prng::Prng;
 use corefs_engine::store::format::initial_writes;
-use corefs_engine::store::{BatchId, Geometry, ReadPlan, Store};
+use corefs_engine::store::{BatchId, Finish, Geometry, ReadPlan, Store, Update};
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{ChunkId, NodeId, SliceIndex, TargetId, UpdateTag, Uuid};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 /// A fault put into the driver on purpose: the same checks must find it.
@@ -117,6 +117,8 @@ pub(super) struct InFlight {
     /// Its updates; and those of them that became durable, to be acknowledged when it is flushed.
     pub(super) updates: Vec<(TargetId, ChunkId, u64)>,
     pub(super) durable: Option<Vec<(TargetId, ChunkId, u64)>>,
+    /// How many of the run's unflushed updates are in it.
+    pub(super) unflushed: usize,
     pub(super) flushing: bool,
     /// A canary told the store already.
     pub(super) told: bool,
@@ -151,6 +153,9 @@ pub struct Run {
     pub(super) acknowledged: BTreeMap<(TargetId, ChunkId), u64>,
     pub(super) channels: Vec<UpdateTag>,
     pub(super) next_target: u64,
+    /// Updates whose flush isn't known; and those that clients send again after a recovery, bytes and all.
+    pub(super) unflushed: Vec<(Update, Vec<u8>, Finish)>,
+    pub(super) again: VecDeque<(Update, Vec<u8>, Finish)>,
     pub(super) counts: Counts,
 }
 
@@ -197,6 +202,8 @@ impl Run {
             acknowledged: BTreeMap::new(),
             channels: (0..prng.between(3, 14)).map(channel).collect(),
             next_target: 1,
+            unflushed: Vec::new(),
+            again: VecDeque::new(),
             counts: Counts::default(),
             prng,
         })
@@ -284,6 +291,8 @@ impl Run {
         now?;
         self.flushed = model.clone();
         self.live = model;
+        let lost = std::mem::take(&mut self.unflushed);
+        self.again = if self.prng.chance(2, 3) { lost.into() } else { VecDeque::new() };
         self.nothing_acknowledged_is_lost()?;
         if self.counts.cuts.is_multiple_of(8) {
             let report = check(&self.disk);

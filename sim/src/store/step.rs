@@ -23,6 +23,9 @@ impl Run {
             let budget = self.prng.pick(&[1, 4096, 20_000, 1 << 20]).to_owned();
             self.store.checkpoint_step(budget);
         }
+        if !self.again.is_empty() && self.prng.chance(2, 3) {
+            return self.send_again();
+        }
         match self.prng.below(100) {
             0..32 => self.update(),
             32..52 => self.submit_one(),
@@ -108,7 +111,10 @@ impl Run {
                     self.store.cancel(staging);
                     return Err(wrong("a write from before a truncation was admitted"));
                 }
-                self.stage(update, staging, &model.content)
+                let mut payload = vec![0; staging.payload.len()];
+                self.prng.fill(&mut payload);
+                let finish = if self.prng.chance(1, 2) { Finish::Commit } else { Finish::Pending };
+                self.stage(update, staging, &model.content, payload, finish)
             }
             Ok(Begin::Done(outcome)) => {
                 self.counts.duplicates += 1;
@@ -172,13 +178,38 @@ impl Run {
         *tag
     }
 
-    fn stage(&mut self, update: Update, staging: Staging, old: &Content) -> Step {
+    /// A client that had no answer before the power cut tries again: the same bytes, often to the same blocks.
+    fn send_again(&mut self) -> Step {
+        let Some((update, payload, finish)) = self.again.pop_front() else { return Ok(()) };
+        let (target, chunk) = (update.target, update.chunk);
+        let Ok(version) = self.store.next_version(target, chunk) else { return Ok(()) };
+        let old = self.live.chunk(target, chunk).and_then(|chunk| chunk.content.clone());
+        let epoch = self.live.chunk(target, chunk).map_or(0, |chunk| chunk.epoch);
+        let truncate_epoch = update.truncate_epoch.max(epoch);
+        let update = Update { version, truncate_epoch, ..update };
+        match self.store.begin_update(update) {
+            Ok(Begin::Fresh(staging)) => self.stage(update, staging, &old, payload, finish),
+            Ok(Begin::Done(_) | Begin::InProgress { .. }) => {
+                self.counts.duplicates += 1;
+                Ok(())
+            }
+            Err(error) if error.code == ErrorCode::InvalidArgument => Ok(()),
+            Err(error) => self.refused(&error, update),
+        }
+    }
+
+    fn stage(
+        &mut self,
+        update: Update,
+        staging: Staging,
+        old: &Content,
+        payload: Vec<u8>,
+        finish: Finish,
+    ) -> Step {
         if self.prng.chance(1, 30) {
             self.store.cancel(staging);
             return Ok(());
         }
-        let mut payload = vec![0; staging.payload.len()];
-        self.prng.fill(&mut payload);
         let mut blocks = vec![0; staging.blocks as usize * BLOCK];
         blocks[staging.payload.start as usize..staging.payload.end as usize].copy_from_slice(&payload);
         for merge in staging.merges.iter() {
@@ -192,7 +223,6 @@ impl Run {
         }
         let mut crcs = Vec::new();
         block_crcs(&blocks, &mut crcs);
-        let finish = if self.prng.chance(1, 2) { Finish::Commit } else { Finish::Pending };
         let before = self.store.space();
         let plan = match self.store.stage(staging, &crcs, finish) {
             Ok(plan) => plan,
@@ -217,6 +247,7 @@ impl Run {
         let pending = ModelPending { version, epoch, tag, content, direct, flushed: false };
         self.live.apply(update.target, update.chunk, pending);
         self.open_updates.push((update.target, update.chunk, version));
+        self.unflushed.push((update, payload, finish));
         self.counts.updates += 1;
         Ok(())
     }
@@ -245,6 +276,7 @@ impl Run {
             sealed: self.live.clone(),
             updates: std::mem::take(&mut self.open_updates),
             durable: None,
+            unflushed: self.unflushed.len(),
             flushing: false,
             told: false,
         });
@@ -289,6 +321,7 @@ impl Run {
         }
         self.acknowledge();
         if let Some(batch) = self.in_flight.take() {
+            self.unflushed.drain(..batch.unflushed);
             self.flushed = batch.sealed;
         }
         Ok(())

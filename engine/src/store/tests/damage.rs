@@ -122,3 +122,38 @@ fn an_older_checkpoint_stands_in_while_the_journal_covers_it() {
         }
     }
 }
+
+/// Blocks that pass their CRC and are nonsense all the same: refused or survived, never a panic.
+#[test]
+fn well_sealed_nonsense_is_refused() {
+    let mut slice = resting();
+    slice.checkpoint();
+    let update = slice.tagged(chunk(7), UpdateKind::Write { offset: 0, len: 9000 });
+    slice.apply(update, &[4; 9000], Finish::Pending).unwrap();
+    slice.write(chunk(8), 5, b"more").unwrap();
+    let metadata: Vec<usize> =
+        (0..slice.disk.len()).step_by(BLOCK).filter(|at| slice.disk[*at..].starts_with(b"CFS")).collect();
+    assert!(metadata.len() > 8);
+    let (mut random, mut refused) = (7u64, 0);
+    let mut below = |bound: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % bound
+    };
+    let interesting = [0u32, 1, 2, 0x7FFF_FFFF, u32::MAX, u32::MAX - 1, 4096, 1 << 16];
+    for _ in 0..3000 {
+        let mut disk = slice.disk.clone();
+        for _ in 0..1 + below(2) {
+            let block = &mut disk[metadata[below(metadata.len())]..][..BLOCK];
+            let used = block.iter().rposition(|byte| *byte != 0).unwrap_or(0).max(80);
+            let at = 8 + below(used);
+            let value = interesting[below(interesting.len())].to_le_bytes();
+            let width = [1, 2, 4][below(3)];
+            block[at..at + width].copy_from_slice(&value[..width]);
+            let crc = crc32c(&block[8..]);
+            block[4..8].copy_from_slice(&crc.to_le_bytes());
+        }
+        fsck(&disk);
+        refused += usize::from(open(&mut disk).is_err());
+    }
+    assert!(refused > 500, "{refused} refused");
+}
