@@ -57,3 +57,27 @@ fn calls_of_our_own_end_with_the_node() {
         sleep.await;
     });
 }
+
+#[test]
+fn a_node_with_nothing_to_do_sleeps() {
+    run(|| async {
+        let cpu = || {
+            // SAFETY: fills a structure of ours.
+            let usage = unsafe {
+                let mut usage: libc::rusage = std::mem::zeroed();
+                libc::getrusage(libc::RUSAGE_THREAD, &mut usage);
+                usage
+            };
+            let ms = |time: libc::timeval| time.tv_sec * 1000 + time.tv_usec / 1000;
+            ms(usage.ru_utime) + ms(usage.ru_stime)
+        };
+        let (_server, _, address) = serve();
+        let client = Node::start(config()).unwrap();
+        client.call(&address, op::ECHO, b"", None, LONG).await.unwrap();
+        let before = cpu();
+        glommio::timer::sleep(std::time::Duration::from_secs(1)).await;
+        let used = cpu() - before;
+        assert!(used < 300, "{used} ms of one idle second");
+        println!("an idle second of two nodes cost {used} ms");
+    });
+}
