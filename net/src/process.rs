@@ -1,4 +1,4 @@
-//! What the kernel says about this process and its time. The only `unsafe` of this crate: three system calls.
+//! What the kernel says about this process and its time: three system calls.
 
 use corefs_wire::control::process::{CounterT, ProcessT};
 use std::time::Duration;
