@@ -22,6 +22,7 @@
 //! | [`gate`] | one task at a time does the same thing |
 //! | [`gc`], [`sweep`] | what happens in the background: chunks removed, dead clients settled |
 //! | [`check`] | verifies everything above |
+//! | [`server`] | the process: endpoint, upkeep, clean stop |
 
 pub mod acl;
 pub mod chain_pick;
@@ -44,3 +45,4 @@ pub mod sweep;
 
 pub use namespace::Namespace;
 pub use outside::{ChunkService, ClientLeases, Clock, Outside, Random, Space};
+pub use server::{MetaOptions, MetaServer};

@@ -473,3 +473,42 @@ fn opening_and_removing_race_soundly() {
         }
     }
 }
+
+#[test]
+fn a_late_cut_spares_what_was_written_since() {
+    for seed in 0..300u64 {
+        let (fs, world) = formatted(seed);
+        let first = root(&fs);
+        let file = block_on(first.create(ROOT, b"f", 0o644)).unwrap().inode;
+        world.write(file, 1, 0, &[7; 4 * CHUNK as usize]).unwrap();
+        block_on(first.truncate(file, 4 * u64::from(CHUNK))).unwrap();
+        fs.kv().set_faults(CALM);
+        world.interleave();
+        let cutter = Box::pin(async move {
+            assert_eq!(first.truncate(file, 10).await.unwrap().epoch, 3);
+        }) as Task;
+        // Another server helps, and may be done long before the first one's last cut arrives.
+        let writer = {
+            let (client, world) = (Client::new(another(&fs), 200), world.clone());
+            Box::pin(async move {
+                let session = client.open(file, true, false).await.unwrap().session;
+                while client.stat(file).await.unwrap().epoch == 1 {
+                    client.fs.finish_trims().await.1.unwrap();
+                    yield_now().await;
+                }
+                for chunk in 0..4 {
+                    world.write(file, 3, chunk * u64::from(CHUNK) + 10, &[9; 100]).unwrap();
+                    yield_now().await;
+                }
+                client.close(file, session, 0).await.unwrap();
+            }) as Task
+        };
+        schedule::run(seed, vec![cutter, writer]);
+        settle(&fs);
+        block_on(assert_clean(&fs));
+        for chunk in 0..4 {
+            let bytes = world.read(file, chunk * u64::from(CHUNK) + 10, 101);
+            assert_eq!((&bytes[..100], bytes[100]), (&[9; 100][..], 0), "seed {seed}, chunk {chunk}");
+        }
+    }
+}

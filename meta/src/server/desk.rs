@@ -1,0 +1,119 @@
+//! Answers requests: decodes by operation code, a task for each, not too many at once.
+
+use super::Shared;
+use corefs_kv::KvEngine;
+use corefs_net::{Request, Responder, Service, process};
+use corefs_wire::control::process::{GetProcessT, ProcessT};
+use corefs_wire::control::{Call, Message, OPERATIONS, meta};
+use corefs_wire::{Error, ErrorCode, Result};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Instant;
+
+/// Requests in progress, of all connections. Each holds a transaction's reads and writes, mostly a few KiB.
+pub const REQUESTS_MAX: usize = 4096;
+
+pub(super) struct Desk<E> {
+    shared: Rc<Shared<E>>,
+    started: Instant,
+    in_progress: Cell<usize>,
+    refused: Cell<u64>,
+    /// By operation: how many succeeded, and how many didn't.
+    requests: RefCell<BTreeMap<&'static str, (u64, u64)>>,
+}
+
+/// Starts a task for each request.
+pub(super) struct FrontDesk<E>(Rc<Desk<E>>);
+
+impl<E> FrontDesk<E> {
+    pub fn new(desk: Desk<E>) -> Self {
+        Self(Rc::new(desk))
+    }
+}
+
+impl<E: KvEngine> Service for FrontDesk<E> {
+    fn request(&self, request: Request, responder: Responder) {
+        let desk = Rc::clone(&self.0);
+        let in_progress = desk.in_progress.get();
+        if in_progress >= REQUESTS_MAX {
+            desk.refused.set(desk.refused.get() + 1);
+            let (most, found) = (REQUESTS_MAX as u64, in_progress as u64);
+            let what = "too many requests in progress";
+            return responder.err(&Error::mismatch(ErrorCode::Overloaded, most, found, what));
+        }
+        desk.in_progress.set(in_progress + 1);
+        glommio::spawn_local(async move {
+            let outcome = desk.answer(request.op, &request.body).await;
+            desk.count(request.op, outcome.is_ok());
+            desk.in_progress.set(desk.in_progress.get() - 1);
+            responder.done(outcome);
+        })
+        .detach();
+    }
+}
+
+impl<E: KvEngine> Desk<E> {
+    pub fn new(shared: Rc<Shared<E>>) -> Self {
+        Self {
+            shared,
+            started: Instant::now(),
+            in_progress: Cell::new(0),
+            refused: Cell::new(0),
+            requests: RefCell::default(),
+        }
+    }
+
+    async fn answer(&self, op: u16, body: &[u8]) -> Result<Vec<u8>> {
+        let names = &self.shared.namespace;
+        match op {
+            meta::LookupT::OP => carry(body, async |request| names.lookup(&request).await).await,
+            meta::GetAttrT::OP => carry(body, async |request| names.get_attr(&request).await).await,
+            meta::CreateT::OP => carry(body, async |request| names.create(&request).await).await,
+            meta::OpenT::OP => carry(body, async |request| names.open(&request).await).await,
+            meta::CloseT::OP => carry(body, async |request| names.close(&request).await).await,
+            meta::SyncLengthT::OP => carry(body, async |request| names.sync_length(&request).await).await,
+            meta::ReadDirT::OP => carry(body, async |request| names.read_dir(&request).await).await,
+            meta::UnlinkT::OP => carry(body, async |request| names.unlink(&request).await).await,
+            meta::RmDirT::OP => carry(body, async |request| names.rmdir(&request).await).await,
+            meta::RenameT::OP => carry(body, async |request| names.rename(&request).await).await,
+            meta::LinkT::OP => carry(body, async |request| names.link(&request).await).await,
+            meta::ReadLinkT::OP => carry(body, async |request| names.read_link(&request).await).await,
+            meta::SetAttrT::OP => carry(body, async |request| names.set_attr(&request).await).await,
+            meta::StatFsT::OP => carry(body, async |request| names.statfs(&request).await).await,
+            GetProcessT::OP => carry(body, async |_: GetProcessT| Ok(self.report())).await,
+            other => {
+                let what = format!("a metadata server has no operation {other:#06x}");
+                Err(Error::new(ErrorCode::UnknownOperation, what))
+            }
+        }
+    }
+
+    fn count(&self, op: u16, succeeded: bool) {
+        let name = OPERATIONS.iter().find(|(code, _)| *code == op).map_or("unknown", |(_, name)| name);
+        let mut requests = self.requests.borrow_mut();
+        let (good, bad) = requests.entry(name).or_default();
+        *(if succeeded { good } else { bad }) += 1;
+    }
+
+    fn report(&self) -> ProcessT {
+        let upkeep = &self.shared.upkeep;
+        let mut counters: Vec<(String, u64)> = vec![
+            ("requests_refused".into(), self.refused.get()),
+            ("inodes_removed".into(), upkeep.inodes_removed.get()),
+            ("sessions_settled".into(), upkeep.sessions_settled.get()),
+            ("upkeep_failures".into(), upkeep.failures.get()),
+        ];
+        for (name, (good, bad)) in &*self.requests.borrow() {
+            counters.push((format!("{name}.ok"), *good));
+            counters.push((format!("{name}.failed"), *bad));
+        }
+        process::report("meta", self.started.elapsed(), counters)
+    }
+}
+
+/// Decodes a request, has it answered, encodes the reply.
+async fn carry<C: Call>(body: &[u8], answer: impl AsyncFnOnce(C) -> Result<C::Reply>) -> Result<Vec<u8>> {
+    let request = C::decode(body).map_err(|error| error.of(C::NAME))?;
+    Ok(answer(request).await?.encode())
+}
