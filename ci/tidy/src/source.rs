@@ -173,15 +173,11 @@ fn literal_with_prefix(text: &str) -> usize {
     text[from..].find(&end).map_or(text.len(), |at| from + at + end.len())
 }
 
-/// A file of tests is all tests; elsewhere, what `#[cfg(test)]` is put before.
+/// A file of tests or examples is all tests; elsewhere, what `#[cfg(test)]` is put before.
 fn mark_tests(path: &str, code: &str) -> Vec<bool> {
     let count = code.lines().count();
     let name = path.rsplit('/').next().unwrap_or(path);
-    if path.contains("/tests/")
-        || path.starts_with("tests/")
-        || name == "tests.rs"
-        || path.contains("/benches/")
-    {
+    if name == "tests.rs" || ["/tests/", "/examples/", "/benches/"].iter().any(|part| path.contains(part)) {
         return vec![true; count];
     }
     let mut tests = vec![false; count];
