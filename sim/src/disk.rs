@@ -178,7 +178,7 @@ impl Survival {
     fn pick(prng: &mut Prng) -> Self {
         let share = prng.below(9);
         match prng.below(6) {
-            0 => Self::All(share % 2 == 0),
+            0 => Self::All(share.is_multiple_of(2)),
             1 | 2 => Self::Sectors(share),
             3 => Self::Writes(share),
             4 => Self::Prefix(share),

@@ -21,7 +21,7 @@ fn nothing_is_lost_in_a_thousand_cuts() {
     // The simulation is worth something only if everything that is rare in life happened in it.
     assert_eq!(counts.cuts, 1000);
     assert!(counts.recovery_cuts > 50 && counts.batches_survived > 20 && counts.blocks_discarded > 20);
-    assert!(counts.checkpoints > 200 && counts.no_space > 200 && counts.overloaded > 200);
+    assert!(counts.checkpoints > 200 && counts.no_space > 200 && counts.journal_full > 200);
     assert!(counts.acknowledged > 5_000 && counts.dropped > 500 && counts.duplicates > 20);
 }
 

@@ -140,7 +140,7 @@ impl Allocator {
 
     /// Takes particular blocks; false, and nothing taken, if one isn't free or doesn't exist.
     pub(super) fn claim(&mut self, run: Run) -> bool {
-        if !run.start.checked_add(run.count).is_some_and(|end| end <= self.blocks) {
+        if run.start.checked_add(run.count).is_none_or(|end| end > self.blocks) {
             return false;
         }
         let mut all = true;

@@ -5,7 +5,7 @@
 //! the batch with the last page is flushed, so are all records that any page shows; only then is the root
 //! written, and only when that is flushed are the journal before it, and the other area, given up.
 
-use super::format::{BLOCK_U64, DiskWrite, Geometry, PAGE_BYTES, PAGE_HEADER, PageHead, Root};
+use super::format::{BLOCK_U64, DiskWrite, Geometry, PAGE_HEADER, PageHead, Root};
 use super::index::{Index, Key, Walk};
 use super::journal::{BatchId, Journal};
 use corefs_wire::limits::BLOCK;
@@ -105,7 +105,7 @@ impl Checkpoint {
         made: &mut usize,
     ) -> bool {
         let mut payload = Vec::new();
-        let limit = PAGE_BYTES - PAGE_HEADER;
+        let limit = geometry.page_bytes as usize - PAGE_HEADER;
         let cursor = index.walk.and_then(|walk| walk.cursor);
         let found = index.encode_page(cursor, limit, &mut payload);
         let more = found.is_some_and(|(last, ..)| index.has_after(last));

@@ -16,9 +16,8 @@ use corefs_wire::{Error, ErrorCode, NodeId, Result, SliceIndex, Uuid};
 pub const FORMAT_VERSION: u32 = 1;
 /// The unit of allocation groups (blocks): a default chunk fits one.
 pub const GRANULE_BLOCKS: u32 = 128;
-/// A checkpoint page is closed when the next entry would make it longer than this (bytes); an entry that is
-/// longer by itself gets a page of its own.
-pub const PAGE_BYTES: usize = 64 << 10;
+/// The usual size of a checkpoint page (bytes).
+pub const PAGE_BYTES: u32 = 64 << 10;
 /// Payload bytes of a journal block.
 pub const JOURNAL_PAYLOAD: usize = BLOCK - JOURNAL_HEADER;
 /// Smallest slice that can be formatted (bytes).
@@ -56,6 +55,9 @@ pub struct Geometry {
     pub slice_bytes: u64,
     /// Blocks of *each* of the two checkpoint areas: bounds the index.
     pub checkpoint_blocks: u32,
+    /// A checkpoint page is closed when the next entry would make it longer than this (bytes, a multiple of 4096);
+    /// an entry that is longer by itself gets a page of its own.
+    pub page_bytes: u32,
     /// Blocks of the journal ring.
     pub journal_blocks: u32,
     /// Rows of duplicate detection kept for each target; the least recently used beyond it are forgotten.
@@ -85,6 +87,7 @@ impl Geometry {
             slice,
             slice_bytes,
             checkpoint_blocks,
+            page_bytes: PAGE_BYTES,
             journal_blocks: (blocks / 64).clamp(2 * u64::from(JOURNAL_BLOCKS_MIN), 32 << 10) as u32,
             dedup_rows_max: area_bytes.clamp(16, 4096),
             tombstones_max: area_bytes.clamp(16, 1 << 20),
@@ -98,7 +101,7 @@ impl Geometry {
         let refuse = |expected: u64, actual: u64, what: &str| {
             Err(Error::mismatch(ErrorCode::InvalidArgument, expected, actual, what))
         };
-        if self.slice_bytes % BLOCK_U64 != 0 {
+        if !self.slice_bytes.is_multiple_of(BLOCK_U64) {
             return refuse(BLOCK_U64, self.slice_bytes, "a slice is whole blocks of 4096 bytes");
         }
         if self.slice_bytes < SLICE_BYTES_MIN {
@@ -109,6 +112,10 @@ impl Geometry {
         }
         if self.journal_blocks < JOURNAL_BLOCKS_MIN || self.journal_blocks > 1 << 24 {
             return refuse(JOURNAL_BLOCKS_MIN.into(), self.journal_blocks.into(), "journal ring");
+        }
+        if self.page_bytes == 0 || self.page_bytes > 1 << 20 || !self.page_bytes.is_multiple_of(BLOCK as u32)
+        {
+            return refuse(PAGE_BYTES.into(), self.page_bytes.into(), "checkpoint pages");
         }
         if self.dedup_rows_max == 0 || self.tombstones_max == 0 {
             return refuse(1, 0, "rows of duplicate detection and tombstones must be kept");
@@ -159,13 +166,13 @@ impl Geometry {
     }
 
     /// Encoded bytes of index that surely fit one area, whatever pages it is cut into. Any two neighbouring pages
-    /// hold more than PAGE_BYTES of entries, and each wastes less than a block and its header.
+    /// hold more than `page_bytes` of entries, and each wastes less than a block and its header.
     pub fn index_bytes_max(&self) -> u64 {
         let room = BLOCK_U64 * (u64::from(self.checkpoint_blocks) - 1);
         let waste = (BLOCK + PAGE_HEADER) as u64;
-        let page = PAGE_BYTES as u64 - PAGE_HEADER as u64;
+        let page = u64::from(self.page_bytes) - PAGE_HEADER as u64;
         // bytes + waste * (2 * bytes / page + 2) <= room
-        (room - 2 * waste) * page / (page + 2 * waste)
+        room.saturating_sub(2 * waste) * page / (page + 2 * waste)
     }
 }
 
@@ -229,6 +236,7 @@ impl Superblock {
         out.u32(g.tombstones_max);
         out.u64(self.epoch);
         out.u64(self.epoch_first);
+        out.u32(g.page_bytes);
         finish(out)
     }
 
@@ -249,6 +257,7 @@ impl Superblock {
         let granule = get.u32()?;
         let (checkpoint_blocks, journal_blocks, data_blocks) = (get.u32()?, get.u32()?, get.u32()?);
         let (dedup_rows_max, tombstones_max) = (get.u32()?, get.u32()?);
+        let (epoch, epoch_first, page_bytes) = (get.u64()?, get.u64()?, get.u32()?);
         let geometry = Geometry {
             cluster,
             store,
@@ -256,6 +265,7 @@ impl Superblock {
             slice,
             slice_bytes,
             checkpoint_blocks,
+            page_bytes,
             journal_blocks,
             dedup_rows_max,
             tombstones_max,
@@ -267,7 +277,6 @@ impl Superblock {
         if copy_found != copy {
             return Some(Err(Unreadable::Foreign));
         }
-        let (epoch, epoch_first) = (get.u64()?, get.u64()?);
         let begun = epoch > 0 && epoch < u64::MAX && epoch_first > 0;
         Some(if begun { Ok(Self { geometry, epoch, epoch_first }) } else { Err(Unreadable::Damaged) })
     }

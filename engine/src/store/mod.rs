@@ -336,7 +336,7 @@ impl Store {
     pub fn checkpoint_budget(&self) -> usize {
         let ring = u64::from(self.geometry.journal_blocks);
         let left = ring.saturating_sub(self.journal.used().into()).max(1);
-        (4 * self.index.bytes / left).clamp(format::PAGE_BYTES as u64, 4 << 20) as usize
+        (4 * self.index.bytes / left).clamp(u64::from(self.geometry.page_bytes), 4 << 20) as usize
     }
 
     /// Goes on with the checkpoint, or begins one: prepares about `budget` bytes (at least one page) that ride in

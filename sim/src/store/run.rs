@@ -43,6 +43,8 @@ pub struct Counts {
     pub checkpoints: u64,
     pub no_space: u64,
     pub overloaded: u64,
+    /// Of these, because the journal was full.
+    pub journal_full: u64,
     pub records_replayed: u64,
     pub blocks_discarded: u64,
     /// Recoveries that found the batch in flight whole.
@@ -65,6 +67,7 @@ impl Counts {
         self.checkpoints += other.checkpoints;
         self.no_space += other.no_space;
         self.overloaded += other.overloaded;
+        self.journal_full += other.journal_full;
         self.records_replayed += other.records_replayed;
         self.blocks_discarded += other.blocks_discarded;
         self.batches_survived += other.batches_survived;
@@ -153,6 +156,8 @@ pub struct Run {
     pub(super) acknowledged: BTreeMap<(TargetId, ChunkId), u64>,
     pub(super) channels: Vec<UpdateTag>,
     pub(super) next_target: u64,
+    /// How eager checkpoints are: one step in so many.
+    pub(super) checkpoint_every: u64,
     /// Updates whose flush isn't known; and those that clients send again after a recovery, bytes and all.
     pub(super) unflushed: Vec<(Update, Vec<u8>, Finish)>,
     pub(super) again: VecDeque<(Update, Vec<u8>, Finish)>,
@@ -202,6 +207,7 @@ impl Run {
             acknowledged: BTreeMap::new(),
             channels: (0..prng.between(3, 14)).map(channel).collect(),
             next_target: 1,
+            checkpoint_every: *prng.pick(&[1, 3, 10, 100, 1000]),
             unflushed: Vec::new(),
             again: VecDeque::new(),
             counts: Counts::default(),
@@ -349,8 +355,8 @@ impl Run {
 
 /// A slice so small that everything that is rare in life happens in a few hundred steps.
 fn tiny(prng: &mut Prng) -> Geometry {
-    let (checkpoint_blocks, journal_blocks) = (prng.between(8, 14) as u32, prng.between(16, 40) as u32);
-    let slice_blocks = 256 + prng.below(64);
+    let (checkpoint_blocks, journal_blocks) = (prng.between(12, 30) as u32, prng.between(16, 40) as u32);
+    let slice_blocks = 280 + prng.below(64);
     Geometry {
         cluster: CLUSTER,
         store: Uuid(std::array::from_fn(|_| prng.next_u64() as u8)),
@@ -358,6 +364,8 @@ fn tiny(prng: &mut Prng) -> Geometry {
         slice: SliceIndex(0),
         slice_bytes: slice_blocks * BLOCK as u64,
         checkpoint_blocks,
+        // Small pages: a checkpoint is many, and updates come between them.
+        page_bytes: BLOCK as u32 * prng.between(1, 2) as u32,
         journal_blocks,
         dedup_rows_max: prng.between(2, 12) as u32,
         tombstones_max: prng.between(1, 6) as u32,

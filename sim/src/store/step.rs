@@ -19,7 +19,7 @@ fn wrong(what: impl Into<String>) -> Stop {
 impl Run {
     /// Does one thing that a shard might do now.
     pub(super) fn step(&mut self) -> Step {
-        if self.store.wants_checkpoint() && self.prng.chance(1, 3) {
+        if self.store.wants_checkpoint() && self.prng.chance(1, self.checkpoint_every) {
             let budget = self.prng.pick(&[1, 4096, 20_000, 1 << 20]).to_owned();
             self.store.checkpoint_step(budget);
         }
@@ -38,7 +38,7 @@ impl Run {
             97 => self.audit(),
             98 => self.unstick(),
             _ => {
-                if self.prng.chance(1, 4) {
+                if self.prng.chance(1, 4 * self.checkpoint_every) {
                     self.store.checkpoint_step(1 << 20);
                 }
                 Ok(())
@@ -155,6 +155,7 @@ impl Run {
             }
             ErrorCode::Overloaded => {
                 self.counts.overloaded += 1;
+                self.counts.journal_full += u64::from(error.message.starts_with("the journal"));
                 Ok(())
             }
             _ => Err(wrong(format!("{update:?} was refused: {error}"))),
