@@ -157,6 +157,11 @@ impl Target {
     /// Asks the store to admit an update.
     fn begin(&mut self, scene: &mut Scene<'_>, op: OpId, offer: &Offer) -> Result<Begun> {
         let (target, chunk, slice) = (self.id, offer.chunk, scene.slice.index);
+        if let Some(version) = offer.forwarded
+            && let Some(done) = self.committed_before(scene, offer, version)?
+        {
+            return Ok(Begun::Done(done));
+        }
         let store = &mut scene.slice.store;
         let version = match offer.forwarded {
             Some(version) => version,
@@ -186,6 +191,18 @@ impl Target {
             Ok(Begin::InProgress { .. }) => Err(ErrorCode::Pending.into()),
             Err(error) => Err(self.explain(scene, offer, error)),
         }
+    }
+
+    /// A predecessor sends a version again that is committed here: its own commit is on the way, or was lost with its
+    /// memory. It is the same update, whatever the table of duplicates has forgotten since, because a version is given again
+    /// only after everybody who had it has dropped it.
+    fn committed_before(&self, scene: &mut Scene<'_>, offer: &Offer, version: u64) -> Result<Option<Ack>> {
+        let status = scene.slice.store.status(self.id, offer.chunk)?;
+        if version != status.version || status.pending.is_some() {
+            return Ok(None);
+        }
+        let merged_crc = remembered_crc(scene.slice, self.id, offer, version);
+        Ok(Some(Ack { version, length: status.length, merged_crc }))
     }
 
     /// A version that the head gave and that doesn't follow ours isn't the update's fault.

@@ -2,7 +2,9 @@
 
 use corefs_engine::{Options, StorageServer};
 use corefs_net::{Address, Identity, Node, NodeConfig, Payload, Request, Responder, Role, Secret, Service};
-use corefs_wire::control::mgmtd::{NodeHeartbeatReplyT, NodeHeartbeatT, NodeRegisteredT, RegisterNodeT, TargetState};
+use corefs_wire::control::mgmtd::{
+    NodeHeartbeatReplyT, NodeHeartbeatT, NodeRegisteredT, RegisterNodeT, TargetState,
+};
 use corefs_wire::control::process::GetProcessT;
 use corefs_wire::control::{Call, Message};
 use corefs_wire::data::{self, Prefix, ReadEntry, Update, UpdateKind, op};
@@ -107,8 +109,13 @@ struct Ground {
 fn ground(cluster: Uuid, test: impl AsyncFnOnce(&Ground)) {
     let executor = corefs_net::executor::builder(Placement::Unbound).make().unwrap();
     executor.run(async move {
-        let identity =
-            Identity { role: Role::Manager, id: 1, incarnation: 1, cluster, secret: Some(Secret::new([5; 32])) };
+        let identity = Identity {
+            role: Role::Manager,
+            id: 1,
+            incarnation: 1,
+            cluster,
+            secret: Some(Secret::new([5; 32])),
+        };
         let node = Node::start(NodeConfig { pool_bytes: 16 << 20, ..NodeConfig::new(identity) }).unwrap();
         let manager = Manager::new(cluster);
         node.serve(Rc::new(Front(Rc::clone(&manager))));
@@ -216,8 +223,7 @@ fn a_node_joins_serves_and_comes_back_with_everything() {
             let server = StorageServer::start(ground.options(&dir)).await.unwrap();
             assert_eq!((server.node(), server.shard_addresses().len()), (NodeId(1), 2));
             ground.exercise(round).await;
-            let process =
-                ground.node.ask(server.address(), &GetProcessT::default(), PATIENCE).await.unwrap();
+            let process = ground.node.ask(server.address(), &GetProcessT::default(), PATIENCE).await.unwrap();
             assert_eq!((process.role.as_str(), process.pid), ("storage", std::process::id()));
             assert!(process.user_us + process.system_us > 0 && process.rss_bytes > 0);
             let count = |name: &str| process.counters.iter().find(|c| c.name == name).unwrap().value;

@@ -23,6 +23,8 @@
 mod lane;
 mod replica;
 mod role;
+#[cfg(test)]
+mod tests;
 
 pub use lane::Phase;
 pub use replica::Replica;

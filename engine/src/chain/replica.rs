@@ -35,7 +35,10 @@ impl Replica {
     /// Chunks whose update isn't durable here or not ended yet, whatever the successors do.
     pub fn unsettled(&self) -> usize {
         let waits_for_others = |phase| {
-            matches!(phase, Phase::Forwarding | Phase::Paused | Phase::Recovered | Phase::Loading | Phase::Stuck)
+            matches!(
+                phase,
+                Phase::Forwarding | Phase::Paused | Phase::Recovered | Phase::Loading | Phase::Stuck
+            )
         };
         self.lanes.values().filter(|lane| !waits_for_others(lane.active.phase)).count()
     }

@@ -226,7 +226,7 @@ impl Offsets {
 
     fn next(&mut self) -> u64 {
         let index = match self.order {
-            Order::Random => (u128::from(self.numbers.next()) * u128::from(self.blocks) >> 64) as u64,
+            Order::Random => ((u128::from(self.numbers.next()) * u128::from(self.blocks)) >> 64) as u64,
             Order::Sequential => {
                 self.position = (self.position + 1) % self.blocks;
                 self.position

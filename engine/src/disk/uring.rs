@@ -16,16 +16,32 @@ use corefs_wire::{Result, SliceIndex};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Io {
     /// A piece of a client's read.
-    Read { op: u32, part: u16 },
+    Read {
+        op: u32,
+        part: u16,
+    },
     /// An old block that an update keeps a part of.
-    Merge { op: u32, part: u16 },
+    Merge {
+        op: u32,
+        part: u16,
+    },
     /// A piece of a pending update that is read back.
-    Load { op: u32, part: u16 },
+    Load {
+        op: u32,
+        part: u16,
+    },
     /// Blocks of an update.
-    Data { op: u32, part: u16 },
+    Data {
+        op: u32,
+        part: u16,
+    },
     /// A part of a batch.
-    Batch { slot: u32 },
-    Flush { disk: DiskIndex },
+    Batch {
+        slot: u32,
+    },
+    Flush {
+        disk: DiskIndex,
+    },
 }
 
 impl Io {
@@ -121,7 +137,15 @@ impl Disks {
     /// # Safety
     /// `to` is owned by the transfer until its completion.
     #[inline]
-    pub unsafe fn read(&self, ring: &mut Ring, slice: SliceIndex, offset: u64, to: *mut u8, len: u32, io: Io) {
+    pub unsafe fn read(
+        &self,
+        ring: &mut Ring,
+        slice: SliceIndex,
+        offset: u64,
+        to: *mut u8,
+        len: u32,
+        io: Io,
+    ) {
         let (file, offset, _) = self.locate(slice, offset, len);
         // SAFETY: passed on to the caller.
         unsafe { ring.read(file, to, len, offset, io.token()) }

@@ -59,7 +59,8 @@ pub async fn start(
     let places = core_affinity::get_core_ids().unwrap_or_default();
     let mut starting = Vec::new();
     for (index, (listener, listen)) in reserved.into_iter().enumerate() {
-        let slices = home.slices().into_iter().filter(|slice| usize::from(slice.index.0) % options.cores == index);
+        let slices =
+            home.slices().into_iter().filter(|slice| usize::from(slice.index.0) % options.cores == index);
         let specs = slices.map(|slice| SliceSpec {
             index: slice.index,
             disk: slice.disk,

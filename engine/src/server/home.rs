@@ -194,7 +194,8 @@ fn refuse_strangers(dir: &Path) -> Result<()> {
         let name = entry.file_name();
         let ours = ["lock", "node.toml.new"].iter().any(|ours| name == *ours);
         if !ours {
-            let what = format!("{} holds {name:?} and no node; name an empty or new directory", dir.display());
+            let what =
+                format!("{} holds {name:?} and no node; name an empty or new directory", dir.display());
             return Err(Error::new(ErrorCode::DirectoryInUse, what));
         }
     }
@@ -212,9 +213,10 @@ fn read(path: &Path) -> Result<Record> {
     let sound = stores.clone().all(|store| Uuid::parse(store).is_some());
     let cluster = record.cluster.is_empty() || Uuid::parse(&record.cluster).is_some();
     let count = stores.count();
-    let sizes = record.disks.iter().all(|disk| {
-        !disk.stores.is_empty() && slice_bytes(disk.size, disk.stores.len()) >= SLICE_BYTES_MIN
-    });
+    let sizes = record
+        .disks
+        .iter()
+        .all(|disk| !disk.stores.is_empty() && slice_bytes(disk.size, disk.stores.len()) >= SLICE_BYTES_MIN);
     if !sound || !cluster || !sizes || count == 0 || count > SLICES_MAX {
         return Err(bad(path, "it names impossible disks, stores or clusters"));
     }
@@ -232,7 +234,8 @@ fn planned(plan: &Plan<'_>) -> Result<Record> {
     let size = plan.capacity / BLOCK as u64 * BLOCK as u64;
     if slice_bytes(size, slices) < SLICE_BYTES_MIN {
         let least = SLICE_BYTES_MIN * slices as u64;
-        let what = format!("a disk for {} cores has {slices} slices; give it at least {least} bytes", plan.cores);
+        let what =
+            format!("a disk for {} cores has {slices} slices; give it at least {least} bytes", plan.cores);
         return Err(Error::mismatch(ErrorCode::BadConfig, least, plan.capacity, what));
     }
     let mut disks = Vec::new();

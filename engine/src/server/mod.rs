@@ -14,9 +14,9 @@ mod membership;
 mod process;
 
 use crate::mesh::{ShardMessage, ShardReport};
-use cores::Core;
 use corefs_net::{Address, Identity, Node, NodeConfig, Role, Secret};
 use corefs_wire::{Error, ErrorCode, NodeId, Result, Uuid};
+use cores::Core;
 use home::{Home, Plan};
 use membership::{Member, Membership};
 use std::net::IpAddr;
@@ -93,7 +93,8 @@ impl StorageServer {
         let plan = Plan { disks: &options.disks, capacity: options.capacity, cores: options.cores };
         let mut home = Home::open(&options.dir, &plan)?;
         let disks = home.open_disks()?;
-        let incarnation = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64);
+        let incarnation =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64);
         let reserved = cores::reserve(options.listen, options.cores)?;
         let mut member = Member {
             node: home.node(),
@@ -152,7 +153,8 @@ impl StorageServer {
         };
         home.join(NodeId(registered.reply.node), membership::cluster(&registered.reply)?)?;
         tracing::info!(%node, %address, shards = cores.len(), "serving");
-        let membership = Rc::new(Membership::new(control.clone(), options.managers.clone(), member, Rc::clone(&cores)));
+        let membership =
+            Rc::new(Membership::new(control.clone(), options.managers.clone(), member, Rc::clone(&cores)));
         membership.registered(registered)?;
         let beating = Rc::clone(&membership);
         glommio::spawn_local(async move { beating.run().await }).detach();
@@ -210,7 +212,10 @@ fn check(options: &Options) -> Result<()> {
     }
     let present = cores::present();
     if options.cores > present {
-        return bad(format!("{} cores were asked for and {present} may be used: ask for fewer", options.cores));
+        return bad(format!(
+            "{} cores were asked for and {present} may be used: ask for fewer",
+            options.cores
+        ));
     }
     if options.managers.is_empty() {
         return bad("no manager was named".into());

@@ -335,7 +335,11 @@ impl FrameSink for Desk {
             (Kind::Request, other) => {
                 let flow = self.open_account(conn, 1);
                 let what = "a storage shard reads, updates and lists";
-                self.refuse(conn, header, Error::mismatch(ErrorCode::UnknownOperation, 0, other.into(), what));
+                self.refuse(
+                    conn,
+                    header,
+                    Error::mismatch(ErrorCode::UnknownOperation, 0, other.into(), what),
+                );
                 flow
             }
             (Kind::Handshake, _) => {

@@ -68,8 +68,17 @@ impl Links {
         self.serial = self.serial.wrapping_add(1);
         let Route { to, version, chain_version } = route;
         let serial = self.serial;
-        let key =
-            self.forwards.insert(Forward { op, target, chunk, attempt, to, version, chain_version, conn, serial });
+        let key = self.forwards.insert(Forward {
+            op,
+            target,
+            chunk,
+            attempt,
+            to,
+            version,
+            chain_version,
+            conn,
+            serial,
+        });
         match self.links.iter_mut().find(|link| link.conn == conn) {
             Some(link) if !link.open => link.waiting.push(key),
             _ => self.sendable.push(key),

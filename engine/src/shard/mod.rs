@@ -24,11 +24,11 @@ mod updates;
 
 pub use turn::boottime;
 
+use crate::disk::Pages;
 use crate::disk::file::DiskFile;
 use crate::disk::open::{Extent, format_slice, recover_slice};
 use crate::disk::record::Recorder;
 use crate::disk::uring::Disks;
-use crate::disk::Pages;
 use crate::event::Event;
 use crate::mesh::{ShardHandle, ShardMessage, ShardReport, mail};
 use crate::store::{Geometry, RecoveryReport};

@@ -61,6 +61,7 @@ pub struct Merging {
     pub old: [Option<Buffer>; 2],
 }
 
+#[allow(clippy::large_enum_variant)] // The large one is the frequent one: boxing it would allocate for each read.
 pub enum Op {
     Read(ReadOp),
     /// Boxed: reads are many and small.
@@ -74,6 +75,10 @@ pub struct Ops(Slab<Op>);
 impl Ops {
     pub fn len(&self) -> usize {
         self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub fn insert(&mut self, op: Op) -> OpId {

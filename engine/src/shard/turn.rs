@@ -22,7 +22,10 @@ const BREATHE_EVERY: u64 = 256;
 pub(super) enum Ending {
     No,
     /// Told to stop: answers when nothing is left to write, or at that time.
-    Draining { until: Nanos, answer: Option<crate::mesh::Answer<()>> },
+    Draining {
+        until: Nanos,
+        answer: Option<crate::mesh::Answer<()>>,
+    },
     /// Leave the loop.
     Now,
 }
@@ -138,7 +141,7 @@ impl Shard {
     fn check_ending(&mut self) {
         let Ending::Draining { until, answer } = &mut self.ending else { return };
         let late = self.desk.now >= *until;
-        let quiet = self.desk.ops.len() == 0 || self.desk.now + DRAIN_NANOS >= *until + SUCCESSORS_NANOS;
+        let quiet = self.desk.ops.is_empty() || self.desk.now + DRAIN_NANOS >= *until + SUCCESSORS_NANOS;
         let drained = self.desk.targets.is_drained() && quiet;
         if !drained && !late {
             return;
@@ -146,16 +149,15 @@ impl Shard {
         if !drained {
             tracing::warn!("stopping with work under way; it is taken up again at the next start");
         }
-        for conn in self.tcp.connections().collect::<Vec<_>>() {
-            self.tcp.close(conn);
+        // The last replies leave; nobody waits for peers to say goodbye.
+        let sent = self.tcp.connections().all(|conn| self.tcp.queued(conn) == 0);
+        if !sent && !late {
+            return;
         }
-        self.tcp.flush(&mut self.ring);
         if let Some(answer) = answer.take() {
             answer.send(());
         }
-        if self.tcp.live() == 0 || late {
-            self.ending = Ending::Now;
-        }
+        self.ending = Ending::Now;
     }
 
     /// Gives all plans back: the store insists.

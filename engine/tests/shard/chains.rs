@@ -47,8 +47,7 @@ fn many_writers_of_one_chunk_take_turns() {
     let cluster = Cluster::start(dir.path(), THREE);
     with_client(&cluster, async |client| {
         let writes = (0..40u32).map(|n| async move {
-            let mut update =
-                client.update(HEAD, chunk(1, 0), UpdateKind::Write, n * 1000, 1000);
+            let mut update = client.update(HEAD, chunk(1, 0), UpdateKind::Write, n * 1000, 1000);
             update.channel = n.into();
             client.send(HEAD, update, &pattern(n.into(), 1000)).await
         });

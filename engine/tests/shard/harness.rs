@@ -268,8 +268,7 @@ pub struct Client {
 pub fn with_client<T>(cluster: &Cluster, work: impl AsyncFnOnce(&Client) -> T) -> T {
     let routing = cluster.routing();
     executor().run(async move {
-        let identity =
-            Identity { role: Role::Client, id: 9, incarnation: 1, cluster: CLUSTER, secret: None };
+        let identity = Identity { role: Role::Client, id: 9, incarnation: 1, cluster: CLUSTER, secret: None };
         let mut config = NodeConfig::new(identity);
         config.pool_bytes = 16 << 20;
         let node = Node::start(config).unwrap();
@@ -449,11 +448,7 @@ fn check(body: &[u8], data: Option<&[u8]>) -> Result<Found> {
             return Err(Error::new(ErrorCode::ChecksumMismatch, "a block that the server vouched for"));
         }
     }
-    Ok(Found {
-        version: reply.commit_version.get(),
-        length: reply.chunk_length.get(),
-        data: bytes.to_vec(),
-    })
+    Ok(Found { version: reply.commit_version.get(), length: reply.chunk_length.get(), data: bytes.to_vec() })
 }
 
 /// Bytes that tell where they belong.

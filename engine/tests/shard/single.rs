@@ -128,11 +128,9 @@ fn a_retry_is_recognised() {
         assert_eq!(code(client.send(HEAD, first, &bytes).await), Some(ErrorCode::Duplicate));
         // Two of the same at once: one is done, the other attaches to it.
         let third = client.update(HEAD, one, UpdateKind::Write, 50, 100);
-        let (a, b) = futures_lite::future::zip(
-            client.send(HEAD, third, &bytes),
-            client.send(HEAD, third, &bytes),
-        )
-        .await;
+        let (a, b) =
+            futures_lite::future::zip(client.send(HEAD, third, &bytes), client.send(HEAD, third, &bytes))
+                .await;
         assert_eq!((a.unwrap().version.get(), b.unwrap().version.get()), (3, 3));
     });
 }
@@ -164,7 +162,8 @@ fn requests_that_cannot_be_are_refused_by_name() {
         assert_eq!(code(client.send(HEAD, forwarded, &[1; 10]).await), Some(ErrorCode::NotServing));
         let stale = corefs_wire::data::Update { chain_version: 9.into(), ..update };
         assert_eq!(code(client.send(HEAD, stale, &[1; 10]).await), Some(ErrorCode::StaleRouting));
-        let unknown = client.node.call(&client.address(HEAD), 0x77, b"", None, std::time::Duration::from_secs(5)).await;
+        let unknown =
+            client.node.call(&client.address(HEAD), 0x77, b"", None, std::time::Duration::from_secs(5)).await;
         assert_eq!(code(unknown), Some(ErrorCode::UnknownOperation));
         // The shard is none the worse for it.
         assert_eq!(client.read(HEAD, one, 0, 4096).await.unwrap().data, [1; 4096]);
@@ -233,7 +232,11 @@ fn a_restart_keeps_everything_and_so_does_a_kill() {
                 client.write(HEAD, chunk(round, index), 0, &bytes).await.unwrap();
             }
         });
-        if round % 2 == 0 { cluster.kill(1) } else { cluster.stop(1) }
+        if round % 2 == 0 {
+            cluster.kill(1)
+        } else {
+            cluster.stop(1)
+        }
         cluster.restart(1).unwrap();
     }
 }
