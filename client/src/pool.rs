@@ -6,7 +6,7 @@
 use crate::client::{Client, ClientOptions};
 use corefs_net::{Bell, Remote};
 use corefs_wire::{Error, ErrorCode, InodeId, Result};
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use glommio::{ExecutorJoinHandle, Placement};
 use std::cell::RefCell;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -222,7 +222,7 @@ fn start_shard(
     placement: Placement,
 ) -> Result<(Shard, ExecutorJoinHandle<Result<()>>)> {
     let (give, take) = mpsc::sync_channel(1);
-    let thread = LocalExecutorBuilder::new(placement)
+    let thread = corefs_net::executor::builder(placement)
         .name("corefs-client")
         .spawn(move || live(options, give))
         .map_err(|error| Error::new(ErrorCode::Os, format!("starting a client's thread: {error}")))?;

@@ -514,10 +514,9 @@ async fn sync(handle: FileHandle) -> Result<()> {
 /// Ends a file's session once the last request that uses it is done.
 async fn close(file: Rc<File>) {
     // Somebody still reads or writes: dropping the last handle closes in the background.
-    if let Some(file) = Rc::into_inner(file) {
-        if let Err(error) = file.close().await {
-            tracing::warn!("closing a file: {error}");
-        }
+    let Some(file) = Rc::into_inner(file) else { return };
+    if let Err(error) = file.close().await {
+        tracing::warn!("closing a file: {error}");
     }
 }
 

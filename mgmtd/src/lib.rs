@@ -10,7 +10,6 @@
 //! | [`primary`] | memory and store in step: how anything changes |
 //! | [`election`] | who leads |
 //! | [`ops`] | what others ask, one file an operation |
-//! | [`server`], [`process`] | the manager as a process: endpoint, tasks, system calls |
 //! | [`clock`], [`watch`] | time, and tasks that wait for each other |
 
 pub mod clock;
@@ -19,7 +18,7 @@ pub mod election;
 pub mod ops;
 pub mod primary;
 #[cfg(feature = "server")]
-pub mod process;
+
 pub mod rows;
 #[cfg(feature = "server")]
 pub mod server;

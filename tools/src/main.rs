@@ -1,1 +1,78 @@
-fn main() {}
+//! The `corefs` binary: every role, the tools for people, and the main job.
+//!
+//! `cmd/` has one file for each subcommand; [`supervise`] keeps the processes of a cluster on one machine running;
+//! [`directory`] is the layout of such a cluster's directory; [`config`] merges flags with a TOML file.
+
+mod cluster;
+mod cmd;
+mod config;
+mod connect;
+mod directory;
+mod output;
+mod role;
+mod signals;
+mod supervise;
+mod tree;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// A distributed file system for AI training and inference: thread per core, replicated chunks, POSIX through a
+/// mount, 4 KiB random reads at the disk's limit through the native client.
+///
+/// Start here: `corefs quickstart` shows and measures all of it in a fresh directory; `corefs up --dir DIR` keeps a
+/// cluster running on this machine.
+#[derive(Parser)]
+#[command(version, propagate_version = true, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What to log to standard error: error, warn, info, debug, trace, or per module as in `corefs_engine=debug`.
+    #[arg(long, global = true, default_value = "warn", env = "COREFS_LOG", value_name = "FILTER")]
+    log: String,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Quickstart(cmd::quickstart::Args),
+    Up(cmd::up::Args),
+    Status(cmd::status::Args),
+    Mount(cmd::mount::Args),
+    Umount(cmd::mount::UmountArgs),
+    Fs(cmd::fs::Args),
+    Perf(cmd::perf::Args),
+    Fsck(cmd::fsck::Args),
+    Config(cmd::config::Args),
+    Kv(cmd::kv::Args),
+    Mgmtd(cmd::mgmtd::Args),
+    Meta(cmd::meta::Args),
+    Storage(cmd::storage::Args),
+}
+
+fn main() -> ExitCode {
+    // Before any thread exists, so that every thread inherits it: stop signals are taken by one thread alone.
+    signals::block();
+    let cli = Cli::parse();
+    if let Err(error) = output::start_log(&cli.log) {
+        return output::fail(&error);
+    }
+    let outcome = match cli.command {
+        Command::Quickstart(args) => cmd::quickstart::run(args),
+        Command::Up(args) => cmd::up::run(args),
+        Command::Status(args) => cmd::status::run(args),
+        Command::Mount(args) => cmd::mount::run(args),
+        Command::Umount(args) => cmd::mount::umount(args),
+        Command::Fs(args) => cmd::fs::run(args),
+        Command::Perf(args) => cmd::perf::run(args),
+        Command::Fsck(args) => cmd::fsck::run(args),
+        Command::Config(args) => cmd::config::run(args),
+        Command::Kv(args) => cmd::kv::run(args),
+        Command::Mgmtd(args) => cmd::mgmtd::run(args),
+        Command::Meta(args) => cmd::meta::run(args),
+        Command::Storage(args) => cmd::storage::run(args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => output::fail(&error),
+    }
+}

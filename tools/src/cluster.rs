@@ -1,0 +1,288 @@
+//! A cluster on one machine: which processes it has and in which order they start. `up` keeps it running, `quickstart`
+//! measures it.
+
+use crate::directory::{Directory, Shape};
+use crate::supervise::{Spec, Supervisor};
+use corefs_wire::limits::{CHUNK_DEFAULT, CHUNK_MAX, CHUNK_MIN, REPLICAS_MAX, SHARDS_MAX};
+use corefs_wire::{Error, ErrorCode, Result};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// The manager's port when it is free; any other free one otherwise.
+const MANAGER_PORT: u16 = 7400;
+/// Smallest disk a node can work with: journals and checkpoints of its slices, and some data.
+const CAPACITY_MIN: u64 = 1 << 30;
+/// Preallocated by default at most, however large the disk is.
+const CAPACITY_MAX_BY_DEFAULT: u64 = 64 << 30;
+
+/// What a person asked for; what they left out is chosen here.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
+    pub nodes: Option<u32>,
+    pub cores: Option<u32>,
+    pub replicas: Option<u32>,
+    pub targets: Option<u32>,
+    pub chunk_size: Option<u64>,
+    pub capacity: Option<u64>,
+    pub port: Option<u16>,
+}
+
+impl Wishes {
+    /// The shape of a new cluster in `root`.
+    fn choose(&self, root: &Path) -> Result<Shape> {
+        let replicas = self.replicas.unwrap_or(1);
+        let nodes = self.nodes.unwrap_or(replicas);
+        let free = free_space(root)?;
+        let by_default = (free / 2 / u64::from(nodes.max(1))).min(CAPACITY_MAX_BY_DEFAULT);
+        let shape = Shape {
+            nodes,
+            cores: self.cores.unwrap_or((cpus() / nodes.max(1)).max(1)),
+            replicas,
+            targets: self.targets.unwrap_or_else(|| whole_chains(nodes, replicas)),
+            chunk_size: u32::try_from(self.chunk_size.unwrap_or(CHUNK_DEFAULT.into())).unwrap_or(u32::MAX),
+            capacity: self.capacity.unwrap_or(by_default) & !0xFFFFF,
+            manager: format!("127.0.0.1:{}", free_port(self.port)?),
+        };
+        check(&shape, free)?;
+        Ok(shape)
+    }
+
+    /// Refuses wishes that an existing cluster doesn't have: silently serving something else would be a lie.
+    fn agree(&self, shape: &Shape) -> Result<()> {
+        let wishes = [
+            ("--nodes", self.nodes.map(u64::from), u64::from(shape.nodes)),
+            ("--cores", self.cores.map(u64::from), u64::from(shape.cores)),
+            ("--replicas", self.replicas.map(u64::from), u64::from(shape.replicas)),
+            ("--targets", self.targets.map(u64::from), u64::from(shape.targets)),
+            ("--chunk-size", self.chunk_size, u64::from(shape.chunk_size)),
+            ("--capacity", self.capacity.map(|bytes| bytes & !0xFFFFF), shape.capacity),
+        ];
+        for (flag, wish, is) in wishes {
+            if let Some(wish) = wish.filter(|wish| *wish != is) {
+                let what = format!(
+                    "{flag} {wish}: this cluster was made with {is}; leave the flag out, or use a new --dir"
+                );
+                return Err(Error::mismatch(ErrorCode::BadConfig, is, wish, what));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Cores that this process may use.
+fn cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
+}
+
+/// Targets a node by default: at least 32, and as many as make whole chains.
+fn whole_chains(nodes: u32, replicas: u32) -> u32 {
+    let replicas = u64::from(replicas.max(1));
+    let divides = |targets: &u32| (u64::from(nodes) * u64::from(*targets)).is_multiple_of(replicas);
+    (32..32 + REPLICAS_MAX as u32 * 2).find(divides).unwrap_or(32)
+}
+
+fn check(shape: &Shape, free: u64) -> Result<()> {
+    let bad = |what: String| Err(Error::new(ErrorCode::BadConfig, what));
+    let Shape { nodes, cores, replicas, targets, chunk_size, capacity, .. } = shape;
+    if *replicas == 0 || *replicas as usize > REPLICAS_MAX {
+        return bad(format!("--replicas {replicas}: between 1 and {REPLICAS_MAX} copies are possible"));
+    }
+    if nodes < replicas {
+        return bad(format!(
+            "--nodes {nodes} can't hold --replicas {replicas}: each copy is on its own node"
+        ));
+    }
+    if *nodes > 64 {
+        return bad(format!("--nodes {nodes}: at most 64 on one machine"));
+    }
+    let present = cpus().min(SHARDS_MAX as u32);
+    if *cores == 0 || *cores > present {
+        return bad(format!("--cores {cores}: a node can have 1 to {present} shards here, one a core"));
+    }
+    if *targets == 0 || *targets > 1024 {
+        return bad(format!("--targets {targets}: between 1 and 1024 targets a node are possible"));
+    }
+    if !(u64::from(*nodes) * u64::from(*targets)).is_multiple_of(u64::from(*replicas)) {
+        return bad(format!(
+            "--nodes {nodes} x --targets {targets} doesn't divide into chains of {replicas}"
+        ));
+    }
+    if !chunk_size.is_power_of_two() || !(CHUNK_MIN..=CHUNK_MAX).contains(chunk_size) {
+        return bad(format!(
+            "--chunk-size {chunk_size}: a power of two from {CHUNK_MIN} to {CHUNK_MAX} bytes"
+        ));
+    }
+    if *capacity < CAPACITY_MIN {
+        let what = format!(
+            "--capacity {capacity}: a node needs at least {CAPACITY_MIN} bytes ({free} are free here)"
+        );
+        return Err(Error::new(ErrorCode::NoSpace, what));
+    }
+    let all = capacity.saturating_mul(u64::from(*nodes));
+    if all > free {
+        let what = format!(
+            "{nodes} nodes of {capacity} bytes need {all} bytes, {free} are free; give a smaller --capacity"
+        );
+        return Err(Error::mismatch(ErrorCode::NoSpace, all, free, what));
+    }
+    Ok(())
+}
+
+/// A running cluster. Dropping it stops it.
+pub struct Cluster {
+    pub supervisor: Supervisor,
+    pub manager: String,
+    pub shape: Shape,
+}
+
+/// Opens `directory`'s cluster, or makes it, and starts all of its roles. `say` is told what is being done.
+pub fn start(directory: &Directory, wishes: &Wishes, say: &mut dyn FnMut(String)) -> Result<Cluster> {
+    let shape = match directory.shape()? {
+        Some(shape) => {
+            wishes.agree(&shape)?;
+            shape
+        }
+        None => {
+            let shape = wishes.choose(directory.root())?;
+            directory.create(&shape)?;
+            shape
+        }
+    };
+    let mut supervisor = Supervisor::new()?;
+    let mut launch = |name: &str, log: PathBuf, args: Vec<OsString>| {
+        say(format!("starting {name}"));
+        // All listeners are on loopback, where no secret is asked for (docs/adr/0006).
+        let mut all = args;
+        if let Ok(filter) = std::env::var("COREFS_LOG") {
+            all.extend(["--log".into(), filter.into()]);
+        }
+        supervisor.start(Spec { name: name.to_owned(), args: all, log })
+    };
+    let kv = launch(
+        "kv",
+        directory.log("kv"),
+        vec![
+            "kv".into(),
+            "--dir".into(),
+            directory.kv().into(),
+            "--listen".into(),
+            directory.kv_address().into(),
+        ],
+    )?;
+    let number = |value: u32| OsString::from(value.to_string());
+    let manager = launch(
+        "mgmtd",
+        directory.log("mgmtd"),
+        vec![
+            "mgmtd".into(),
+            "--kv".into(),
+            kv.clone().into(),
+            "--listen".into(),
+            shape.manager.clone().into(),
+            "--nodes".into(),
+            number(shape.nodes),
+            "--replicas".into(),
+            number(shape.replicas),
+            "--targets".into(),
+            number(shape.targets),
+            "--chunk-size".into(),
+            number(shape.chunk_size),
+        ],
+    )?;
+    for node in 1..=shape.nodes {
+        let name = format!("storage node-{node}");
+        let log = directory.log(&format!("node-{node}"));
+        launch(
+            &name,
+            log,
+            vec![
+                "storage".into(),
+                "--dir".into(),
+                directory.node(node).into(),
+                "--manager".into(),
+                manager.clone().into(),
+                "--cores".into(),
+                number(shape.cores),
+                "--first-core".into(),
+                number((node - 1) * shape.cores % cpus()),
+                "--capacity".into(),
+                shape.capacity.to_string().into(),
+            ],
+        )?;
+    }
+    let meta = vec!["meta".into(), "--kv".into(), kv.into(), "--manager".into(), manager.clone().into()];
+    launch("meta", directory.log("meta"), meta)?;
+    Ok(Cluster { supervisor, manager, shape })
+}
+
+/// Adds a mount to a running cluster, as one more supervised process.
+pub fn mount(directory: &Directory, cluster: &mut Cluster, path: &Path) -> Result<()> {
+    let args = vec!["mount".into(), "--manager".into(), cluster.manager.clone().into(), path.into()];
+    let spec = Spec { name: format!("mount {}", path.display()), args, log: directory.log("mount") };
+    cluster.supervisor.start(spec).map(drop)
+}
+
+/// Bytes that this user may still write on the file system of `path`.
+pub fn free_space(path: &Path) -> Result<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = std::ffi::CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| Error::new(ErrorCode::BadConfig, "a path can't contain a NUL byte"))?;
+    // SAFETY: statvfs only writes to the zeroed struct, and `name` is NUL-terminated.
+    let stat = unsafe {
+        let mut stat: libc::statvfs = std::mem::zeroed();
+        if libc::statvfs(name.as_ptr(), &mut stat) != 0 {
+            return Err(Error::from(std::io::Error::last_os_error()).of(path.display()));
+        }
+        stat
+    };
+    Ok(stat.f_bavail * stat.f_frsize)
+}
+
+fn free_port(wish: Option<u16>) -> Result<u16> {
+    let listen =
+        |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).and_then(|socket| socket.local_addr());
+    let address = match wish {
+        Some(port) => listen(port).map_err(|error| Error::from(error).of(format!("--port {port}")))?,
+        None => listen(MANAGER_PORT).or_else(|_| listen(0))?,
+    };
+    Ok(address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_replicas_get_three_nodes() {
+        let dir = tempfile::tempdir().unwrap();
+        let wishes =
+            Wishes { replicas: Some(3), capacity: Some(1 << 30), targets: Some(33), ..Wishes::default() };
+        let shape = wishes.choose(dir.path()).unwrap();
+        assert_eq!((shape.nodes, shape.replicas), (3, 3));
+        assert!(shape.cores >= 1);
+        wishes.agree(&shape).unwrap();
+        let other = Wishes { replicas: Some(2), ..Wishes::default() };
+        assert_eq!(other.agree(&shape).unwrap_err().code, ErrorCode::BadConfig);
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |wishes: Wishes, flag: &str, code: ErrorCode| {
+            let error = wishes.choose(dir.path()).unwrap_err();
+            assert!(error.message.contains(flag) && error.code == code, "{error}");
+        };
+        let bad = ErrorCode::BadConfig;
+        check(Wishes { replicas: Some(0), ..Wishes::default() }, "--replicas", bad);
+        check(Wishes { replicas: Some(3), nodes: Some(2), ..Wishes::default() }, "--nodes", bad);
+        check(Wishes { chunk_size: Some(100_000), ..Wishes::default() }, "--chunk-size", bad);
+        check(Wishes { cores: Some(0), ..Wishes::default() }, "--cores", bad);
+        check(
+            Wishes { replicas: Some(3), targets: Some(32), nodes: Some(4), ..Wishes::default() },
+            "divide",
+            bad,
+        );
+        check(Wishes { capacity: Some(1), ..Wishes::default() }, "--capacity", ErrorCode::NoSpace);
+        check(Wishes { capacity: Some(1 << 60), ..Wishes::default() }, "--capacity", ErrorCode::NoSpace);
+    }
+}

@@ -1,0 +1,131 @@
+//! `corefs config`: the settings that a role's --config file may have.
+
+use crate::output;
+use corefs_wire::Result;
+use std::process::ExitCode;
+
+/// Show the settings of the roles' TOML files.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// Print a commented file with every setting and its default. Give it to `corefs storage --config FILE` and the
+    /// other roles after editing; flags win over it.
+    Print {
+        /// Print the settings as JSON: section, name, default, meaning.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let Verb::Print { json } = args.verb;
+    if json {
+        output::json(&settings())?
+    } else {
+        output::line(TEMPLATE.trim_end())?
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Every setting of every role. A line `# name = value` is a setting with its default.
+pub const TEMPLATE: &str = r#"# corefs: settings of the roles, a section each. Every one can be left out; flags of the same name win.
+
+[kv]            # the embedded key-value store of one machine: metadata is one copy
+# dir = "kv"                              # where the store is
+# listen = "unix:kv.sock"                 # address: unix:PATH or IP:PORT
+# secret_file = "secret"                  # the cluster's secret; required unless every address is local
+
+[mgmtd]         # the manager: membership, chains, routing
+# kv = "unix:kv.sock"                     # where `corefs kv` listens
+# listen = "127.0.0.1:7400"               # address that nodes and clients are given
+# nodes = 1                               # storage nodes to wait for before the first chains are made
+# replicas = 1                            # copies of each chunk
+# targets = 32                            # replica stores on each node
+# chunk_size = "512KiB"                   # a power of two from 64KiB to 64MiB
+# secret_file = "secret"
+
+[meta]          # a metadata server: the namespace
+# kv = "unix:kv.sock"
+# manager = ["127.0.0.1:7400"]            # every manager's address
+# listen = "127.0.0.1:0"                  # port 0: any free one
+# secret_file = "secret"
+
+[storage]       # a storage node: one pinned executor per core
+# dir = "node-1"                          # its identity and its disk
+# manager = ["127.0.0.1:7400"]
+# cores = 1                               # shards; each pins itself to a core
+# first_core = 0                          # the first shard's core; the others follow
+# capacity = "64GiB"                      # preallocated at the first start
+# listen = "127.0.0.1"                    # IP address; each shard takes a port of its own
+# domain = ""                             # failure domain, such as a rack
+# busy_poll = 50                          # microseconds a shard spins before it parks
+# secret_file = "secret"
+
+[mount]         # a FUSE mount
+# manager = ["127.0.0.1:7400"]
+# threads = 2                             # threads that read requests from the kernel
+# secret_file = "secret"
+"#;
+
+#[derive(serde::Serialize, Debug)]
+struct Setting {
+    section: &'static str,
+    name: &'static str,
+    default: &'static str,
+    meaning: &'static str,
+}
+
+fn settings() -> Vec<Setting> {
+    let mut section = "";
+    let mut settings = Vec::new();
+    for line in TEMPLATE.lines() {
+        if let Some(rest) = line.strip_prefix('[') {
+            section = rest.split(']').next().unwrap_or_default();
+        } else if let Some((name, rest)) = line.strip_prefix("# ").and_then(|line| line.split_once(" = ")) {
+            let (default, meaning) = rest.split_once('#').unwrap_or((rest, ""));
+            settings.push(Setting { section, name, default: default.trim(), meaning: meaning.trim() });
+        }
+    }
+    settings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cmd, config};
+    use serde::Serialize;
+    use serde::de::DeserializeOwned;
+
+    /// Every documented setting is read by its role, and every setting of the role is documented.
+    fn check<T: Serialize + DeserializeOwned + Default>(section: &str) {
+        let body: Vec<String> = settings()
+            .iter()
+            .filter(|setting| setting.section == section)
+            .map(|setting| format!("{} = {}", setting.name, setting.default))
+            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("corefs.toml");
+        std::fs::write(&path, format!("[{section}]\n{}\n", body.join("\n"))).unwrap();
+        let all: T = config::merge(section, Some(&path), &T::default()).unwrap();
+        let read = toml::Table::try_from(&all).unwrap();
+        assert_eq!(
+            read.len(),
+            body.len(),
+            "{section}: settings that were not read, or not documented: {read:?}"
+        );
+    }
+
+    #[test]
+    fn the_printed_file_is_what_the_roles_read() {
+        check::<cmd::kv::Args>("kv");
+        check::<cmd::mgmtd::Args>("mgmtd");
+        check::<cmd::meta::Args>("meta");
+        check::<cmd::storage::Args>("storage");
+        check::<cmd::mount::Args>("mount");
+    }
+}

@@ -1,0 +1,14 @@
+//! One file for each subcommand.
+
+pub mod config;
+pub mod fs;
+pub mod fsck;
+pub mod kv;
+pub mod meta;
+pub mod mgmtd;
+pub mod mount;
+pub mod perf;
+pub mod quickstart;
+pub mod status;
+pub mod storage;
+pub mod up;

@@ -1,0 +1,87 @@
+//! `corefs mount` and `corefs umount`.
+
+use crate::{config, output, role, signals};
+use corefs_client::{ClientOptions, ClientPool, PoolOptions};
+use corefs_fuse::{MountOptions, mount, unmount};
+use corefs_wire::Result;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Mount the file system at an existing directory, in the foreground until interrupted or unmounted.
+///
+/// Needs /dev/fuse, and root or fusermount3. Prints `ready PATH` when it can be used. What one mount writes, another sees
+/// when it opens the file after the first has closed or synced it.
+#[derive(clap::Args, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Args {
+    /// TOML file with settings, section [mount]; flags win.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Address of a manager; repeat for several.
+    #[arg(long, value_name = "ADDR", env = "COREFS_MANAGER")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    manager: Vec<String>,
+    /// Threads that take requests from the kernel [default: 2].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    threads: Option<usize>,
+    /// File with the cluster's secret.
+    #[arg(long, value_name = "FILE", env = "COREFS_SECRET_FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret_file: Option<PathBuf>,
+    /// Refuse all changes.
+    #[arg(long)]
+    #[serde(skip)]
+    read_only: bool,
+    /// Where to mount.
+    #[serde(skip)]
+    path: PathBuf,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let (path, read_only) = (args.path.clone(), args.read_only);
+    let args: Args = config::merge("mount", args.config.as_deref(), &args)?;
+    let mut options =
+        ClientOptions::new(role::managers(&args.manager)?, role::secret(args.secret_file.as_deref())?);
+    options.name = format!("mount {}", path.display());
+    let pool = ClientPool::start(options, PoolOptions::default())?;
+    let mounting =
+        MountOptions { threads: args.threads.unwrap_or(MountOptions::default().threads), read_only };
+    let mounted = match mount(pool.clone(), &path, &mounting) {
+        Ok(mounted) => mounted,
+        Err(error) => {
+            pool.stop()?;
+            return Err(error);
+        }
+    };
+    output::line(&format!("ready {}", path.display()))?;
+    while !signals::wait_for(Duration::from_millis(200)) {
+        if mounted.ended() {
+            break;
+        }
+    }
+    mounted.unmount()?;
+    pool.stop()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Unmount a corefs mount, also one whose process is gone.
+#[derive(clap::Args)]
+pub struct UmountArgs {
+    /// Where it is mounted.
+    path: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn umount(args: UmountArgs) -> Result<ExitCode> {
+    unmount(&args.path)?;
+    if args.json {
+        output::json(&serde_json::json!({"unmounted": args.path}))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,128 @@
+//! `corefs status`: what the cluster is made of, how it is, and what to do about what is wrong.
+
+use crate::connect::Cluster;
+use crate::output;
+use corefs_wire::control::mgmtd::{ChainT, GetStatusT, NodeStatusT, StatusT, TargetState};
+use corefs_wire::{Result, Uuid};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+
+/// Show nodes, targets, chains, space, what is wrong, and what to type about it.
+///
+/// Exits with 0 when everything is well, 3 when something is wrong.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    cluster: Cluster,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let status = fetch(&args.cluster)?;
+    if args.json {
+        output::json(&as_json(&status))?
+    } else {
+        print(&status)?
+    }
+    Ok(ExitCode::from(if status.problems.is_empty() { 0 } else { 3 }))
+}
+
+/// Asks the manager.
+pub fn fetch(cluster: &Cluster) -> Result<StatusT> {
+    cluster.with_client("corefs status", |client| async move { client.manager(&GetStatusT::default()).await })
+}
+
+fn space(nodes: &[NodeStatusT]) -> (u64, u64) {
+    let slices = nodes.iter().flat_map(|node| &node.slices);
+    slices.fold((0, 0), |(total, used), slice| (total + slice.capacity, used + slice.used))
+}
+
+fn whole(chain: &ChainT) -> bool {
+    chain.members.iter().all(|member| member.state == TargetState::Serving)
+}
+
+fn state_name(state: TargetState) -> &'static str {
+    state.variant_name().unwrap_or("unknown")
+}
+
+fn cluster_name(status: &StatusT) -> String {
+    <[u8; 16]>::try_from(&status.cluster[..]).map_or("unknown".into(), |bytes| Uuid(bytes).to_string())
+}
+
+fn as_json(status: &StatusT) -> Value {
+    let (total, used) = space(&status.nodes);
+    let node = |node: &NodeStatusT| {
+        let slice = |slice: &corefs_wire::control::mgmtd::SliceInfoT| json!({"index": slice.index, "shard": slice.shard, "capacity": slice.capacity, "used": slice.used, "dead": slice.dead});
+        json!({
+            "node": node.node, "alive": node.alive, "incarnation": node.incarnation, "seen_ms_ago": node.seen_ms_ago,
+            "domain": node.domain, "control": node.control, "shards": node.shards,
+            "slices": node.slices.iter().map(slice).collect::<Vec<_>>(),
+        })
+    };
+    let chain = |chain: &ChainT| {
+        let member = |member: &corefs_wire::control::mgmtd::MemberT| json!({"target": member.target, "state": state_name(member.state)});
+        json!({"chain": chain.id, "version": chain.version, "members": chain.members.iter().map(member).collect::<Vec<_>>()})
+    };
+    let routing = &status.routing;
+    let target = |target: &corefs_wire::control::mgmtd::TargetT| json!({"target": target.id, "node": target.node, "slice": target.slice, "chain": target.chain});
+    let meta = |meta: &corefs_wire::control::mgmtd::MetaStatusT| json!({"address": meta.address, "alive": meta.alive, "seen_ms_ago": meta.seen_ms_ago});
+    let problem = |problem: &corefs_wire::control::mgmtd::ProblemT| json!({"what": problem.what, "remedy": problem.remedy});
+    json!({
+        "cluster": cluster_name(status), "primary": status.primary, "kv": status.kv,
+        "replicas": status.replicas, "expected_nodes": status.expected_nodes,
+        "targets_per_node": status.targets_per_node, "chunk_size": status.chunk_size, "clients": status.clients,
+        "routing_version": routing.version, "space": {"total": total, "used": used, "free": total - used.min(total)},
+        "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),
+        "metas": status.metas.iter().map(meta).collect::<Vec<_>>(),
+        "targets": routing.targets.iter().map(target).collect::<Vec<_>>(),
+        "chains": routing.chains.iter().map(chain).collect::<Vec<_>>(),
+        "problems": status.problems.iter().map(problem).collect::<Vec<_>>(),
+    })
+}
+
+fn print(status: &StatusT) -> Result<()> {
+    let chains = &status.routing.chains;
+    let (total, used) = space(&status.nodes);
+    let mut out = vec![
+        format!("cluster   {}", cluster_name(status)),
+        format!("manager   {}", status.primary),
+        format!("metadata  {} (embedded: one copy)", status.kv),
+        format!(
+            "chains    {} of {}, {} whole; {} replicas, chunks of {}",
+            chains.len(),
+            status.expected_nodes * status.targets_per_node / status.replicas.max(1),
+            chains.iter().filter(|chain| whole(chain)).count(),
+            status.replicas,
+            output::size(status.chunk_size.into())
+        ),
+        format!("space     {} used of {}", output::size(used), output::size(total)),
+        format!("clients   {}", status.clients),
+    ];
+    for node in &status.nodes {
+        let (total, used) = space(std::slice::from_ref(node));
+        out.push(format!(
+            "node {:<4} {}  {} shards, {} slices, {} of {} used, seen {} ms ago{}",
+            node.node,
+            if node.alive { "alive" } else { "DEAD " },
+            node.shards.len(),
+            node.slices.len(),
+            output::size(used),
+            output::size(total),
+            node.seen_ms_ago,
+            if node.domain.is_empty() { String::new() } else { format!(", domain {}", node.domain) },
+        ));
+    }
+    for meta in &status.metas {
+        let alive = if meta.alive { "alive" } else { "DEAD " };
+        out.push(format!("meta      {alive}  {}, seen {} ms ago", meta.address, meta.seen_ms_ago));
+    }
+    for problem in &status.problems {
+        out.push(format!("PROBLEM   {}\n          do: {}", problem.what, problem.remedy));
+    }
+    if status.problems.is_empty() {
+        out.push("all is well".into());
+    }
+    output::line(&out.join("\n"))
+}

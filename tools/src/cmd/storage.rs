@@ -1,0 +1,99 @@
+//! `corefs storage`: a storage node.
+
+use crate::{config, role};
+use corefs_engine::server::{Options, StorageServer};
+use corefs_perf::args::Bytes;
+use corefs_wire::{Error, ErrorCode, Result};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Run a storage node: one executor pinned to each of its cores, each with its own ring, sockets and slices of the disk.
+///
+/// The first start preallocates and formats the disk in --dir; later starts recover it. A directory belongs to one node of
+/// one cluster and is refused to any other.
+#[derive(clap::Args, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Args {
+    /// TOML file with settings, section [storage]; flags win.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Directory of the node: its identity and its disk.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dir: Option<PathBuf>,
+    /// Address of a manager; repeat for several.
+    #[arg(long, value_name = "ADDR")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    manager: Vec<String>,
+    /// Shards: pinned executors [default: 1].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cores: Option<u32>,
+    /// Which of this process's cores the first shard takes; the others follow [default: 0].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_core: Option<usize>,
+    /// Disk space preallocated at the first start [default: 64GiB].
+    #[arg(long, value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    capacity: Option<Bytes>,
+    /// IP address to serve on; each shard takes a free port [default: 127.0.0.1].
+    #[arg(long, value_name = "IP")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listen: Option<String>,
+    /// Failure domain, such as a rack [default: none].
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<String>,
+    /// Microseconds a shard spins for work before it parks [default: 50].
+    #[arg(long, value_name = "MICROSECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    busy_poll: Option<u64>,
+    /// File with the cluster's secret.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret_file: Option<PathBuf>,
+    /// Record every disk write, flush and acknowledgment here, for power-cut tests.
+    #[arg(long, value_name = "FILE", hide = true)]
+    #[serde(skip)]
+    record: Option<PathBuf>,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let record = args.record.clone();
+    let args: Args = config::merge("storage", args.config.as_deref(), &args)?;
+    let mut options =
+        Options::new(config::required(args.dir, "storage", "dir")?, role::managers(&args.manager)?);
+    options.record = record;
+    options.secret = role::secret(args.secret_file.as_deref())?;
+    if let Some(cores) = args.cores {
+        options.cores = cores as usize;
+    }
+    if let Some(first) = args.first_core {
+        options.first_core = first;
+    }
+    if let Some(capacity) = args.capacity {
+        options.capacity = capacity.0;
+    }
+    if let Some(listen) = &args.listen {
+        let bad = |error| {
+            Error::new(ErrorCode::BadConfig, format!("--listen {listen}: {error}; give an IP address"))
+        };
+        options.listen = listen.parse().map_err(bad)?;
+    }
+    if let Some(domain) = args.domain {
+        options.domain = domain;
+    }
+    if let Some(busy_poll) = args.busy_poll {
+        options.busy_poll = Duration::from_micros(busy_poll);
+    }
+    let start = async move {
+        let server = StorageServer::start(options).await?;
+        let address = server.address().to_string();
+        Ok((server, address))
+    };
+    role::run("storage", start, |server| async move { server.stop().await })
+}

@@ -1,0 +1,47 @@
+//! How commands for people reach a cluster: the flags they share, and a client on this thread.
+
+use crate::role;
+use corefs_client::{Client, ClientOptions};
+use corefs_wire::Result;
+use std::future::Future;
+use std::path::PathBuf;
+
+/// Which cluster to talk to.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Cluster {
+    /// Address of a manager, as `corefs up` prints it; repeat for several.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", env = "COREFS_MANAGER")]
+    pub manager: Vec<String>,
+    /// File with the cluster's secret; needed for clusters that other machines can reach.
+    #[arg(long, value_name = "FILE", env = "COREFS_SECRET_FILE")]
+    pub secret_file: Option<PathBuf>,
+}
+
+impl Cluster {
+    pub fn options(&self, name: &str) -> Result<ClientOptions> {
+        let secret = role::secret(self.secret_file.as_deref())?;
+        let mut options = ClientOptions::new(role::managers(&self.manager)?, secret);
+        options.name = name.to_owned();
+        Ok(options)
+    }
+
+    /// Runs `work` with a client on this thread, and closes the client: what `work` wrote is durable afterwards.
+    pub fn with_client<T: 'static, F>(
+        &self,
+        name: &str,
+        work: impl FnOnce(Client) -> F + 'static,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let options = self.options(name)?;
+        role::block_on(name, async move {
+            let client = Client::connect(options).await?;
+            let result = work(client.clone()).await;
+            let closed = client.close().await;
+            let value = result?;
+            closed?;
+            Ok(value)
+        })
+    }
+}

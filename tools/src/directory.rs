@@ -1,0 +1,186 @@
+//! The directory of a cluster on one machine.
+//!
+//! ```text
+//! DIR/cluster.toml   what was chosen when it was made: nodes, replicas, ports; never edited afterwards
+//! DIR/secret         the cluster's secret, 64 hexadecimal digits, readable by its owner only
+//! DIR/lock           held by the `corefs up` that runs on it
+//! DIR/kv/            the embedded key-value store
+//! DIR/node-1/ ...    a storage node each: its identity and its disk
+//! DIR/log/           a log for each role
+//! DIR/run/           sockets
+//! ```
+
+use corefs_net::handshake::Secret;
+use corefs_wire::{Error, ErrorCode, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// What a cluster is made of; written once, then only read.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    pub nodes: u32,
+    pub cores: u32,
+    pub replicas: u32,
+    pub targets: u32,
+    pub chunk_size: u32,
+    /// Bytes of disk each node preallocates.
+    pub capacity: u64,
+    /// Address of the manager, stable over restarts because clients are told it.
+    pub manager: String,
+}
+
+/// An opened and locked cluster directory.
+pub struct Directory {
+    root: PathBuf,
+    // The lock lasts as long as this file is open, so the kernel gives it back however this process ends.
+    _lock: File,
+}
+
+impl Directory {
+    /// Opens or makes the directory and takes its lock.
+    pub fn open(root: &Path) -> Result<Self> {
+        let of = |error: std::io::Error| Error::from(error).of(root.display());
+        let fresh = !root.exists();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(of)?;
+        let root = root.canonicalize().map_err(of)?;
+        if !fresh && !root.join("cluster.toml").exists() {
+            refuse_foreign(&root)?;
+        }
+        let lock = File::options().create(true).append(true).open(root.join("lock")).map_err(of)?;
+        if let Err(error) = lock.try_lock() {
+            let what = match error {
+                fs::TryLockError::WouldBlock => "another corefs runs on this directory; stop it first".into(),
+                fs::TryLockError::Error(error) => error.to_string(),
+            };
+            return Err(Error::new(ErrorCode::DirectoryInUse, format!("{}: {what}", root.display())));
+        }
+        for part in ["kv", "log", "run"] {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(root.join(part)).map_err(of)?;
+        }
+        Ok(Self { root, _lock: lock })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn node(&self, number: u32) -> PathBuf {
+        self.root.join(format!("node-{number}"))
+    }
+
+    pub fn kv(&self) -> PathBuf {
+        self.root.join("kv")
+    }
+
+    pub fn log(&self, role: &str) -> PathBuf {
+        self.root.join("log").join(format!("{role}.log"))
+    }
+
+    pub fn secret_file(&self) -> PathBuf {
+        self.root.join("secret")
+    }
+
+    /// The socket of the embedded store. A path too long for a socket's 108 bytes gets a loopback port instead.
+    pub fn kv_address(&self) -> String {
+        let path = self.root.join("run").join("kv.sock");
+        if path.as_os_str().len() < 100 { format!("unix:{}", path.display()) } else { "127.0.0.1:0".into() }
+    }
+
+    /// The shape this cluster was made with, `None` for a new one.
+    pub fn shape(&self) -> Result<Option<Shape>> {
+        read_shape(&self.root)
+    }
+
+    /// Makes the cluster: secret first, shape last, so that a shape means that everything is there.
+    pub fn create(&self, shape: &Shape) -> Result<()> {
+        write_synced(&self.secret_file(), Secret::generate()?.to_hex().as_bytes(), 0o600)?;
+        let text =
+            toml::to_string(shape).map_err(|error| Error::new(ErrorCode::Internal, error.to_string()))?;
+        let text =
+            format!("# Made by `corefs up`; what a cluster is made of can't be changed by editing.\n{text}");
+        write_synced(&self.root.join("cluster.toml"), text.as_bytes(), 0o644)
+    }
+}
+
+/// The shape of the cluster in `root`, without locking it.
+pub fn read_shape(root: &Path) -> Result<Option<Shape>> {
+    let path = root.join("cluster.toml");
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::from(error).of(path.display())),
+    };
+    let shape = toml::from_str(&text);
+    shape.map(Some).map_err(|error| Error::new(ErrorCode::BadConfig, format!("{}: {error}", path.display())))
+}
+
+/// The secret in a file, as [`Secret::to_hex`] writes it.
+pub fn read_secret(path: &Path) -> Result<Secret> {
+    let text = fs::read_to_string(path).map_err(|error| Error::from(error).of(path.display()))?;
+    let bad =
+        || Error::new(ErrorCode::BadConfig, format!("{}: a secret is 64 hexadecimal digits", path.display()));
+    Secret::parse(&text).ok_or_else(bad)
+}
+
+/// A directory that holds something, but no cluster, is somebody else's.
+fn refuse_foreign(root: &Path) -> Result<()> {
+    let known = ["lock", "kv", "log", "run", "secret"];
+    for entry in fs::read_dir(root).map_err(|error| Error::from(error).of(root.display()))? {
+        let name = entry?.file_name();
+        if !known.iter().any(|known| name == *known) {
+            let what =
+                format!("{} holds {name:?} and no cluster; name an empty or new directory", root.display());
+            return Err(Error::new(ErrorCode::DirectoryInUse, what));
+        }
+    }
+    Ok(())
+}
+
+/// Replaces a small file so that after a power cut either the old or the new one is there, whole.
+fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let of = |error: std::io::Error| Error::from(error).of(path.display());
+    let part = path.with_extension("part");
+    let mut file =
+        File::options().create(true).write(true).truncate(true).mode(mode).open(&part).map_err(of)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(of)?;
+    fs::rename(&part, path).map_err(of)?;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_once_locked_and_never_taken_from_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("cluster");
+        let directory = Directory::open(&root).unwrap();
+        assert_eq!(directory.shape().unwrap(), None);
+        let manager = "127.0.0.1:1".into();
+        let shape = Shape {
+            nodes: 3,
+            cores: 2,
+            replicas: 3,
+            targets: 32,
+            chunk_size: 65536,
+            capacity: 1 << 30,
+            manager,
+        };
+        directory.create(&shape).unwrap();
+        assert_eq!(directory.shape().unwrap(), Some(shape));
+        assert!(read_secret(&directory.secret_file()).is_ok());
+        assert_eq!(Directory::open(&root).err().map(|error| error.code), Some(ErrorCode::DirectoryInUse));
+        drop(directory);
+        assert!(Directory::open(&root).is_ok());
+
+        std::fs::write(dir.path().join("thesis.tex"), "").unwrap();
+        let error = Directory::open(dir.path()).err().unwrap();
+        assert!(error.message.contains("thesis.tex"), "{error}");
+    }
+}
