@@ -106,12 +106,7 @@ impl Ground {
         Rc::clone(&metas.1)
     }
 
-    /// One attempt of a control call.
-    pub async fn call<C: Call>(&self, server: &Address, request: &C, within: Duration) -> Result<C::Reply> {
-        self.call_encoded::<C>(server, &request.encode(), within).await
-    }
-
-    /// The same with a request that is encoded already.
+    /// One attempt of a control call, encoded already.
     pub async fn call_encoded<C: Call>(
         &self,
         server: &Address,

@@ -330,6 +330,29 @@ fn metadata_calls_happen_once_and_forgotten_sessions_are_begun_anew() {
 }
 
 #[test]
+fn a_lease_is_renewed_and_an_ended_one_replaced() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = cluster.client().await;
+        let file = create(&client, b"a", DIRECT).await;
+        file.write_at(0, b"before").await.unwrap();
+        let renewals = cluster.manager.renewals.get();
+        until(client.node(), || cluster.manager.renewals.get() > renewals).await;
+        assert_eq!(client.id().0, 77);
+        cluster.manager.ended.set(true);
+        until(client.node(), || client.id().0 == 78).await;
+        file.write_at(6, b" after").await.unwrap();
+        let tags = cluster.shards[0].tags.borrow().clone();
+        let of = |at: usize| (tags[at].0.client.0, tags[at].0.channel, tags[at].0.sequence);
+        assert_eq!((of(0), of(1)), ((77, 1, 1), (78, 1, 1)), "another client's channels start anew");
+        file.close().await.unwrap();
+        assert_eq!(cluster.meta.callers.borrow().last().unwrap().client, 78);
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+#[test]
 fn an_unlinked_file_that_is_open_is_held() {
     run(|| async {
         let cluster = Cluster::start(1);

@@ -1,11 +1,14 @@
 //! What goes on in the background while a client lives: the lease, routing, bytes that waited long enough, handles that were
 //! dropped. Each task holds the client weakly and ends with it.
+//!
+//! The waits here are glommio's timers and not the node's: those tick every 10 ms as long as anybody sleeps.
 
 use super::{Client, Inner};
 use crate::file::close_handle;
 use crate::inode::Inode;
 use corefs_wire::control::mgmtd::EndClientT;
-use corefs_wire::{Class, ClientId, Result};
+use corefs_wire::{Class, ClientId, ErrorCode, Result};
+use glommio::timer::sleep;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -22,21 +25,16 @@ pub fn start(inner: &Rc<Inner>) {
     glommio::spawn_local(keep_lease(Rc::downgrade(inner))).detach();
     glommio::spawn_local(keep_routing(Rc::downgrade(inner))).detach();
     glommio::spawn_local(keep_house(Rc::downgrade(inner))).detach();
+    glommio::spawn_local(keep_orphans(Rc::downgrade(inner))).detach();
 }
 
 fn alive(inner: &Weak<Inner>) -> Option<Rc<Inner>> {
     inner.upgrade().filter(|inner| !inner.ground.closed.get())
 }
 
-/// Sleeps without keeping the client alive.
-async fn sleep(inner: &Weak<Inner>, duration: Duration) {
-    let Some(node) = alive(inner).map(|inner| inner.ground.node.clone()) else { return };
-    node.sleep(duration).await;
-}
-
 async fn keep_lease(weak: Weak<Inner>) {
     while let Some(third) = alive(&weak).map(|inner| inner.lease() / 3) {
-        sleep(&weak, third).await;
+        sleep(third).await;
         let Some(inner) = alive(&weak) else { return };
         let id = inner.storage.client().0;
         let Err(error) = inner.renew(id).await else { continue };
@@ -44,9 +42,8 @@ async fn keep_lease(weak: Weak<Inner>) {
             return;
         }
         tracing::warn!(%error, client = %id, "the client's lease was not renewed");
-        if error.class() == Class::Fatal
-            && let Err(error) = inner.renew(ClientId(0)).await
-        {
+        let ended = error.code == ErrorCode::LeaseExpired || error.class() == Class::Fatal;
+        if ended && let Err(error) = inner.renew(ClientId(0)).await {
             tracing::warn!(%error, "no new lease either");
         }
     }
@@ -61,14 +58,14 @@ async fn keep_routing(weak: Weak<Inner>) {
                 return;
             }
             tracing::debug!(%error, "asking for newer routing");
-            ground.node.sleep(PAUSE).await;
+            sleep(PAUSE).await;
         }
     }
 }
 
 async fn keep_house(weak: Weak<Inner>) {
     loop {
-        sleep(&weak, ROUND).await;
+        sleep(ROUND).await;
         let Some(inner) = alive(&weak) else { return };
         inner.inodes.borrow_mut().retain(|_, inode| inode.strong_count() > 0);
         let now = inner.ground.now();
@@ -78,6 +75,13 @@ async fn keep_house(weak: Weak<Inner>) {
                 inner.launch_all(&inode);
             }
         }
+    }
+}
+
+async fn keep_orphans(weak: Weak<Inner>) {
+    loop {
+        sleep(ROUND).await;
+        let Some(inner) = alive(&weak) else { return };
         close_orphans(&inner).await;
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | `Pending` | the tail, at once; the tail itself: later | later | later |
 //! | `ChecksumMismatch` | another replica; then a few times more | later | give up |
+//! | `LeaseExpired` | another replica; none left: fresh routing | fresh routing | give up: it is ours |
 //! | `Corrupt`, `DiskError`, `SliceDead` | another replica; none left: give up | `SliceDead` with other replicas: fresh routing; else give up | give up |
 //! | class Retry | another replica; none left: later | later | another server; none left: later |
 //! | class Refresh | fresh routing; the server is going or gone: another replica | fresh routing | another server |
@@ -178,9 +179,10 @@ impl Tracker {
     }
 
     fn after_call(&mut self, error: ErrorCode, others: bool, rng: &mut Rng) -> Next {
-        use ErrorCode::{ChecksumMismatch, KvConflict, KvTooOld, KvUnknownCommit};
+        use ErrorCode::{ChecksumMismatch, KvConflict, KvTooOld, KvUnknownCommit, LeaseExpired};
         match error {
-            ChecksumMismatch => Next::GiveUp,
+            // The lease that has expired is ours: no other server thinks otherwise.
+            ChecksumMismatch | LeaseExpired => Next::GiveUp,
             // It is not the server's fault, and another one would read the same store.
             KvConflict | KvUnknownCommit | KvTooOld => self.later(At::Any, Refresh::No, rng),
             _ if error.class() == Class::Fatal => Next::GiveUp,
@@ -275,6 +277,7 @@ mod tests {
         let found =
             story(Work::Call, 2, &[(NotPrimary, 0), (Unreachable, 1), (KvConflict, 0), (NotFound, 0)]);
         assert_eq!(found, ["Other now Ask", "Any later Ask", "Any later", "give up"]);
+        assert_eq!(story(Work::Call, 2, &[(LeaseExpired, 0)]), ["give up"]);
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub struct Manager {
     pub fetches: Cell<u32>,
     pub renewals: Cell<u32>,
     clients: Cell<u64>,
+    /// The next client that renews its lease is told that it has none.
+    pub ended: Cell<bool>,
     /// Long polls that wait for something newer.
     waiting: RefCell<Vec<Responder>>,
 }
@@ -112,6 +114,7 @@ impl Service for Manager {
                 self.renewals.set(self.renewals.get() + 1);
                 let client = match asked.client {
                     0 => self.clients.replace(self.clients.get() + 1) + 77,
+                    _ if self.ended.take() => return Err(ErrorCode::LeaseExpired.into()),
                     known => known,
                 };
                 let mut lease = ClientLeaseT::default();
@@ -152,6 +155,7 @@ impl Cluster {
             fetches: Cell::default(),
             renewals: Cell::default(),
             clients: Cell::default(),
+            ended: Cell::default(),
             waiting: RefCell::default(),
         });
         let manager_node = node(Role::Manager);
