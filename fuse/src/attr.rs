@@ -66,8 +66,21 @@ pub fn nanoseconds(time: SystemTime) -> i64 {
 /// The time that utimensat(2) gave.
 pub fn given_time(time: TimeOrNow) -> Time {
     match time {
-        TimeOrNow::SpecificTime(time) => Time::At(nanoseconds(time)),
+        TimeOrNow::SpecificTime(time) => Time::At(received(time)),
         TimeOrNow::Now => Time::Now,
+    }
+}
+
+/// A time as fuser 0.18 hands it over. Before the epoch it subtracts the nanoseconds instead of adding them (the kernel's
+/// seconds are rounded down, its nanoseconds count up); this undoes it.
+fn received(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(_) => nanoseconds(time),
+        Err(before) => {
+            let (seconds, nanos) = (before.duration().as_secs(), before.duration().subsec_nanos());
+            let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+            seconds.saturating_mul(-1_000_000_000).saturating_add(nanos.into())
+        }
     }
 }
 
@@ -80,6 +93,9 @@ mod tests {
         for nanoseconds_in in [0, 1, -1, -1_500_000_001, i64::MAX, i64::MIN] {
             assert_eq!(nanoseconds(time(nanoseconds_in)), nanoseconds_in);
         }
+        // -1.000000001 s is -2 s and 999999999 ns to the kernel, and -(2 s + 999999999 ns) to fuser.
+        let from_fuser = UNIX_EPOCH - Duration::new(2, 999_999_999);
+        assert_eq!(given_time(TimeOrNow::SpecificTime(from_fuser)), Time::At(-1_000_000_001));
         let far = UNIX_EPOCH + Duration::from_secs(1 << 40);
         assert_eq!(nanoseconds(far), i64::MAX);
     }

@@ -208,7 +208,7 @@ impl Filesystem for CoreFs {
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (who, name) = (who(request), name_of(name));
         self.run(parent, move |client| async move {
-            empty(reply, client.meta().unlink(&who, id(parent), &name).await);
+            empty(reply, client.unlink(&who, id(parent), &name).await);
         });
     }
 
@@ -235,7 +235,7 @@ impl Filesystem for CoreFs {
         let (who, name, new_name) = (who(request), name_of(name), name_of(new_name));
         self.run(parent, move |client| async move {
             let (from, to) = ((id(parent), &name[..]), (id(new_parent), &new_name[..]));
-            empty(reply, client.meta().rename(&who, from, to, flags.bits()).await);
+            empty(reply, client.rename(&who, from, to, flags.bits()).await);
         });
     }
 

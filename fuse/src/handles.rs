@@ -113,7 +113,7 @@ impl Directory {
         }
         while position >= self.first + self.window.len() as u64 && self.more {
             let after = self.window.last().map(|entry| entry.name.clone()).unwrap_or_default();
-            let (page, more) = client.meta().read_dir(&self.who, self.inode, &after, PAGE, true).await?;
+            let (page, more) = client.read_dir(&self.who, self.inode, &after, PAGE).await?;
             self.first += self.window.len() as u64;
             self.more = more && !page.is_empty();
             self.window = page;

@@ -3,9 +3,11 @@
 use crate::connect::Cluster;
 use crate::output;
 use corefs_wire::control::mgmtd::{ChainT, GetStatusT, NodeStatusT, StatusT, TargetState};
+use corefs_wire::control::process::{CounterT, GetProcessT, ProcessT, ShardCountersT};
 use corefs_wire::{Result, Uuid};
 use serde_json::{Value, json};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Show nodes, targets, chains, space, what is wrong, and what to type about it.
 ///
@@ -14,12 +16,18 @@ use std::process::ExitCode;
 pub struct Args {
     #[command(flatten)]
     cluster: Cluster,
+    /// Show instead what each storage node, shard and metadata server has counted and used.
+    #[arg(long)]
+    counters: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
+    if args.counters {
+        return counters(&args);
+    }
     let status = fetch(&args.cluster)?;
     if args.json {
         output::json(&as_json(&status))?
@@ -32,6 +40,50 @@ pub fn run(args: Args) -> Result<ExitCode> {
 /// Asks the manager.
 pub fn fetch(cluster: &Cluster) -> Result<StatusT> {
     cluster.with_client("corefs status", |client| async move { client.manager(&GetStatusT::default()).await })
+}
+
+/// How long a process may take to say what it has counted.
+const ASK: Duration = Duration::from_secs(3);
+
+fn counters(args: &Args) -> Result<ExitCode> {
+    let processes = args.cluster.with_client("corefs status", |client| async move {
+        let routing = client.routing();
+        let controls = routing.nodes.values().map(|node| &node.control).chain(&routing.metas);
+        let mut processes = Vec::new();
+        for address in controls {
+            let asked = client.node().ask(&address.parse()?, &GetProcessT::default(), ASK).await;
+            processes.push((address.clone(), asked));
+        }
+        Ok(processes)
+    })?;
+    let silent = processes.iter().filter(|(_, asked)| asked.is_err()).count();
+    let described: Vec<Value> =
+        processes.iter().map(|(address, asked)| process_json(address, asked)).collect();
+    if args.json {
+        output::json(&json!({"processes": described}))?;
+    } else {
+        for process in &described {
+            output::line(&serde_json::to_string(process).unwrap_or_default())?;
+        }
+    }
+    Ok(ExitCode::from(if silent == 0 { 0 } else { 3 }))
+}
+
+fn process_json(address: &str, asked: &Result<ProcessT>) -> Value {
+    let process = match asked {
+        Ok(process) => process,
+        Err(error) => return json!({"address": address, "error": error.to_string()}),
+    };
+    let counted = |counters: &[CounterT]| -> serde_json::Map<String, Value> {
+        counters.iter().map(|counter| (counter.name.clone(), counter.value.into())).collect()
+    };
+    let shard = |shard: &ShardCountersT| json!({"shard": shard.shard, "counters": counted(&shard.counters)});
+    json!({
+        "address": address, "role": process.role, "pid": process.pid, "version": process.version,
+        "user_us": process.user_us, "system_us": process.system_us, "rss_bytes": process.rss_bytes,
+        "uptime_ms": process.uptime_ms, "counters": counted(&process.counters),
+        "shards": process.shards.iter().map(shard).collect::<Vec<_>>(),
+    })
 }
 
 fn space(nodes: &[NodeStatusT]) -> (u64, u64) {
