@@ -107,7 +107,7 @@ pub struct LoadArgs {
     pub path: PathBuf,
     #[command(flatten)]
     pub run: RunArgs,
-    /// Reads handed over in one call, which count as so many in flight [default: 16 for random reads, else 1].
+    /// Reads handed over in one call, which count as so many in flight [default: 16 for random reads in a closed loop, else 1].
     #[arg(long, value_name = "N")]
     pub batch: Option<u32>,
     /// Open loop: so many operations become due each second whether or not earlier ones are done, and latency counts
@@ -223,7 +223,7 @@ impl LoadArgs {
         let share = run.depth / run.cores;
         run.batch = match self.batch {
             Some(batch) => batch,
-            None if access == Access::Randread => READ_BATCH.min(share),
+            None if access == Access::Randread && self.rate.is_none() => READ_BATCH.min(share),
             None => 1,
         };
         let batch = run.batch;

@@ -189,7 +189,7 @@ impl CoreRun {
                 }
                 Ok(bytes) => {
                     good += 1;
-                    if self.workload.verify && self.pattern.check(offsets[number], bytes).is_err() {
+                    if self.workload.verify && !self.pattern.fits(offsets[number], bytes) {
                         mismatches += 1;
                     }
                 }

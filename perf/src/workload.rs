@@ -235,7 +235,13 @@ impl Pattern {
         }
     }
 
-    /// Checks `bytes` read at `offset` and returns their generation: that of the first block, which all must share.
+    /// Whether each block of `bytes`, read at `offset`, was written there, whichever generation it is of.
+    pub fn fits(&self, offset: u64, bytes: &[u8]) -> bool {
+        let mut blocks = (offset..).step_by(BLOCK).zip(bytes.chunks(BLOCK));
+        blocks.all(|(at, block)| self.check_block(at, block).is_some())
+    }
+
+    /// Checks `bytes` that were written at `offset` in one piece and returns their generation, which all blocks must share.
     pub fn check(&self, offset: u64, bytes: &[u8]) -> Result<u64, Mismatch> {
         let mut generation = None;
         for (number, block) in bytes.chunks_exact(BLOCK).enumerate() {
@@ -250,7 +256,7 @@ impl Pattern {
 
     fn check_block(&self, offset: u64, block: &[u8]) -> Option<u64> {
         let key = self.key(offset);
-        let (first, rest) = block.split_first_chunk::<WORD>()?;
+        let (first, rest) = block.split_first_chunk::<WORD>().filter(|_| block.len() == BLOCK)?;
         let generation = u64::from_le_bytes(*first) ^ key;
         let mut numbers = Numbers::new(key ^ mix(generation));
         let right = rest.chunks_exact(WORD).all(|word| word == numbers.draw().to_le_bytes());
@@ -341,8 +347,11 @@ mod tests {
         assert!(wrong(Pattern::new(43), 1 << 20, &bytes), "from another file");
         assert!(wrong(pattern, 1 << 20, &vec![0; BLOCK]), "zeros");
         assert!(wrong(pattern, 1 << 20, &[]), "nothing");
+        assert!(pattern.fits(1 << 20, &bytes) && !pattern.fits(1 << 20, &bytes[..BLOCK + 1]));
         let mut torn = bytes.clone();
         pattern.fill(1 << 20, 8, &mut torn[..BLOCK]);
+        assert!(pattern.fits(1 << 20, &torn), "written in smaller pieces");
+        assert!(!pattern.fits(1 << 20, &torn[BLOCK..]));
         assert_eq!(pattern.check(1 << 20, &torn), Err(Mismatch { offset: (1 << 20) + BLOCK as u64 }));
         for bit in [0, 63, 64, 9000, 4 * BLOCK * 8 - 1] {
             let mut flipped = bytes.clone();

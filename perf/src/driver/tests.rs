@@ -40,6 +40,9 @@ fn a_layout_is_whole_and_verifies_by_every_access() {
         assert!(tally.operations > 0);
         assert_eq!((tally.errors, tally.verify_errors), (0, Some(0)), "{:?}", tally.first_error);
     }
+    // Blocks written one by one are read in larger pieces, of several generations each.
+    let tally = go(&path, &Workload { block: 64 << 10, ..timed(Direction::Read, Order::Sequential) });
+    assert_eq!((tally.errors, tally.verify_errors), (0, Some(0)), "{:?}", tally.first_error);
 }
 
 #[test]
