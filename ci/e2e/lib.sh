@@ -8,6 +8,7 @@ up_pid=
 
 cleanup() {
   local code=$?
+  set +e
   trap - EXIT
   if [ -n "$up_pid" ] && kill -0 "$up_pid" 2>/dev/null; then
     kill -TERM "$up_pid" 2>/dev/null
