@@ -25,8 +25,8 @@ with open(sys.argv[1], "r+b") as file, mmap.mmap(file.fileno(), 0) as disk:
     disk[at:at + 1] = bytes([disk[at] ^ 1])
 PY
 if fsck >"$work/fsck.out" 2>&1; then cat "$work/fsck.out"; die "fsck did not see the damaged block"; fi
-grep -qi 'corrupt\|checksum' "$work/fsck.out" || { cat "$work/fsck.out"; die "fsck doesn't name the damage"; }
-say "fsck: $(grep -i 'corrupt\|checksum' "$work/fsck.out" | head -n 1)"
+grep -q 'its CRC should be' "$work/fsck.out" || { cat "$work/fsck.out"; die "fsck doesn't name the damage"; }
+say "fsck: $(grep 'its CRC' "$work/fsck.out" | head -n 1)"
 up
 good=0 bad=0
 for name in data other; do

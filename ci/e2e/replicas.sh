@@ -7,6 +7,7 @@ up --cores 2 --replicas 3 --capacity 1GiB
 head -c 20000000 /dev/urandom >"$work/data"
 "$COREFS" fs put "$work/data" /data
 "$COREFS" fs get /data "$work/back" && cmp "$work/data" "$work/back"
+sleep 2 # nodes tell the manager with their next heartbeats how much they hold
 "$COREFS" status --json >"$work/status.json" || die "status finds something wrong: $(cat "$work/status.json")"
 python3 - "$work/status.json" <<'PY'
 import json, sys
