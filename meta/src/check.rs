@@ -7,6 +7,7 @@
 mod scan;
 mod tree;
 
+use crate::key::Keys;
 use crate::namespace::Namespace;
 use crate::outside::Outside;
 use corefs_kv::KvEngine;
@@ -108,11 +109,17 @@ impl Checked {
     }
 }
 
+/// Checks everything of the file system with these keys; needs nothing but the store. An error means that the check
+/// itself could not be finished.
+pub async fn check<E: KvEngine>(kv: &E, keys: &Keys) -> Result<Checked> {
+    let (tree, mut checked) = scan::scan(kv, keys).await?;
+    tree.judge(&mut checked);
+    Ok(checked)
+}
+
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
-    /// Checks everything. An error means that the check itself could not be finished.
+    /// [`check()`] of this file system.
     pub async fn check(&self) -> Result<Checked> {
-        let (tree, mut checked) = scan::scan(&self.kv, &self.keys).await?;
-        tree.judge(&mut checked);
-        Ok(checked)
+        check(&self.kv, &self.keys).await
     }
 }

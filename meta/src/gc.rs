@@ -9,6 +9,7 @@
 //! Dooming reads the sessions serializably and an open reads the inode serializably: an inode is either opened or
 //! doomed. Everything may be done twice and by several servers, so a crash needs no repair.
 
+use crate::at_once::all_of;
 use crate::encoding::{Reader, Writer};
 use crate::inode::{Inode, read_layout};
 use crate::key::{Key, table};
@@ -16,10 +17,7 @@ use crate::namespace::{Namespace, Values};
 use crate::outside::Outside;
 use corefs_kv::{Direction, Isolation, KeyRange, KvEngine, RangePage, Transaction, retry};
 use corefs_wire::layout::Layout;
-use corefs_wire::{InodeId, Result};
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
-use std::task::Poll;
+use corefs_wire::{Error, InodeId, Result};
 
 /// A row of the queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,6 +90,13 @@ pub struct Collected {
     pub more: bool,
 }
 
+impl Collected {
+    fn fail(&mut self, error: &Error) {
+        self.failed += 1;
+        self.error = Some(error.to_string());
+    }
+}
+
 /// Where the next round goes on, so that inodes that are held or fail don't keep others waiting.
 #[derive(Clone, Default, Debug)]
 pub struct GcCursor {
@@ -110,10 +115,14 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         let mut collected = Collected { seen: page.pairs.len(), more: page.more, ..Collected::default() };
         let (mut waiting, mut doomed) = (Vec::new(), Vec::new());
         for (key, value) in &page.pairs {
-            let Ok(Key::Garbage(id)) = self.keys.parse(key) else { continue };
-            match Garbage::decode(value)? {
-                Garbage::Waiting => waiting.push(id),
-                Garbage::Doomed { layout, length } => doomed.push((id, layout, length)),
+            match (self.keys.parse(key), Garbage::decode(value)) {
+                (Ok(Key::Garbage(id)), Ok(Garbage::Waiting)) => waiting.push(id),
+                (Ok(Key::Garbage(id)), Ok(Garbage::Doomed { layout, length })) => {
+                    doomed.push((id, layout, length));
+                }
+                // One damaged row, which the check names, doesn't keep the others waiting.
+                (Err(error), _) | (_, Err(error)) => collected.fail(&error),
+                (Ok(_), Ok(_)) => {}
             }
         }
         for batch in waiting.chunks(DOOM_BATCH) {
@@ -193,10 +202,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             for outcome in all_of(removals, concurrency).await {
                 match outcome {
                     Ok(id) => removed.push(id),
-                    Err(error) => {
-                        collected.failed += 1;
-                        collected.error = Some(error.to_string());
-                    }
+                    Err(error) => collected.fail(&error),
                 }
             }
             collected.removed += removed.len();
@@ -213,34 +219,9 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
 /// Inodes in one transaction of the queue's: bounds its size and how much a conflict costs.
 const DOOM_BATCH: usize = 64;
 
-/// The results of all futures, of which at most `concurrency` run at a time; in order of completion.
-async fn all_of<F: Future>(futures: impl Iterator<Item = F>, concurrency: usize) -> Vec<F::Output> {
-    let mut waiting = futures.map(Box::pin);
-    let mut running: Vec<Pin<Box<F>>> = waiting.by_ref().take(concurrency).collect();
-    let mut results = Vec::new();
-    poll_fn(|context| {
-        let mut at = 0;
-        while at < running.len() {
-            match running[at].as_mut().poll(context) {
-                Poll::Pending => at += 1,
-                Poll::Ready(result) => {
-                    results.push(result);
-                    drop(running.swap_remove(at));
-                    running.extend(waiting.next());
-                }
-            }
-        }
-        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    results
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_lite::future::{block_on, yield_now};
-    use std::cell::Cell;
 
     #[test]
     fn bytes_are_golden() {
@@ -252,26 +233,5 @@ mod tests {
             assert_eq!(Garbage::decode(&row.encode()), Ok(row));
         }
         assert!(Garbage::decode(&[1, 2]).is_err());
-    }
-
-    #[test]
-    fn all_run_and_not_too_many_at_once() {
-        let (running, most) = (Cell::new(0), Cell::new(0));
-        let futures = (0..20).map(|number| {
-            let (running, most) = (&running, &most);
-            async move {
-                running.set(running.get() + 1);
-                most.set(running.get().max(most.get()));
-                for _ in 0..number % 3 {
-                    yield_now().await;
-                }
-                running.set(running.get() - 1);
-                number
-            }
-        });
-        let mut results = block_on(all_of(futures, 4));
-        results.sort_unstable();
-        assert!(results.into_iter().eq(0..20));
-        assert_eq!(most.get(), 4);
     }
 }

@@ -19,12 +19,13 @@
 //! | [`acl`] | who may do what |
 //! | [`length`] | truncation in three steps; lengths of files that are being written |
 //! | [`inode_alloc`], [`chain_pick`] | numbers and layouts of new files |
-//! | [`gate`] | one task at a time does the same thing |
+//! | [`gate`], [`at_once`] | one task at a time does the same thing; several do many |
 //! | [`gc`], [`sweep`] | what happens in the background: chunks removed, dead clients settled |
 //! | [`check`] | verifies everything above |
 //! | [`server`] | the process: endpoint, upkeep, clean stop |
 
 pub mod acl;
+pub mod at_once;
 pub mod chain_pick;
 pub mod check;
 pub mod dirent;

@@ -3,6 +3,7 @@
 //! A client is dead when its lease has ended; ids of clients are never used again. The length of a file that a dead
 //! client had open for writing becomes what the chains hold, if that is more: no acknowledged byte is lost.
 
+use crate::at_once::all_of;
 use crate::inode::Inode;
 use crate::key::{Key, table};
 use crate::namespace::{Namespace, Values};
@@ -16,6 +17,8 @@ use std::collections::BTreeSet;
 const PAGE: usize = 1024;
 /// Clients asked about in one call.
 const CLIENTS_AT_ONCE: usize = 1024;
+/// Sessions settled at once: each asks every chain of its file.
+const SETTLED_AT_ONCE: usize = 16;
 
 /// What a sweep did.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -36,12 +39,16 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             return Ok(swept);
         }
         swept.dead_clients = dead.len();
-        for (inode, number) in self.sessions_of(&dead).await? {
-            match self.settle(inode, number).await {
+        let sessions = self.sessions_of(&dead).await?;
+        let settling = sessions.into_iter().map(|(inode, number)| async move {
+            self.settle(inode, number).await.map_err(|error| error.of(inode))
+        });
+        for outcome in all_of(settling, SETTLED_AT_ONCE).await {
+            match outcome {
                 Ok(()) => swept.sessions_settled += 1,
                 Err(error) => {
                     swept.failed += 1;
-                    swept.error = Some(error.of(inode).to_string());
+                    swept.error = Some(error.to_string());
                 }
             }
         }

@@ -512,3 +512,31 @@ fn a_late_cut_spares_what_was_written_since() {
         }
     }
 }
+
+#[test]
+fn settling_a_dead_client_never_undoes_a_truncation() {
+    for seed in 0..300u64 {
+        let (fs, world) = formatted(seed);
+        let (dead, living) = (Client::new(fs.clone(), 200), Client::new(another(&fs), 300));
+        let file = block_on(dead.create(ROOT, b"f", 0o644)).unwrap().inode;
+        block_on(dead.open(file, true, false)).unwrap();
+        world.write(file, 1, 0, &[7; 1000]).unwrap();
+        world.kill(dead.id);
+        fs.kv().set_faults(CALM);
+        world.interleave();
+        let settler = {
+            let fs = another(&fs);
+            Box::pin(async move {
+                let swept = fs.settle_dead_clients().await.unwrap();
+                assert_eq!((swept.sessions_settled, swept.failed), (1, 0));
+            }) as Task
+        };
+        let truncater = Box::pin(async move {
+            assert_eq!(living.truncate(file, 10).await.unwrap().size, 10);
+        }) as Task;
+        schedule::run(seed, vec![settler, truncater]);
+        settle(&fs);
+        block_on(assert_clean(&fs));
+        assert_eq!(block_on(dead.stat(file)).unwrap().size, 10, "seed {seed}");
+    }
+}

@@ -377,6 +377,8 @@ fn permissions_are_checked() {
         assert_eq!(code(other.truncate(file.inode, 0).await), PermissionDenied);
         assert_eq!(code(other.utimes(file.inode, 1, 1).await), NotPermitted);
         assert_eq!(code(user.chown(file.inode, 1001, 1000).await), NotPermitted);
+        let device = user.create_request(home, b"dev", Kind::BlockDevice, 0o600);
+        assert_eq!(code(user.send_create(device).await), NotPermitted);
         assert!(other.lookup(home, b"f").await.is_ok());
         user.chmod(home, 0o700).await.unwrap();
         assert_eq!(code(other.lookup(home, b"f").await), PermissionDenied);

@@ -115,6 +115,10 @@ fn check_request(request: &CreateT) -> Result<()> {
     if request.kind.variant_name().is_none() {
         return invalid("an unknown kind of inode");
     }
+    let caller = &request.caller;
+    if is_device(request.kind) && !caller.privileged && caller.uid != 0 {
+        return Err(Error::new(ErrorCode::NotPermitted, "only the privileged make devices"));
+    }
     if request.open && request.kind != Kind::File {
         return invalid("only files are opened by creating them");
     }
@@ -130,6 +134,10 @@ fn check_request(request: &CreateT) -> Result<()> {
         return invalid("a symlink's target contains a zero byte");
     }
     Ok(())
+}
+
+fn is_device(kind: Kind) -> bool {
+    matches!(kind, Kind::CharDevice | Kind::BlockDevice)
 }
 
 /// Owner, group and mode of what a caller creates in a directory: in a set-group-id directory the group is the
@@ -150,12 +158,11 @@ fn new_inode(request: &CreateT, directory: &Inode, now: i64) -> Inode {
         }
         _ => {}
     }
-    let device = matches!(request.kind, Kind::CharDevice | Kind::BlockDevice);
     Inode {
         mode,
         uid: caller.uid,
         gid,
-        rdev: if device { request.rdev } else { 0 },
+        rdev: if is_device(request.kind) { request.rdev } else { 0 },
         parent: if request.kind == Kind::Directory { InodeId(request.parent) } else { InodeId(0) },
         target: request.symlink_target.clone(),
         ..Inode::new(request.kind, now)
