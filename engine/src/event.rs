@@ -59,7 +59,7 @@ pub enum Event<'a> {
     /// The answer to [`Output::Load`]: the payload lies under `op`, with the merged CRC of its blocks.
     Loaded { target: TargetId, chunk: ChunkId, op: OpId, result: Result<u32> },
     /// The successor's answer to [`Output::Forward`], or why there is none.
-    Answered { target: TargetId, chunk: ChunkId, attempt: u32, result: Result<Ack> },
+    Answered { target: TargetId, chunk: ChunkId, attempt: u64, result: Result<Ack> },
     /// One of the writes of [`Output::Write`] is complete.
     DataWritten { slice: SliceIndex, batch: BatchId },
     /// One of the writes of [`Output::WriteBatch`] is complete.
@@ -109,7 +109,7 @@ pub enum Output {
         op: OpId,
         target: TargetId,
         chunk: ChunkId,
-        attempt: u32,
+        attempt: u64,
         to: TargetId,
         version: u64,
         chain_version: u64,

@@ -13,7 +13,7 @@ use corefs_wire::{ChunkId, Error, ErrorCode, Result, TargetId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// When which chunk's update wants to be reminded.
-pub type Timers = BTreeSet<(Nanos, TargetId, ChunkId, u32)>;
+pub type Timers = BTreeSet<(Nanos, TargetId, ChunkId, u64)>;
 
 /// One replica store of one chain.
 #[derive(Debug)]

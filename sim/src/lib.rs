@@ -5,8 +5,10 @@
 //! | [`prng`], [`clock`] | seeded randomness and virtual time |
 //! | [`disk`] | a disk that loses power between any two operations |
 //! | [`store`] | the chunk store under power cuts, against a model |
+//! | [`chain`] | chains of replicas under power cuts and message loss |
 //! | [`recording`] | power-cut images of a recorded run of a real disk |
 
+pub mod chain;
 pub mod clock;
 pub mod disk;
 pub mod prng;

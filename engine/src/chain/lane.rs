@@ -1,6 +1,6 @@
 //! One chunk's updates: the active one and those that wait behind it.
 
-use super::{PAUSE_FIRST, PAUSE_LAST, Role, Step, WAITING_MAX};
+use super::{PAUSE_FIRST, PAUSE_LAST, Step, WAITING_MAX};
 use crate::event::{Ack, Nanos, Offer, OpId};
 use crate::store::PendingInfo;
 use corefs_wire::{ChainId, Error, ErrorCode, Result};
@@ -45,8 +45,8 @@ pub struct Active {
     /// What it makes of the chunk, as far as is known.
     pub ack: Ack,
     pub began: Nanos,
-    /// Counts pauses and forwards; what belongs to an earlier one is ignored.
-    pub attempt: u32,
+    /// The replica's number of the present pause or forward; what belongs to an earlier one is ignored.
+    pub attempt: u64,
     pub pause: Nanos,
     pub refusal: Option<Error>,
 }
@@ -92,9 +92,9 @@ impl Active {
     }
 
     /// Waits, twice as long each time, before it goes on from `phase`.
-    pub fn rest(&mut self, phase: Phase, now: Nanos, steps: &mut Vec<Step>) {
+    pub fn rest(&mut self, phase: Phase, now: Nanos, attempt: u64, steps: &mut Vec<Step>) {
         self.phase = phase;
-        self.attempt += 1;
+        self.attempt = attempt;
         let at = now + self.pause;
         self.pause = (self.pause * 2).min(PAUSE_LAST);
         steps.push(Step::Wake { chunk: self.offer.chunk, attempt: self.attempt, at });
@@ -185,17 +185,5 @@ impl Lane {
                 None => self.waiting.push_back(waiting),
             }
         }
-    }
-
-    /// The next who waits and whom the role still admits; refuses the others.
-    pub fn next(&mut self, role: &Role, steps: &mut Vec<Step>) -> Option<Waiting> {
-        while let Some(waiting) = self.waiting.pop_front() {
-            let offer = &waiting.offer;
-            match role.admit_update(offer.chain, offer.chain_version, offer.forwarded.is_some()) {
-                Ok(()) => return Some(waiting),
-                Err(error) => waiting.refuse(error, steps),
-            }
-        }
-        None
     }
 }

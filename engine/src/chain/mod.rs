@@ -73,7 +73,7 @@ pub enum Input {
     /// The flush that covers the record is done.
     Durable { chunk: ChunkId, version: u64, length: u32, committed: bool },
     /// The successor's answer.
-    Answered { chunk: ChunkId, attempt: u32, result: Result<Ack> },
+    Answered { chunk: ChunkId, attempt: u64, result: Result<Ack> },
     /// The answer to [`Step::Commit`]; `Overloaded`: not now.
     Committed { chunk: ChunkId, result: Result<()> },
     /// The answer to [`Step::Drop`]; `Overloaded`: not now.
@@ -81,7 +81,7 @@ pub enum Input {
     /// The drop of a pending update is durable.
     Dropped { chunk: ChunkId },
     /// The time of [`Step::Wake`] has come.
-    Due { chunk: ChunkId, attempt: u32 },
+    Due { chunk: ChunkId, attempt: u64 },
     /// The store was opened with this pending update.
     Recovered { pending: PendingInfo },
     /// The answer to [`Step::Load`].
@@ -96,7 +96,7 @@ pub enum Step {
     /// Ask the store to admit the update.
     Begin { op: OpId, offer: Offer },
     /// Send it to the successor.
-    Forward { op: OpId, chunk: ChunkId, attempt: u32, to: TargetId, version: u64, chain_version: u64 },
+    Forward { op: OpId, chunk: ChunkId, attempt: u64, to: TargetId, version: u64, chain_version: u64 },
     /// Make the pending update the committed one.
     Commit { chunk: ChunkId, version: u64, chain_version: u64 },
     /// Undo the pending update.
@@ -104,7 +104,7 @@ pub enum Step {
     /// Read the payload of a recovered pending update back.
     Load { chunk: ChunkId },
     /// Say [`Input::Due`] at that time.
-    Wake { chunk: ChunkId, attempt: u32, at: Nanos },
+    Wake { chunk: ChunkId, attempt: u64, at: Nanos },
     /// Answer the requester.
     Reply { op: OpId, result: Result<Ack> },
     /// The operation is over.

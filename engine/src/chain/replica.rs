@@ -5,11 +5,14 @@ use super::{Begun, FORWARD_DEADLINE, Input, Moment, Phase, Role, Step, is_defini
 use crate::event::{Ack, Offer, OpId};
 use crate::store::{Finish, PendingInfo};
 use corefs_wire::control::mgmtd::TargetState;
-use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, Result};
+use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, Result, UpdateTag};
 use std::collections::BTreeMap;
 
 /// How long the successor has for its answer before it is asked again (nanoseconds).
 pub const ANSWER_TIMEOUT: u64 = 3_000_000_000;
+
+/// Refusals remembered under one chain version.
+pub const REFUSALS_MAX: usize = 4096;
 
 /// The chain's machine of one target. See the module's documentation.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
@@ -19,6 +22,11 @@ pub struct Replica {
     lanes: BTreeMap<ChunkId, Lane>,
     /// Lanes that are stuck: reads look for them only when there are any.
     stuck: usize,
+    /// The number of the last pause or forward, of whatever chunk: an answer that comes late fits no other.
+    attempts: u64,
+    /// Updates that were refused for good under the present chain version. A copy that comes later (it waited on another
+    /// connection) must hear the same: whoever sent it has undone it everywhere by then.
+    refused: BTreeMap<(ChunkId, UpdateTag), ErrorCode>,
     dead: bool,
 }
 
@@ -117,6 +125,8 @@ impl Replica {
             return;
         }
         self.role = Some(role.clone());
+        // Whatever was sent under an earlier version is refused as such.
+        self.refused.clear();
         let chunks: Vec<ChunkId> = self.lanes.keys().copied().collect();
         for chunk in chunks {
             if let Some(lane) = self.lanes.get_mut(&chunk) {
@@ -134,7 +144,7 @@ impl Replica {
             .admit(moment)
             .and_then(|role| role.admit_update(offer.chain, offer.chain_version, offer.forwarded.is_some()));
         let waiting = Waiting { op, offer, since: moment.now };
-        if let Err(error) = admitted {
+        if let Err(error) = admitted.and_then(|()| self.remembered(&offer)) {
             return waiting.refuse(error, steps);
         }
         match self.lanes.get_mut(&offer.chunk) {
@@ -144,6 +154,27 @@ impl Replica {
                 steps.push(Step::Begin { op, offer });
             }
         }
+    }
+
+    /// The refusal that this very update got before.
+    fn remembered(&self, offer: &Offer) -> Result<()> {
+        match self.refused.get(&(offer.chunk, offer.tag)) {
+            Some(code) => Err(Error::new(*code, "as before: it was refused under this chain version")),
+            None => Ok(()),
+        }
+    }
+
+    /// What a requester hears. A predecessor undoes what is refused for good, so the refusal is remembered; if there is no
+    /// room for that, it isn't for good.
+    fn refusal(&mut self, offer: &Offer, error: Error) -> Error {
+        if offer.forwarded.is_none() || !is_definite(error.code) {
+            return error;
+        }
+        if self.refused.len() >= REFUSALS_MAX {
+            return Error::new(ErrorCode::Overloaded, error.message);
+        }
+        self.refused.insert((offer.chunk, offer.tag), error.code);
+        error
     }
 
     fn begun(&mut self, moment: Moment, chunk: ChunkId, result: Result<Begun>, steps: &mut Vec<Step>) {
@@ -166,7 +197,7 @@ impl Replica {
             Err(error)
                 if error.code == ErrorCode::Overloaded && moment.now < active.began + FORWARD_DEADLINE =>
             {
-                active.rest(Phase::Held, moment.now, steps);
+                self.rest(chunk, Phase::Held, moment, steps);
             }
             Err(error) => self.end(moment, chunk, Err(error), steps),
         }
@@ -198,11 +229,10 @@ impl Replica {
         let receives = role.serving() || role.state == TargetState::Syncing;
         match (role.successor, active.op) {
             _ if !receives && active.phase == Phase::Recovered => {}
-            _ if !receives || !moment.leased => active.rest(
-                if active.phase == Phase::Recovered { Phase::Recovered } else { Phase::Paused },
-                moment.now,
-                steps,
-            ),
+            _ if !receives || !moment.leased => {
+                let recovered = active.phase == Phase::Recovered;
+                self.rest(chunk, if recovered { Phase::Recovered } else { Phase::Paused }, moment, steps);
+            }
             (None, _) => active.commit(role.version, steps),
             (Some(_), None) => {
                 active.phase = Phase::Loading;
@@ -210,7 +240,8 @@ impl Replica {
             }
             (Some(to), Some(op)) => {
                 active.phase = Phase::Forwarding;
-                active.attempt += 1;
+                self.attempts += 1;
+                active.attempt = self.attempts;
                 let (attempt, version, chain_version) = (active.attempt, active.ack.version, role.version);
                 steps.push(Step::Forward { op, chunk, attempt, to, version, chain_version });
                 steps.push(Step::Wake { chunk, attempt, at: moment.now + ANSWER_TIMEOUT });
@@ -222,7 +253,7 @@ impl Replica {
         &mut self,
         moment: Moment,
         chunk: ChunkId,
-        attempt: u32,
+        attempt: u64,
         result: Result<Ack>,
         steps: &mut Vec<Step>,
     ) {
@@ -249,7 +280,15 @@ impl Replica {
             lane.active.reply(Err(broken.clone()), steps);
         }
         lane.sift(steps, |waiting| late(waiting.since).then(|| broken.clone()));
-        lane.active.rest(Phase::Paused, moment.now, steps);
+        self.rest(chunk, Phase::Paused, moment, steps);
+    }
+
+    /// Waits a while before it goes on from `phase`.
+    fn rest(&mut self, chunk: ChunkId, phase: Phase, moment: Moment, steps: &mut Vec<Step>) {
+        self.attempts += 1;
+        if let Some(lane) = self.lanes.get_mut(&chunk) {
+            lane.active.rest(phase, moment.now, self.attempts, steps);
+        }
     }
 
     /// Takes the chunk out of service.
@@ -264,10 +303,12 @@ impl Replica {
     }
 
     fn committed(&mut self, moment: Moment, chunk: ChunkId, result: Result<()>, steps: &mut Vec<Step>) {
-        let Some(active) = self.active(chunk, Phase::Acked) else { return };
+        if self.phase(chunk) != Some(Phase::Acked) {
+            return;
+        }
         match result {
             Ok(()) => self.settle(moment, chunk, steps),
-            Err(_) => active.rest(Phase::Acked, moment.now, steps),
+            Err(_) => self.rest(chunk, Phase::Acked, moment, steps),
         }
     }
 
@@ -275,7 +316,7 @@ impl Replica {
         let Some(active) = self.active(chunk, Phase::Refused) else { return };
         match result {
             Ok(()) => active.phase = Phase::Dropping,
-            Err(_) => active.rest(Phase::Refused, moment.now, steps),
+            Err(_) => self.rest(chunk, Phase::Refused, moment, steps),
         }
     }
 
@@ -293,7 +334,7 @@ impl Replica {
         self.end(moment, chunk, Err(refusal), steps);
     }
 
-    fn due(&mut self, moment: Moment, chunk: ChunkId, attempt: u32, steps: &mut Vec<Step>) {
+    fn due(&mut self, moment: Moment, chunk: ChunkId, attempt: u64, steps: &mut Vec<Step>) {
         let Some(lane) = self.lanes.get_mut(&chunk) else { return };
         if lane.active.attempt != attempt {
             return;
@@ -349,7 +390,7 @@ impl Replica {
             }
             Err(error) if error.code == ErrorCode::Overloaded => {
                 steps.extend(active.op.take().map(|op| Step::End { op }));
-                active.rest(Phase::Recovered, moment.now, steps);
+                self.rest(chunk, Phase::Recovered, moment, steps);
             }
             Err(error) => self.stick(chunk, error, steps),
         }
@@ -373,18 +414,26 @@ impl Replica {
     /// The active update is over; the next one begins.
     fn end(&mut self, moment: Moment, chunk: ChunkId, result: Result<Ack>, steps: &mut Vec<Step>) {
         let Some(mut lane) = self.lanes.remove(&chunk) else { return };
-        let next = match &self.role {
-            Some(role) if moment.leased => lane.next(role, steps),
-            _ => {
-                lane.sift(steps, |_| Some(ErrorCode::LeaseExpired.into()));
-                None
-            }
+        let result = match result {
+            // Nobody is owed anything for an update that was found pending: whoever sent it asks again.
+            Err(error) if lane.active.op.is_some() => Err(self.refusal(&lane.active.offer, error)),
+            other => other,
         };
         lane.active.end(result, steps);
-        if let Some(Waiting { op, offer, .. }) = next {
-            lane.active = Active::new(op, offer, moment.now);
-            steps.push(Step::Begin { op, offer });
-            self.lanes.insert(chunk, lane);
+        while let Some(waiting) = lane.waiting.pop_front() {
+            let offer = waiting.offer;
+            let admitted = self.admit(moment).and_then(|role| {
+                role.admit_update(offer.chain, offer.chain_version, offer.forwarded.is_some())
+            });
+            match admitted.and_then(|()| self.remembered(&offer)) {
+                Ok(()) => {
+                    lane.active = Active::new(waiting.op, offer, moment.now);
+                    steps.push(Step::Begin { op: waiting.op, offer });
+                    self.lanes.insert(chunk, lane);
+                    return;
+                }
+                Err(error) => waiting.refuse(error, steps),
+            }
         }
     }
 }

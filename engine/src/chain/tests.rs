@@ -90,7 +90,7 @@ impl Stage {
         self.tell(Input::Durable { chunk: chunk(), version: 5, length: 4096, committed })
     }
 
-    fn answered(&mut self, attempt: u32, result: Result<Ack>) -> &mut Self {
+    fn answered(&mut self, attempt: u64, result: Result<Ack>) -> &mut Self {
         self.tell(Input::Answered { chunk: chunk(), attempt, result })
     }
 
@@ -99,7 +99,7 @@ impl Stage {
     }
 
     /// The attempt of the forward that was last wanted.
-    fn attempt(&self) -> u32 {
+    fn attempt(&self) -> u64 {
         let attempt = self.steps.iter().find_map(|step| match step {
             Step::Forward { attempt, .. } => Some(*attempt),
             _ => None,
@@ -368,6 +368,46 @@ fn replicas_that_differ_take_the_chunk_out_of_service() {
     let mut stage = in_phase(Some(Phase::Forwarding));
     stage.answered(1, Ok(Ack { merged_crc: 0, ..ACK }));
     assert!(matches!(stage.steps[..], [Step::Commit { .. }]));
+}
+
+#[test]
+fn a_refusal_is_remembered_while_the_chain_version_lasts() {
+    let mut stage = Stage::new(role(1, 3, 3));
+    let forwarded = offer(1, 1, Some(5));
+    let refusal = |stage: &Stage| match &stage.steps[..] {
+        [Step::Reply { result: Err(error), .. }, Step::End { .. }] => Some(error.code),
+        _ => None,
+    };
+    // Two copies of one update; the first is refused, the other hears the same without being tried.
+    stage.offer(1, forwarded).offer(2, forwarded).begun();
+    stage.tell(Input::Applied { chunk: chunk(), result: Err(ErrorCode::NoSpace.into()) });
+    let replies: Vec<_> = stage.steps.iter().filter(|step| matches!(step, Step::Reply { .. })).collect();
+    assert_eq!((replies.len(), stage.replica.busy()), (2, 0));
+    stage.offer(3, forwarded);
+    assert_eq!(refusal(&stage), Some(ErrorCode::NoSpace), "and so does one that comes later");
+    stage.tell(Input::Role(role(2, 3, 3))).offer(4, forwarded);
+    assert_eq!(refusal(&stage), Some(ErrorCode::StaleRouting));
+    stage.offer(5, Offer { chain_version: 2, ..forwarded });
+    assert!(matches!(stage.steps[..], [Step::Begin { .. }]), "sent anew under the new version");
+    // A client may try again: nobody has undone anything.
+    let mut stage = Stage::new(role(1, 1, 1));
+    stage.offer(1, offer(1, 1, None)).begun();
+    stage.tell(Input::Applied { chunk: chunk(), result: Err(ErrorCode::NoSpace.into()) });
+    stage.offer(2, offer(1, 1, None));
+    assert!(matches!(stage.steps[..], [Step::Begin { .. }]));
+}
+
+#[test]
+fn a_late_answer_fits_no_other_update() {
+    let mut stage = in_phase(Some(Phase::Forwarding));
+    let first = 1;
+    stage.answered(first, Ok(ACK)).tell(Input::Committed { chunk: chunk(), result: Ok(()) });
+    stage.offer(2, offer(2, 1, None));
+    stage.tell(Input::Begun { chunk: chunk(), result: Ok(Begun::Fresh { version: 6 }) }).applied();
+    stage.tell(Input::Durable { chunk: chunk(), version: 6, length: 4096, committed: false });
+    assert_ne!(stage.attempt(), first);
+    stage.answered(first, Err(ErrorCode::Duplicate.into()));
+    assert_eq!(stage.phase(), Some(Phase::Forwarding));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 
 impl Shard {
     /// Enters a forward; it leaves at once or when its connection is open.
-    pub(super) fn forward(&mut self, op: OpId, target: TargetId, chunk: ChunkId, attempt: u32, route: Route) {
+    pub(super) fn forward(&mut self, op: OpId, target: TargetId, chunk: ChunkId, attempt: u64, route: Route) {
         if let Some(earlier) = self.desk.ops.update(op).forward.take() {
             self.desk.links.remove(earlier);
         }

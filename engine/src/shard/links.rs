@@ -11,7 +11,7 @@ pub struct Forward {
     pub op: OpId,
     pub target: TargetId,
     pub chunk: ChunkId,
-    pub attempt: u32,
+    pub attempt: u64,
     /// The successor, and what it is to be told.
     pub to: TargetId,
     pub version: u64,
@@ -62,7 +62,7 @@ impl Links {
         op: OpId,
         target: TargetId,
         chunk: ChunkId,
-        attempt: u32,
+        attempt: u64,
         route: Route,
     ) -> usize {
         self.serial = self.serial.wrapping_add(1);

@@ -1,0 +1,462 @@
+//! One storage node: the machine of its shard over a simulated disk, and a performer that does what it decides, piece by
+//! piece and in any order.
+
+use crate::disk::{PowerCut, SimDisk};
+use crate::prng::Prng;
+use crate::store::open::{OpenError, open};
+use corefs_engine::block;
+use corefs_engine::event::{Ack, DiskIndex, Event, Nanos, Offer, OpId, Output, Outputs};
+use corefs_engine::store::format::initial_writes;
+use corefs_engine::store::{BatchId, Geometry, Merge, ReadPlan, UpdateKind};
+use corefs_engine::target::merged_crc;
+use corefs_engine::targets::Targets;
+use corefs_wire::data::{ReadEntry, segment_crcs};
+use corefs_wire::limits::BLOCK;
+use corefs_wire::routing::RoutingInfo;
+use corefs_wire::{ChunkId, Error, ErrorCode, NodeId, Result, ShardIndex, SliceIndex, TargetId, Uuid};
+use std::collections::BTreeMap;
+
+pub const CLUSTER: Uuid = Uuid(*b"a simulated one!");
+const SLICE: SliceIndex = SliceIndex(0);
+
+/// Who asked, in words of the world.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Requester {
+    Client {
+        client: usize,
+        attempt: u64,
+    },
+    /// A predecessor's forward.
+    Node {
+        node: usize,
+        epoch: u32,
+        forward: Forwarded,
+    },
+}
+
+/// What ties an answer to a forward.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Forwarded {
+    pub target: TargetId,
+    pub chunk: ChunkId,
+    pub attempt: u64,
+}
+
+/// An update on the network.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Message {
+    pub target: TargetId,
+    pub offer: Offer,
+    pub payload: Vec<u8>,
+}
+
+/// What leaves a node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Sent {
+    Forward {
+        to: TargetId,
+        forward: Forwarded,
+        message: Message,
+    },
+    Answer {
+        to: Requester,
+        result: Result<Ack>,
+    },
+    /// A read's version and bytes.
+    Read {
+        to: Requester,
+        result: Result<(u64, Vec<u8>)>,
+    },
+}
+
+/// Something that a disk is to do, some time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Job {
+    Read { op: OpId },
+    Merge { op: OpId },
+    Load { op: OpId },
+    Data { slice: SliceIndex, batch: BatchId, offset: u64, bytes: Vec<u8> },
+    Batch { slice: SliceIndex, offset: u64, bytes: Vec<u8> },
+    FlushBegin { disk: DiskIndex },
+    FlushEnd { disk: DiskIndex },
+}
+
+struct Op {
+    requester: Option<Requester>,
+    message: Option<Message>,
+    target: TargetId,
+    chunk: ChunkId,
+    blocks: Vec<u8>,
+    payload: std::ops::Range<usize>,
+    merges: Vec<Merge>,
+    plan: Option<ReadPlan>,
+    ended: bool,
+}
+
+impl Op {
+    fn new(requester: Option<Requester>, message: Option<Message>) -> Self {
+        let (target, chunk) =
+            message.as_ref().map_or_else(Default::default, |message| (message.target, message.offer.chunk));
+        let (blocks, merges) = Default::default();
+        Self { requester, message, target, chunk, blocks, payload: 0..0, merges, plan: None, ended: false }
+    }
+}
+
+/// A node with its power on.
+struct Machine {
+    targets: Targets,
+    ops: BTreeMap<OpId, Op>,
+    outputs: Outputs,
+}
+
+pub struct SimNode {
+    pub index: usize,
+    pub disk: SimDisk,
+    /// Raised by every start: what was sent to an earlier one finds nobody.
+    pub epoch: u32,
+    machine: Option<Machine>,
+    next_op: u64,
+    /// Skips flushes: a canary.
+    pub flushes: bool,
+    /// What the disk is to do next, and what is to be sent.
+    pub jobs: Vec<Job>,
+    pub sent: Vec<Sent>,
+}
+
+impl SimNode {
+    pub fn new(index: usize, slice_bytes: u64, prng: &mut Prng) -> Self {
+        let mut disk = SimDisk::new(slice_bytes as usize, prng);
+        let store = Uuid([index as u8 + 1; 16]);
+        let node = NodeId(index as u32 + 1);
+        let geometry =
+            Geometry::for_slice(CLUSTER, store, node, SLICE, slice_bytes).expect("a slice of that size");
+        for write in initial_writes(&geometry) {
+            disk.write(write.offset, &write.bytes).expect("power is on");
+        }
+        disk.flush().expect("power is on");
+        let (jobs, sent) = Default::default();
+        Self { index, disk, epoch: 0, machine: None, next_op: 0, flushes: true, jobs, sent }
+    }
+
+    pub fn is_on(&self) -> bool {
+        self.machine.is_some()
+    }
+
+    /// Updates that aren't over.
+    pub fn busy(&self) -> usize {
+        self.machine.as_ref().map_or(0, |machine| machine.targets.busy())
+    }
+
+    /// Starts: recovers the slice. How many pending updates it found.
+    pub fn power_on(&mut self) -> Result<u64, String> {
+        let (store, report) = match open(&mut self.disk, CLUSTER) {
+            Ok(opened) => opened,
+            Err(OpenError::Cut) => return Err("power is on".into()),
+            Err(OpenError::Damage(damage)) => return Err(format!("node {}: {damage:?}", self.index)),
+        };
+        let mut targets = Targets::new(NodeId(self.index as u32 + 1), ShardIndex(0));
+        targets.add_slice(SLICE, DiskIndex(0), store);
+        self.epoch += 1;
+        self.machine = Some(Machine { targets, ops: BTreeMap::new(), outputs: Outputs::new() });
+        Ok(report.pendings)
+    }
+
+    /// Loses power: memory is gone, and of what the disk was doing some is done in part. `jobs` are those in progress.
+    pub fn power_cut(&mut self, jobs: Vec<Job>, prng: &mut Prng) {
+        for job in jobs {
+            if let Job::Data { offset, bytes, .. } | Job::Batch { offset, bytes, .. } = job {
+                // It reached the cache, whose sectors survive or not.
+                let _reached: Result<(), PowerCut> = self.disk.write(offset, &bytes);
+            }
+        }
+        self.dispose();
+        self.disk.power_on(prng);
+        self.jobs.clear();
+        self.sent.clear();
+    }
+
+    /// The store insists on having its plans back.
+    pub fn dispose(&mut self) {
+        if let Some(mut machine) = self.machine.take() {
+            for op in std::mem::take(&mut machine.ops).into_values() {
+                if let Some(plan) = op.plan {
+                    machine.targets.handle(0, Event::ReadEnded { slice: SLICE, plan }, &mut machine.outputs);
+                }
+            }
+            machine.targets.dispose();
+        }
+    }
+
+    pub fn routing(&mut self, now: Nanos, routing: &RoutingInfo) {
+        self.tell(now, Event::Routing(routing));
+        self.turn(now);
+    }
+
+    pub fn lease(&mut self, now: Nanos, until: Nanos) {
+        self.tell(now, Event::Leased { until });
+        self.turn(now);
+    }
+
+    pub fn update(&mut self, now: Nanos, requester: Requester, message: Message) {
+        let (target, offer) = (message.target, message.offer);
+        let mut op = Op::new(Some(requester), Some(message));
+        if let UpdateKind::Write { offset, len } = offer.kind {
+            let (at, blocks) = block::placement(offset, len);
+            op.payload = at..at + len as usize;
+            op.blocks = vec![0xEE; blocks * BLOCK];
+        }
+        let op = self.insert(op);
+        self.tell(now, Event::Update { op, target, offer });
+        self.turn(now);
+    }
+
+    pub fn read(&mut self, now: Nanos, requester: Requester, entry: &ReadEntry) {
+        let op = self.insert(Op::new(Some(requester), None));
+        self.tell(now, Event::Read { op, entry });
+        self.turn(now);
+    }
+
+    pub fn answered(&mut self, now: Nanos, forward: Forwarded, result: Result<Ack>) {
+        let Forwarded { target, chunk, attempt } = forward;
+        self.tell(now, Event::Answered { target, chunk, attempt, result });
+        self.turn(now);
+    }
+
+    /// The end of a turn without anything before: timers.
+    pub fn turn(&mut self, now: Nanos) {
+        self.perform(now);
+        self.tell(now, Event::TurnEnd);
+        self.perform(now);
+    }
+
+    /// A job is done now.
+    pub fn finish(&mut self, now: Nanos, job: Job) -> Result<(), String> {
+        match job {
+            Job::Read { op } => self.finish_read(now, op)?,
+            Job::Merge { op } => self.finish_merge(now, op),
+            Job::Load { op } => self.finish_load(now, op),
+            Job::Data { slice, batch, offset, bytes } => {
+                self.disk.write(offset, &bytes).map_err(|_| "power is on")?;
+                self.tell(now, Event::DataWritten { slice, batch });
+            }
+            Job::Batch { slice, offset, bytes } => {
+                self.disk.write(offset, &bytes).map_err(|_| "power is on")?;
+                self.tell(now, Event::BatchWritten { slice });
+            }
+            Job::FlushBegin { disk } => {
+                if self.flushes {
+                    self.disk.flush_begin().map_err(|_| "power is on")?;
+                }
+                self.jobs.push(Job::FlushEnd { disk });
+            }
+            Job::FlushEnd { disk } => {
+                if self.flushes {
+                    self.disk.flush_end().map_err(|_| "power is on")?;
+                }
+                self.tell(now, Event::Flushed { disk });
+            }
+        }
+        self.turn(now);
+        Ok(())
+    }
+
+    /// What the committed version of a chunk is here.
+    pub fn held(&mut self, target: TargetId, chunk: ChunkId) -> Result<super::truth::Held, String> {
+        let machine = self.machine.as_mut().ok_or("the node is off")?;
+        let mut store = machine.targets.slices().next().ok_or("no slice")?.store.clone();
+        let status = store.status(target, chunk).map_err(|error| error.to_string())?;
+        if status.pending.is_some() {
+            return Err(format!("node {}: {chunk} is still pending", self.index));
+        }
+        if status.removed {
+            return Ok(super::truth::Held { version: status.version, bytes: None });
+        }
+        let plan = store.read(target, chunk, 0, status.length).map_err(|error| error.to_string())?;
+        let bytes = crate::store::open::fetch(&self.disk, &plan);
+        store.end_read(plan);
+        let mut bytes = bytes.map_err(|what| format!("node {}: {what}", self.index))?;
+        bytes.truncate(status.length as usize);
+        Ok(super::truth::Held { version: status.version, bytes: Some(bytes) })
+    }
+
+    /// The committed version of a chunk, whatever the chain would say to a reader.
+    pub fn peek(&self, target: TargetId, chunk: ChunkId) -> Result<u64, String> {
+        let machine = self.machine.as_ref().ok_or("the node is off")?;
+        let store = &machine.targets.slices().next().ok_or("no slice")?.store;
+        store.status(target, chunk).map(|status| status.version).map_err(|error| error.to_string())
+    }
+
+    /// Length of a chunk after its pending update.
+    pub fn pending_length(&self, target: TargetId, chunk: ChunkId) -> Option<u32> {
+        let store = &self.machine.as_ref()?.targets.slices().next()?.store;
+        let pendings = store.pendings(target).ok()?;
+        pendings.iter().find(|pending| pending.chunk == chunk).map(|pending| pending.length)
+    }
+
+    fn insert(&mut self, op: Op) -> OpId {
+        self.next_op += 1;
+        let id = OpId(self.next_op);
+        if let Some(machine) = &mut self.machine {
+            machine.ops.insert(id, op);
+        }
+        id
+    }
+
+    fn tell(&mut self, now: Nanos, event: Event<'_>) {
+        if let Some(machine) = &mut self.machine {
+            machine.targets.handle(now, event, &mut machine.outputs);
+        }
+    }
+
+    fn op(&mut self, op: OpId) -> &mut Op {
+        let machine = self.machine.as_mut().expect("outputs come from a machine");
+        machine.ops.get_mut(&op).unwrap_or_else(|| panic!("{op:?} is over"))
+    }
+
+    fn perform(&mut self, now: Nanos) {
+        while let Some(machine) = &mut self.machine
+            && !machine.outputs.is_empty()
+        {
+            for output in std::mem::take(&mut machine.outputs) {
+                self.do_one(now, output);
+            }
+        }
+    }
+
+    fn do_one(&mut self, now: Nanos, output: Output) {
+        match output {
+            Output::Read { op, plan, .. } => {
+                self.op(op).plan = Some(plan);
+                self.jobs.push(Job::Read { op });
+            }
+            Output::Refuse { op, error } => {
+                let to = self.remove(op).requester;
+                self.sent.extend(to.map(|to| Sent::Read { to, result: Err(error) }));
+            }
+            Output::Prepare { op, blocks, payload, merges, .. } => {
+                let found = self.op(op);
+                found.blocks.resize(blocks as usize * BLOCK, 0xEE);
+                found.payload = payload.start as usize..payload.end as usize;
+                found.merges = merges.to_vec();
+                self.jobs.push(Job::Merge { op });
+            }
+            Output::Load { target, pending, plan, .. } => {
+                let offer = Offer {
+                    chunk: pending.chunk,
+                    kind: pending.kind,
+                    tag: pending.tag,
+                    truncate_epoch: pending.truncate_epoch,
+                    chain: super::world::CHAIN,
+                    chain_version: pending.chain_version,
+                    forwarded: Some(pending.version),
+                };
+                let mut op = Op::new(None, Some(Message { target, offer, payload: Vec::new() }));
+                op.plan = plan;
+                let op = self.insert(op);
+                self.jobs.push(Job::Load { op });
+            }
+            Output::Write { op, slice, batch, writes } => {
+                let blocks = std::mem::take(&mut self.op(op).blocks);
+                for write in writes.iter() {
+                    let at = write.first as usize * BLOCK;
+                    let bytes = blocks[at..at + write.blocks as usize * BLOCK].to_vec();
+                    self.jobs.push(Job::Data { slice, batch, offset: write.disk_offset, bytes });
+                }
+            }
+            Output::WriteBatch { slice, writes } => {
+                let job = |write: corefs_engine::store::DiskWrite| Job::Batch {
+                    slice,
+                    offset: write.offset,
+                    bytes: write.bytes,
+                };
+                self.jobs.extend(writes.into_iter().map(job));
+            }
+            Output::Flush { disk } => self.jobs.push(Job::FlushBegin { disk }),
+            Output::Forward { op, target, chunk, attempt, to, version, chain_version } => {
+                let mut message = self.op(op).message.clone().expect("updates have one");
+                message.target = to;
+                message.offer.forwarded = Some(version);
+                message.offer.chain_version = chain_version;
+                let forward = Forwarded { target, chunk, attempt };
+                self.sent.push(Sent::Forward { to, forward, message });
+            }
+            Output::Reply { op, result } => {
+                let to = self.op(op).requester;
+                self.sent.extend(to.map(|to| Sent::Answer { to, result }));
+            }
+            Output::End { op } => {
+                self.op(op).ended = true;
+                if self.op(op).plan.is_none() {
+                    self.remove(op);
+                }
+            }
+            Output::SliceDied { error, .. } | Output::TargetFailed { error, .. } => {
+                panic!("node {} at {now}: {error}", self.index);
+            }
+            Output::Differs { target, chunk } => {
+                panic!("node {} at {now}: replicas of {chunk} differ, says {target}", self.index);
+            }
+        }
+    }
+
+    fn remove(&mut self, op: OpId) -> Op {
+        let machine = self.machine.as_mut().expect("outputs come from a machine");
+        machine.ops.remove(&op).unwrap_or_else(|| panic!("{op:?} is over"))
+    }
+
+    fn finish_read(&mut self, now: Nanos, op: OpId) -> Result<(), String> {
+        let Op { requester, plan, .. } = self.remove(op);
+        let plan = plan.expect("a read has a plan");
+        let bytes = crate::store::open::fetch(&self.disk, &plan);
+        let (version, length) = (plan.version, plan.len as usize);
+        self.tell(now, Event::ReadEnded { slice: SLICE, plan });
+        let mut bytes = bytes.map_err(|what| format!("node {}: {what}", self.index))?;
+        bytes.truncate(length);
+        self.sent.extend(requester.map(|to| Sent::Read { to, result: Ok((version, bytes)) }));
+        Ok(())
+    }
+
+    fn finish_merge(&mut self, now: Nanos, op: OpId) {
+        let machine = self.machine.as_mut().expect("jobs of a machine");
+        // The slice may have died, or the update be over, since it was asked for.
+        let Some(found) = machine.ops.get_mut(&op) else { return };
+        let message = found.message.as_ref().expect("updates have one");
+        let payload = found.payload.clone();
+        let blocks = &mut found.blocks;
+        blocks[payload.clone()].copy_from_slice(&message.payload);
+        block::zero_around(blocks, &payload);
+        let mut result = Ok(());
+        for merge in &found.merges {
+            result =
+                result.and_then(|()| block::merge(blocks, merge, self.disk.read(merge.disk_offset, BLOCK)));
+        }
+        let (mut known, mut crcs) = (Vec::new(), Vec::new());
+        if let UpdateKind::Write { offset, .. } = message.offer.kind {
+            segment_crcs(offset as usize, &message.payload, |crc| known.push(crc));
+        }
+        block::crcs(blocks, &payload, &known, &mut crcs);
+        let (target, chunk) = (found.target, found.chunk);
+        self.tell(now, Event::Prepared { target, chunk, result: result.map(|()| crcs.as_slice()) });
+    }
+
+    fn finish_load(&mut self, now: Nanos, op: OpId) {
+        let found = self.op(op);
+        let (target, chunk, plan) = (found.target, found.chunk, found.plan.take());
+        let mut result = Ok(0);
+        if let Some(plan) = plan {
+            match crate::store::open::fetch(&self.disk, &plan) {
+                Ok(bytes) => {
+                    result = Ok(merged_crc(&plan.crcs));
+                    let message = self.op(op).message.as_mut().expect("updates have one");
+                    if let UpdateKind::Write { offset, len } = message.offer.kind {
+                        let at = offset as usize % BLOCK;
+                        message.payload = bytes[at..at + len as usize].to_vec();
+                    }
+                }
+                Err(what) => result = Err(Error::new(ErrorCode::Corrupt, what)),
+            }
+            self.tell(now, Event::ReadEnded { slice: SLICE, plan });
+        }
+        self.tell(now, Event::Loaded { target, chunk, op, result });
+    }
+}
