@@ -81,7 +81,13 @@ impl Ground {
         let news = async {
             match refresh {
                 Refresh::No => std::future::pending().await,
-                _ => self.news.next().await,
+                // An answer that brings nothing new doesn't end the pause: everybody who waits hears of each answer, and
+                // they would ask again at once, and wake each other, for as long as the trouble lasts.
+                _ => {
+                    while self.generation() == generation {
+                        self.news.next().await;
+                    }
+                }
             }
         };
         futures_lite::future::or(news, self.node.sleep(after)).await;

@@ -18,7 +18,6 @@ pub mod election;
 pub mod ops;
 pub mod primary;
 #[cfg(feature = "server")]
-
 pub mod rows;
 #[cfg(feature = "server")]
 pub mod server;

@@ -6,12 +6,10 @@
 use crate::clock::Clock;
 use crate::cluster::formation::Wanted;
 use crate::cluster::liveness::Terms;
-use crate::primary::{Primary, Settings, bootstrap};
 use crate::ops;
+use crate::primary::{Primary, Settings, bootstrap};
 use corefs_kv::KvEngine;
-use corefs_net::{
-    Address, Identity, Node, NodeConfig, Request, Responder, Role, Secret, Service, process,
-};
+use corefs_net::{Address, Identity, Node, NodeConfig, Request, Responder, Role, Secret, Service, process};
 use corefs_wire::control::process::GetProcessT;
 use corefs_wire::control::{Call, Message, OPERATIONS, mgmtd};
 use corefs_wire::{Error, ErrorCode, Result, Uuid};

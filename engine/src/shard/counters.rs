@@ -46,9 +46,8 @@ counters! {
     /// Requests that waited for memory.
     starved,
     slices_dead,
-    /// Control messages from other cores. Data operations send none: there is no code that could.
+    /// Control messages from other cores. Data operations send none: this grows with time, not with load.
     cross_core_messages,
-    cross_core_per_data_op,
     connections_opened,
     connections_closed,
 }

@@ -32,7 +32,6 @@ fn what_is_written_is_read() {
         assert_eq!(client.list(HEAD, 1).await, Ok(vec![(0, 3 * BLOCK as u32)]));
         assert_eq!(client.list(HEAD, 2).await, Ok(vec![]));
     });
-    assert_eq!(cluster.counter(1, "cross_core_per_data_op"), 0);
 }
 
 /// Against a plain vector of bytes.
