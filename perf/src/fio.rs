@@ -54,8 +54,14 @@ fn arguments(path: &Path, workload: &Workload) -> Vec<OsString> {
         format!("--randseed={}", workload.seed),
     ];
     let fixed = "--ioengine=io_uring --direct=1 --time_based --group_reporting --norandommap --registerfiles \
-                 --fixedbufs --invalidate=0 --output-format=json";
-    words.into_iter().chain(fixed.split_whitespace().map(str::to_owned)).map(OsString::from).collect()
+                 --fixedbufs --invalidate=0 --allow_file_create=0 --output-format=json";
+    let harmless = (workload.direction == Direction::Read).then(|| "--readonly".to_owned());
+    words
+        .into_iter()
+        .chain(harmless)
+        .chain(fixed.split_whitespace().map(str::to_owned))
+        .map(OsString::from)
+        .collect()
 }
 
 /// The figure in fio's JSON.
