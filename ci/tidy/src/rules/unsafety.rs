@@ -5,14 +5,13 @@ use crate::source::Source;
 use crate::tree::Tree;
 
 /// Where `unsafe` may be, and for what.
-const PLACES: [(&str, &str); 16] = [
+const PLACES: [(&str, &str); 15] = [
     ("net/src/ring", "entries name memory that the kernel writes"),
     ("net/src/buffer", "the arena hands out its mapped memory"),
     ("net/src/tcp", "entries name memory; socket calls"),
     ("net/src/process", "clock_gettime(2), getrusage(2), sysconf(3)"),
     ("engine/src/disk", "entries name buffers"),
     ("engine/src/shard", "entries name buffers"),
-    ("engine/src/server", "getrusage(2), sysconf(3)"),
     ("client/src/attr", "getgroups(2)"),
     ("client/src/join", "pinning a list of futures"),
     ("fuse/src/mount", "mount(2), umount2(2)"),
