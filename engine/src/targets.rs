@@ -153,6 +153,11 @@ impl Targets {
         self.targets.get(&target).and_then(|target| target.replica().role()).map_or(0, |role| role.behind)
     }
 
+    /// Where a target is.
+    pub fn slice_of(&self, target: TargetId) -> Option<SliceIndex> {
+        self.targets.get(&target).map(|target| self.slices[target.slice()].index)
+    }
+
     /// When [`Event::TurnEnd`] should be told though nothing else happens.
     pub fn next_deadline(&self) -> Option<Nanos> {
         let timer = self.timers.first().map(|(at, ..)| *at);

@@ -8,9 +8,10 @@ use super::file::DiskFile;
 use super::open::Extent;
 use super::record::Recorder;
 use crate::event::DiskIndex;
+use crate::store::disk_log::Acknowledged;
 use corefs_net::ring::{File, Sync};
 use corefs_net::{Ring, Source, Token};
-use corefs_wire::{Result, SliceIndex};
+use corefs_wire::{ChunkId, Result, SliceIndex, TargetId};
 
 /// What a transfer is for. `op` and `slot` are positions in the shard's tables, `part` counts the transfers of one operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -117,20 +118,15 @@ impl Disks {
     }
 
     /// Logs everything from now on.
-    pub fn record(&mut self, mut recorder: Recorder) {
-        for (index, place) in self.places.iter().enumerate() {
-            if let Some(Place { disk, extent: Extent { base, bytes } }) = place {
-                recorder.mark(&format!("slice {index} disk {} base {base} bytes {bytes}", disk.0));
-            }
-        }
+    pub fn record(&mut self, recorder: Recorder) {
         self.recorder = Some(recorder);
     }
 
-    /// Writes down what is promised at this moment, if anybody listens.
+    /// An update of this slice is about to be acknowledged: writes it down, if anybody listens.
     #[inline]
-    pub fn mark(&mut self, text: impl FnOnce() -> String) {
+    pub fn acknowledged(&mut self, slice: SliceIndex, target: TargetId, chunk: ChunkId, version: u64) {
         if let Some(recorder) = &mut self.recorder {
-            recorder.mark(&text());
+            recorder.acknowledged(&Acknowledged { disk: slice.0.into(), target, chunk, version });
         }
     }
 
@@ -146,7 +142,7 @@ impl Disks {
         len: u32,
         io: Io,
     ) {
-        let (file, offset, _) = self.locate(slice, offset, len);
+        let (file, offset) = self.locate(slice, offset, len);
         // SAFETY: passed on to the caller.
         unsafe { ring.read(file, to, len, offset, io.token()) }
     }
@@ -162,12 +158,12 @@ impl Disks {
         len: u32,
         io: Io,
     ) {
-        let (file, offset, disk) = self.locate(slice, offset, len);
         if let Some(recorder) = &mut self.recorder {
             // SAFETY: the caller promises that the bytes are valid.
             let bytes = unsafe { std::slice::from_raw_parts(from, len as usize) };
-            recorder.write(disk.0.into(), io.token(), offset, bytes);
+            recorder.write(slice, io.token(), offset, bytes);
         }
+        let (file, offset) = self.locate(slice, offset, len);
         // SAFETY: passed on to the caller.
         unsafe { ring.write(file, from, len, offset, io.token()) }
     }
@@ -175,7 +171,10 @@ impl Disks {
     pub fn flush(&mut self, ring: &mut Ring, disk: DiskIndex) {
         let token = Io::Flush { disk }.token();
         if let Some(recorder) = &mut self.recorder {
-            recorder.flush(disk.0.into(), token);
+            let there = |(index, place): (usize, &Option<Place>)| {
+                place.is_some_and(|place| place.disk == disk).then_some(SliceIndex(index as u16))
+            };
+            recorder.flush(self.places.iter().enumerate().filter_map(there), token);
         }
         ring.sync(self.disks[usize::from(disk.0)].file, Sync::Data, token);
     }
@@ -189,11 +188,11 @@ impl Disks {
     }
 
     #[inline]
-    fn locate(&self, slice: SliceIndex, offset: u64, len: u32) -> (File, u64, DiskIndex) {
+    fn locate(&self, slice: SliceIndex, offset: u64, len: u32) -> (File, u64) {
         let place = self.places[usize::from(slice.0)].expect("only placed slices are used");
         // A transfer beyond the slice would destroy a neighbour's: this holds in release too.
         assert!(offset + u64::from(len) <= place.extent.bytes, "a transfer beyond the end of its slice");
-        (self.disks[usize::from(place.disk.0)].file, place.extent.base + offset, place.disk)
+        (self.disks[usize::from(place.disk.0)].file, place.extent.base + offset)
     }
 }
 

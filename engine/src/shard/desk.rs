@@ -240,7 +240,7 @@ impl Desk {
             requester: Some(requester),
             target: update.target(),
             chunk: offer.chunk,
-            slice: SliceIndex(0),
+            slice: self.targets.slice_of(update.target()).unwrap_or_default(),
             message: *update,
             crcs: crcs.iter().map(|crc| crc.get()).collect(),
             buffer: data,

@@ -121,6 +121,7 @@ impl Shard {
         let cluster = config.identity.cluster;
         let opened: Vec<_> = config.disks.into_iter().map(|disk| disks.add(&mut ring, disk)).collect();
         let mut recovered = Vec::new();
+        let mut recorder = config.record.as_deref().map(Recorder::create).transpose()?;
         for spec in &config.slices {
             let disk = opened[spec.disk];
             let mut file = disks.blocking(disk)?;
@@ -134,12 +135,15 @@ impl Shard {
             let (store, report) = opened.map_err(what)?;
             tracing::info!(slice = %spec.index, chunks = report.chunks, pendings = report.pendings,
                 records = report.records_replayed, "slice recovered");
+            if let Some(recorder) = &mut recorder {
+                recorder.begin_with(spec.index, &mut file, spec.extent, store.geometry(), config.format)?;
+            }
             recovered.push((spec.index, report));
             disks.place(spec.index, disk, spec.extent);
             targets.add_slice(spec.index, disk, store);
         }
-        if let Some(path) = &config.record {
-            disks.record(Recorder::create(path)?);
+        if let Some(recorder) = recorder {
+            disks.record(recorder);
         }
         let mut tcp = Tcp::new(TcpConfig::new(config.identity));
         let address = tcp.listen(&config.listen)?;

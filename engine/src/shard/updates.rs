@@ -12,7 +12,7 @@ use crate::target::merged_crc;
 use corefs_net::Buffer;
 use corefs_wire::data::{self, UpdateReply, op};
 use corefs_wire::limits::{BLOCK, CHUNK_MIN};
-use corefs_wire::{ChunkId, Error, ErrorCode, Result, SliceIndex, TargetId};
+use corefs_wire::{Error, ErrorCode, Result, SliceIndex, TargetId};
 use std::ops::Range;
 use zerocopy::IntoBytes;
 
@@ -175,19 +175,12 @@ impl Shard {
     /// Answers whoever asked for an update.
     pub(super) fn reply_update(&mut self, op: OpId, result: Result<Ack>) {
         let update = self.desk.ops.update(op);
-        let (target, chunk) = (update.target, update.chunk);
+        let (slice, target, chunk) = (update.slice, update.target, update.chunk);
         let Some(requester) = update.requester else { return };
         match result {
             Ok(Ack { version, length, merged_crc }) => {
                 self.desk.counters.updates += 1;
-                self.disks.mark(|| {
-                    let ChunkId { inode, index, generation } = chunk;
-                    format!(
-                        "ack target {} inode {} index {index} generation {generation} version {version} length \
-                         {length} crc {merged_crc}",
-                        target.0, inode.0
-                    )
-                });
+                self.disks.acknowledged(slice, target, chunk, version);
                 let reply = UpdateReply {
                     version: version.into(),
                     chunk_length: length.into(),

@@ -12,6 +12,7 @@ const MIDDLE: At = At { chain: 0, replica: 1 };
 fn three_copies_are_written_and_each_can_be_read() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster::start(dir.path(), THREE);
+    let messages = [1, 2, 3].map(|node| cluster.counter(node, "cross_core_messages"));
     with_client(&cluster, async |client| {
         for index in 0..16 {
             let bytes = pattern(index.into(), 10_000);
@@ -36,7 +37,9 @@ fn three_copies_are_written_and_each_can_be_read() {
         let refused = client.write(MIDDLE, chunk(1, 0), 0, b"x").await.unwrap_err();
         assert_eq!(refused.code, ErrorCode::NotServing);
     });
-    for node in 1..=3 {
+    for (node, before) in (1..=3).zip(messages) {
+        let more = cluster.counter(node, "cross_core_messages") - before;
+        assert_eq!(more, 1, "only our own question has come from another core");
     }
 }
 
