@@ -60,6 +60,7 @@ impl ClientLeases for Alone {
 struct Bench<E> {
     names: Namespace<E, Alone>,
     next: Cell<u64>,
+    sequence: Cell<u64>,
 }
 
 impl<E: KvEngine> Bench<E> {
@@ -68,11 +69,13 @@ impl<E: KvEngine> Bench<E> {
         let routing = Rc::new(RoutingInfo { chunk_size: 512 << 10, tables, ..RoutingInfo::default() });
         let names = Namespace::new(engine, 1, Alone { random: Cell::new(1), routing });
         names.format().await.expect("formatting");
-        Rc::new(Self { names, next: Cell::new(0) })
+        Rc::new(Self { names, next: Cell::new(0), sequence: Cell::new(0) })
     }
 
     /// As clients do: numbered, and the old numbers done with.
-    fn caller(&self, number: u64) -> Box<CallerT> {
+    fn caller(&self) -> Box<CallerT> {
+        let number = self.sequence.get() + 1;
+        self.sequence.set(number);
         let mut caller = CallerT::default();
         (caller.client, caller.incarnation, caller.privileged) = (1, 1, true);
         (caller.sequence, caller.low_water) = (number, number.saturating_sub(4096).max(1));
@@ -81,7 +84,7 @@ impl<E: KvEngine> Bench<E> {
 
     async fn create(&self, number: u64) {
         let mut request = CreateT::default();
-        (request.caller, request.parent) = (self.caller(2 * number), 1);
+        (request.caller, request.parent) = (self.caller(), 1);
         (request.name, request.mode, request.exclusive) =
             (format!("file-{number}").into_bytes(), 0o644, true);
         self.names.create(&request).await.expect("creating");
@@ -101,7 +104,7 @@ impl<E: KvEngine> Bench<E> {
 
     async fn unlink(&self, number: u64) {
         let mut request = UnlinkT::default();
-        (request.caller, request.parent) = (self.caller(2 * number + 1), 1);
+        (request.caller, request.parent) = (self.caller(), 1);
         request.name = format!("file-{number}").into_bytes();
         self.names.unlink(&request).await.expect("unlinking");
     }

@@ -137,9 +137,9 @@ impl Keys {
         self.key(table::REPLY, &parts)
     }
 
-    /// Remembered replies of one incarnation with sequences below `low_water`.
-    pub fn replies_below(&self, client: ClientId, incarnation: u32, low_water: u64) -> KeyRange {
-        KeyRange::new(self.reply(client, incarnation, 0), self.reply(client, incarnation, low_water))
+    /// Remembered replies of one incarnation with sequences from `from` to below `below`.
+    pub fn replies_between(&self, client: ClientId, incarnation: u32, from: u64, below: u64) -> KeyRange {
+        KeyRange::new(self.reply(client, incarnation, from), self.reply(client, incarnation, below))
     }
 
     /// Remembered replies of a client's incarnations below `below` (all of them: `None`).
@@ -288,9 +288,9 @@ mod tests {
     fn ranges_hold_what_they_say() {
         assert!(KEYS.dirents(INODE).contains(&KEYS.dirent(INODE, &[0xFF; 255])));
         assert!(!KEYS.dirents(INODE).contains(&KEYS.dirent(InodeId(INODE.0 + 1), b"a")));
-        let below = KEYS.replies_below(CLIENT, 2, 10);
+        let below = KEYS.replies_between(CLIENT, 2, 3, 10);
         assert!(below.contains(&KEYS.reply(CLIENT, 2, 9)) && !below.contains(&KEYS.reply(CLIENT, 2, 10)));
-        assert!(!below.contains(&KEYS.reply(CLIENT, 1, 9)));
+        assert!(!below.contains(&KEYS.reply(CLIENT, 1, 9)) && !below.contains(&KEYS.reply(CLIENT, 2, 2)));
         let older = KEYS.replies(CLIENT, Some(2));
         assert!(
             older.contains(&KEYS.reply(CLIENT, 1, u64::MAX)) && !older.contains(&KEYS.reply(CLIENT, 2, 0))

@@ -191,20 +191,20 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             let attempt = body(txn, Values::new(values)).await?;
             if let Attempt::Changed(outcome) = &attempt {
                 txn.set(&row, &outcome.encode(op));
-                self.forget_replies(txn, caller);
+                self.forget_replies(txn, caller, mark);
             }
             Ok(attempt)
         })
         .await
     }
 
-    /// Drops what the caller says it needs no more.
-    fn forget_replies(&self, txn: &mut E::Txn, caller: &CallerT) {
-        if caller.low_water == 0 || !caller.sequence.is_multiple_of(FORGET_EVERY) {
+    /// Drops what the caller says it needs no more; what is below `mark` has been dropped before.
+    fn forget_replies(&self, txn: &mut E::Txn, caller: &CallerT, mark: u64) {
+        if caller.low_water <= mark || !caller.sequence.is_multiple_of(FORGET_EVERY) {
             return;
         }
         let (client, incarnation) = (ClientId(caller.client), caller.incarnation);
-        txn.clear_range(&self.keys.replies_below(client, incarnation, caller.low_water));
+        txn.clear_range(&self.keys.replies_between(client, incarnation, mark, caller.low_water));
         txn.max_u64(&self.keys.low_water(client, incarnation), caller.low_water);
     }
 }
