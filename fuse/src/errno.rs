@@ -5,6 +5,11 @@
 use corefs_wire::{Error, ErrorCode};
 use fuser::Errno;
 
+/// A request that makes no sense.
+pub const INVALID: Errno = Errno::EINVAL;
+/// We don't serve this kind of request: the kernel stops asking and does without.
+pub const STOP_ASKING: Errno = Errno::ENOSYS;
+
 /// The errno that the kernel hands to the program for an error of ours.
 pub fn errno(error: &Error) -> Errno {
     match error.code {

@@ -3,7 +3,7 @@
 //! Permission checks are the kernel's (`default_permissions`), so requests go on behalf of the caller, privileged.
 
 use crate::attr::{file_attr, file_type, given_time, kind_of_mode, nanoseconds};
-use crate::errno::errno;
+use crate::errno::{INVALID, STOP_ASKING, errno};
 use crate::handles::{self, with_directory};
 use corefs_client::{
     Attr, Changes, Client, ClientPool, CreateOptions, Credentials, File, Kind, NewInode, OpenOptions,
@@ -11,10 +11,10 @@ use corefs_client::{
 use corefs_wire::limits::FRAME_DATA_MAX;
 use corefs_wire::{Error, ErrorCode, InodeId, Result};
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
@@ -183,7 +183,7 @@ impl Filesystem for CoreFs {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
+        let Some(kind) = kind_of_mode(mode) else { return reply.error(INVALID) };
         let node = NewInode { rdev, ..NewInode::new(kind, mode & 0o7777) };
         self.make(request, parent, name, node, reply);
     }
@@ -230,7 +230,7 @@ impl Filesystem for CoreFs {
         reply: ReplyEmpty,
     ) {
         if !(RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE).contains(flags) {
-            return reply.error(Errno::EINVAL);
+            return reply.error(INVALID);
         }
         let (who, name, new_name) = (who(request), name_of(name), name_of(new_name));
         self.run(parent, move |client| async move {
@@ -485,15 +485,15 @@ impl Filesystem for CoreFs {
 
     // The kernel checks permissions itself, and stops asking after the first of each of these answers.
     fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+        reply.error(STOP_ASKING);
     }
 
     fn getxattr(&self, _request: &Request, _inode: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+        reply.error(STOP_ASKING);
     }
 
     fn listxattr(&self, _request: &Request, _inode: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+        reply.error(STOP_ASKING);
     }
 }
 

@@ -57,7 +57,8 @@ const DATA: &str = "/quickstart.dat";
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let size = args.size.0;
-    if !size.is_multiple_of(1 << 20) || !(args.seconds > 0.0 && args.seconds <= 86_400.0) {
+    let sensible = size.is_multiple_of(1 << 20) && args.seconds > 0.0 && args.seconds <= 86_400.0;
+    if !sensible {
         let what = "--size is a multiple of 1MiB, --seconds a positive number up to a day";
         return Err(Error::new(ErrorCode::BadConfig, what));
     }
