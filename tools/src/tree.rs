@@ -197,7 +197,7 @@ mod tests {
         assert_eq!((copied.files, copied.bytes, copied.mismatches), (2, 3_000_000, 0));
 
         let digest = digest_of(&to.join("below/file")).unwrap();
-        let mode = fs::metadata(to.join("below/file")).unwrap().mode();
+        let mode = fs::metadata(to.join("below/file")).unwrap().mode() & 0o777;
         let item = Item { path: "below/file".into(), mode, kind: Kind::File(digest) };
         assert!(equal(&to.join("below/file"), &item, &mut 0));
         fs::write(to.join("below/file"), vec![8; 3_000_000]).unwrap();
