@@ -1,5 +1,6 @@
-//! Open files and directories of a mount, by the number the kernel knows them by. A table for each client shard, on its own
-//! thread, so nothing here is shared; the shard's number travels in the handle's low bits.
+//! Open files and directories of a mount, by the number the kernel knows them by. The table lives on the thread of the mount's
+//! one client shard, so nothing here is shared. (A create runs where its parent lives, a read where its file lives: with
+//! several shards numbers would have to say where their file is, which is why `mount` takes a pool of one.)
 
 use corefs_client::{Client, Credentials, Entry, File};
 use corefs_wire::{Error, ErrorCode, InodeId, Result};

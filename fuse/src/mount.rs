@@ -29,6 +29,10 @@ pub struct Mounted {
 /// Mounts at `path`, an existing directory. `NotFound`, `NotDirectory`; `Os` when FUSE can't be used here, saying why.
 pub fn mount(pool: ClientPool, path: &Path, options: &MountOptions) -> Result<Mounted> {
     check(path)?;
+    if pool.shards() != 1 {
+        let what = "a mount is served by one client shard: see `handles`";
+        return Err(Error::mismatch(ErrorCode::BadConfig, 1, pool.shards() as u64, what));
+    }
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName("corefs".into()),
