@@ -118,7 +118,7 @@ fn serve(file: DiskFile, bytes: u64, started: mpsc::Sender<Started>) -> Result<(
         let thread = unsafe { libc::gettid() };
         let told = started.send(Ok((shard.handle(), shard.address().to_string(), thread)));
         told.expect("somebody waits");
-        shard.run().await
+        shard.run()
     })
 }
 

@@ -1,8 +1,8 @@
 //! The one io_uring of a core: disk, sockets, timers and wake-ups of an executor complete here.
 //!
 //! A [`Ring`] belongs plainly to the turn loop of its executor and is lent as `&mut Ring` to whoever queues entries. A turn
-//! queues entries, [`Ring::turn`] hands them to the kernel in one call and collects what has completed, and
-//! [`Ring::park`] waits when there is nothing left to do.
+//! queues entries, [`Ring::turn`] hands them to the kernel in one call and collects what has completed. When there is nothing
+//! left to do, [`Ring::rest`] waits in a thread that is the loop's alone, [`Ring::park`] among other tasks of an executor.
 //!
 //! Invariants
 //! - An entry that was pushed completes exactly once (multishot entries: until a completion without the MORE flag),
@@ -15,6 +15,7 @@ mod alarm;
 mod file;
 mod operations;
 mod park;
+mod rest;
 mod setup;
 mod token;
 
@@ -108,6 +109,7 @@ pub struct Ring {
     /// The registered region: its arena is kept alive.
     region: Option<Pool>,
     parking: Parking,
+    resting: rest::Resting,
     counters: RingCounters,
 }
 
@@ -115,7 +117,7 @@ impl Ring {
     /// A ring for the calling thread. `Os` if the kernel refuses even the plainest kind.
     pub fn new(config: &RingConfig) -> Result<Self> {
         let ring = setup::build(config)?;
-        let parking = Parking::new(&ring, config.busy_poll)?;
+        let parking = Parking::new(config.busy_poll)?;
         let files = FileTable::register(&ring, config.files);
         Ok(Self {
             ring,
@@ -126,6 +128,7 @@ impl Ring {
             files,
             region: None,
             parking,
+            resting: rest::Resting::default(),
             counters: RingCounters::default(),
         })
     }
@@ -144,7 +147,7 @@ impl Ring {
         }
         self.waiting.push_back(entry);
         // A failure shows again, and is reported, in the next turn.
-        let _ = self.submit();
+        let _ = self.submit(0);
     }
 
     /// Hands what is queued to the kernel and appends what has completed to `out`. Never blocks.
@@ -152,7 +155,7 @@ impl Ring {
     pub fn turn(&mut self, out: &mut Vec<Completion>) -> Result<()> {
         out.append(&mut self.early);
         if self.queued() > 0 || self.kernel_asks() {
-            self.submit()?;
+            self.submit(0)?;
             out.append(&mut self.early);
         }
         self.reap_into(out);
@@ -235,11 +238,13 @@ impl Ring {
         queue.taskrun() || queue.cq_overflow()
     }
 
-    /// Submits everything that is queued, as far as the kernel takes it; the rest stays for the next turn.
-    fn submit(&mut self) -> Result<()> {
+    /// Submits everything that is queued, as far as the kernel takes it; the rest stays for the next turn. Then waits for so
+    /// many completions.
+    fn submit(&mut self, mut want: u32) -> Result<()> {
         loop {
             let before = self.queued();
-            self.enter(0)?;
+            self.enter(want)?;
+            want = 0;
             // SAFETY: each entry was pushed under the promise of `push`, which holds until it completes.
             while let Some(entry) = self.waiting.front()
                 && unsafe { self.ring.submission().push(entry) }.is_ok()
@@ -282,6 +287,8 @@ impl Ring {
             if completion.token.source() != Source::RING {
                 self.counters.completions += 1;
                 out.push(completion);
+            } else if completion.token == rest::LISTENING {
+                self.resting.heard();
             }
         }
     }

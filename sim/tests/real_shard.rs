@@ -59,7 +59,7 @@ fn with_shard(disk: &Path, log: &Path, format: bool, work: impl AsyncFnOnce(&Nod
         executor.run(async move {
             let shard = Shard::start(config).unwrap();
             started.send((shard.handle(), shard.address().clone())).unwrap();
-            shard.run().await.unwrap();
+            shard.run().unwrap();
         });
     });
     let (handle, address) = wait.recv().unwrap();

@@ -133,7 +133,7 @@ async fn serve(config: ShardConfig, tell: Answer<Started>) {
         Err(error) => return tell.send(Err(error)),
     };
     tell.send(Ok((shard.handle(), shard.address().clone())));
-    if let Err(error) = shard.run().await {
+    if let Err(error) = shard.run() {
         tracing::error!(shard = %index, %error, "the shard has ended");
     }
 }

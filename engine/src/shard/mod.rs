@@ -34,7 +34,7 @@ use crate::mesh::{ShardHandle, ShardMessage, ShardReport, mail};
 use crate::store::{Geometry, RecoveryReport};
 use crate::targets::Targets;
 use corefs_net::mailbox::Receiver;
-use corefs_net::{Address, Bell, Buffer, Completion, Identity, Pool, Ring, RingConfig, Tcp, TcpConfig};
+use corefs_net::{Address, Buffer, Completion, Identity, Pool, Ring, RingConfig, Tcp, TcpConfig};
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{Error, NodeId, Result, ShardIndex, SliceIndex, Uuid};
 use desk::Desk;
@@ -102,8 +102,6 @@ pub struct Shard {
     crcs: Vec<u32>,
     /// When the timer in flight goes off.
     timer: Option<u64>,
-    /// For parking; nothing on this core rings it.
-    bell: Bell,
     ending: turn::Ending,
     shard: ShardIndex,
 }
@@ -162,7 +160,6 @@ impl Shard {
             body: Vec::new(),
             crcs: Vec::new(),
             timer: None,
-            bell: Bell::new(),
             ending: turn::Ending::No,
             shard: config.shard,
         })

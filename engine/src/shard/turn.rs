@@ -1,4 +1,4 @@
-//! The turn: gather completions as events, let the targets decide, perform it all together, park when idle.
+//! The turn: gather completions as events, let the targets decide, perform it all together, rest when idle.
 
 use super::Shard;
 use super::ops::Op;
@@ -14,9 +14,6 @@ const DRAIN_NANOS: Nanos = 10_000_000_000;
 const SUCCESSORS_NANOS: Nanos = 2_000_000_000;
 /// The longest that it sleeps: whatever might be forgotten happens by then.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
-
-/// Turns between two chances for whatever else the executor has to do. It has nothing but parking.
-const BREATHE_EVERY: u64 = 256;
 
 /// How far the end has come.
 pub(super) enum Ending {
@@ -39,26 +36,24 @@ pub fn boottime() -> Nanos {
 }
 
 impl Shard {
-    /// Runs until it is told to stop, or until its ring is unusable.
-    pub async fn run(mut self) -> Result<()> {
-        let result = self.turns().await;
+    /// Runs until it is told to stop, or until its ring is unusable. The thread is the shard's alone: it blocks in its ring.
+    pub fn run(mut self) -> Result<()> {
+        let result = self.turns();
         self.dispose();
         result
     }
 
-    async fn turns(&mut self) -> Result<()> {
+    fn turns(&mut self) -> Result<()> {
         loop {
-            self.ring.turn(&mut self.completions)?;
-            if self.completions.is_empty() && self.may_park() {
+            if self.may_rest() {
                 self.arm_timer();
-                self.ring.park(&self.bell, &mut self.completions).await?;
+                self.ring.rest(&mut self.completions)?;
+            } else {
+                self.ring.turn(&mut self.completions)?;
             }
             self.turn();
             if matches!(self.ending, Ending::Now) {
                 return Ok(());
-            }
-            if self.desk.counters.turns.is_multiple_of(BREATHE_EVERY) {
-                self.ring.breathe().await?;
             }
         }
     }
@@ -98,7 +93,7 @@ impl Shard {
         self.check_ending();
     }
 
-    fn may_park(&self) -> bool {
+    fn may_rest(&self) -> bool {
         !self.tcp.has_work() && !matches!(self.ending, Ending::Now)
     }
 

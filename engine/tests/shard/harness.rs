@@ -126,7 +126,7 @@ impl Cluster {
                     }
                 };
                 started.send(Ok((shard.handle(), shard.address().to_string()))).unwrap();
-                shard.run().await
+                shard.run()
             })
         });
         match wait.recv_timeout(PATIENCE).expect("the shard starts") {

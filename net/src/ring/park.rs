@@ -51,15 +51,9 @@ pub struct Parking {
 }
 
 impl Parking {
-    pub fn new(ring: &IoUring, busy_poll: Duration) -> Result<Self> {
-        let alarm = Alarm::new()?;
-        ring.submitter()
-            .register_eventfd(alarm.fd())
-            .map_err(|error| Error::new(ErrorCode::Os, format!("registering an eventfd: {error}")))?;
-        // SAFETY: nobody else uses the completion queue of a ring that is just being set up.
-        unsafe { ring.completion_shared() }.disable_eventfd();
+    pub fn new(busy_poll: Duration) -> Result<Self> {
         Ok(Self {
-            alarm,
+            alarm: Alarm::new()?,
             signalled: Bell::new(),
             reader: None,
             broken: Rc::default(),
@@ -72,12 +66,16 @@ impl Parking {
         })
     }
 
-    /// Starts the reader if it isn't there.
-    fn read_signals(&mut self) -> Result<()> {
+    /// Registers the eventfd, disabled, and starts its reader, if that wasn't done yet.
+    fn read_signals(&mut self, ring: &mut IoUring) -> Result<()> {
         if self.broken.get() {
             return Err(Error::new(ErrorCode::Os, "the ring's eventfd can't be read"));
         }
         if self.reader.is_none() {
+            ring.submitter()
+                .register_eventfd(self.alarm.fd())
+                .map_err(|error| Error::new(ErrorCode::Os, format!("registering an eventfd: {error}")))?;
+            ring.completion().disable_eventfd();
             // glommio closes what it reads, so it gets a descriptor of its own.
             let copy = self.alarm.try_clone_fd()?;
             // SAFETY: the descriptor is fresh and owned by nobody else.
@@ -108,7 +106,7 @@ impl Ring {
     pub async fn breathe(&mut self) -> Result<()> {
         breathe().await;
         if self.parking.polled.elapsed() >= POLL_EVERY {
-            self.parking.read_signals()?;
+            self.parking.read_signals(&mut self.ring)?;
             self.parking.signalled.take();
             self.parking.alarm.signal();
             // While this task waits, glommio runs out of tasks and polls; the read of the signal is among what it finds.
@@ -132,7 +130,7 @@ impl Ring {
             }
             self.breathe().await?;
         }
-        self.parking.read_signals()?;
+        self.parking.read_signals(&mut self.ring)?;
         #[cfg(test)]
         self.parking.window.as_mut().into_iter().for_each(|window| window());
         self.parking.signalled.take();
