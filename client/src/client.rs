@@ -46,7 +46,7 @@ impl ClientOptions {
             secret,
             name: String::from("client"),
             pool_bytes: 64 << 20,
-            busy_poll: Duration::from_micros(50),
+            busy_poll: Duration::ZERO,
             deadline: Duration::from_secs(30),
             write_behind: 4 << 20,
         }

@@ -4,13 +4,13 @@
 //! closure that makes a future on the shard; how many may be there at once is bounded.
 
 use crate::client::{Client, ClientOptions};
-use corefs_net::{Bell, Remote};
+use corefs_net::{Bell, Remote, executor};
 use corefs_wire::{Error, ErrorCode, InodeId, Result};
-use glommio::{ExecutorJoinHandle, Placement};
 use std::cell::RefCell;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Room in a client's mailbox: the bound of what is inside is never above it, so that it can't be full.
@@ -43,7 +43,7 @@ struct Shared {
     shards: Vec<Shard>,
     bound: usize,
     stopping: AtomicBool,
-    threads: Mutex<Vec<ExecutorJoinHandle<Result<()>>>>,
+    threads: Mutex<Vec<JoinHandle<Result<()>>>>,
 }
 
 /// Client shards, each an executor with a [`Client`] on a thread of its own. `Send` and `Sync`; clones are handles.
@@ -68,9 +68,9 @@ impl Drop for Inside {
 impl ClientPool {
     /// Starts the shards and waits until each has connected.
     pub fn start(options: ClientOptions, pool: PoolOptions) -> Result<Self> {
-        let placements: Vec<Placement> = match pool.cores.is_empty() {
-            true => vec![Placement::Unbound],
-            false => pool.cores.iter().map(|core| Placement::Fixed(*core)).collect(),
+        let cores: Vec<Option<usize>> = match pool.cores.is_empty() {
+            true => vec![None],
+            false => pool.cores.iter().copied().map(Some).collect(),
         };
         let mut started = Shared {
             shards: Vec::new(),
@@ -79,8 +79,8 @@ impl ClientPool {
             threads: Mutex::default(),
         };
         let mut failure = None;
-        for placement in placements {
-            match start_shard(options.clone(), placement) {
+        for core in cores {
+            match start_shard(options.clone(), core) {
                 Ok((shard, thread)) => {
                     started.shards.push(shard);
                     started.threads.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()).push(thread);
@@ -170,7 +170,7 @@ impl ClientPool {
         let mut outcome = Ok(());
         for thread in threads.drain(..) {
             let ended =
-                thread.join().unwrap_or_else(|error| Err(Error::new(ErrorCode::Internal, error.to_string())));
+                thread.join().unwrap_or_else(|_| Err(Error::new(ErrorCode::Internal, "a client's thread panicked")));
             outcome = outcome.and(ended);
         }
         outcome
@@ -207,7 +207,7 @@ impl ClientPool {
             // Without a client the shard is ending; dropping the work tells whoever waits for it.
             if let Some(client) = client {
                 let future = work(client);
-                glommio::spawn_local(async move {
+                executor::spawn(async move {
                     future.await;
                     drop(inside);
                 })
@@ -217,14 +217,14 @@ impl ClientPool {
     }
 }
 
-fn start_shard(
-    options: ClientOptions,
-    placement: Placement,
-) -> Result<(Shard, ExecutorJoinHandle<Result<()>>)> {
+fn start_shard(options: ClientOptions, core: Option<usize>) -> Result<(Shard, JoinHandle<Result<()>>)> {
     let (give, take) = mpsc::sync_channel(1);
-    let thread = corefs_net::executor::builder(placement)
-        .name("corefs-client")
-        .spawn(move || live(options, give))
+    let thread = std::thread::Builder::new()
+        .name("corefs-client".into())
+        .spawn(move || {
+            core.into_iter().for_each(executor::pin);
+            executor::run_alone(live(options, give))
+        })
         .map_err(|error| Error::new(ErrorCode::Os, format!("starting a client's thread: {error}")))?;
     let inside = Arc::new(AtomicUsize::new(0));
     match take.recv() {

@@ -122,7 +122,7 @@ impl Ground {
         let expected = self.node.expect(conn, None)?;
         self.node.post(conn, Kind::Request, C::OP, expected.request_id(), &request.encode(), None)?;
         let late = async {
-            glommio::timer::sleep(within).await;
+            corefs_net::executor::sleep(within).await;
             Err(Error::new(ErrorCode::TimedOut, format!("{} at {server}: not done in {within:?}", C::NAME)))
         };
         C::Reply::decode(&futures_lite::future::or(expected, late).await?.body)

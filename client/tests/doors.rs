@@ -28,7 +28,7 @@ impl Elsewhere {
                 let cluster = Cluster::start(1);
                 give.send(cluster.manager_address.clone()).unwrap();
                 while ended.try_recv() == Err(mpsc::TryRecvError::Empty) {
-                    glommio::timer::sleep(Duration::from_millis(5)).await;
+                    corefs_net::executor::sleep(Duration::from_millis(5)).await;
                 }
                 cluster.stop().await;
             });

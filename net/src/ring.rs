@@ -48,14 +48,15 @@ pub struct RingConfig {
     pub completions: u32,
     /// Slots of the table of registered files; 0 for none.
     pub files: u32,
-    /// How long [`Ring::park`] polls before it sleeps.
+    /// How long [`Ring::rest`] and [`Ring::park`] poll before they sleep.
     pub busy_poll: Duration,
 }
 
 impl Default for RingConfig {
-    /// 50 us of polling recovers most of what sleeping costs at one request in flight (a wake-up takes 35 to 250 us).
+    /// No polling: on cores that servers and clients share, whoever spins takes the time of whoever has work. On a core of
+    /// its own, 50 us of polling spare one request in flight most of a wake-up (35 to 250 us).
     fn default() -> Self {
-        Self { entries: 1024, completions: 8192, files: 64, busy_poll: Duration::from_micros(50) }
+        Self { entries: 1024, completions: 8192, files: 64, busy_poll: Duration::ZERO }
     }
 }
 
@@ -193,7 +194,7 @@ impl Ring {
         self.parking.alarm.heard()
     }
 
-    /// Sets how long [`park`](Self::park) polls before it sleeps.
+    /// Sets how long [`rest`](Self::rest) and [`park`](Self::park) poll before they sleep.
     pub fn set_busy_poll(&mut self, busy_poll: Duration) {
         self.parking.busy_poll = busy_poll;
     }

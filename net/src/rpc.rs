@@ -1,6 +1,6 @@
 //! The async endpoint of control roles and of clients: calls, services, deadlines.
 //!
-//! A [`Node`] is one ring, one [`Tcp`] and one task on the current glommio executor. Its handles are for tasks of
+//! A [`Node`] is one ring, one [`Tcp`] and one turn loop on the current executor. Its handles are for tasks of
 //! that executor; [`Remote`] is for other threads.
 //!
 //! - **Calls**: [`Node::ask`] (typed), [`Node::call`]; connections are opened on demand, shared, and closed when idle.
@@ -19,6 +19,7 @@ pub use serving::{Responder, Service};
 use crate::address::Address;
 use crate::bell::Bell;
 use crate::buffer::{Buffer, POOL_DEFAULT, Payload, Pool};
+use crate::executor;
 use crate::handshake::{Identity, Peer};
 use crate::mailbox::{Refused, Sender, mailbox};
 use crate::ring::{Ring, RingConfig};
@@ -30,7 +31,8 @@ use futures_lite::FutureExt;
 use glommio::{Latency, Shares};
 use latch::Latch;
 use links::Links;
-use pump::{Mail, Pump};
+use pump::Mail;
+pub(crate) use pump::Pump;
 use serving::Served;
 use sleepers::Sleepers;
 use std::cell::{Cell, RefCell};
@@ -125,8 +127,8 @@ struct Inner {
 pub struct Node(Rc<Inner>);
 
 impl Node {
-    /// Starts the endpoint's one task on the current glommio executor, which comes from
-    /// [`executor::builder`](crate::executor::builder). It runs until [`shutdown`](Self::shutdown).
+    /// Starts the endpoint on the current executor, which is of one of the kinds in [`executor`]. It runs
+    /// until [`shutdown`](Self::shutdown).
     pub fn start(config: NodeConfig) -> Result<Self> {
         let ring = Ring::new(&config.ring)?;
         let (mail, receiver) = mailbox(config.mailbox.max(1), ring.alarm());
@@ -152,9 +154,13 @@ impl Node {
         };
         inner.pool.set_bell(inner.pool_bell.clone());
         let node = Self(Rc::new(inner));
-        let executor = glommio::executor();
-        let queue = executor.create_task_queue(Shares::default(), Latency::NotImportant, "net");
         let pump = Pump::new(node.clone(), ring, receiver);
+        if let Some(alone) = executor::current() {
+            alone.drive(pump);
+            return Ok(node);
+        }
+        let queue =
+            glommio::executor().create_task_queue(Shares::default(), Latency::NotImportant, "net");
         let task = glommio::spawn_local_into(pump.run(), queue).map_err(|error| {
             Error::new(ErrorCode::Internal, format!("starting the network task: {error}"))
         })?;

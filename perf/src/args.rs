@@ -16,10 +16,6 @@ pub const DEPTH_MAX: u32 = 4096;
 const SECONDS_MAX: f64 = 86_400.0;
 /// What the report's name `-` stands for.
 const STDOUT: &str = "-";
-/// Reads handed over together unless told otherwise: enough to fill a frame's worth of work, few enough that waiting
-/// for the slowest of them doesn't show.
-const READ_BATCH: u32 = 16;
-
 /// What to measure.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Verb {
@@ -107,9 +103,13 @@ pub struct LoadArgs {
     pub path: PathBuf,
     #[command(flatten)]
     pub run: RunArgs,
-    /// Reads handed over in one call, which count as so many in flight [default: 16 for random reads in a closed loop, else 1].
-    #[arg(long, value_name = "N")]
-    pub batch: Option<u32>,
+    /// Reads handed over in one call, which count as so many in flight. A call returns when the slowest of them has come, so
+    /// fewer are in flight on average; reads of separate calls that wait together travel together anyway.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: u32,
+    /// Microseconds that each client core polls for replies before it sleeps.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
+    pub busy_poll: u64,
     /// Open loop: so many operations become due each second whether or not earlier ones are done, and latency counts
     /// from when they were due.
     #[arg(long, value_name = "PER_SECOND")]
@@ -221,12 +221,8 @@ impl LoadArgs {
     pub fn workload(&self, access: Access, working_set: u64) -> Result<Workload> {
         let mut run = self.run.workload(access, working_set)?;
         let share = run.depth / run.cores;
-        run.batch = match self.batch {
-            Some(batch) => batch,
-            None if access == Access::Randread && self.rate.is_none() => READ_BATCH.min(share),
-            None => 1,
-        };
-        let batch = run.batch;
+        let batch = self.batch;
+        run.batch = batch;
         if batch == 0 || batch as usize > READ_BATCH_MAX {
             return bad(format!("--batch {batch}: between 1 and {READ_BATCH_MAX} reads go together"));
         }
@@ -312,10 +308,10 @@ mod tests {
     #[test]
     fn the_defaults_are_the_main_measurement() {
         let run = load("randread --manager 127.0.0.1:7400").unwrap();
-        assert_eq!((run.block, run.depth, run.batch, run.lanes()), (4096, 128, 16, 8));
+        assert_eq!((run.block, run.depth, run.batch, run.lanes()), (4096, 128, 1, 128));
         let run = load("seqwrite").unwrap();
         assert_eq!((run.block, run.depth, run.batch), (1 << 20, 8, 1));
-        assert_eq!(load("randread --depth 4").unwrap().batch, 4);
+        assert_eq!(load("randread --depth 4 --batch 4").unwrap().lanes(), 1);
         assert_eq!(load("randread --size 10000").unwrap().working_set, 8192);
     }
 

@@ -13,6 +13,7 @@ use crate::workload::{Direction, Until, Workload};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Measures what the flags say. `live` ends it early.
 pub fn run(verb: &Verb, live: &Arc<Live>) -> Result<Report> {
@@ -89,7 +90,7 @@ fn load(args: &LoadArgs, access: Access, live: &Arc<Live>, watch: Watch) -> Resu
         ("mount", mounted::run(&args.path, &workload, &Processes::default(), live, watch)?)
     } else {
         report.set("manager", args.manager.join(","));
-        let native = Native::connect(managers, secret, workload.cores)?;
+        let native = Native::connect(managers, secret, workload.cores, Duration::from_micros(args.busy_poll))?;
         let outcome = native_run(&native, args, access, &workload, live, watch);
         // The measurement's own error says more than that of an end that follows from it.
         let ended = native.stop();

@@ -34,9 +34,14 @@ pub struct Native {
 }
 
 impl Native {
-    /// Connects a client on each of `cores` cores.
-    pub fn connect(managers: Vec<Address>, secret: Option<Secret>, cores: u32) -> Result<Self> {
-        let mut options = ClientOptions::new(managers, secret);
+    /// Connects a client on each of `cores` cores, which polls for `busy_poll` before it sleeps.
+    pub fn connect(
+        managers: Vec<Address>,
+        secret: Option<Secret>,
+        cores: u32,
+        busy_poll: Duration,
+    ) -> Result<Self> {
+        let mut options = ClientOptions { busy_poll, ..ClientOptions::new(managers, secret) };
         options.name = "perf".into();
         let available = core_affinity::get_core_ids().unwrap_or_default();
         // The last cores first: servers pin themselves to the first ones.
@@ -176,7 +181,7 @@ impl Shared {
         let lanes: Vec<_> = (0..self.workload.lanes())
             .map(|_| {
                 let (run, target) = (Rc::clone(&run), Rc::clone(&target));
-                glommio::spawn_local(async move { run.lane(&*target).await })
+                corefs_net::executor::spawn(async move { run.lane(&*target).await })
             })
             .collect();
         for lane in lanes {
@@ -234,6 +239,6 @@ impl Target for NativeFile {
     }
 
     async fn pause(&self, duration: Duration) {
-        if duration < SLEEP_MIN { yield_now().await } else { glommio::timer::sleep(duration).await }
+        if duration < SLEEP_MIN { yield_now().await } else { corefs_net::executor::sleep(duration).await }
     }
 }

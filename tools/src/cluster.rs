@@ -25,6 +25,8 @@ pub struct Wishes {
     pub chunk_size: Option<u64>,
     pub capacity: Option<u64>,
     pub port: Option<u16>,
+    /// Microseconds that shards poll before they sleep; of this start, not of the cluster.
+    pub busy_poll: u64,
 }
 
 impl Wishes {
@@ -207,6 +209,8 @@ pub fn start(directory: &Directory, wishes: &Wishes, say: &mut dyn FnMut(String)
                 number((node - 1) * shape.cores % cpus()),
                 "--capacity".into(),
                 shape.capacity.to_string().into(),
+                "--busy-poll".into(),
+                wishes.busy_poll.to_string().into(),
             ],
         )?;
     }

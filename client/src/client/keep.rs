@@ -1,14 +1,14 @@
 //! What goes on in the background while a client lives: the lease, routing, bytes that waited long enough, handles that were
 //! dropped. Each task holds the client weakly and ends with it.
 //!
-//! The waits here are glommio's timers and not the node's: those tick every 10 ms as long as anybody sleeps.
+//! The waits here are the executor's timers and not the node's: those tick every 10 ms as long as anybody sleeps.
 
 use super::{Client, Inner};
 use crate::file::close_handle;
 use crate::inode::Inode;
 use corefs_wire::control::mgmtd::EndClientT;
 use corefs_wire::{Class, ClientId, ErrorCode, Result};
-use glommio::timer::sleep;
+use corefs_net::executor::{sleep, spawn};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -22,10 +22,10 @@ const ROUND: Duration = Duration::from_millis(500);
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
 pub fn start(inner: &Rc<Inner>) {
-    glommio::spawn_local(keep_lease(Rc::downgrade(inner))).detach();
-    glommio::spawn_local(keep_routing(Rc::downgrade(inner))).detach();
-    glommio::spawn_local(keep_house(Rc::downgrade(inner))).detach();
-    glommio::spawn_local(keep_orphans(Rc::downgrade(inner))).detach();
+    spawn(keep_lease(Rc::downgrade(inner))).detach();
+    spawn(keep_routing(Rc::downgrade(inner))).detach();
+    spawn(keep_house(Rc::downgrade(inner))).detach();
+    spawn(keep_orphans(Rc::downgrade(inner))).detach();
 }
 
 fn alive(inner: &Weak<Inner>) -> Option<Rc<Inner>> {

@@ -243,7 +243,7 @@ impl Inner {
     pub fn launch(self: &Rc<Self>, inode: &Rc<Inode>, cell: u64) {
         let Some((number, extent)) = inode.behind.borrow_mut().launch(cell) else { return };
         let (inner, inode) = (Rc::clone(self), Rc::clone(inode));
-        glommio::spawn_local(async move { inner.fly(&inode, number, extent).await }).detach();
+        corefs_net::executor::spawn(async move { inner.fly(&inode, number, extent).await }).detach();
     }
 
     async fn fly(&self, inode: &Inode, number: u64, extent: Extent<Buffer>) {

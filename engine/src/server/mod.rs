@@ -66,7 +66,7 @@ impl Options {
             first_core: 0,
             listen: IpAddr::from([127, 0, 0, 1]),
             domain: String::new(),
-            busy_poll: Duration::from_micros(50),
+            busy_poll: Duration::ZERO,
             pool_bytes: POOL_DEFAULT,
             record: None,
         }

@@ -62,6 +62,10 @@ impl Shard {
     fn turn(&mut self) {
         self.desk.now = boottime();
         self.desk.counters.turns += 1;
+        // First: whoever was told something by another core, and then asks, finds it done.
+        if self.ring.heard_alarm() {
+            self.read_mail();
+        }
         let mut completions = std::mem::take(&mut self.completions);
         for completion in completions.drain(..) {
             match completion.token.source() {
@@ -71,9 +75,6 @@ impl Shard {
             }
         }
         self.completions = completions;
-        if self.ring.heard_alarm() {
-            self.read_mail();
-        }
         self.tcp.advance(Instant::now(), &mut self.desk);
         self.perform();
         self.desk.feed();

@@ -307,3 +307,63 @@ fn polling_before_sleeping_lets_others_run() {
         assert_eq!(ring.counters().parks, 0, "it was still polling");
     });
 }
+
+/// As above for a loop that rests: its thread is its own.
+#[test]
+fn no_wake_up_is_lost_by_a_ring_that_rests() {
+    let ring = Ring::new(&sleepy()).unwrap();
+    let (mail, mut mailbox) = mailbox::<u32>(8, ring.alarm());
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut disk = tempfile::tempfile().unwrap();
+    disk.write_all(&[1; 4096]).unwrap();
+    let block = Pool::new(1).unwrap().get(4096).unwrap();
+    let mut sources = Sources { ring, socket: ours, disk, bytes: Box::new([0; 64]), block };
+    let writer = std::thread::spawn(move || {
+        let mut socket = theirs;
+        for n in 0..ROUNDS {
+            socket.write_all(&[1]).unwrap();
+            std::thread::sleep(Duration::from_micros(u64::from(n % 90)));
+        }
+    });
+    let sender = std::thread::spawn(move || {
+        for n in 0..ROUNDS {
+            while mail.try_send(n).is_err() {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(Duration::from_micros(u64::from(n % 70)));
+        }
+    });
+    [SOCKET, DISK, TIMER].into_iter().for_each(|source| sources.start(source));
+    let (mut received, mut reads, mut ticks, mut letters) = (0, 0, 0, 0);
+    let (mut completions, watchdog) = (Vec::new(), Watchdog::start());
+    while received < ROUNDS || reads < ROUNDS || ticks < 20 || letters < ROUNDS {
+        sources.ring.rest(&mut completions).unwrap();
+        sources.ring.heard_alarm();
+        letters += std::iter::from_fn(|| mailbox.pop()).count() as u32;
+        for completion in completions.drain(..) {
+            let source = completion.token.payload();
+            let more = match source {
+                SOCKET => {
+                    received += completion.check().unwrap() as u32;
+                    received < ROUNDS
+                }
+                DISK => {
+                    reads += 1;
+                    reads < ROUNDS
+                }
+                _ => {
+                    ticks += 1;
+                    true
+                }
+            };
+            if more {
+                sources.start(source);
+            }
+        }
+        watchdog.note(received + reads + ticks + letters);
+    }
+    watchdog.note(u32::MAX);
+    writer.join().unwrap();
+    sender.join().unwrap();
+    assert!(sources.ring.counters().parks > 100, "{:?}: it slept", sources.ring.counters());
+}

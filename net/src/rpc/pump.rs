@@ -10,7 +10,7 @@ use crate::buffer::Buffer;
 use crate::contract::{Flow, FrameSink, Placement};
 use crate::handshake::Peer;
 use crate::mailbox::Receiver;
-use crate::ring::{Completion, Ring, Source, Token};
+use crate::ring::{Alarm, Completion, Ring, Source, Token};
 use crate::tcp::ConnId;
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -37,6 +37,8 @@ pub struct Pump {
     next_tick: Instant,
     fine_armed: bool,
     coarse_armed: bool,
+    /// What wakes a thread of its own for a timer, and when.
+    exact_armed: Option<Instant>,
     stopping_since: Option<Instant>,
 }
 
@@ -104,13 +106,52 @@ impl Pump {
             next_tick: Instant::now(),
             fine_armed: false,
             coarse_armed: false,
+            exact_armed: None,
             stopping_since: None,
         }
     }
 
-    /// Until the node has shut down.
+    /// Until the node has shut down; among other tasks of a glommio executor.
     pub async fn run(mut self) {
         let outcome = self.turns().await;
+        self.stop(outcome);
+    }
+
+    pub fn alarm(&self) -> Alarm {
+        self.ring.alarm()
+    }
+
+    /// The second half of a turn, after everybody who was woken by [`take`](Self::take) has run: what they queued leaves. Sleeps if
+    /// nothing is left to do, until `timer` at most. `false` when the node has shut down. For a thread of its own.
+    pub fn end_turn(&mut self, timer: Option<Instant>) -> bool {
+        self.node.0.bell.take();
+        self.finish();
+        if self.node.0.state.get() != State::Running && self.has_stopped() {
+            self.stop(Ok(()));
+            return false;
+        }
+        if let Some(at) = timer
+            && self.exact_armed.is_none_or(|armed| armed > at)
+        {
+            self.exact_armed = Some(at);
+            self.ring.timeout(at.saturating_duration_since(Instant::now()), EXACT_TICK);
+        }
+        let idle = !self.node.0.bell.is_rung() && self.mail.is_empty() && !self.node.0.tcp.borrow().has_work();
+        let outcome = match idle {
+            true => self.ring.rest(&mut self.completions),
+            false => self.ring.turn(&mut self.completions),
+        };
+        match outcome {
+            Ok(()) => true,
+            Err(error) => {
+                self.stop(Err(error));
+                false
+            }
+        }
+    }
+
+    /// Everybody who waits is told.
+    fn stop(&mut self, outcome: Result<()>) {
         let error = match outcome {
             Ok(()) => Error::new(ErrorCode::ShuttingDown, "this node has shut down"),
             Err(error) => {
@@ -149,8 +190,8 @@ impl Pump {
         }
     }
 
-    /// What has happened.
-    fn take(&mut self) {
+    /// The first half of a turn: what has happened.
+    pub fn take(&mut self) {
         let now = Instant::now();
         let inner = &self.node.0;
         inner.now.set(now);
@@ -161,6 +202,7 @@ impl Pump {
                 match completion.token.source() {
                     Source::TCP => tcp.complete(completion, &mut inlet),
                     _ if completion.token == FINE_TICK => self.fine_armed = false,
+                    _ if completion.token == EXACT_TICK => self.exact_armed = None,
                     _ => self.coarse_armed = false,
                 }
             }
@@ -267,3 +309,4 @@ impl Pump {
 
 const FINE_TICK: Token = Token::new(Source::TIMER, 1);
 const COARSE_TICK: Token = Token::new(Source::TIMER, 2);
+const EXACT_TICK: Token = Token::new(Source::TIMER, 3);

@@ -63,7 +63,7 @@ pub const TEMPLATE: &str = r#"# corefs: settings of the roles, a section each. E
 # capacity = "64GiB"                      # preallocated at the first start
 # listen = "127.0.0.1"                    # IP address; each shard takes a port of its own
 # domain = ""                             # failure domain, such as a rack
-# busy_poll = 50                          # microseconds a shard spins before it parks
+# busy_poll = 0                           # microseconds a shard polls before it sleeps
 # secret_file = "secret"
 
 [mount]         # a FUSE mount

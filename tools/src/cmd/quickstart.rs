@@ -46,8 +46,6 @@ pub struct Args {
 
 /// Reads in flight, as the issue of every comparison: enough to fill a drive's queue.
 const DEPTH: u32 = 128;
-/// Reads handed to the native client together.
-const BATCH: u32 = 16;
 const SEED: u64 = 1;
 const WARMUP: Duration = Duration::from_secs(1);
 /// Most of a real tree that is copied by default: enough to mean something, little enough for a minute.
@@ -141,20 +139,19 @@ impl Job<'_> {
         self.report.set("size", self.size);
         self.report.set("block", BLOCK as u64);
         self.report.set("depth", DEPTH);
-        self.report.set("batch", BATCH);
         self.report.set("seconds", self.args.seconds);
         self.report.set("seed", SEED);
         self.report.set("verify", true);
         self.report.set("version", env!("CARGO_PKG_VERSION"));
     }
 
-    fn reads(&self, batch: u32, verify: bool) -> Workload {
+    fn reads(&self, verify: bool) -> Workload {
         Workload {
             direction: Direction::Read,
             order: Order::Random,
             block: BLOCK as u64,
             depth: DEPTH,
-            batch,
+            batch: 1,
             working_set: self.size,
             cores: 1,
             until: Until::Elapsed { warmup: WARMUP, measured: Duration::from_secs_f64(self.args.seconds) },
@@ -190,7 +187,7 @@ impl Job<'_> {
     }
 
     fn measure(&mut self, scratch: &Scratch, directory: &Directory, cluster: &mut Cluster) -> Result<()> {
-        let mut native = Native::connect(vec![cluster.manager.parse()?], None, 1)?;
+        let mut native = Native::connect(vec![cluster.manager.parse()?], None, 1, Duration::ZERO)?;
         native.measure_servers(storage_pids(cluster));
         let outcome = self.steps(scratch, directory, cluster, &native);
         let stopped = native.stop();
@@ -218,14 +215,14 @@ impl Job<'_> {
         self.raw(scratch)?;
         self.go_on()?;
         self.say("4 KiB random reads: the native client");
-        let tally = native.run(Path::new(DATA), &self.reads(BATCH, true), &self.live, self.watch)?;
+        let tally = native.run(Path::new(DATA), &self.reads(true), &self.live, self.watch)?;
         self.report.add(tally.into_row("native_randread"));
         self.go_on()?;
         if mounted {
             self.say("4 KiB random reads: through the mount");
             let file = mount.join(DATA.trim_start_matches('/'));
             let processes = Processes { client: role_pids(cluster, "mount"), server: storage_pids(cluster) };
-            let tally = mounted::run(&file, &self.reads(1, true), &processes, &self.live, self.watch)?;
+            let tally = mounted::run(&file, &self.reads(true), &processes, &self.live, self.watch)?;
             self.report.add(tally.into_row("mount_randread"));
         }
         self.report.add(written);
@@ -236,7 +233,7 @@ impl Job<'_> {
     }
 
     fn raw(&mut self, scratch: &Scratch) -> Result<()> {
-        let workload = self.reads(1, false);
+        let workload = self.reads(false);
         let ground = Ground::make(scratch.path(), self.size, SEED, &self.live, self.watch)?;
         let tally = disk::measure(ground.path(), &workload, &self.live, self.watch)?;
         self.report.add(disk::row(&workload, tally));

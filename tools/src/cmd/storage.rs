@@ -48,7 +48,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     domain: Option<String>,
-    /// Microseconds a shard spins for work before it parks [default: 50].
+    /// Microseconds a shard polls for work before it sleeps [default: 0]. On cores that nobody else needs, 50 spare a lone
+    /// request most of a wake-up.
     #[arg(long, value_name = "MICROSECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     busy_poll: Option<u64>,

@@ -42,6 +42,10 @@ pub struct Args {
     /// The manager's port [default: 7400, or any free one when that's taken; kept for later starts].
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
+    /// Microseconds that the storage nodes' shards poll for work before they sleep. On cores that nobody else needs, 50 spare a
+    /// lone request most of a wake-up; on shared ones polling takes the others' time.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
+    busy_poll: u64,
     /// Also mount the file system here (an existing directory).
     #[arg(long, value_name = "PATH")]
     mount: Option<PathBuf>,
@@ -60,6 +64,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         chunk_size: args.chunk_size.map(|bytes| bytes.0),
         capacity: args.capacity.map(|bytes| bytes.0),
         port: args.port,
+        busy_poll: args.busy_poll,
     };
     let mut cluster = cluster::start(&directory, &wishes, &mut |line| eprintln!("corefs: {line}"))?;
     if let Some(path) = &args.mount {
