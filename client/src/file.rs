@@ -5,8 +5,10 @@
 //! | `read` | reads: cut, widened to whole blocks, put together |
 //! | `write` | writes: held behind the caller in cells, or direct |
 //! | `sync` | flush, sync, truncate, close |
+//! | `space` | holes: made, found; copying within the cluster |
 
 mod read;
+mod space;
 mod sync;
 mod write;
 
@@ -44,11 +46,21 @@ pub struct CreateOptions {
     pub chunk_size: u32,
     /// Chains to spread over, 0: the cluster's choice.
     pub stripe: u32,
+    /// Bits to take off the mode, unless the directory has a default access control list.
+    pub umask: u32,
 }
 
 impl Default for CreateOptions {
     fn default() -> Self {
-        Self { mode: 0o644, exclusive: false, truncate: false, direct: false, chunk_size: 0, stripe: 0 }
+        Self {
+            mode: 0o644,
+            exclusive: false,
+            truncate: false,
+            direct: false,
+            chunk_size: 0,
+            stripe: 0,
+            umask: 0,
+        }
     }
 }
 

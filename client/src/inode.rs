@@ -108,6 +108,11 @@ impl Inode {
         self.unsynced.set(Unsynced { mtime: now(), ..self.unsynced.get() });
     }
 
+    /// Bytes that were there changed now.
+    pub fn touched(&self) {
+        self.unsynced.set(Unsynced { mtime: now(), ..self.unsynced.get() });
+    }
+
     /// Bytes up to `end` are in storage, written under `epoch`.
     pub fn stored(&self, end: u64, epoch: u32) {
         if epoch == self.epoch.get() {
@@ -173,6 +178,7 @@ mod tests {
             epoch,
             layout: Some(layout),
             parent: InodeId(1),
+            marks: crate::Marks::default(),
         }
     }
 

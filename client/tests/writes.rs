@@ -11,8 +11,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 const ROOT: Credentials = Credentials::root();
-const DIRECT: CreateOptions =
-    CreateOptions { mode: 0o644, exclusive: true, truncate: false, direct: true, chunk_size: 0, stripe: 0 };
+const DIRECT: CreateOptions = CreateOptions {
+    mode: 0o644,
+    exclusive: true,
+    truncate: false,
+    direct: true,
+    chunk_size: 0,
+    stripe: 0,
+    umask: 0,
+};
 const BUFFERED: CreateOptions = CreateOptions { direct: false, ..DIRECT };
 
 async fn create(client: &Client, name: &[u8], options: CreateOptions) -> File {

@@ -75,6 +75,7 @@ impl Client {
             open: true,
             chunk_size: options.chunk_size,
             stripe: options.stripe,
+            umask: options.umask,
             ..NewInode::new(Kind::File, options.mode)
         };
         let made = self.0.meta.create(who, parent, name, &node).await?;

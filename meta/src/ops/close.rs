@@ -13,8 +13,8 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// Takes in what the session wrote (see [`length`](crate::length)), sets attributes other than the size, and ends the
     /// session, all in one transaction. `NoSuchSession` when it has ended, as after its client's lease.
     pub async fn close(&self, request: &CloseT) -> Result<AttrReplyT> {
-        if request.set.as_ref().is_some_and(|set| set.mask & bits::SIZE != 0) {
-            return Err(Error::new(ErrorCode::InvalidArgument, "a close can't set the size"));
+        if request.set.as_ref().is_some_and(|set| set.mask & (bits::SIZE | bits::MODE) != 0) {
+            return Err(Error::new(ErrorCode::InvalidArgument, "a close can't set the size or the mode"));
         }
         let report = Report {
             op: CloseT::OP,
@@ -27,7 +27,8 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         };
         let outcome = self.report(&report, |txn, inode, now| {
             if let Some(set) = &request.set {
-                apply(&request.caller, inode, set, now)?;
+                // Whoever has the file open may set its times to the present.
+                apply(&request.caller, inode, set, now, true)?;
             }
             txn.clear(&self.keys.session(report.inode, request.session));
             Ok(true)
