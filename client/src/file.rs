@@ -70,8 +70,13 @@ impl Default for CreateOptions {
 pub struct File {
     client: Client,
     inode: Rc<Inode>,
-    /// 0: opened for reading.
-    session: u64,
+    /// 0: opened for reading, or it ended with a [`finish`](Self::finish) and nothing was written since.
+    session: Cell<u64>,
+    writable: bool,
+    /// Its session had to be begun again: it is used by several, so it is kept from now on.
+    revived: Cell<bool>,
+    /// Writes under way.
+    writing: Cell<u32>,
     direct: bool,
     who: Credentials,
     /// Failures of the inode that this handle has reported, or that are older than it.
@@ -93,7 +98,18 @@ impl File {
         inode.handles.set(inode.handles.get() + 1);
         let seen = Cell::new(inode.failures.borrow().count);
         let direct = direct || client.0.write_behind == 0;
-        Self { client, inode, session, direct, who, seen, closed: Cell::new(false) }
+        Self {
+            client,
+            inode,
+            session: Cell::new(session),
+            writable: session != 0,
+            revived: Cell::new(false),
+            writing: Cell::new(0),
+            direct,
+            who,
+            seen,
+            closed: Cell::new(false),
+        }
     }
 
     pub fn inode(&self) -> InodeId {
@@ -112,7 +128,7 @@ impl File {
 
     /// Whether it was opened for writing.
     pub fn is_writable(&self) -> bool {
-        self.session != 0
+        self.writable
     }
 
     pub fn client(&self) -> &Client {
@@ -135,7 +151,8 @@ impl Drop for File {
         if self.closed.replace(true) {
             return;
         }
-        let orphan = Orphan { inode: Rc::clone(&self.inode), session: self.session, who: self.who.clone() };
+        let orphan =
+            Orphan { inode: Rc::clone(&self.inode), session: self.session.get(), who: self.who.clone() };
         self.client.0.orphans.borrow_mut().push(orphan);
     }
 }

@@ -36,11 +36,12 @@ const BACKGROUND: u16 = 256;
 
 pub struct CoreFs {
     pool: ClientPool,
+    local_locks: bool,
 }
 
 impl CoreFs {
-    pub fn new(pool: ClientPool) -> Self {
-        Self { pool }
+    pub fn new(pool: ClientPool, local_locks: bool) -> Self {
+        Self { pool, local_locks }
     }
 
     /// Runs a request's future on the shard of `inode`. When the shard is gone the future is dropped, and with it the reply,
@@ -129,10 +130,11 @@ impl Filesystem for CoreFs {
             // A default access control list takes the umask's place, and only the metadata server knows of it.
             InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_POSIX_ACL,
-            InitFlags::FUSE_POSIX_LOCKS,
-            InitFlags::FUSE_FLOCK_LOCKS,
         ];
-        for wish in wishes {
+        // Without them the kernel keeps locks itself.
+        let locks = [InitFlags::FUSE_POSIX_LOCKS, InitFlags::FUSE_FLOCK_LOCKS];
+        let locks = locks.into_iter().filter(|_| !self.local_locks);
+        for wish in wishes.into_iter().chain(locks) {
             // A kernel without one of them is slower, or refuses what it can't do.
             if config.add_capabilities(wish).is_err() {
                 tracing::debug!("the kernel doesn't know {wish:?}");
@@ -156,7 +158,7 @@ impl Filesystem for CoreFs {
     fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let who = who(request);
         self.run(inode, move |client| async move {
-            attributes(reply, client.get_attr(&who, id(inode)).await);
+            attributes(reply, client.get_attr_within(&who, id(inode), TTL).await);
         });
     }
 
@@ -404,7 +406,7 @@ impl Filesystem for CoreFs {
         reply: ReplyEmpty,
     ) {
         self.run(inode, move |client| async move {
-            let synced = sync(handle).await;
+            let synced = async { handles::file(handle)?.finish().await }.await;
             // A process that closes a file loses its locks on it, through whichever descriptor it took them (fcntl(2)).
             let released = locks::release(&client, id(inode), owner.0).await;
             empty(reply, synced.and(released));
@@ -591,6 +593,16 @@ impl Filesystem for CoreFs {
             who.groups = locks::groups_of(request.pid());
         }
         self.run(inode, move |client| async move {
+            // A copy sets the list of a file that has none, which says what its mode says: then that is what is set.
+            if let (Some(bits), Some(attr)) =
+                (marks::bits_of_list(&name, &value), client.open_attr(id(inode)))
+                && who.uid == 0
+                && !attr.marks.access_list
+            {
+                let mode = Some(attr.mode & !0o777 | bits);
+                let changes = Changes { mode, ..Changes::default() };
+                return empty(reply, client.set_attr(&who, id(inode), changes).await.map(drop));
+            }
             marks::forget(id(inode));
             empty(reply, client.meta().set_xattr(&who, id(inode), &name, &value, flags as u32).await);
         });

@@ -30,6 +30,7 @@ impl File {
         if range.is_empty() {
             return Ok(());
         }
+        let _writing = self.begin_write().await?;
         client.settle_range(inode, &range).await;
         let size = u64::from(inode.place.layout.chunk_size);
         let mut from = (range.start / size) as u32;
@@ -91,6 +92,7 @@ impl File {
             return Err(Error::mismatch(ErrorCode::FileTooLarge, most, length, what));
         }
         if length > inode.length.get() {
+            let _writing = self.begin_write().await?;
             // Reported with the writes of this session, as if the last byte had been one of them.
             inode.wrote(length);
             inode.stored(length, inode.epoch.get());
@@ -99,9 +101,9 @@ impl File {
     }
 
     fn check_writable(&self) -> Result<()> {
-        match self.session {
-            0 => Err(Error::new(ErrorCode::NotPermitted, "the file was opened for reading")),
-            _ => self.client.0.ground.check_open(),
+        match self.writable {
+            false => Err(Error::new(ErrorCode::NotPermitted, "the file was opened for reading")),
+            true => self.client.0.ground.check_open(),
         }
     }
 
