@@ -11,7 +11,16 @@ chmod 755 "$work"
 up --capacity 2GiB --mount "$work/mnt"
 "$COREFS" mount "$work/two" >"$work/two.out" 2>"$work/two.log" &
 two_pid=$!
-trap 'kill -TERM $two_pid 2>/dev/null; umount -l "$work/two" 2>/dev/null; cleanup' EXIT
+end_second() {
+  local code=$?
+  set +e
+  cd /
+  kill -TERM "$two_pid" 2>/dev/null
+  umount -l "$work/two" 2>/dev/null
+  (exit $code)
+  cleanup
+}
+trap end_second EXIT
 for _ in $(seq 300); do grep -q '^ready ' "$work/two.out" && break; kill -0 $two_pid 2>/dev/null || { cat "$work/two.log"; die "the second mount ended"; }; sleep 0.1; done
 
 cd "$work/mnt"

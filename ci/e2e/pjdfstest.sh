@@ -34,8 +34,14 @@ suite_on() {
 }
 
 mkdir "$work/other" "$work/ext4" "$work/mnt"
-unmount_local() { umount "$work/other" "$work/ext4" 2>/dev/null; }
-trap 'unmount_local; cleanup' EXIT
+unmount_local() {
+  local code=$?
+  set +e
+  umount "$work/other" "$work/ext4" 2>/dev/null
+  (exit $code)
+  cleanup
+}
+trap unmount_local EXIT
 mount -t tmpfs -o size=16m tmpfs "$work/other" || skip "a second file system can't be mounted here"
 if truncate -s 256M "$work/image" && mkfs.ext4 -q -F "$work/image" 2>/dev/null && mount -o loop "$work/image" "$work/ext4" 2>/dev/null; then
   suite_on ext4 "$work/ext4"
