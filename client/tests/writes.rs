@@ -305,6 +305,33 @@ fn truncation_and_times_that_were_set_stand() {
     });
 }
 
+/// A name goes while the last handle is being closed: the session that would have held the bytes must not stay.
+#[test]
+fn a_file_that_is_closed_while_its_name_goes_is_not_held() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = cluster.client().await;
+        let file = create(&client, b"a", BUFFERED).await;
+        file.write_at(0, b"abc").await.unwrap();
+        file.finish().await.unwrap();
+        assert!(cluster.meta.sessions.borrow().is_empty());
+        let unlink = client.unlink(&ROOT, ROOT_INODE, b"a");
+        let close = async {
+            let held = || cluster.meta.calls.borrow().contains(&"meta.open");
+            while !held() {
+                futures_lite::future::yield_now().await;
+            }
+            file.close().await
+        };
+        let (unlinked, closed) = futures_lite::future::zip(unlink, close).await;
+        unlinked.unwrap();
+        closed.unwrap();
+        assert!(cluster.meta.sessions.borrow().is_empty(), "the hold was ended");
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
 /// A file that is copied with everything costs two calls that change something: it is made, and closed.
 #[test]
 fn what_a_copy_sets_goes_with_the_close() {

@@ -3,7 +3,7 @@
 use super::{Client, Inner};
 use crate::file::{CreateOptions, File, OpenOptions};
 use crate::inode::Inode;
-use crate::meta::NewInode;
+use crate::meta::{NewInode, Written};
 use crate::{Attr, Changes, Credentials, Entry, Kind};
 use corefs_wire::{Error, ErrorCode, InodeId, Result};
 use std::rc::Rc;
@@ -182,7 +182,11 @@ impl Inner {
         let Some(inode) = self.live(attr.inode).filter(unheld) else { return Ok(()) };
         let (attr, session) = self.meta.hold(&Credentials::root(), attr.inode).await?;
         inode.absorb(&attr);
-        inode.hold.set(session);
-        Ok(())
+        if inode.handles.get() > 0 && inode.hold.get() == 0 {
+            inode.hold.set(session);
+            return Ok(());
+        }
+        // Closed meanwhile, or held by another operation as well: nobody would end this session later.
+        self.meta.close(&Credentials::root(), inode.id(), session, Written::default(), None).await.map(drop)
     }
 }
