@@ -28,6 +28,23 @@ pub struct Attr {
     /// How a file is cut and spread; other kinds have none.
     pub layout: Option<Layout>,
     pub parent: InodeId,
+    pub marks: Marks,
+}
+
+/// What more is stored of an inode.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Marks {
+    /// Extended attributes, the access control lists included.
+    pub xattrs: bool,
+    pub access_list: bool,
+    pub default_list: bool,
+}
+
+impl Marks {
+    /// The bits of a message.
+    fn from_bits(bits: u8) -> Self {
+        Self { xattrs: bits & 1 != 0, access_list: bits & 2 != 0, default_list: bits & 4 != 0 }
+    }
 }
 
 impl Attr {
@@ -53,6 +70,7 @@ impl Attr {
             epoch: attr.epoch,
             layout,
             parent: InodeId(attr.parent),
+            marks: Marks::from_bits(attr.marks),
         })
     }
 
@@ -139,4 +157,9 @@ impl Credentials {
     pub const fn root() -> Self {
         Self { uid: 0, gid: 0, groups: Vec::new(), privileged: true }
     }
+}
+
+/// Whether a program of this mode would run as its owner or group: what a write by somebody else takes away.
+pub fn has_set_ids(mode: u32) -> bool {
+    mode & 0o4000 != 0 || mode & 0o2010 == 0o2010
 }

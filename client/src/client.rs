@@ -99,6 +99,8 @@ pub(crate) struct Inner {
     pub relief: Waiters,
     /// Handles that were dropped and must be closed.
     pub orphans: RefCell<Vec<Orphan>>,
+    /// Changes when a lock was given back here.
+    pub unlocked: Waiters,
     name: String,
     lease: Cell<Duration>,
     /// The endpoint is ours to shut down.

@@ -5,8 +5,10 @@
 //! | `read` | reads: cut, widened to whole blocks, put together |
 //! | `write` | writes: held behind the caller in cells, or direct |
 //! | `sync` | flush, sync, truncate, close |
+//! | `space` | holes: made, found; copying within the cluster |
 
 mod read;
+mod space;
 mod sync;
 mod write;
 
@@ -44,11 +46,21 @@ pub struct CreateOptions {
     pub chunk_size: u32,
     /// Chains to spread over, 0: the cluster's choice.
     pub stripe: u32,
+    /// Bits to take off the mode, unless the directory has a default access control list.
+    pub umask: u32,
 }
 
 impl Default for CreateOptions {
     fn default() -> Self {
-        Self { mode: 0o644, exclusive: false, truncate: false, direct: false, chunk_size: 0, stripe: 0 }
+        Self {
+            mode: 0o644,
+            exclusive: false,
+            truncate: false,
+            direct: false,
+            chunk_size: 0,
+            stripe: 0,
+            umask: 0,
+        }
     }
 }
 
@@ -58,8 +70,13 @@ impl Default for CreateOptions {
 pub struct File {
     client: Client,
     inode: Rc<Inode>,
-    /// 0: opened for reading.
-    session: u64,
+    /// 0: opened for reading, or it ended with a [`finish`](Self::finish) and nothing was written since.
+    session: Cell<u64>,
+    writable: bool,
+    /// Its session had to be begun again: it is used by several, so it is kept from now on.
+    revived: Cell<bool>,
+    /// Writes under way.
+    writing: Cell<u32>,
     direct: bool,
     who: Credentials,
     /// Failures of the inode that this handle has reported, or that are older than it.
@@ -81,7 +98,18 @@ impl File {
         inode.handles.set(inode.handles.get() + 1);
         let seen = Cell::new(inode.failures.borrow().count);
         let direct = direct || client.0.write_behind == 0;
-        Self { client, inode, session, direct, who, seen, closed: Cell::new(false) }
+        Self {
+            client,
+            inode,
+            session: Cell::new(session),
+            writable: session != 0,
+            revived: Cell::new(false),
+            writing: Cell::new(0),
+            direct,
+            who,
+            seen,
+            closed: Cell::new(false),
+        }
     }
 
     pub fn inode(&self) -> InodeId {
@@ -100,7 +128,7 @@ impl File {
 
     /// Whether it was opened for writing.
     pub fn is_writable(&self) -> bool {
-        self.session != 0
+        self.writable
     }
 
     pub fn client(&self) -> &Client {
@@ -123,7 +151,8 @@ impl Drop for File {
         if self.closed.replace(true) {
             return;
         }
-        let orphan = Orphan { inode: Rc::clone(&self.inode), session: self.session, who: self.who.clone() };
+        let orphan =
+            Orphan { inode: Rc::clone(&self.inode), session: self.session.get(), who: self.who.clone() };
         self.client.0.orphans.borrow_mut().push(orphan);
     }
 }

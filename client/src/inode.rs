@@ -5,16 +5,16 @@
 //! - Attributes of an older truncate epoch than ours change nothing; a newer epoch makes the file's length what the
 //!   metadata says, or where our unwritten bytes end.
 
-use crate::Attr;
 use crate::behind::Behind;
 use crate::storage::Place;
 use crate::wait::Waiters;
+use crate::{Attr, Changes, Time};
 use corefs_net::Buffer;
 use corefs_wire::layout::Layout;
 use corefs_wire::limits::FRAME_DATA_MAX;
 use corefs_wire::{Error, InodeId};
 use std::cell::{Cell, RefCell};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// What the metadata servers don't know yet.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -44,6 +44,10 @@ pub struct Inode {
     /// Changes when a flight lands.
     pub progress: Waiters,
     pub failures: RefCell<Failures>,
+    /// Changes of attributes that go to the metadata servers with the end of a session.
+    pub pending: Cell<Changes>,
+    /// When a metadata server last said what the attributes are.
+    pub heard: Cell<Instant>,
     /// Open write sessions, any of which can push the length.
     pub sessions: RefCell<Vec<u64>>,
     /// Handles open.
@@ -65,6 +69,8 @@ impl Inode {
             behind: RefCell::new(Behind::new(cell)),
             progress: Waiters::default(),
             failures: RefCell::default(),
+            pending: Cell::default(),
+            heard: Cell::new(Instant::now()),
             sessions: RefCell::default(),
             handles: Cell::new(0),
             hold: Cell::new(0),
@@ -88,6 +94,7 @@ impl Inode {
             self.length.set(self.length.get().max(attr.size));
         }
         self.attr.set(*attr);
+        self.heard.set(Instant::now());
     }
 
     /// The attributes with what was written here.
@@ -99,12 +106,84 @@ impl Inode {
             attr.mtime = unsynced.mtime;
             attr.ctime = attr.ctime.max(unsynced.mtime);
         }
+        let pending = self.pending.get();
+        attr.mode = pending.mode.unwrap_or(attr.mode);
+        attr.uid = pending.uid.unwrap_or(attr.uid);
+        attr.gid = pending.gid.unwrap_or(attr.gid);
+        attr.atime = pending.atime.map_or(attr.atime, at);
+        attr.mtime = pending.mtime.map_or(attr.mtime, at);
+        attr.ctime = attr.ctime.max(pending.ctime.unwrap_or(i64::MIN));
         attr
+    }
+
+    /// Whether there is anything that the metadata servers don't know yet.
+    pub fn has_news(&self) -> bool {
+        let unsynced = self.unsynced.get() != Unsynced::default();
+        unsynced || self.pending.get() != Changes::default() || !self.behind.borrow().is_empty()
+    }
+
+    /// Takes changes in that wait for the session to end, if these may wait and there is a session: times, and what
+    /// gives nobody less access than they have. Changes of owner wait only while nobody else has any.
+    pub fn defer(&self, changes: &Changes) -> bool {
+        let shown = self.attr();
+        let private = shown.mode & 0o7077 == 0;
+        let keeps_access = changes.mode.is_none_or(|mode| shown.mode & !mode == 0);
+        let gives = changes.uid.is_none() && changes.gid.is_none() || private;
+        let may_wait = changes.size.is_none() && changes.ctime.is_none() && keeps_access && gives;
+        if !may_wait || self.sessions.borrow().is_empty() || shown.marks.access_list {
+            return false;
+        }
+        let (now, before) = (now(), self.pending.get());
+        let fixed =
+            |time: Option<Time>| time.map(|time| Time::At(if time == Time::Now { now } else { at(time) }));
+        if changes.mtime.is_some() {
+            // The time that was set stands, although bytes written before it are stored later.
+            self.unsynced.set(Unsynced { mtime: 0, ..self.unsynced.get() });
+        }
+        self.pending.set(Changes {
+            mode: changes.mode.or(before.mode),
+            uid: changes.uid.or(before.uid),
+            gid: changes.gid.or(before.gid),
+            size: None,
+            atime: fixed(changes.atime).or(before.atime),
+            mtime: fixed(changes.mtime).or(before.mtime),
+            ctime: Some(now.max(shown.ctime)),
+        });
+        true
+    }
+
+    /// Changes that were made at once: what waited for the same attributes is out of date.
+    pub fn supersede(&self, changes: &Changes) {
+        let before = self.pending.get();
+        let keep = |made: bool| !made;
+        let rest = Changes {
+            mode: before.mode.filter(|_| keep(changes.mode.is_some())),
+            uid: before.uid.filter(|_| keep(changes.uid.is_some())),
+            gid: before.gid.filter(|_| keep(changes.gid.is_some())),
+            atime: before.atime.filter(|_| keep(changes.atime.is_some())),
+            mtime: before.mtime.filter(|_| keep(changes.mtime.is_some() || changes.size.is_some())),
+            ..before
+        };
+        let any = Changes { ctime: None, ..rest } != Changes::default();
+        self.pending.set(if any { rest } else { Changes::default() });
+    }
+
+    /// What [`defer`](Self::defer) took in, to be sent now; without a change time, which the sender chooses.
+    pub fn take_pending(&self) -> Option<Changes> {
+        let pending = self.pending.take();
+        (pending != Changes::default()).then_some(Changes { ctime: None, ..pending })
     }
 
     /// Bytes up to `end` were written now.
     pub fn wrote(&self, end: u64) {
         self.length.set(self.length.get().max(end));
+        self.touched();
+    }
+
+    /// Bytes that were there changed now.
+    pub fn touched(&self) {
+        // A time that was set before is over.
+        self.pending.set(Changes { mtime: None, ..self.pending.get() });
         self.unsynced.set(Unsynced { mtime: now(), ..self.unsynced.get() });
     }
 
@@ -143,6 +222,14 @@ impl Inode {
     }
 }
 
+/// A time that was chosen already.
+fn at(time: Time) -> i64 {
+    match time {
+        Time::At(time) => time,
+        Time::Now => now(),
+    }
+}
+
 /// Wall-clock time in nanoseconds since the epoch.
 pub fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -173,6 +260,7 @@ mod tests {
             epoch,
             layout: Some(layout),
             parent: InodeId(1),
+            marks: crate::Marks::default(),
         }
     }
 

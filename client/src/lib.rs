@@ -11,6 +11,7 @@
 //! | [`meta`] | typed calls to the metadata servers, recognisable when sent again |
 //! | [`attr`] | what the namespace says about an inode |
 //! | [`file`] | open files: one shared length per inode, write-behind, direct I/O |
+//! | [`lock`] | advisory locks, and waiting for them |
 //! | [`fs`] | the namespace by path, copying in and out |
 //! | [`chunks`] | lengths, truncation and removal of all chunks of an inode, for the metadata servers |
 //! | [`pool`] | client shards on threads of their own, and the doors to them |
@@ -24,6 +25,7 @@ pub mod fs;
 mod ground;
 mod inode;
 mod join;
+pub mod lock;
 pub mod meta;
 pub mod pool;
 pub mod route;
@@ -31,9 +33,10 @@ mod servers;
 pub mod storage;
 mod wait;
 
-pub use attr::{Attr, Changes, Credentials, Entry, Kind, Space, Time};
+pub use attr::{Attr, Changes, Credentials, Entry, Kind, Marks, Space, Time, has_set_ids};
 pub use client::{Client, ClientOptions, Counters, InternalOptions};
 pub use file::{CreateOptions, Data, File, OpenOptions, read_batch};
 pub use fs::Fs;
+pub use lock::{Lock, LockKind};
 pub use meta::{Created, Meta, NewInode, RENAME_EXCHANGE, RENAME_NOREPLACE, Written};
 pub use pool::{ClientPool, PoolOptions};

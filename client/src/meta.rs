@@ -5,12 +5,14 @@
 
 mod encode;
 mod sequences;
+mod xattr;
 
 use crate::ground::Ground;
+use crate::lock::Lock;
 use crate::{Attr, Changes, Credentials, Entry, Kind, Space};
 use corefs_wire::control::meta::{
-    CallerT, CloseT, CreateT, GetAttrT, LinkT, LookupT, OpenT, ReadDirT, ReadLinkT, RenameT, RmDirT,
-    SetAttrT, StatFsT, SyncLengthT, UnlinkT,
+    CallerT, CloseT, CreateT, GetAttrT, GetLockT, LinkT, LookupT, OpenT, ReadDirT, ReadLinkT, RenameT,
+    RmDirT, SetAttrT, SetLockT, StatFsT, SyncLengthT, UnlinkT,
 };
 use corefs_wire::limits::NAME_MAX;
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
@@ -38,6 +40,8 @@ pub struct NewInode {
     /// 0: the cluster's choice.
     pub chunk_size: u32,
     pub stripe: u32,
+    /// Bits to take off the mode, unless the directory has a default access control list.
+    pub umask: u32,
 }
 
 impl NewInode {
@@ -51,6 +55,7 @@ impl NewInode {
             open: false,
             chunk_size: 0,
             stripe: 0,
+            umask: 0,
         }
     }
 }
@@ -171,6 +176,7 @@ impl Meta {
         request.open = node.open;
         request.chunk_size = node.chunk_size;
         request.stripe = node.stripe;
+        request.umask = node.umask;
         let reply = self.0.ground.meta(parent.0, &request).await?;
         let attr = Attr::from_message(&reply.attr)?;
         Ok(Created { attr, session: reply.session, created: reply.created })
@@ -347,6 +353,39 @@ impl Meta {
         request.inode = inode.0;
         *request.set = fields(&changes);
         Attr::from_message(&self.0.ground.meta(inode.0, &request).await?.attr)
+    }
+
+    /// Takes, changes or gives back a lock; `Locked` at once when somebody else's is in the way. Most callers want
+    /// [`Client::lock`](crate::Client::lock).
+    pub(crate) async fn set_lock(
+        &self,
+        who: &Credentials,
+        inode: InodeId,
+        owner: u64,
+        lock: &Lock,
+    ) -> Result<()> {
+        let (caller, _sequence) = self.changing(who);
+        let mut request = SetLockT::default();
+        request.caller = caller;
+        (request.inode, request.owner) = (inode.0, owner);
+        *request.lock = lock.to_message();
+        self.0.ground.meta(inode.0, &request).await.map(drop)
+    }
+
+    /// The first lock that is in the way of this one.
+    pub async fn get_lock(
+        &self,
+        who: &Credentials,
+        inode: InodeId,
+        owner: u64,
+        lock: &Lock,
+    ) -> Result<Option<Lock>> {
+        let mut request = GetLockT::default();
+        request.caller = self.looking(who);
+        (request.inode, request.owner) = (inode.0, owner);
+        *request.lock = lock.to_message();
+        let reply = self.0.ground.meta(inode.0, &request).await?;
+        Ok(reply.lock.map(|lock| Lock::from_message(&lock)))
     }
 
     pub async fn statfs(&self) -> Result<Space> {

@@ -11,8 +11,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 const ROOT: Credentials = Credentials::root();
-const DIRECT: CreateOptions =
-    CreateOptions { mode: 0o644, exclusive: true, truncate: false, direct: true, chunk_size: 0, stripe: 0 };
+const DIRECT: CreateOptions = CreateOptions {
+    mode: 0o644,
+    exclusive: true,
+    truncate: false,
+    direct: true,
+    chunk_size: 0,
+    stripe: 0,
+    umask: 0,
+};
 const BUFFERED: CreateOptions = CreateOptions { direct: false, ..DIRECT };
 
 async fn create(client: &Client, name: &[u8], options: CreateOptions) -> File {
@@ -294,6 +301,90 @@ fn truncation_and_times_that_were_set_stand() {
         file.close().await.unwrap();
         assert_eq!((cluster.meta.inodes.borrow()[&inode.0].mtime, meta_size(&cluster, inode)), (42, 21));
         client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+/// A name goes while the last handle is being closed: the session that would have held the bytes must not stay.
+#[test]
+fn a_file_that_is_closed_while_its_name_goes_is_not_held() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = cluster.client().await;
+        let file = create(&client, b"a", BUFFERED).await;
+        file.write_at(0, b"abc").await.unwrap();
+        file.finish().await.unwrap();
+        assert!(cluster.meta.sessions.borrow().is_empty());
+        let unlink = client.unlink(&ROOT, ROOT_INODE, b"a");
+        let close = async {
+            let held = || cluster.meta.calls.borrow().contains(&"meta.open");
+            while !held() {
+                futures_lite::future::yield_now().await;
+            }
+            file.close().await
+        };
+        let (unlinked, closed) = futures_lite::future::zip(unlink, close).await;
+        unlinked.unwrap();
+        closed.unwrap();
+        assert!(cluster.meta.sessions.borrow().is_empty(), "the hold was ended");
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+/// A file that is copied with everything costs two calls that change something: it is made, and closed.
+#[test]
+fn what_a_copy_sets_goes_with_the_close() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = cluster.client().await;
+        let options = CreateOptions { mode: 0o600, ..BUFFERED };
+        let (file, _) = client.create(&ROOT, ROOT_INODE, b"a", options).await.unwrap();
+        file.write_at(0, &[1; 100]).await.unwrap();
+        let set = async |changes| client.set_attr(&ROOT, file.inode(), changes).await.unwrap();
+        set(Changes { mtime: Some(Time::At(42)), ..Changes::default() }).await;
+        set(Changes { uid: Some(7), ..Changes::default() }).await;
+        let attr = set(Changes { mode: Some(0o644), ..Changes::default() }).await;
+        assert_eq!((attr.mtime, attr.uid, attr.mode, attr.size), (42, 7, 0o644, 100));
+        assert_eq!(client.get_attr(&ROOT, file.inode()).await.unwrap(), attr, "shown before it is stored");
+        file.finish().await.unwrap();
+        assert_eq!(*cluster.meta.calls.borrow(), ["meta.create", "meta.close"]);
+        let stored = cluster.meta.inodes.borrow()[&file.inode().0].clone();
+        assert_eq!((stored.mtime, stored.uid, stored.mode, stored.size), (42, 7, 0o644, 100));
+
+        // What takes access away from somebody doesn't wait, nor does anything without a session.
+        set(Changes { mode: Some(0o600), ..Changes::default() }).await;
+        set(Changes { mtime: Some(Time::At(43)), ..Changes::default() }).await;
+        assert_eq!(cluster.meta.calls.borrow()[2..], ["meta.set_attr", "meta.set_attr"]);
+        file.close().await.unwrap();
+        assert_eq!(cluster.meta.calls.borrow().len(), 4, "the session had ended");
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn writes_after_a_finish_have_a_session_again() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = cluster.client().await;
+        let file = create(&client, b"a", BUFFERED).await;
+        file.finish().await.unwrap();
+        assert_eq!(*cluster.meta.calls.borrow(), ["meta.create"], "nothing was written: the session stays");
+        file.write_at(0, b"one").await.unwrap();
+        file.finish().await.unwrap();
+        assert!(cluster.meta.sessions.borrow().is_empty());
+        let append = |data: &'static [u8]| file.append(data);
+        let (two, three) = futures_lite::future::zip(append(b"two"), append(b"three")).await;
+        assert_eq!((two.unwrap(), three.unwrap()), (3, 6), "neither waits for the session to know its place");
+        // Several use this handle: from now on its session lasts as long.
+        file.finish().await.unwrap();
+        assert!(!cluster.meta.sessions.borrow().is_empty());
+        assert_eq!(meta_size(&cluster, file.inode()), 11);
+        assert_eq!(&file.read_at(0, 20).await.unwrap()[..], b"onetwothree");
+        file.close().await.unwrap();
+        client.close().await.unwrap();
+        assert!(cluster.meta.sessions.borrow().is_empty(), "none is left behind");
         cluster.stop().await;
     });
 }

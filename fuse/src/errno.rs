@@ -10,6 +10,13 @@ pub const INVALID: Errno = Errno::EINVAL;
 /// We don't serve this kind of request: the kernel stops asking and does without.
 pub const STOP_ASKING: Errno = Errno::ENOSYS;
 
+/// No extended attribute of that name.
+pub const NO_ATTRIBUTE: Errno = Errno::ENODATA;
+/// The program's buffer is too small for the answer.
+pub const TOO_SMALL: Errno = Errno::ERANGE;
+/// This isn't done here, and asking for something else may be.
+pub const NOT_SUPPORTED: Errno = Errno::EOPNOTSUPP;
+
 /// The errno that the kernel hands to the program for an error of ours.
 pub fn errno(error: &Error) -> Errno {
     match error.code {
@@ -31,7 +38,12 @@ pub fn errno(error: &Error) -> Errno {
         ErrorCode::TooManySymlinks => Errno::ELOOP,
         ErrorCode::NotSupported | ErrorCode::UnknownOperation => Errno::EOPNOTSUPP,
         ErrorCode::NoSuchSession => Errno::EBADF,
-        ErrorCode::NoSpace => Errno::ENOSPC,
+        ErrorCode::NoSpace | ErrorCode::AttributesTooLarge => Errno::ENOSPC,
+        ErrorCode::NoSuchAttribute => NO_ATTRIBUTE,
+        ErrorCode::Locked => Errno::EAGAIN,
+        ErrorCode::TooManyLocks => Errno::ENOLCK,
+        ErrorCode::PastEnd => Errno::ENXIO,
+        ErrorCode::Interrupted => Errno::EINTR,
         // A damaged block, a dead slice or a lost peer all mean: this one operation could not be done.
         _ => Errno::EIO,
     }

@@ -2,19 +2,23 @@
 //!
 //! Permission checks are the kernel's (`default_permissions`), so requests go on behalf of the caller, privileged.
 
-use crate::attr::{file_attr, file_type, given_time, kind_of_mode, nanoseconds};
-use crate::errno::{INVALID, STOP_ASKING, errno};
+use crate::attr::{file_attr, given_time, kind_of_mode, nanoseconds};
+use crate::directory::Listed;
+use crate::errno::{INVALID, NO_ATTRIBUTE, NOT_SUPPORTED, STOP_ASKING, TOO_SMALL, errno};
 use crate::handles::{self, with_directory};
+use crate::locks;
+use crate::marks;
 use corefs_client::{
     Attr, Changes, Client, ClientPool, CreateOptions, Credentials, File, Kind, NewInode, OpenOptions,
+    has_set_ids,
 };
 use corefs_wire::limits::FRAME_DATA_MAX;
-use corefs_wire::{Error, ErrorCode, InodeId, Result};
+use corefs_wire::{ErrorCode, InodeId, Result};
 use fuser::{
-    AccessFlags, BsdFileFlags, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
@@ -32,11 +36,12 @@ const BACKGROUND: u16 = 256;
 
 pub struct CoreFs {
     pool: ClientPool,
+    local_locks: bool,
 }
 
 impl CoreFs {
-    pub fn new(pool: ClientPool) -> Self {
-        Self { pool }
+    pub fn new(pool: ClientPool, local_locks: bool) -> Self {
+        Self { pool, local_locks }
     }
 
     /// Runs a request's future on the shard of `inode`. When the shard is gone the future is dropped, and with it the reply,
@@ -67,7 +72,30 @@ fn id(inode: INodeNo) -> InodeId {
 
 fn entry(reply: ReplyEntry, result: Result<Attr>) {
     match result {
-        Ok(attr) => reply.entry(&TTL, &file_attr(&attr), GENERATION),
+        Ok(attr) => {
+            marks::heard(&attr);
+            reply.entry(&TTL, &file_attr(&attr), GENERATION);
+        }
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn attributes(reply: ReplyAttr, result: Result<Attr>) {
+    match result {
+        Ok(attr) => {
+            marks::heard(&attr);
+            reply.attr(&TTL, &file_attr(&attr));
+        }
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+/// An answer of any length, for a buffer of `size` bytes; 0 asks how long it is.
+fn bytes(reply: ReplyXattr, size: u32, result: Result<Vec<u8>>) {
+    match result {
+        Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),
+        Ok(bytes) if bytes.len() > size as usize => reply.error(TOO_SMALL),
+        Ok(bytes) => reply.data(&bytes),
         Err(error) => reply.error(errno(&error)),
     }
 }
@@ -84,8 +112,8 @@ fn direct(flags: i32) -> bool {
     flags & libc::O_DIRECT != 0
 }
 
-/// The first of the directory's offsets that belongs to a stored entry, after `.` and `..`.
-const DOTS: u64 = 2;
+/// Bytes of one copy_file_range(2): programs ask again for the rest.
+const COPY_MAX: u64 = 8 << 20;
 
 impl Filesystem for CoreFs {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -95,9 +123,19 @@ impl Filesystem for CoreFs {
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            // Who writes to a program that runs as its owner takes that away: we do it, and the kernel need not ask for
+            // attributes before each write.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            // A default access control list takes the umask's place, and only the metadata server knows of it.
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_POSIX_ACL,
         ];
-        for wish in wishes {
-            // A kernel without one of them is slower, not wrong.
+        // Without them the kernel keeps locks itself.
+        let locks = [InitFlags::FUSE_POSIX_LOCKS, InitFlags::FUSE_FLOCK_LOCKS];
+        let locks = locks.into_iter().filter(|_| !self.local_locks);
+        for wish in wishes.into_iter().chain(locks) {
+            // A kernel without one of them is slower, or refuses what it can't do.
             if config.add_capabilities(wish).is_err() {
                 tracing::debug!("the kernel doesn't know {wish:?}");
             }
@@ -120,10 +158,7 @@ impl Filesystem for CoreFs {
     fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let who = who(request);
         self.run(inode, move |client| async move {
-            match client.get_attr(&who, id(inode)).await {
-                Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
-                Err(error) => reply.error(errno(&error)),
-            }
+            attributes(reply, client.get_attr_within(&who, id(inode), TTL).await);
         });
     }
 
@@ -156,10 +191,15 @@ impl Filesystem for CoreFs {
             ctime: ctime.map(nanoseconds),
         };
         self.run(inode, move |client| async move {
-            match client.set_attr(&who, id(inode), changes).await {
-                Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
-                Err(error) => reply.error(errno(&error)),
+            let mut result = client.set_attr(&who, id(inode), changes).await;
+            if let Ok(attr) = &result
+                && changes.size.is_some()
+                && who.uid != 0
+                && has_set_ids(attr.mode)
+            {
+                result = client.set_attr(&who, id(inode), without_set_ids(attr)).await;
             }
+            attributes(reply, result);
         });
     }
 
@@ -179,12 +219,12 @@ impl Filesystem for CoreFs {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let Some(kind) = kind_of_mode(mode) else { return reply.error(INVALID) };
-        let node = NewInode { rdev, ..NewInode::new(kind, mode & 0o7777) };
+        let node = NewInode { rdev, umask, ..NewInode::new(kind, mode & 0o7777) };
         self.make(request, parent, name, node, reply);
     }
 
@@ -194,10 +234,11 @@ impl Filesystem for CoreFs {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         reply: ReplyEntry,
     ) {
-        self.make(request, parent, name, NewInode::new(Kind::Directory, mode & 0o7777), reply);
+        let node = NewInode { umask, ..NewInode::new(Kind::Directory, mode & 0o7777) };
+        self.make(request, parent, name, node, reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -260,7 +301,14 @@ impl Filesystem for CoreFs {
             direct: direct(flags.0),
         };
         self.run(inode, move |client| async move {
-            match client.open(&who, id(inode), options).await {
+            let opened = async {
+                let file = client.open(&who, id(inode), options).await?;
+                if options.truncate && who.uid != 0 {
+                    kill_privileges(&client, &file).await?;
+                }
+                Ok(file)
+            };
+            match opened.await {
                 Ok(file) => reply.opened(handles::insert_file(file), FopenFlags::empty()),
                 Err(error) => reply.error(errno(&error)),
             }
@@ -273,7 +321,7 @@ impl Filesystem for CoreFs {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
@@ -283,11 +331,13 @@ impl Filesystem for CoreFs {
             exclusive: flags & libc::O_EXCL != 0,
             truncate: flags & libc::O_TRUNC != 0,
             direct: direct(flags),
+            umask,
             ..CreateOptions::default()
         };
         self.run(parent, move |client| async move {
             match client.create(&who, id(parent), &name, options).await {
                 Ok((file, _)) => {
+                    marks::heard(&file.attr());
                     let attr = file_attr(&file.attr());
                     reply.created(&TTL, &attr, GENERATION, handles::insert_file(file), FopenFlags::empty());
                 }
@@ -323,15 +373,22 @@ impl Filesystem for CoreFs {
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         // The one copy on this path: the kernel's request sits in its thread's buffer, which is reused on return.
         let data = data.to_vec();
-        self.run(inode, move |_client| async move {
-            let write = async { handles::file(handle)?.write_at(offset, &data).await };
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        self.run(inode, move |client| async move {
+            let write = async {
+                let file = handles::file(handle)?;
+                if kill {
+                    kill_privileges(&client, &file).await?;
+                }
+                file.write_at(offset, &data).await
+            };
             match write.await {
                 Ok(()) => reply.written(data.len() as u32),
                 Err(error) => reply.error(errno(&error)),
@@ -345,10 +402,15 @@ impl Filesystem for CoreFs {
         _request: &Request,
         inode: INodeNo,
         handle: FileHandle,
-        _owner: LockOwner,
+        owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.run(inode, move |_client| async move { empty(reply, sync(handle).await) });
+        self.run(inode, move |client| async move {
+            let synced = async { handles::file(handle)?.finish().await }.await;
+            // A process that closes a file loses its locks on it, through whichever descriptor it took them (fcntl(2)).
+            let released = locks::release(&client, id(inode), owner.0).await;
+            empty(reply, synced.and(released));
+        });
     }
 
     fn fsync(
@@ -368,13 +430,19 @@ impl Filesystem for CoreFs {
         inode: INodeNo,
         handle: FileHandle,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.run(inode, move |_client| async move {
+        self.run(inode, move |client| async move {
             // Nobody waits for this reply, and errors were told by flush.
             reply.ok();
+            // flock(2): the lock goes with the open file.
+            if let Some(owner) = lock_owner
+                && let Err(error) = locks::release(&client, id(inode), owner.0).await
+            {
+                tracing::warn!("giving back a lock: {error}");
+            }
             if let Ok(file) = handles::remove_file(handle) {
                 close(file).await;
             }
@@ -390,19 +458,17 @@ impl Filesystem for CoreFs {
 
     fn readdir(
         &self,
-        request: &Request,
+        _request: &Request,
         inode: INodeNo,
         handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let who = who(request);
         self.run(inode, move |client| async move {
             let mut add = |listed: Listed<'_>| {
                 reply.add(listed.inode, listed.next, listed.kind, OsStr::from_bytes(listed.name))
             };
-            let filled = list(&client, &who, handle, offset, &mut add).await;
-            match filled {
+            match with_directory(handle, async |open| open.list(&client, offset, &mut add).await).await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(&error)),
             }
@@ -411,22 +477,21 @@ impl Filesystem for CoreFs {
 
     fn readdirplus(
         &self,
-        request: &Request,
+        _request: &Request,
         inode: INodeNo,
         handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let who = who(request);
         self.run(inode, move |client| async move {
             let mut add = |listed: Listed<'_>| {
                 // An entry whose inode went away meanwhile is left out, as if the listing had come later.
                 let Some(attr) = listed.attr else { return false };
+                marks::heard(&attr);
                 let name = OsStr::from_bytes(listed.name);
                 reply.add(listed.inode, listed.next, name, &TTL, &file_attr(&attr), GENERATION)
             };
-            let filled = list(&client, &who, handle, offset, &mut add).await;
-            match filled {
+            match with_directory(handle, async |open| open.list(&client, offset, &mut add).await).await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(&error)),
             }
@@ -483,17 +548,203 @@ impl Filesystem for CoreFs {
         });
     }
 
-    // The kernel checks permissions itself, and stops asking after the first of each of these answers.
+    // The kernel checks permissions itself, and stops asking after the first such answer.
     fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
         reply.error(STOP_ASKING);
     }
 
-    fn getxattr(&self, _request: &Request, _inode: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(STOP_ASKING);
+    fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let (who, name) = (who(request), name_of(name));
+        self.run(inode, move |client| async move {
+            if marks::has_none(id(inode), Some(&name), TTL) {
+                return reply.error(NO_ATTRIBUTE);
+            }
+            bytes(reply, size, client.meta().get_xattr(&who, id(inode), &name).await);
+        });
     }
 
-    fn listxattr(&self, _request: &Request, _inode: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(STOP_ASKING);
+    fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        // Which names somebody may know of isn't among what the kernel checks.
+        let who = Credentials { privileged: request.uid() == 0, ..who(request) };
+        self.run(inode, move |client| async move {
+            let names = match marks::has_none(id(inode), None, TTL) {
+                true => Ok(Vec::new()),
+                false => client.meta().list_xattr(&who, id(inode)).await,
+            };
+            let join =
+                |names: Vec<Vec<u8>>| names.into_iter().flat_map(|name| [name, vec![0]]).flatten().collect();
+            bytes(reply, size, names.map(join));
+        });
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (mut who, name, value) = (who(request), name_of(name), value.to_vec());
+        if marks::is_list(&name) && who.uid != 0 {
+            // Set-group-id stays only if the caller is in the group, which the kernel doesn't say here.
+            who.groups = locks::groups_of(request.pid());
+        }
+        self.run(inode, move |client| async move {
+            // A copy sets the list of a file that has none, which says what its mode says: then that is what is set.
+            if let (Some(bits), Some(attr)) =
+                (marks::bits_of_list(&name, &value), client.open_attr(id(inode)))
+                && who.uid == 0
+                && !attr.marks.access_list
+            {
+                let mode = Some(attr.mode & !0o777 | bits);
+                let changes = Changes { mode, ..Changes::default() };
+                return empty(reply, client.set_attr(&who, id(inode), changes).await.map(drop));
+            }
+            marks::forget(id(inode));
+            empty(reply, client.meta().set_xattr(&who, id(inode), &name, &value, flags as u32).await);
+        });
+    }
+
+    fn removexattr(&self, request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (who, name) = (who(request), name_of(name));
+        self.run(inode, move |client| async move {
+            marks::forget(id(inode));
+            empty(reply, client.meta().remove_xattr(&who, id(inode), &name).await);
+        });
+    }
+
+    fn getlk(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let who = who(request);
+        self.run(inode, move |client| async move {
+            let found = async {
+                let lock = locks::lock_of(start, end, kind, pid)?;
+                client.meta().get_lock(&who, id(inode), owner.0, &lock).await
+            };
+            match found.await {
+                Ok(Some(lock)) => reply.locked(lock.start, lock.end, locks::kind_of(lock.kind), lock.pid),
+                Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        _handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let (who, waiter) = (who(request), sleep.then(|| request.pid()));
+        self.run(inode, move |client| async move {
+            let set = async {
+                let lock = locks::lock_of(start, end, kind, pid)?;
+                locks::set(&client, &who, id(inode), owner.0, &lock, waiter).await
+            };
+            empty(reply, set.await);
+        });
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let known = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
+        if mode & !known != 0 {
+            return reply.error(NOT_SUPPORTED);
+        }
+        let Some(end) = offset.checked_add(length) else { return reply.error(INVALID) };
+        self.run(inode, move |_client| async move {
+            let allocate = async {
+                let file = handles::file(handle)?;
+                if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 {
+                    file.punch(offset..end).await?;
+                }
+                match mode & libc::FALLOC_FL_KEEP_SIZE {
+                    0 => file.extend(end).await,
+                    _ => Ok(()),
+                }
+            };
+            empty(reply, allocate.await);
+        });
+    }
+
+    /// The kernel asks only about data and holes.
+    fn lseek(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.run(inode, move |_client| async move {
+            let find = async {
+                let file = handles::file(handle)?;
+                let offset = u64::try_from(offset).map_err(|_| ErrorCode::PastEnd)?;
+                match whence {
+                    libc::SEEK_DATA => file.find_data(offset).await,
+                    libc::SEEK_HOLE => file.find_hole(offset).await,
+                    _ => Err(ErrorCode::InvalidArgument.into()),
+                }
+            };
+            match find.await {
+                Ok(offset) => reply.offset(offset as i64),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        _to: INodeNo,
+        to_handle: FileHandle,
+        to_offset: u64,
+        length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.run(inode, move |_client| async move {
+            let copy = async {
+                let (from, to) = (handles::file(handle)?, handles::file(to_handle)?);
+                to.copy_range(to_offset, &from, offset, length.min(COPY_MAX)).await
+            };
+            match copy.await {
+                Ok(copied) => reply.written(copied as u32),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
     }
 }
 
@@ -520,54 +771,25 @@ async fn close(file: Rc<File>) {
     }
 }
 
-/// An entry on its way to the kernel.
-struct Listed<'a> {
-    inode: INodeNo,
-    /// The offset from which to go on after this entry.
-    next: u64,
-    kind: FileType,
-    name: &'a [u8],
-    attr: Option<Attr>,
+/// The mode of a file without what makes it run as its owner or group.
+fn without_set_ids(attr: &Attr) -> Changes {
+    let group = if attr.mode & 0o010 != 0 { 0o2000 } else { 0 };
+    Changes { mode: Some(attr.mode & !(0o4000 | group)), ..Changes::default() }
 }
 
-/// Gives entries from `offset` on to `add` until it says that the reply is full, or there are no more.
-async fn list(
-    client: &Client,
-    who: &Credentials,
-    handle: FileHandle,
-    offset: u64,
-    add: &mut dyn FnMut(Listed<'_>) -> bool,
-) -> Result<()> {
-    with_directory(handle, async |directory| {
-        let mut next = offset;
-        if next < DOTS {
-            let own = client.get_attr(who, directory.inode).await?;
-            // The root is its own parent. A parent that is gone means that this directory was removed: show itself.
-            let parent = client.get_attr(who, own.parent).await.unwrap_or(own);
-            for (position, (name, attr)) in
-                [(b".".as_slice(), own), (b"..".as_slice(), parent)].into_iter().enumerate()
-            {
-                let position = position as u64;
-                if position < next {
-                    continue;
-                }
-                let (inode, kind) = (INodeNo(attr.inode.0), FileType::Directory);
-                if add(Listed { inode, next: position + 1, kind, name, attr: Some(attr) }) {
-                    return Ok(());
-                }
-            }
-            next = DOTS;
+/// What a write by somebody who isn't privileged does to a program that would run with privileges.
+async fn kill_privileges(client: &Client, file: &File) -> Result<()> {
+    let attr = file.attr();
+    if has_set_ids(attr.mode) {
+        client.set_attr(&Credentials::root(), attr.inode, without_set_ids(&attr)).await?;
+    }
+    if attr.marks.xattrs {
+        let removed =
+            client.meta().remove_xattr(&Credentials::root(), attr.inode, b"security.capability").await;
+        match removed {
+            Err(error) if error.code != ErrorCode::NoSuchAttribute => return Err(error),
+            _ => marks::forget(attr.inode),
         }
-        let mut fresh = offset <= DOTS;
-        while let Some(found) = directory.entry(client, next - DOTS, fresh).await? {
-            fresh = false;
-            let (inode, kind) = (INodeNo(found.inode.0), file_type(found.kind));
-            if add(Listed { inode, next: next + 1, kind, name: &found.name, attr: found.attr }) {
-                break;
-            }
-            next = next.checked_add(1).ok_or_else(|| Error::from(ErrorCode::InvalidArgument))?;
-        }
-        Ok(())
-    })
-    .await
+    }
+    Ok(())
 }

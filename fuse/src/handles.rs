@@ -2,15 +2,13 @@
 //! one client shard, so nothing here is shared. (A create runs where its parent lives, a read where its file lives: with
 //! several shards numbers would have to say where their file is, which is why `mount` takes a pool of one.)
 
-use corefs_client::{Client, Credentials, Entry, File};
+use crate::directory::Directory;
+use corefs_client::{Credentials, File};
 use corefs_wire::{Error, ErrorCode, InodeId, Result};
 use fuser::FileHandle;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-
-/// Entries fetched from the metadata server at once.
-const PAGE: u32 = 1000;
 
 /// What an open number stands for.
 enum Open {
@@ -89,36 +87,4 @@ pub async fn with_directory<T>(
         }
     });
     result
-}
-
-/// A directory being read: a window of its entries, in name order. Entry `i` of the directory has the offset `i + 3`; 1
-/// and 2 belong to `.` and `..`, and an offset names the entry after which to go on.
-pub struct Directory {
-    pub inode: InodeId,
-    who: Credentials,
-    window: Vec<Entry>,
-    /// Position in the directory of the window's first entry.
-    first: u64,
-    more: bool,
-}
-
-impl Directory {
-    fn new(inode: InodeId, who: Credentials) -> Self {
-        Self { inode, who, window: Vec::new(), first: 0, more: true }
-    }
-
-    /// The entry at a position, `None` past the last. Reading from position 0 again starts afresh, as rewinddir(3) wants.
-    pub async fn entry(&mut self, client: &Client, position: u64, fresh: bool) -> Result<Option<&Entry>> {
-        if position < self.first || (position == 0 && fresh) {
-            *self = Self::new(self.inode, std::mem::take(&mut self.who));
-        }
-        while position >= self.first + self.window.len() as u64 && self.more {
-            let after = self.window.last().map(|entry| entry.name.clone()).unwrap_or_default();
-            let (page, more) = client.read_dir(&self.who, self.inode, &after, PAGE).await?;
-            self.first += self.window.len() as u64;
-            self.more = more && !page.is_empty();
-            self.window = page;
-        }
-        Ok(self.window.get((position - self.first) as usize))
-    }
 }

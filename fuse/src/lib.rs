@@ -8,13 +8,19 @@
 //! | [`mount`] | mounting, waiting, unmounting, and what can be wrong with either |
 //! | `fs` | the kernel's requests, each delegated to the client |
 //! | `handles` | open files and directories, by the number the kernel knows them by |
+//! | `directory` | a directory being read, and what its offsets mean |
+//! | `locks` | who may hold locks, and whether somebody who waits for one still wants it |
+//! | `marks` | which inodes have no extended attributes |
 //! | `attr` | attributes between the two forms |
 //! | `errno` | the only place where errors become errno values |
 
 mod attr;
+mod directory;
 mod errno;
 mod fs;
 mod handles;
+mod locks;
+mod marks;
 pub mod mount;
 
 pub use mount::{MountOptions, Mounted, mount, unmount};

@@ -12,11 +12,13 @@ pub struct MountOptions {
     /// Threads that take requests from the kernel.
     pub threads: usize,
     pub read_only: bool,
+    /// Advisory locks count among this mount's programs only, and cost nothing.
+    pub local_locks: bool,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self { threads: 2, read_only: false }
+        Self { threads: 2, read_only: false, local_locks: false }
     }
 }
 
@@ -55,7 +57,9 @@ pub fn mount(pool: ClientPool, path: &Path, options: &MountOptions) -> Result<Mo
         };
         Error::new(ErrorCode::Os, format!("mounting at {}: {error}{remedy}", path.display()))
     };
-    let session = Session::new(CoreFs::new(pool), path, &config).and_then(Session::spawn).map_err(why)?;
+    let session = Session::new(CoreFs::new(pool, options.local_locks), path, &config)
+        .and_then(Session::spawn)
+        .map_err(why)?;
     Ok(Mounted { session, path: path.to_owned() })
 }
 

@@ -1,4 +1,5 @@
-//! Who may do what: mode bits, owners, the sticky bit. POSIX.1-2017, section 4.5 (file access permissions).
+//! Who may do what: mode bits, owners, the sticky bit; pure. Where an inode has an access control list, that list takes the
+//! place of the mode bits ([`posix_acl`](crate::posix_acl)). POSIX.1-2017, section 4.5 (file access permissions).
 //!
 //! A privileged caller has had its checks made by the kernel of its mount, or is root there.
 
@@ -12,7 +13,7 @@ pub const EXECUTE: u32 = 1;
 /// To change a directory's entries.
 pub const CHANGE: u32 = WRITE | EXECUTE;
 
-fn exempt(caller: &CallerT) -> bool {
+pub(crate) fn exempt(caller: &CallerT) -> bool {
     caller.privileged || caller.uid == 0
 }
 

@@ -56,6 +56,12 @@ pub enum Damage {
     SessionWithoutInode,
     /// A session whose client isn't listed, so that it would never be settled.
     SessionWithoutClient,
+    /// An extended attribute of an inode that isn't there.
+    StrayAttribute,
+    /// An inode that says wrongly which extended attributes it has.
+    WrongMarks,
+    /// A lock on an inode that isn't there, or of a client that isn't listed, so that it would never go.
+    StrayLock,
     /// A garbage row that doesn't fit its inode.
     WrongGarbage,
     /// The list of truncations in progress doesn't fit an inode.

@@ -179,10 +179,9 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     fn doom_one(&self, txn: &mut E::Txn, id: InodeId, inode: &Inode) -> Result<(InodeId, Layout, u64)> {
         let layout = *inode.file_layout()?;
         let length = inode.size;
-        txn.clear(&self.keys.inode(id));
+        self.clear_inode(txn, id, inode);
         txn.clear(&self.keys.trimming(id));
         txn.set(&self.keys.garbage(id), &Garbage::Doomed { layout, length }.encode());
-        self.count_inodes(txn, id, -1);
         Ok((id, layout, length))
     }
 

@@ -43,12 +43,37 @@ pub struct Inode {
     pub layout: Option<Layout>,
     /// Of symlinks.
     pub target: Vec<u8>,
+    pub marks: Marks,
+}
+
+/// What else is stored of an inode, so that whoever reads it knows without looking.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Marks {
+    /// Extended attributes, the lists included.
+    pub xattrs: bool,
+    /// An access list: mode bits alone don't decide.
+    pub access_list: bool,
+    /// A default list, for what is made in this directory.
+    pub default_list: bool,
+}
+
+impl Marks {
+    /// As in an `Attr`.
+    pub fn to_bits(self) -> u8 {
+        u8::from(self.xattrs) | u8::from(self.access_list) << 1 | u8::from(self.default_list) << 2
+    }
+
+    fn from_bits(bits: u8) -> Self {
+        Self { xattrs: bits & 1 != 0, access_list: bits & 2 != 0, default_list: bits & 4 != 0 }
+    }
 }
 
 const VERSION: u8 = 1;
 const HAS_LAYOUT: u8 = 1;
 const HAS_TRIM: u8 = 2;
 const HAS_TARGET: u8 = 4;
+/// The marks are three bits from here on.
+const MARKS_SHIFT: u32 = 3;
 
 impl Inode {
     /// A new inode of `kind` that belongs to nobody yet, all of its times `now`.
@@ -70,6 +95,7 @@ impl Inode {
             parent: InodeId(0),
             layout: None,
             target: Vec::new(),
+            marks: Marks::default(),
         }
     }
 
@@ -103,6 +129,7 @@ impl Inode {
         flags |= if self.layout.is_some() { HAS_LAYOUT } else { 0 };
         flags |= if self.trim_to.is_some() { HAS_TRIM } else { 0 };
         flags |= if self.target.is_empty() { 0 } else { HAS_TARGET };
+        flags |= self.marks.to_bits() << MARKS_SHIFT;
         writer.byte(self.kind.0).byte(flags).varint(self.mode.into());
         writer.varint(self.uid.into()).varint(self.gid.into());
         writer.varint(self.nlink.into()).varint(self.rdev.into());
@@ -133,6 +160,7 @@ impl Inode {
     pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self> {
         let (kind, flags) = (read_kind(reader)?, reader.byte()?);
         let mut inode = Self::new(kind, 0);
+        inode.marks = Marks::from_bits(flags >> MARKS_SHIFT);
         inode.mode = reader.varint32()?;
         inode.uid = reader.varint32()?;
         inode.gid = reader.varint32()?;
@@ -244,6 +272,7 @@ impl Stat {
         attr.epoch = inode.epoch;
         attr.layout = Box::new(inode.layout.map(Layout::to_message).unwrap_or_default());
         attr.parent = inode.parent.0;
+        attr.marks = inode.marks.to_bits();
         attr
     }
 }
@@ -277,7 +306,10 @@ mod tests {
         let symlink = Inode { target: b"../x".to_vec(), ..Inode::new(Kind::Symlink, -5) };
         let directory =
             Inode { parent: InodeId(7), atime: i64::MIN, ..Inode::new(Kind::Directory, i64::MAX) };
-        for inode in [file(), symlink, directory] {
+        let marks = Marks { xattrs: true, access_list: false, default_list: true };
+        let marked = Inode { marks, ..directory.clone() };
+        assert_eq!(marked.encode()[2], 0b101 << 3);
+        for inode in [file(), symlink, directory, marked] {
             let value = inode.encode();
             assert_eq!(Inode::decode(&value), Ok(inode));
             for end in 0..value.len() {

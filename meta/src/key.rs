@@ -8,11 +8,13 @@
 //! | `A` | lane: u8 | the lane's next block of inode ids: u64, little-endian | read and set |
 //! | `C` | directory: u64 | how many entries (low 64 bits) and subdirectories (high): one 128-bit little-endian number | atomic ADD |
 //! | `D` | directory: u64, name | [`Dirent`](crate::dirent::Dirent) | set |
+//! | `E` | inode: u64, name | the extended attribute's value, as it is | set |
 //! | `F` | slot: u8 | how many inodes, a share of it: i64, little-endian | atomic ADD |
 //! | `G` | inode: u64 | [`Garbage`](crate::gc::Garbage): nobody names it any more | set |
 //! | `I` | inode: u64 | [`Inode`](crate::inode::Inode) | set |
+//! | `K` | inode: u64 | [`Locks`](crate::lock::Locks): the advisory locks on it | set |
 //! | `L` | client: u64, incarnation: u32 | its sequences below this are done: u64, little-endian | atomic MAX |
-//! | `P` | client: u64 | empty: this client may have sessions | set |
+//! | `P` | client: u64 | empty: this client may have sessions or locks | set |
 //! | `R` | client: u64, incarnation: u32, sequence: u64 | [`Outcome`](crate::once::Outcome) of that request | set |
 //! | `S` | inode: u64, session: u64 | [`Session`](crate::session::Session) | set |
 //! | `T` | directory: u64 | when its entries last changed (ns): u64, little-endian | atomic MAX |
@@ -33,9 +35,11 @@ pub mod table {
     pub const ID_LANE: u8 = b'A';
     pub const DIRECTORY_COUNTS: u8 = b'C';
     pub const DIRENT: u8 = b'D';
+    pub const XATTR: u8 = b'E';
     pub const INODE_COUNT: u8 = b'F';
     pub const GARBAGE: u8 = b'G';
     pub const INODE: u8 = b'I';
+    pub const LOCKS: u8 = b'K';
     pub const LOW_WATER: u8 = b'L';
     pub const CLIENT: u8 = b'P';
     pub const REPLY: u8 = b'R';
@@ -60,9 +64,11 @@ pub enum Key {
     IdLane(u8),
     DirectoryCounts(InodeId),
     Dirent(InodeId, Vec<u8>),
+    Xattr(InodeId, Vec<u8>),
     InodeCount(u8),
     Garbage(InodeId),
     Inode(InodeId),
+    Locks(InodeId),
     LowWater(ClientId, u32),
     Client(ClientId),
     Reply(ClientId, u32, u64),
@@ -103,6 +109,19 @@ impl Keys {
     /// Every entry of a directory.
     pub fn dirents(&self, directory: InodeId) -> KeyRange {
         KeyRange::prefix(&self.dirent(directory, b""))
+    }
+
+    pub fn xattr(&self, inode: InodeId, name: &[u8]) -> Vec<u8> {
+        self.key(table::XATTR, &[&inode.0.to_be_bytes(), name])
+    }
+
+    /// Every extended attribute of an inode.
+    pub fn xattrs(&self, inode: InodeId) -> KeyRange {
+        KeyRange::prefix(&self.xattr(inode, b""))
+    }
+
+    pub fn locks(&self, inode: InodeId) -> Vec<u8> {
+        self.key(table::LOCKS, &[&inode.0.to_be_bytes()])
     }
 
     /// The share of the count that `inode` is counted in.
@@ -206,6 +225,11 @@ impl Keys {
                 let directory = InodeId(number(8)?);
                 return if rest.is_empty() { Err(bad()) } else { Ok(Key::Dirent(directory, rest.to_vec())) };
             }
+            table::XATTR => {
+                let inode = InodeId(number(8)?);
+                return if rest.is_empty() { Err(bad()) } else { Ok(Key::Xattr(inode, rest.to_vec())) };
+            }
+            table::LOCKS => Key::Locks(InodeId(number(8)?)),
             table::INODE_COUNT => Key::InodeCount(number(1)? as u8),
             table::GARBAGE => Key::Garbage(InodeId(number(8)?)),
             table::INODE => Key::Inode(InodeId(number(8)?)),
@@ -239,9 +263,16 @@ mod tests {
             (KEYS.id_lane(3), Key::IdLane(3), b'A', vec![3]),
             (KEYS.directory_counts(INODE), Key::DirectoryCounts(INODE), b'C', id.to_vec()),
             (KEYS.dirent(INODE, b"na"), Key::Dirent(INODE, b"na".to_vec()), b'D', [&id[..], b"na"].concat()),
+            (
+                KEYS.xattr(INODE, b"user.a"),
+                Key::Xattr(INODE, b"user.a".to_vec()),
+                b'E',
+                [&id[..], b"user.a"].concat(),
+            ),
             (KEYS.inode_count(INODE), Key::InodeCount(8), b'F', vec![8]),
             (KEYS.garbage(INODE), Key::Garbage(INODE), b'G', id.to_vec()),
             (KEYS.inode(INODE), Key::Inode(INODE), b'I', id.to_vec()),
+            (KEYS.locks(INODE), Key::Locks(INODE), b'K', id.to_vec()),
             (
                 KEYS.low_water(CLIENT, 2),
                 Key::LowWater(CLIENT, 2),

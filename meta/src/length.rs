@@ -155,7 +155,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     pub(crate) async fn report(
         &self,
         report: &Report<'_>,
-        end: impl Fn(&mut E::Txn, &mut Inode, i64) -> Result<bool>,
+        end: impl AsyncFn(&mut E::Txn, &mut Inode, i64) -> Result<bool>,
     ) -> Result<Outcome> {
         // What the chains hold, and under which epoch they were asked.
         let held: Cell<Option<(u32, u64)>> = Cell::new(None);
@@ -178,11 +178,13 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             if session.write && report.mtime != 0 && newer {
                 inode.mtime = report.mtime;
             }
-            if inode != before {
-                inode.ctime = now;
-            }
-            let ended = end(txn, &mut inode, now)?;
+            let ended = end(txn, &mut inode, now).await?;
             let changed = inode != before;
+            if changed {
+                // A client may choose the time that it has shown since its change; others may have made later changes.
+                let chosen = inode.ctime != before.ctime;
+                inode.ctime = if chosen { inode.ctime.max(before.ctime) } else { now };
+            }
             if changed {
                 self.put(txn, report.inode, &inode);
             }

@@ -16,7 +16,8 @@
 //! | [`outside`] | what is needed of the world: clock, randomness, chunks, leases |
 //! | [`namespace`], [`once`] | the frame of every operation: one round of reads, one commit, exactly once |
 //! | [`ops`] | the operations, one file each |
-//! | [`acl`] | who may do what |
+//! | [`acl`], [`posix_acl`], `lists` | who may do what: by mode bits, by access control lists, and where those are stored |
+//! | [`lock`] | advisory locks on ranges of files |
 //! | [`length`] | truncation in three steps; lengths of files that are being written |
 //! | [`inode_alloc`], [`chain_pick`] | numbers and layouts of new files |
 //! | [`gate`], [`at_once`] | one task at a time does the same thing; several do many |
@@ -36,10 +37,13 @@ pub mod inode;
 pub mod inode_alloc;
 pub mod key;
 pub mod length;
+mod lists;
+pub mod lock;
 pub mod namespace;
 pub mod once;
 pub mod ops;
 pub mod outside;
+pub mod posix_acl;
 pub mod server;
 pub mod session;
 pub mod sweep;

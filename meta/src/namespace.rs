@@ -169,10 +169,21 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     }
 
     /// Removes all that is stored of a directory, which has no entries.
-    pub(crate) fn clear_directory(&self, txn: &mut E::Txn, id: InodeId) {
-        txn.clear(&self.keys.inode(id));
+    pub(crate) fn clear_directory(&self, txn: &mut E::Txn, id: InodeId, inode: &Inode) {
+        self.clear_inode(txn, id, inode);
         txn.clear(&self.keys.directory_touched(id));
         txn.clear(&self.keys.directory_counts(id));
+    }
+
+    /// Removes the record of an inode and what hangs on it, and takes it off the count.
+    pub(crate) fn clear_inode(&self, txn: &mut E::Txn, id: InodeId, inode: &Inode) {
+        txn.clear(&self.keys.inode(id));
+        if inode.marks.xattrs {
+            txn.clear_range(&self.keys.xattrs(id));
+        }
+        if inode.is_file() {
+            txn.clear(&self.keys.locks(id));
+        }
         self.count_inodes(txn, id, -1);
     }
 

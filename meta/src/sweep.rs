@@ -1,4 +1,4 @@
-//! What dead clients leave behind: their sessions are settled, their remembered replies dropped.
+//! What dead clients leave behind: their sessions are settled, their locks and remembered replies dropped.
 //!
 //! A client is dead when its lease has ended; ids of clients are never used again. The length of a file that a dead
 //! client had open for writing becomes what the chains hold, if that is more: no acknowledged byte is lost.
@@ -6,6 +6,7 @@
 use crate::at_once::all_of;
 use crate::inode::Inode;
 use crate::key::{Key, table};
+use crate::lock::Locks;
 use crate::namespace::{Namespace, Values};
 use crate::outside::Outside;
 use crate::session::Session;
@@ -25,6 +26,8 @@ const SETTLED_AT_ONCE: usize = 16;
 pub struct Swept {
     pub dead_clients: usize,
     pub sessions_settled: usize,
+    /// Files on which dead clients held locks.
+    pub files_unlocked: usize,
     /// Sessions that couldn't be settled now, and why the last one couldn't. A later sweep tries again.
     pub failed: usize,
     pub error: Option<String>,
@@ -52,6 +55,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 }
             }
         }
+        swept.files_unlocked = self.release_locks(&dead).await?;
         self.forget_clients(&dead).await?;
         Ok(swept)
     }
@@ -143,6 +147,40 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         }
     }
 
+    /// Drops the locks of these clients; on how many files there were any.
+    async fn release_locks(&self, clients: &BTreeSet<ClientId>) -> Result<usize> {
+        let mut released = 0;
+        let mut rest = self.keys.table(table::LOCKS);
+        loop {
+            let page = self.page(&rest, PAGE, Direction::Forward).await?;
+            for (key, value) in &page.pairs {
+                if Locks::decode(value)?.clients().any(|client| clients.contains(&client)) {
+                    released += 1;
+                    self.release_locks_of(key, clients).await?;
+                }
+            }
+            match page.pairs.last() {
+                Some((last, _)) if page.more => rest = rest.after(last, Direction::Forward),
+                _ => return Ok(released),
+            }
+        }
+    }
+
+    async fn release_locks_of(&self, row: &[u8], clients: &BTreeSet<ClientId>) -> Result<()> {
+        retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
+            let value = txn.get(row, Isolation::Serializable).await?;
+            let mut locks = value.as_deref().map(Locks::decode).transpose()?.unwrap_or_default();
+            if locks.drop_clients(|client| clients.contains(&client)) {
+                match locks.is_empty() {
+                    true => txn.clear(row),
+                    false => txn.set(row, &locks.encode()),
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Ends a session whose client can't: its file becomes as long as what the chains hold.
     async fn settle(&self, id: InodeId, number: u64) -> Result<()> {
         loop {
@@ -194,8 +232,8 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         .await
     }
 
-    /// Drops everything in the name of dead clients that have no sessions left. A session begun meanwhile rewrote the
-    /// client's row, so this transaction conflicts with it.
+    /// Drops everything in the name of dead clients that have no sessions and no locks left. One begun meanwhile rewrote
+    /// the client's row, so this transaction conflicts with it.
     async fn forget_clients(&self, dead: &BTreeSet<ClientId>) -> Result<()> {
         retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
             let rows: Vec<Vec<u8>> = dead.iter().map(|client| self.keys.client(*client)).collect();
@@ -204,6 +242,10 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             let sessions = self.keys.table(table::SESSION);
             for (_, value) in txn.range_all(&sessions, usize::MAX, Isolation::Snapshot).await? {
                 gone.remove(&Session::decode(&value)?.client);
+            }
+            let locks = self.keys.table(table::LOCKS);
+            for (_, value) in txn.range_all(&locks, usize::MAX, Isolation::Snapshot).await? {
+                Locks::decode(&value)?.clients().for_each(|client| _ = gone.remove(&client));
             }
             for client in gone {
                 txn.clear(&self.keys.client(client));

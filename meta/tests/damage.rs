@@ -8,6 +8,7 @@ use corefs_meta::dirent::Dirent;
 use corefs_meta::gc::Garbage;
 use corefs_meta::inode::{DirectoryState, Inode};
 use corefs_meta::key::Keys;
+use corefs_meta::lock::{Lock, Locks, Owner};
 use corefs_meta::session::Session;
 use corefs_wire::control::meta::Kind;
 use corefs_wire::{ClientId, InodeId};
@@ -38,6 +39,14 @@ async fn change(txn: &mut Txn, keys: &Keys, id: InodeId, with: impl Fn(&mut Inod
     let mut inode = stored(txn, keys, id).await;
     with(&mut inode);
     txn.set(&keys.inode(id), &inode.encode());
+}
+
+/// A lock of a client.
+fn held_by(client: u64) -> Locks {
+    let owner = Owner { client: ClientId(client), number: 1 };
+    let mut locks = Locks::default();
+    locks.grant(Lock { owner, start: 0, end: 9, exclusive: true, pid: 0 }).unwrap();
+    locks
 }
 
 fn damaged(expected: &[Damage], harm: impl AsyncFn(&mut Txn, &Keys, Ids)) {
@@ -148,6 +157,14 @@ fn files_and_rows() {
         let session = Session { client: ClientId(100), incarnation: 1, write: true, epoch: 1, began: 0 };
         txn.clear(&keys.session(ids.file, ids.session));
         txn.set(&keys.session(InodeId(999), 1), &session.encode());
+    });
+    damaged(&[Damage::StrayAttribute], async |txn, keys, _| txn.set(&keys.xattr(InodeId(9), b"user.a"), b""));
+    damaged(&[Damage::WrongMarks], async |txn, keys, ids| txn.set(&keys.xattr(ids.file, b"user.a"), b""));
+    damaged(&[Damage::StrayLock], async |txn, keys, ids| {
+        txn.set(&keys.locks(ids.file), &held_by(7).encode())
+    });
+    damaged(&[Damage::StrayLock], async |txn, keys, _| {
+        txn.set(&keys.locks(InodeId(9)), &held_by(100).encode())
     });
     damaged(&[Damage::SessionWithoutClient], async |txn, keys, _| txn.clear(&keys.client(ClientId(100))));
     damaged(&[Damage::WrongInodeCount], async |txn, keys, ids| txn.add_i64(&keys.inode_count(ids.file), 1));

@@ -1,6 +1,8 @@
 //! The flags of `corefs perf`, and the runs that they ask for.
 
 pub use crate::bytes::{BadSize, Bytes};
+use crate::names::Plan;
+use crate::names::posix::LANES_MAX;
 use crate::workload::{Direction, Order, Until, Workload};
 use clap::{Args, Subcommand, ValueEnum};
 use corefs_net::buffer::BLOCK_MAX;
@@ -30,6 +32,8 @@ pub enum Verb {
     Seqread(LoadArgs),
     /// Sequential writes.
     Seqwrite(LoadArgs),
+    /// Operations on names: many small files made, looked at, opened, listed, renamed and removed.
+    Meta(MetaArgs),
 }
 
 /// Flags that every verb has.
@@ -77,6 +81,78 @@ pub struct DiskArgs {
     pub against_fio: bool,
 }
 
+/// Flags of `perf meta`. Each place that is named is measured with the same tree in the same run.
+#[derive(Args, Clone, Debug)]
+pub struct MetaArgs {
+    /// Managers of the cluster: the native client is measured.
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    pub manager: Vec<String>,
+    /// File with the cluster's secret, when it has one.
+    #[arg(long, value_name = "FILE", env = "COREFS_SECRET_FILE")]
+    pub secret_file: Option<PathBuf>,
+    /// A directory, absolute in corefs, in which the native client makes its tree.
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    pub path: PathBuf,
+    /// A directory of a mounted file system.
+    #[arg(long, value_name = "DIR")]
+    pub mounted: Option<PathBuf>,
+    /// A directory of a local file system, for comparison; flushes are timed there too.
+    #[arg(long, value_name = "DIR")]
+    pub local: Option<PathBuf>,
+    /// Files, all directories together.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub files: u64,
+    /// Directories that they are in.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub directories: u64,
+    /// Levels of directories above each of those.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub deep: u32,
+    /// Operations in flight, each with a thread of its own in mounted and local directories.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub threads: u32,
+    /// Cores of the native client.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cores: u32,
+    /// Write the report as JSON to FILE, or to standard output instead of the table when there is no FILE.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STDOUT)]
+    pub json: Option<PathBuf>,
+}
+
+impl MetaArgs {
+    /// The tree that these flags ask for; `BadConfig` for what makes no sense.
+    pub fn plan(&self) -> Result<Plan> {
+        let (files, directories, deep, lanes) = (self.files, self.directories, self.deep, self.threads);
+        if files == 0 || files >= 100_000_000 {
+            return bad(format!("--files {files}: between 1 and 99999999"));
+        }
+        if directories == 0 || directories > files || directories > 1_000_000 {
+            return bad(format!("--directories {directories}: between 1 and --files, and at most a million"));
+        }
+        if deep > 100 {
+            return bad(format!("--deep {deep}: at most 100 levels"));
+        }
+        if lanes == 0 || lanes > LANES_MAX {
+            return bad(format!("--threads {lanes}: between 1 and {LANES_MAX}"));
+        }
+        if self.cores == 0 || self.cores as usize > SHARDS_MAX {
+            return bad(format!("--cores {}: between 1 and {SHARDS_MAX}", self.cores));
+        }
+        if self.manager.is_empty() && self.mounted.is_none() && self.local.is_none() {
+            return bad("nothing to measure: give --manager ADDRESS, --mounted DIR or --local DIR".into());
+        }
+        Ok(Plan { files, directories, deep, lanes })
+    }
+
+    pub fn managers(&self) -> Result<Vec<Address>> {
+        self.manager.iter().map(|text| text.trim().parse()).collect()
+    }
+
+    pub fn secret(&self) -> Result<Option<Secret>> {
+        self.secret_file.as_deref().map(read_secret).transpose()
+    }
+}
+
 /// Order and direction of accesses.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
@@ -122,23 +198,29 @@ pub struct LoadArgs {
     pub ceiling: Option<PathBuf>,
 }
 
-impl Verb {
-    pub fn run_args(&self) -> &RunArgs {
-        match self {
-            Self::Disk(args) => &args.run,
-            Self::Randread(args) | Self::Randwrite(args) | Self::Seqread(args) | Self::Seqwrite(args) => {
-                &args.run
-            }
-        }
-    }
+/// Where a report goes as JSON.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Json<'a> {
+    Nowhere,
+    /// Nothing else may go there then.
+    Stdout,
+    File(&'a Path),
+}
 
-    pub fn access(&self) -> Access {
-        match self {
-            Self::Disk(args) => args.access,
-            Self::Randread(_) => Access::Randread,
-            Self::Randwrite(_) => Access::Randwrite,
-            Self::Seqread(_) => Access::Seqread,
-            Self::Seqwrite(_) => Access::Seqwrite,
+impl Verb {
+    /// Where the report goes as JSON.
+    pub fn json(&self) -> Json<'_> {
+        let path = match self {
+            Self::Disk(args) => &args.run.json,
+            Self::Randread(args) | Self::Randwrite(args) | Self::Seqread(args) | Self::Seqwrite(args) => {
+                &args.run.json
+            }
+            Self::Meta(args) => &args.json,
+        };
+        match path.as_deref() {
+            None => Json::Nowhere,
+            Some(path) if path == Path::new(STDOUT) => Json::Stdout,
+            Some(path) => Json::File(path),
         }
     }
 }
@@ -160,16 +242,6 @@ impl Access {
 }
 
 impl RunArgs {
-    /// Whether the report goes to standard output as JSON: nothing else may then.
-    pub fn json_to_stdout(&self) -> bool {
-        self.json.as_deref() == Some(Path::new(STDOUT))
-    }
-
-    /// The file that the JSON goes to.
-    pub fn json_file(&self) -> Option<&Path> {
-        self.json.as_deref().filter(|path| *path != Path::new(STDOUT))
-    }
-
     /// The closed-loop run that these flags ask for on at least `working_set` bytes; `BadConfig` for what makes no sense.
     pub fn workload(&self, access: Access, working_set: u64) -> Result<Workload> {
         let random = access.order() == Order::Random;
@@ -259,13 +331,15 @@ impl LoadArgs {
     }
 
     pub fn secret(&self) -> Result<Option<Secret>> {
-        let Some(path) = &self.secret_file else { return Ok(None) };
-        let text = std::fs::read_to_string(path).map_err(|error| Error::from(error).of(path.display()))?;
-        let wrong = || {
-            Error::new(ErrorCode::BadConfig, format!("{}: a secret is 64 hexadecimal digits", path.display()))
-        };
-        Secret::parse(&text).map(Some).ok_or_else(wrong)
+        self.secret_file.as_deref().map(read_secret).transpose()
     }
+}
+
+fn read_secret(path: &Path) -> Result<Secret> {
+    let text = std::fs::read_to_string(path).map_err(|error| Error::from(error).of(path.display()))?;
+    let wrong =
+        || Error::new(ErrorCode::BadConfig, format!("{}: a secret is 64 hexadecimal digits", path.display()));
+    Secret::parse(&text).ok_or_else(wrong)
 }
 
 fn seconds(flag: &str, value: f64) -> Result<Duration> {
@@ -295,6 +369,15 @@ mod tests {
         Cli::try_parse_from(words).map(|cli| cli.verb).map_err(|error| error.to_string())
     }
 
+    fn access(verb: &Verb) -> Access {
+        match verb {
+            Verb::Randread(_) => Access::Randread,
+            Verb::Randwrite(_) => Access::Randwrite,
+            Verb::Seqread(_) => Access::Seqread,
+            _ => Access::Seqwrite,
+        }
+    }
+
     fn load(line: &str) -> Result<Workload> {
         let verb = parse(line).unwrap();
         let (Verb::Randread(args) | Verb::Randwrite(args) | Verb::Seqread(args) | Verb::Seqwrite(args)) =
@@ -302,7 +385,7 @@ mod tests {
         else {
             panic!("{line} isn't a load");
         };
-        args.workload(verb.access(), args.run.size.map_or(2 << 30, |size| size.0))
+        args.workload(access(&verb), args.run.size.map_or(2 << 30, |size| size.0))
     }
 
     #[test]
@@ -325,8 +408,10 @@ mod tests {
         assert!(run.verify && run.rate == Some(1000.0) && run.seed == 9);
         let Verb::Randread(args) = parse(&line).unwrap() else { panic!() };
         assert_eq!(args.managers().unwrap().len(), 2);
-        assert_eq!(args.run.json_file(), Some(Path::new("out.json")));
-        assert!(parse("disk --json").unwrap().run_args().json_to_stdout());
+        assert!(args.verify);
+        assert_eq!(parse(&line).unwrap().json(), Json::File(Path::new("out.json")));
+        assert_eq!(parse("disk --json").unwrap().json(), Json::Stdout);
+        assert_eq!(parse("meta --local .").unwrap().json(), Json::Nowhere);
     }
 
     #[test]
@@ -364,6 +449,29 @@ mod tests {
         ] {
             let error = parse(line).expect_err(line);
             assert!(error.contains(what), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn trees_are_planned_or_refused() {
+        let plan = |line: &str| match parse(line).unwrap() {
+            Verb::Meta(args) => args.plan(),
+            _ => panic!("{line}"),
+        };
+        let line = "meta --local /x --files 100 --directories 5 --deep 3 --threads 8";
+        assert_eq!(plan(line), Ok(Plan { files: 100, directories: 5, deep: 3, lanes: 8 }));
+        for (line, flag) in [
+            ("meta --local /x --files 0", "--files"),
+            ("meta --local /x --files 10 --directories 11", "--directories"),
+            ("meta --local /x --directories 0", "--directories"),
+            ("meta --local /x --deep 101", "--deep"),
+            ("meta --local /x --threads 0", "--threads"),
+            ("meta --local /x --threads 513", "--threads"),
+            ("meta --manager a:1 --cores 0", "--cores"),
+            ("meta", "--local"),
+        ] {
+            let error = plan(line).expect_err(line);
+            assert!(error.code == ErrorCode::BadConfig && error.message.contains(flag), "{line}: {error}");
         }
     }
 

@@ -1,11 +1,12 @@
 //! `corefs perf`: from flags to a report.
 
-use crate::args::{Access, DiskArgs, LoadArgs, RunArgs, Verb};
+use crate::args::{Access, DiskArgs, Json, LoadArgs, MetaArgs, Verb};
 use crate::disk::{self, Ground, SIZE_DEFAULT};
 use crate::draw::Style;
 use crate::driver::Live;
 use crate::machine::Machine;
 use crate::mounted::{self, Processes};
+use crate::names::{self, Phase, native, posix};
 use crate::native::Native;
 use crate::progress::Watch;
 use crate::report::Report;
@@ -17,22 +18,24 @@ use std::time::Duration;
 
 /// Measures what the flags say. `live` ends it early.
 pub fn run(verb: &Verb, live: &Arc<Live>) -> Result<Report> {
-    let watch = if verb.run_args().json_to_stdout() { Watch::Nothing } else { Watch::terminal() };
+    let watch = if verb.json() == Json::Stdout { Watch::Nothing } else { Watch::terminal() };
     match verb {
         Verb::Disk(args) => raw(args, live, watch),
-        Verb::Randread(args) | Verb::Randwrite(args) | Verb::Seqread(args) | Verb::Seqwrite(args) => {
-            load(args, verb.access(), live, watch)
-        }
+        Verb::Randread(args) => load(args, Access::Randread, live, watch),
+        Verb::Randwrite(args) => load(args, Access::Randwrite, live, watch),
+        Verb::Seqread(args) => load(args, Access::Seqread, live, watch),
+        Verb::Seqwrite(args) => load(args, Access::Seqwrite, live, watch),
+        Verb::Meta(args) => meta(args, live),
     }
 }
 
 /// The report for people on standard output, or as JSON there; and as JSON to the file that was named.
-pub fn present(report: &Report, args: &RunArgs) -> Result<String> {
-    if let Some(path) = args.json_file() {
+pub fn present(report: &Report, json: Json<'_>) -> Result<String> {
+    if let Json::File(path) = json {
         std::fs::write(path, report.to_json() + "\n")
             .map_err(|error| Error::from(error).of(path.display()))?;
     }
-    Ok(if args.json_to_stdout() {
+    Ok(if json == Json::Stdout {
         report.to_json()
     } else {
         report.to_text(Style::of_stdout()).trim_end().to_owned()
@@ -101,6 +104,53 @@ fn load(args: &LoadArgs, access: Access, live: &Arc<Live>, watch: Watch) -> Resu
     let mut row = tally.into_row(format!("{mode}_{}", workload.name()));
     row.extras.rate = workload.rate;
     report.add(row);
+    Ok(report)
+}
+
+/// The same tree in each of the places that the flags name, phase by phase in turns, so that all meet the same machine.
+fn meta(args: &MetaArgs, live: &Arc<Live>) -> Result<Report> {
+    let plan = args.plan()?;
+    let mut report = Report::new(Machine::look(args.local.as_deref()));
+    report.set("access", "meta");
+    report.set("files", plan.files);
+    report.set("directories", plan.directories);
+    report.set("deep", plan.deep);
+    report.set("threads", plan.lanes);
+    report.set("cores", args.cores);
+    report.set("version", env!("CARGO_PKG_VERSION"));
+    let places = [("mount", &args.mounted), ("local", &args.local)];
+    let mut trees = Vec::new();
+    for (mode, under) in places {
+        if let Some(under) = under {
+            trees.push((mode, posix::Tree::new(under, plan)?));
+        }
+    }
+    let native = match args.managers()? {
+        managers if managers.is_empty() => None,
+        managers => {
+            let native = Native::connect(managers, args.secret()?, args.cores)?;
+            let tree = native::Tree::new(&native, &args.path, plan)?;
+            Some((native, tree))
+        }
+    };
+    if let Some(under) = &args.local {
+        let mut row = posix::flushes(under)?.into_row("local_flush");
+        row.bytes_per_second = None;
+        report.add(row);
+    }
+    for phase in Phase::ALL {
+        if let Some((native, tree)) = &native {
+            report.add(names::row("native", phase, tree.run(native, phase, live)?));
+        }
+        for (mode, tree) in &trees {
+            report.add(names::row(mode, phase, tree.run(phase, live)?));
+        }
+    }
+    if let Some((native, tree)) = native {
+        let removed = tree.remove(&native);
+        native.stop()?;
+        removed?;
+    }
     Ok(report)
 }
 

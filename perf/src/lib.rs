@@ -9,6 +9,7 @@
 //! | [`disk`], [`extents`], [`fio`] | the raw ceiling, and whether to believe it |
 //! | [`native`] | runs through the native client |
 //! | [`mounted`] | runs through a mounted file system |
+//! | [`names`] | many files made, looked at, listed and removed, by either, or on a local disk |
 //! | [`report`], [`draw`] | rows, JSON, tables and histograms |
 //! | [`cpu`], [`machine`] | CPU time of processes; what it was measured on |
 //! | [`progress`] | bars |
@@ -25,6 +26,7 @@ pub mod fio;
 pub mod histogram;
 pub mod machine;
 pub mod mounted;
+pub mod names;
 pub mod native;
 pub mod progress;
 pub mod report;

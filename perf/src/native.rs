@@ -128,7 +128,11 @@ impl Native {
         self.pool.stop()
     }
 
-    fn meter(&self) -> (Option<CpuTime>, Option<CpuTime>) {
+    pub(crate) fn pool(&self) -> &ClientPool {
+        &self.pool
+    }
+
+    pub(crate) fn meter(&self) -> (Option<CpuTime>, Option<CpuTime>) {
         if !self.servers.is_empty() {
             return Processes { client: Vec::new(), server: self.servers.clone() }.meter();
         }

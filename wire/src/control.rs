@@ -74,7 +74,9 @@ messages! {
          CreateReply/CreateReplyT, Open/OpenT, OpenReply/OpenReplyT, Close/CloseT, SyncLength/SyncLengthT,
          ReadDir/ReadDirT, ReadDirReply/ReadDirReplyT, Unlink/UnlinkT, RmDir/RmDirT, Rename/RenameT, Link/LinkT,
          ReadLink/ReadLinkT, ReadLinkReply/ReadLinkReplyT, SetAttr/SetAttrT, StatFs/StatFsT,
-         StatFsReply/StatFsReplyT, Empty/EmptyT}
+         StatFsReply/StatFsReplyT, Empty/EmptyT, GetXattr/GetXattrT, GetXattrReply/GetXattrReplyT,
+         ListXattr/ListXattrT, ListXattrReply/ListXattrReplyT, SetXattr/SetXattrT, RemoveXattr/RemoveXattrT,
+         SetLock/SetLockT, GetLock/GetLockT, GetLockReply/GetLockReplyT}
     process::{GetProcess/GetProcessT, Process/ProcessT}
 }
 
@@ -118,6 +120,12 @@ calls! {
     0x030C "meta.read_link" meta::ReadLinkT => meta::ReadLinkReplyT;
     0x030D "meta.set_attr" meta::SetAttrT => meta::AttrReplyT;
     0x030E "meta.statfs" meta::StatFsT => meta::StatFsReplyT;
+    0x030F "meta.get_xattr" meta::GetXattrT => meta::GetXattrReplyT;
+    0x0310 "meta.list_xattr" meta::ListXattrT => meta::ListXattrReplyT;
+    0x0311 "meta.set_xattr" meta::SetXattrT => meta::EmptyT;
+    0x0312 "meta.remove_xattr" meta::RemoveXattrT => meta::EmptyT;
+    0x0313 "meta.get_lock" meta::GetLockT => meta::GetLockReplyT;
+    0x0314 "meta.set_lock" meta::SetLockT => meta::EmptyT;
 
     0x0401 "process.get" process::GetProcessT => process::ProcessT;
 }

@@ -123,6 +123,17 @@ codes! {
     TooManySymlinks = 415, Fatal;
     /// Renaming or linking onto an incompatible kind.
     CrossKind = 416, Fatal;
+    /// Somebody else holds a lock of these bytes.
+    Locked = 417, Fatal;
+    TooManyLocks = 418, Fatal;
+    /// No extended attribute of that name.
+    NoSuchAttribute = 419, Fatal;
+    /// Extended attributes beyond what an inode may have.
+    AttributesTooLarge = 420, Fatal;
+    /// Nothing of what was looked for lies at or after that place of the file.
+    PastEnd = 421, Fatal;
+    /// Whoever waited for it doesn't want it any more.
+    Interrupted = 422, Fatal;
 
     /// Another transaction wrote what this one read.
     KvConflict = 500, Retry;

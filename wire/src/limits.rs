@@ -39,6 +39,13 @@ pub const PATH_MAX: usize = 4095;
 pub const FILE_SIZE_MAX: u64 = CHUNK_MIN as u64 * u32::MAX as u64;
 /// Most hard links of one inode, as ext4's.
 pub const LINK_MAX: u32 = 65_000;
+/// Longest name of an extended attribute, its namespace included, and longest value (bytes): what Linux allows at most.
+pub const XATTR_NAME_MAX: usize = 255;
+pub const XATTR_VALUE_MAX: usize = 64 << 10;
+/// Most bytes of an inode's extended attribute names, a NUL after each: what listxattr(2) can return.
+pub const XATTR_LIST_MAX: usize = 64 << 10;
+/// Most advisory locks on one file: they share one row of the store.
+pub const LOCKS_MAX: usize = 1024;
 /// Most inodes in one batch stat.
 pub const ATTR_BATCH_MAX: usize = 1024;
 /// Most entries in one page of a directory, whatever the request asks for: a page with attributes fits a frame.
@@ -61,4 +68,6 @@ const _: () = assert!((CHUNK_MIN as usize).is_multiple_of(BLOCK), "a chunk is wh
 const _: () = assert!(FRAME_DATA_MAX.is_multiple_of(BLOCK), "a full frame carries whole checksum blocks");
 const _: () =
     assert!(CONNECTION_SEND_MAX / 8 > FRAME_BODY_MAX + FRAME_DATA_MAX, "the largest frame can be queued");
+const _: () = assert!(XATTR_VALUE_MAX <= KV_VALUE_MAX, "an extended attribute is one value");
+const _: () = assert!(LOCKS_MAX * 48 <= KV_VALUE_MAX, "all locks of a file are one value");
 const _: () = assert!(KV_TRANSACTION_BYTES_MAX > KV_VALUE_MAX, "one value fits a transaction");

@@ -3,15 +3,35 @@
 use super::{Client, Inner};
 use crate::file::{CreateOptions, File, OpenOptions};
 use crate::inode::Inode;
-use crate::meta::NewInode;
+use crate::meta::{NewInode, Written};
 use crate::{Attr, Changes, Credentials, Entry, Kind};
 use corefs_wire::{Error, ErrorCode, InodeId, Result};
 use std::rc::Rc;
+use std::time::Duration;
 
 impl Client {
     /// The attributes; of a file that is open here with what was written to it.
     pub async fn get_attr(&self, who: &Credentials, inode: InodeId) -> Result<Attr> {
         self.0.meta.get_attr(who, inode).await.map(|attr| self.0.patched(attr))
+    }
+
+    /// As [`get_attr`](Self::get_attr), but of a file that is open here nobody is asked again within `believed` of the last
+    /// answer.
+    pub async fn get_attr_within(
+        &self,
+        who: &Credentials,
+        inode: InodeId,
+        believed: Duration,
+    ) -> Result<Attr> {
+        match self.0.live(inode).filter(|live| live.heard.get().elapsed() < believed) {
+            Some(live) => Ok(live.attr()),
+            None => self.get_attr(who, inode).await,
+        }
+    }
+
+    /// What is known here of a file that is open.
+    pub fn open_attr(&self, inode: InodeId) -> Option<Attr> {
+        self.0.live(inode).map(|live| live.attr())
     }
 
     /// Looks up a name; as [`get_attr`](Self::get_attr) of what it finds.
@@ -37,6 +57,9 @@ impl Client {
     /// Changes attributes; what was written here before is written before.
     pub async fn set_attr(&self, who: &Credentials, inode: InodeId, changes: Changes) -> Result<Attr> {
         let Some(live) = self.0.live(inode) else { return self.0.meta.set_attr(who, inode, changes).await };
+        if who.privileged && live.defer(&changes) {
+            return Ok(live.attr());
+        }
         if changes.size.is_some() {
             self.0.settle(&live).await;
         }
@@ -46,6 +69,7 @@ impl Client {
             // The time that was set stands, although bytes written before it are synced later.
             live.unsynced.set(crate::inode::Unsynced { mtime: 0, ..live.unsynced.get() });
         }
+        live.supersede(&changes);
         live.absorb(&attr);
         Ok(live.attr())
     }
@@ -75,6 +99,7 @@ impl Client {
             open: true,
             chunk_size: options.chunk_size,
             stripe: options.stripe,
+            umask: options.umask,
             ..NewInode::new(Kind::File, options.mode)
         };
         let made = self.0.meta.create(who, parent, name, &node).await?;
@@ -157,7 +182,11 @@ impl Inner {
         let Some(inode) = self.live(attr.inode).filter(unheld) else { return Ok(()) };
         let (attr, session) = self.meta.hold(&Credentials::root(), attr.inode).await?;
         inode.absorb(&attr);
-        inode.hold.set(session);
-        Ok(())
+        if inode.handles.get() > 0 && inode.hold.get() == 0 {
+            inode.hold.set(session);
+            return Ok(());
+        }
+        // Closed meanwhile, or held by another operation as well: nobody would end this session later.
+        self.meta.close(&Credentials::root(), inode.id(), session, Written::default(), None).await.map(drop)
     }
 }

@@ -21,6 +21,20 @@ impl File {
         self.client.0.push(&self.inode, &self.who).await
     }
 
+    /// What close(2) of one of perhaps several descriptors asks for: as sync, so that others see what was written, and in the
+    /// same step the session ends, since mostly nobody writes through this handle again. Who does begins another.
+    pub async fn finish(&self) -> Result<()> {
+        let (client, inode, session) = (&self.client.0, &self.inode, self.session.get());
+        let shared = self.revived.get() || self.writing.get() > 0;
+        if session == 0 || shared || !inode.has_news() {
+            return self.sync().await;
+        }
+        self.session.set(0);
+        client.settle(inode).await;
+        let failures = self.check_failures();
+        failures.and(client.end_session(inode, session, &self.who).await)
+    }
+
     /// Cuts or extends the file to `length` bytes.
     pub async fn truncate(&self, length: u64) -> Result<()> {
         let changes = Changes { size: Some(length), ..Changes::default() };
@@ -30,7 +44,7 @@ impl File {
     /// As sync, and the session ends.
     pub async fn close(self) -> Result<()> {
         self.closed.set(true);
-        let outcome = close_handle(&self.client.0, &self.inode, self.session, &self.who).await;
+        let outcome = close_handle(&self.client.0, &self.inode, self.session.get(), &self.who).await;
         self.check_failures().and(outcome)
     }
 }
@@ -71,6 +85,10 @@ impl Inner {
 
     /// Tells the metadata servers the length and times of what was stored.
     async fn push(&self, inode: &Inode, who: &Credentials) -> Result<()> {
+        if let Some(changes) = inode.take_pending() {
+            let attr = self.meta.set_attr(who, inode.id(), changes).await?;
+            inode.absorb(&attr);
+        }
         let unsynced = inode.unsynced.get();
         if unsynced == Unsynced::default() {
             return Ok(());
@@ -93,14 +111,22 @@ impl Inner {
     async fn end_session(&self, inode: &Inode, session: u64, who: &Credentials) -> Result<()> {
         let unsynced = inode.unsynced.get();
         let written = written(inode, unsynced);
-        let mut outcome = self.meta.close(who, inode.id(), session, written, None).await;
+        // From here on nothing may wait for this session to end.
+        inode.sessions.borrow_mut().retain(|open| *open != session);
+        let pending = inode.take_pending();
+        // The change time that was shown here stays, so that nobody takes the close for another change.
+        let shown = (who.privileged && inode.has_news()).then(|| inode.attr().ctime);
+        let changes = match (pending, shown) {
+            (None, None) => None,
+            (pending, ctime) => Some(Changes { ctime, ..pending.unwrap_or_default() }),
+        };
+        let mut outcome = self.meta.close(who, inode.id(), session, written, changes).await;
         if matches!(&outcome, Err(error) if error.code == ErrorCode::NoSuchSession) {
             // Our lease had run out and somebody settled the session; what we know about the length may still be news.
             let again = self.reopen(inode, session, who).await?;
-            outcome = self.meta.close(who, inode.id(), again, written, None).await;
+            outcome = self.meta.close(who, inode.id(), again, written, changes).await;
             inode.sessions.borrow_mut().retain(|session| *session != again);
         }
-        inode.sessions.borrow_mut().retain(|open| *open != session);
         synced(inode, &outcome?, unsynced);
         Ok(())
     }

@@ -4,13 +4,14 @@ use super::File;
 use super::read::cells;
 use crate::Credentials;
 use crate::behind::{Extent, Fit};
-use crate::client::Inner;
+use crate::client::{Inner, Orphan};
 use crate::inode::Inode;
 use crate::join;
 use crate::storage::Update;
 use corefs_net::Buffer;
 use corefs_wire::data::UpdateKind;
 use corefs_wire::{Error, ErrorCode, Result};
+use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -19,6 +20,15 @@ use std::time::Duration;
 const EPOCHS_MAX: usize = 16;
 /// Pieces of one direct write that are under way at once.
 const PIECES_MAX: usize = 16;
+
+/// A write is under way until it is dropped.
+pub(super) struct Writing<'a>(&'a Cell<u32>);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
 
 impl File {
     /// Writes all of `data`. Buffered writes return before they are durable and report errors later, at the next
@@ -31,6 +41,7 @@ impl File {
         let (client, inode) = (&self.client.0, &self.inode);
         // At once, so that an append that comes while we wait lands behind these bytes.
         inode.wrote(range.end);
+        let _writing = self.begin_write().await?;
         if !self.direct {
             return client.write_behind(inode, range, data).await;
         }
@@ -51,6 +62,7 @@ impl File {
         }
         let (client, inode) = (&self.client.0, &self.inode);
         inode.wrote(range.end);
+        let _writing = self.begin_write().await?;
         let piece = async |range: Range<u64>, at: usize| {
             let len = (range.end - range.start) as usize;
             client.store(inode, range.start, data.clone(), at..at + len).await
@@ -65,9 +77,33 @@ impl File {
         Ok(offset)
     }
 
+    /// Makes sure that there is a session that will report what is written: a [`finish`](Self::finish) may have ended it.
+    /// The session lasts at least as long as what is returned.
+    pub(super) async fn begin_write(&self) -> Result<Writing<'_>> {
+        self.writing.set(self.writing.get() + 1);
+        let writing = Writing(&self.writing);
+        if self.session.get() == 0 {
+            // Whether this handle may write was asked when it was opened.
+            let root = Credentials::root();
+            let (attr, session) = self.client.0.meta.open(&root, self.inode.id(), true, false).await?;
+            self.inode.absorb(&attr);
+            self.inode.sessions.borrow_mut().push(session);
+            self.revived.set(true);
+            if self.session.get() == 0 {
+                self.session.set(session);
+            } else {
+                // Another write was as fast: one of the two is enough.
+                self.inode.handles.set(self.inode.handles.get() + 1);
+                let orphan = Orphan { inode: Rc::clone(&self.inode), session, who: root };
+                self.client.0.orphans.borrow_mut().push(orphan);
+            }
+        }
+        Ok(writing)
+    }
+
     fn check_write(&self, offset: u64, len: usize) -> Result<Range<u64>> {
         self.client.0.ground.check_open()?;
-        if self.session == 0 {
+        if !self.writable {
             return Err(Error::new(ErrorCode::NotPermitted, "the file was opened for reading"));
         }
         self.check_failures()?;

@@ -4,7 +4,8 @@ use super::{LAYOUT, answer};
 use corefs_net::{Node, Request, Responder, Service};
 use corefs_wire::control::meta::{
     AttrReplyT, AttrResultT, AttrT, CallerT, CloseT, CreateReplyT, CreateT, EmptyT, GetAttrReplyT, GetAttrT,
-    Kind, LookupT, OpenReplyT, OpenT, ReadLinkReplyT, ReadLinkT, SetAttrT, SyncLengthT, UnlinkT,
+    Kind, LookupT, OpenReplyT, OpenT, ReadLinkReplyT, ReadLinkT, SetAttrFieldsT, SetAttrT, SyncLengthT,
+    UnlinkT,
 };
 use corefs_wire::control::{Call, Message};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -123,18 +124,18 @@ impl Meta {
     }
 
     fn set_attr(&self, asked: SetAttrT) -> Result<AttrReplyT> {
-        let attr = self.change(asked.inode, |attr| {
-            if asked.set.mask & 8 != 0 {
-                (attr.size, attr.epoch) = (asked.set.size, attr.epoch + 1);
+        Ok(attr_reply(&self.set(asked.inode, &asked.set)?))
+    }
+
+    fn set(&self, inode: u64, set: &SetAttrFieldsT) -> Result<AttrT> {
+        self.change(inode, |attr| {
+            if set.mask & 8 != 0 {
+                (attr.size, attr.epoch) = (set.size, attr.epoch + 1);
             }
-            if asked.set.mask & 32 != 0 {
-                attr.mtime = asked.set.mtime;
-            }
-            if asked.set.mask & 1 != 0 {
-                attr.mode = asked.set.mode;
-            }
-        })?;
-        Ok(attr_reply(&attr))
+            attr.mtime = if set.mask & 32 != 0 { set.mtime } else { attr.mtime };
+            attr.mode = if set.mask & 1 != 0 { set.mode } else { attr.mode };
+            attr.uid = if set.mask & 2 != 0 { set.uid } else { attr.uid };
+        })
     }
 
     fn get_attrs(&self, asked: &GetAttrT) -> GetAttrReplyT {
@@ -238,7 +239,11 @@ impl Service for Meta {
                 |asked| {
                     self.session(asked.session)?;
                     self.sessions.borrow_mut().remove(&asked.session);
-                    Ok(attr_reply(&self.take_length(asked.inode, asked.epoch, asked.length, asked.mtime)?))
+                    let attr = self.take_length(asked.inode, asked.epoch, asked.length, asked.mtime)?;
+                    match &asked.set {
+                        Some(set) => Ok(attr_reply(&self.set(asked.inode, set)?)),
+                        None => Ok(attr_reply(&attr)),
+                    }
                 },
             ),
             _ => responder.err(&Error::from(ErrorCode::UnknownOperation)),

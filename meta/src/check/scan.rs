@@ -6,7 +6,9 @@ use crate::dirent::{Dirent, check_name};
 use crate::gc::Garbage;
 use crate::inode::{DirectoryState, Inode};
 use crate::key::{Key, Keys, table};
+use crate::lock::Locks;
 use crate::once::Outcome;
+use crate::posix_acl::{self, Acl};
 use crate::session::Session;
 use corefs_kv::{Direction, Isolation, KeyRange, KvEngine, RangePage, Transaction};
 use corefs_wire::{Class, Result};
@@ -17,7 +19,7 @@ const PAGE: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Inodes first, so that everything else can be held against them.
-const ORDER: [u8; 13] = [
+const ORDER: [u8; 15] = [
     table::INODE,
     table::FORMATTED,
     table::ID_LANE,
@@ -27,6 +29,8 @@ const ORDER: [u8; 13] = [
     table::DIRECTORY_TOUCHED,
     table::CLIENT,
     table::SESSION,
+    table::XATTR,
+    table::LOCKS,
     table::GARBAGE,
     table::TRIMMING,
     table::REPLY,
@@ -105,6 +109,17 @@ fn note(keys: &Keys, key: &[u8], value: &[u8], tree: &mut Tree, checked: &mut Ch
             checked.sessions += 1;
             let session = Session::decode(value)?;
             tree.note_session(inode.0, number, session.client, checked);
+        }
+        Key::Xattr(id, name) => {
+            if name == posix_acl::ACCESS || name == posix_acl::DEFAULT {
+                Acl::parse(value)?;
+            }
+            tree.note_xattr(id.0, &name, checked);
+        }
+        Key::Locks(id) => {
+            for client in Locks::decode(value)?.clients() {
+                tree.note_lock(id.0, client, checked);
+            }
         }
         Key::Garbage(id) => {
             checked.garbage += 1;

@@ -3,8 +3,9 @@
 use super::{Checked, Damage};
 use crate::dirent::Dirent;
 use crate::gc::Garbage;
-use crate::inode::{DirectoryState, Inode};
+use crate::inode::{DirectoryState, Inode, Marks};
 use crate::inode_alloc::block_of;
+use crate::posix_acl;
 use corefs_wire::control::meta::Kind;
 use corefs_wire::{ClientId, InodeId, ROOT_INODE};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -24,6 +25,9 @@ pub(super) struct Noted {
     counts: (u64, u64),
     in_garbage: bool,
     listed_trimming: bool,
+    /// Extended attributes that it says it has, and that were found.
+    marks: Marks,
+    found: Marks,
 }
 
 impl Noted {
@@ -39,6 +43,8 @@ impl Noted {
             counts: (0, 0),
             in_garbage: false,
             listed_trimming: false,
+            marks: inode.marks,
+            found: Marks::default(),
         }
     }
 
@@ -114,6 +120,23 @@ impl Tree {
         }
     }
 
+    pub fn note_xattr(&mut self, id: u64, name: &[u8], checked: &mut Checked) {
+        let Some(inode) = self.inodes.get_mut(&id) else {
+            let shown = String::from_utf8_lossy(name);
+            checked.find(Damage::StrayAttribute, format!("{shown} of inode-{id}, which isn't there"));
+            return;
+        };
+        inode.found.xattrs = true;
+        inode.found.access_list |= name == posix_acl::ACCESS;
+        inode.found.default_list |= name == posix_acl::DEFAULT;
+    }
+
+    pub fn note_lock(&mut self, id: u64, client: ClientId, checked: &mut Checked) {
+        if !self.clients.contains(&client) || !self.inodes.contains_key(&id) {
+            checked.find(Damage::StrayLock, format!("of {client} on inode-{id}"));
+        }
+    }
+
     pub fn note_garbage(&mut self, id: u64, row: Garbage, checked: &mut Checked) {
         let inode = self.inodes.get_mut(&id);
         match (row, inode) {
@@ -157,6 +180,10 @@ impl Tree {
             if inode.trims && !inode.listed_trimming {
                 checked
                     .find(Damage::WrongTrimming, format!("inode-{id} is being truncated and isn't listed"));
+            }
+            if inode.marks != inode.found {
+                let what = format!("inode-{id} says {:?} and has {:?}", inode.marks, inode.found);
+                checked.find(Damage::WrongMarks, what);
             }
             let (lane, block) = block_of(InodeId(**id));
             if **id != ROOT_INODE.0 && self.lanes.get(&lane).is_none_or(|next| block >= *next) {

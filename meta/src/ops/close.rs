@@ -1,5 +1,6 @@
 //! Sessions end.
 
+use crate::inode::Inode;
 use crate::length::Report;
 use crate::namespace::Namespace;
 use crate::ops::set_attr::{apply, bits};
@@ -25,9 +26,14 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             epoch: request.epoch,
             mtime: request.mtime,
         };
-        let outcome = self.report(&report, |txn, inode, now| {
+        let outcome = self.report(&report, async |txn: &mut E::Txn, inode: &mut Inode, now| {
             if let Some(set) = &request.set {
-                apply(&request.caller, inode, set, now)?;
+                // Whoever has the file open may set its times to the present.
+                let mode = inode.mode;
+                apply(&request.caller, inode, set, now, true)?;
+                if inode.mode != mode {
+                    self.list_follows(txn, report.inode, inode).await?;
+                }
             }
             txn.clear(&self.keys.session(report.inode, request.session));
             Ok(true)

@@ -1,6 +1,6 @@
 //! New inodes of every kind.
 
-use crate::acl::{CHANGE, WRITE, in_group, may};
+use crate::acl::{CHANGE, WRITE, in_group};
 use crate::chain_pick;
 use crate::dirent::{Dirent, check_name};
 use crate::inode::{Inode, MODE_BITS, SETGID, Stat};
@@ -30,13 +30,13 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 if let Some(dirent) = values.dirent()? {
                     return self.create_found(txn, request, dirent).await;
                 }
-                may(&request.caller, &directory, CHANGE)?;
+                self.may(txn, &request.caller, parent, &directory, CHANGE).await?;
                 let id = match taken.get() {
                     Some(id) => id,
                     None => self.new_inode_id().await?,
                 };
                 taken.set(Some(id));
-                self.create_new(txn, request, &directory, id).map(Attempt::Changed)
+                self.create_new(txn, request, &directory, id).await.map(Attempt::Changed)
             });
         let outcome = outcome.await?;
         let mut reply = CreateReplyT::default();
@@ -46,7 +46,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         Ok(reply)
     }
 
-    fn create_new(
+    async fn create_new(
         &self,
         txn: &mut E::Txn,
         request: &CreateT,
@@ -61,6 +61,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             let routing = self.outside.routing();
             inode.layout = Some(chain_pick::pick(&routing, request.chunk_size, request.stripe, seed)?);
         }
+        self.inherit(txn, (parent, directory), request.umask, id, &mut inode).await?;
         self.put(txn, id, &inode);
         txn.set(&self.keys.dirent(parent, &request.name), &Dirent { inode: id, kind: request.kind }.encode());
         self.touch_directory(txn, parent, now, 1, i64::from(inode.is_directory()));
@@ -85,7 +86,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         if !request.open || dirent.kind != Kind::File {
             return Ok(Attempt::Unchanged(Outcome::of(stat)));
         }
-        may(&request.caller, &stat.inode, WRITE)?;
+        self.may(txn, &request.caller, stat.id, &stat.inode, WRITE).await?;
         txn.add_read_conflict_key(&self.keys.inode(stat.id));
         let epoch = stat.inode.epoch;
         let session = self.begin_writing(txn, &request.caller, stat.id, epoch, self.outside.now());

@@ -1,6 +1,6 @@
 //! One more name.
 
-use crate::acl::{CHANGE, may};
+use crate::acl::CHANGE;
 use crate::dirent::{Dirent, check_name};
 use crate::inode::Stat;
 use crate::namespace::{Namespace, Values};
@@ -31,7 +31,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 if exists {
                     return Err(ErrorCode::Exists.into());
                 }
-                may(&request.caller, &directory, CHANGE)?;
+                self.may(txn, &request.caller, parent, &directory, CHANGE).await?;
                 match inode.nlink {
                     0 => return Err(Error::new(ErrorCode::NotFound, "its last name is gone")),
                     LINK_MAX.. => return Err(ErrorCode::TooManyLinks.into()),

@@ -1,6 +1,6 @@
 //! What a name in a directory leads to.
 
-use crate::acl::{EXECUTE, may};
+use crate::acl::EXECUTE;
 use crate::dirent::{Dirent, check_name};
 use crate::namespace::{Namespace, Values};
 use crate::once::Outcome;
@@ -17,7 +17,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         let keys = [self.keys.inode(parent), self.keys.dirent(parent, &request.name)];
         self.reading(async |txn: &mut E::Txn| {
             let mut values = Values::new(txn.get_many(&keys, Isolation::Snapshot).await?);
-            may(&request.caller, &values.directory()?, EXECUTE)?;
+            self.may(txn, &request.caller, parent, &values.directory()?, EXECUTE).await?;
             let Dirent { inode, kind } = values.dirent()?.ok_or(ErrorCode::NotFound)?;
             Outcome::of(self.stat(txn, inode, Some(kind)).await?).attr_reply()
         })

@@ -6,6 +6,9 @@
 //! | create | parent, entry | parent, entry | inode, entry, parent's times and counts |
 //! | open, close, sync_length | inode, session | both | session, length and times |
 //! | set_attr | inode; for a length the sessions | both | inode |
+//! | get_xattr, list_xattr, get_lock | snapshot | none | none |
+//! | set_xattr, remove_xattr | inode, attribute, the others | all | attribute, inode |
+//! | set_lock | inode, its locks | both | its locks |
 //! | link | inode, parent, entry | all | link count, entry, parent's times and counts |
 //! | unlink | parent, entry, inode | all | link count or garbage row; entry; parent's times and counts |
 //! | rmdir | parent, entry, inode, first child | all, every child | all gone, parent's times and counts |
@@ -18,14 +21,20 @@
 mod close;
 mod create;
 mod get_attr;
+mod get_lock;
+mod get_xattr;
 mod link;
+mod list_xattr;
 mod lookup;
 mod open;
 mod read_dir;
 mod read_link;
+mod remove_xattr;
 pub mod rename;
 mod rmdir;
 pub mod set_attr;
+mod set_lock;
+pub mod set_xattr;
 mod statfs;
 mod sync_length;
 mod unlink;

@@ -1,6 +1,6 @@
 //! Sessions begin.
 
-use crate::acl::{READ, WRITE, may};
+use crate::acl::{READ, WRITE};
 use crate::inode::Stat;
 use crate::length::{Resized, finish};
 use crate::namespace::{Namespace, Values};
@@ -25,7 +25,8 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             self.once(OpenT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
                 let mut inode = values.expect_inode()?;
                 let writes = request.write || request.truncate;
-                may(&request.caller, &inode, if writes { WRITE } else { READ })?;
+                let wanted = if writes { WRITE } else { READ };
+                self.may(txn, &request.caller, id, &inode, wanted).await?;
                 if !inode.is_file() {
                     // Pipes, sockets and devices are the opener's kernel's affair.
                     return match writes && inode.is_directory() {
@@ -57,7 +58,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     async fn open_unheld(&self, request: &OpenT, id: InodeId) -> Result<OpenReplyT> {
         self.reading(async |txn: &mut E::Txn| {
             let stat = self.stat(txn, id, None).await?;
-            may(&request.caller, &stat.inode, READ)?;
+            self.may(txn, &request.caller, id, &stat.inode, READ).await?;
             reply(&Outcome::of(stat))
         })
         .await

@@ -1,6 +1,6 @@
 //! Listing a directory, a page at a time.
 
-use crate::acl::{READ, may};
+use crate::acl::READ;
 use crate::dirent::Dirent;
 use crate::key::Key;
 use crate::namespace::Namespace;
@@ -31,7 +31,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             if !directory.is_directory() {
                 return Err(ErrorCode::NotDirectory.into());
             }
-            may(&request.caller, &directory, READ)?;
+            self.may(txn, &request.caller, id, &directory, READ).await?;
             let page = txn.range(&range, limit, Direction::Forward, Isolation::Snapshot).await?;
             let mut entries = Vec::with_capacity(page.pairs.len());
             for (key, value) in &page.pairs {

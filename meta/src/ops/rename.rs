@@ -1,6 +1,6 @@
 //! A name moves, replaces another, or two are exchanged.
 
-use crate::acl::{CHANGE, WRITE, may, may_take};
+use crate::acl::{CHANGE, WRITE, may_take};
 use crate::dirent::{Dirent, check_name};
 use crate::inode::Inode;
 use crate::namespace::{Namespace, Values};
@@ -50,8 +50,8 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         ];
         self.once(RenameT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
             let (old_directory, new_directory) = (values.directory()?, values.directory()?);
-            may(&request.caller, &old_directory, CHANGE)?;
-            may(&request.caller, &new_directory, CHANGE)?;
+            self.may(txn, &request.caller, from, &old_directory, CHANGE).await?;
+            self.may(txn, &request.caller, to, &new_directory, CHANGE).await?;
             let old_dirent = values.dirent()?.ok_or(ErrorCode::NotFound)?;
             let new_dirent = values.dirent()?;
             match (request.flags, new_dirent) {
@@ -71,7 +71,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             };
             let inode = self.inode(txn, old_dirent.inode, Isolation::Serializable).await?;
             let old = side(from, old_directory, &keys[2], old_dirent, inode);
-            may_move(&request.caller, &old, to)?;
+            self.may_move(txn, &request.caller, &old, to).await?;
             if old_dirent.is_directory() {
                 self.must_not_contain(txn, old_dirent.inode, from, to).await?;
             }
@@ -83,7 +83,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             let new = side(to, new_directory, &keys[3], dirent, inode);
             match request.flags {
                 EXCHANGE => {
-                    may_move(&request.caller, &new, from)?;
+                    self.may_move(txn, &request.caller, &new, from).await?;
                     if dirent.is_directory() {
                         self.must_not_contain(txn, dirent.inode, to, from).await?;
                     }
@@ -150,7 +150,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         let directories = i64::from(old.dirent.is_directory());
         txn.clear(&old.entry);
         match new.dirent.is_directory() {
-            true => self.clear_directory(txn, new.dirent.inode),
+            true => self.clear_directory(txn, new.dirent.inode, &new.inode),
             false => self.drop_name(txn, new.dirent.inode, new.inode, now),
         }
         self.hang(txn, old.dirent, old.inode, new.parent, &new.entry, now);
@@ -190,13 +190,13 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         self.put(txn, dirent.inode, &inode);
         txn.set(entry, &dirent.encode());
     }
-}
 
-/// Sticky directories, and: a directory that changes its parent must be writable itself, for its `..` changes.
-fn may_move(caller: &CallerT, side: &Side, to: InodeId) -> Result<()> {
-    may_take(caller, &side.directory, &side.inode)?;
-    if side.dirent.is_directory() && side.parent != to {
-        may(caller, &side.inode, WRITE)?;
+    /// Sticky directories, and: a directory that changes its parent must be writable itself, for its `..` changes.
+    async fn may_move(&self, txn: &mut E::Txn, caller: &CallerT, side: &Side, to: InodeId) -> Result<()> {
+        may_take(caller, &side.directory, &side.inode)?;
+        if side.dirent.is_directory() && side.parent != to {
+            self.may(txn, caller, side.dirent.inode, &side.inode, WRITE).await?;
+        }
+        Ok(())
     }
-    Ok(())
 }

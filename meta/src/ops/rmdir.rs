@@ -1,6 +1,6 @@
 //! An empty directory goes.
 
-use crate::acl::{CHANGE, may, may_take};
+use crate::acl::{CHANGE, may_take};
 use crate::dirent::check_name;
 use crate::namespace::{Namespace, Values};
 use crate::once::{Attempt, Outcome};
@@ -19,7 +19,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         let keys = [self.keys.inode(parent), entry.clone()];
         self.once(RmDirT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
             let directory = values.directory()?;
-            may(&request.caller, &directory, CHANGE)?;
+            self.may(txn, &request.caller, parent, &directory, CHANGE).await?;
             let dirent = values.dirent()?.ok_or(ErrorCode::NotFound)?;
             if !dirent.is_directory() {
                 return Err(ErrorCode::NotDirectory.into());
@@ -28,7 +28,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             may_take(&request.caller, &directory, &inode)?;
             self.must_be_empty(txn, dirent.inode).await?;
             let now = self.outside.now();
-            self.clear_directory(txn, dirent.inode);
+            self.clear_directory(txn, dirent.inode, &inode);
             txn.clear(&entry);
             self.touch_directory(txn, parent, now, -1, -1);
             Ok(Attempt::Changed(Outcome::default()))

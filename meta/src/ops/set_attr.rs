@@ -1,6 +1,6 @@
 //! Mode, owner, times and size.
 
-use crate::acl::{WRITE, chmod_bits, may, may_chown, must_own};
+use crate::acl::{WRITE, chmod_bits, may_chown, must_own};
 use crate::inode::{Inode, MODE_BITS, SETGID, SETUID, Stat};
 use crate::length::{Resized, finish};
 use crate::namespace::{Namespace, Values};
@@ -23,6 +23,8 @@ pub mod bits {
     pub const MTIME_NOW: u32 = 128;
     pub const CTIME: u32 = 256;
     pub const ALL: u32 = 511;
+    /// Times that a caller who may only write can set.
+    pub const NOW: u32 = ATIME_NOW | MTIME_NOW;
 }
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
@@ -42,14 +44,20 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 let mut trim = false;
                 if set.mask & bits::SIZE != 0 {
                     inode.file_layout()?;
-                    may(&request.caller, &inode, WRITE)?;
+                    self.may(txn, &request.caller, id, &inode, WRITE).await?;
                     match self.resize(txn, id, &mut inode, set.size, now).await? {
                         Resized::Done => {}
                         Resized::Trim => trim = true,
                         Resized::Blocked => return Ok(Attempt::Trimming(id)),
                     }
                 }
-                apply(&request.caller, &mut inode, set, now)?;
+                let writable = set.mask & bits::NOW != 0
+                    && self.may(txn, &request.caller, id, &inode, WRITE).await.is_ok();
+                let mode = inode.mode;
+                apply(&request.caller, &mut inode, set, now, writable)?;
+                if inode.mode != mode {
+                    self.list_follows(txn, id, &inode).await?;
+                }
                 self.put(txn, id, &inode);
                 let stat = self.stat_after(txn, id, inode, set.mask).await?;
                 Ok(Attempt::Changed(Outcome { trim, ..Outcome::of(stat) }))
@@ -73,14 +81,21 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     }
 }
 
-/// Everything but the size, which has its own rules. Nothing is changed when it fails.
-pub(crate) fn apply(caller: &CallerT, inode: &mut Inode, set: &SetAttrFieldsT, now: i64) -> Result<()> {
+/// Everything but the size, which has its own rules. `writable`: the caller may write the inode. Nothing is changed when
+/// it fails.
+pub(crate) fn apply(
+    caller: &CallerT,
+    inode: &mut Inode,
+    set: &SetAttrFieldsT,
+    now: i64,
+    writable: bool,
+) -> Result<()> {
     let has = |bit: u32| set.mask & bit != 0;
     if set.mask & !bits::ALL != 0 {
         let (known, found) = (bits::ALL.into(), set.mask.into());
         return Err(Error::mismatch(ErrorCode::InvalidArgument, known, found, "unknown attributes"));
     }
-    check_times(caller, inode, set)?;
+    check_times(caller, inode, set, writable)?;
     if has(bits::UID | bits::GID) {
         let uid = if has(bits::UID) { set.uid } else { inode.uid };
         let gid = if has(bits::GID) { set.gid } else { inode.gid };
@@ -111,15 +126,15 @@ pub(crate) fn apply(caller: &CallerT, inode: &mut Inode, set: &SetAttrFieldsT, n
 
 /// utimensat(2): a time of one's own choice needs the owner; the present only needs permission to write. A change time of
 /// one's own choice is for mounts that cache it.
-fn check_times(caller: &CallerT, inode: &Inode, set: &SetAttrFieldsT) -> Result<()> {
+fn check_times(caller: &CallerT, inode: &Inode, set: &SetAttrFieldsT, writable: bool) -> Result<()> {
     if set.mask & bits::CTIME != 0 && !caller.privileged {
         return Err(Error::new(ErrorCode::NotPermitted, "the change time isn't set by hand"));
     }
     if set.mask & (bits::ATIME | bits::MTIME) != 0 {
         return must_own(caller, inode);
     }
-    if set.mask & (bits::ATIME_NOW | bits::MTIME_NOW) != 0 && must_own(caller, inode).is_err() {
-        return may(caller, inode, WRITE);
+    if set.mask & bits::NOW != 0 && !writable && must_own(caller, inode).is_err() {
+        return Err(ErrorCode::PermissionDenied.into());
     }
     Ok(())
 }

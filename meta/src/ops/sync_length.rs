@@ -20,6 +20,6 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             epoch: request.epoch,
             mtime: request.mtime,
         };
-        self.report(&report, |_, _, _| Ok(false)).await?.attr_reply()
+        self.report(&report, async |_, _, _| Ok(false)).await?.attr_reply()
     }
 }

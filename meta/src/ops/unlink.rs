@@ -1,6 +1,6 @@
 //! A name of anything but a directory goes.
 
-use crate::acl::{CHANGE, may, may_take};
+use crate::acl::{CHANGE, may_take};
 use crate::dirent::check_name;
 use crate::gc::Garbage;
 use crate::inode::Inode;
@@ -22,7 +22,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         let keys = [self.keys.inode(parent), entry.clone()];
         self.once(UnlinkT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
             let directory = values.directory()?;
-            may(&request.caller, &directory, CHANGE)?;
+            self.may(txn, &request.caller, parent, &directory, CHANGE).await?;
             let dirent = values.dirent()?.ok_or(ErrorCode::NotFound)?;
             if dirent.is_directory() {
                 return Err(ErrorCode::IsDirectory.into());
@@ -50,8 +50,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             }
             // Nothing else has chunks, or sessions that could hold it.
             (0, false) => {
-                txn.clear(&self.keys.inode(id));
-                self.count_inodes(txn, id, -1);
+                self.clear_inode(txn, id, &inode);
             }
             _ => self.put(txn, id, &inode),
         }

@@ -81,6 +81,12 @@ impl<E: KvEngine> Desk<E> {
             meta::ReadLinkT::OP => carry(body, async |request| names.read_link(&request).await).await,
             meta::SetAttrT::OP => carry(body, async |request| names.set_attr(&request).await).await,
             meta::StatFsT::OP => carry(body, async |request| names.statfs(&request).await).await,
+            meta::GetXattrT::OP => carry(body, async |request| names.get_xattr(&request).await).await,
+            meta::ListXattrT::OP => carry(body, async |request| names.list_xattr(&request).await).await,
+            meta::SetXattrT::OP => carry(body, async |request| names.set_xattr(&request).await).await,
+            meta::RemoveXattrT::OP => carry(body, async |request| names.remove_xattr(&request).await).await,
+            meta::GetLockT::OP => carry(body, async |request| names.get_lock(&request).await).await,
+            meta::SetLockT::OP => carry(body, async |request| names.set_lock(&request).await).await,
             GetProcessT::OP => carry(body, async |_: GetProcessT| Ok(self.report())).await,
             other => {
                 let what = format!("a metadata server has no operation {other:#06x}");

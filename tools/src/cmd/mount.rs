@@ -32,6 +32,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "COREFS_SECRET_FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     secret_file: Option<PathBuf>,
+    /// Let locks (flock, fcntl) count among the programs of this mount only: each costs nothing instead of a commit, and
+    /// other mounts don't see them.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    local_locks: bool,
     /// Refuse all changes.
     #[arg(long)]
     #[serde(skip)]
@@ -48,8 +53,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
         ClientOptions::new(role::managers(&args.manager)?, role::secret(args.secret_file.as_deref())?);
     options.name = format!("mount {}", path.display());
     let pool = ClientPool::start(options, PoolOptions::default())?;
-    let mounting =
-        MountOptions { threads: args.threads.unwrap_or(MountOptions::default().threads), read_only };
+    let mounting = MountOptions {
+        threads: args.threads.unwrap_or(MountOptions::default().threads),
+        read_only,
+        local_locks: args.local_locks,
+    };
     let mounted = match mount(pool.clone(), &path, &mounting) {
         Ok(mounted) => mounted,
         Err(error) => {

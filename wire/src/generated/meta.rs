@@ -122,6 +122,97 @@ pub mod corefs {
         }
 
         impl ::flatbuffers::SimpleToVerifyInSlice for Kind {}
+        #[deprecated(
+            since = "2.0.0",
+            note = "Use associated constants instead. This will no longer be generated in 2021."
+        )]
+        pub const ENUM_MIN_LOCK_KIND: u8 = 0;
+        #[deprecated(
+            since = "2.0.0",
+            note = "Use associated constants instead. This will no longer be generated in 2021."
+        )]
+        pub const ENUM_MAX_LOCK_KIND: u8 = 2;
+        #[deprecated(
+            since = "2.0.0",
+            note = "Use associated constants instead. This will no longer be generated in 2021."
+        )]
+        #[allow(non_camel_case_types)]
+        pub const ENUM_VALUES_LOCK_KIND: [LockKind; 3] =
+            [LockKind::Unlock, LockKind::Shared, LockKind::Exclusive];
+
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[repr(transparent)]
+        pub struct LockKind(pub u8);
+        #[allow(non_upper_case_globals)]
+        impl LockKind {
+            pub const Unlock: Self = Self(0);
+            pub const Shared: Self = Self(1);
+            pub const Exclusive: Self = Self(2);
+
+            pub const ENUM_MIN: u8 = 0;
+            pub const ENUM_MAX: u8 = 2;
+            pub const ENUM_VALUES: &'static [Self] = &[Self::Unlock, Self::Shared, Self::Exclusive];
+            /// Returns the variant's name or "" if unknown.
+            pub fn variant_name(self) -> Option<&'static str> {
+                match self {
+                    Self::Unlock => Some("Unlock"),
+                    Self::Shared => Some("Shared"),
+                    Self::Exclusive => Some("Exclusive"),
+                    _ => None,
+                }
+            }
+        }
+        impl ::core::fmt::Debug for LockKind {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+                if let Some(name) = self.variant_name() {
+                    f.write_str(name)
+                } else {
+                    f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+                }
+            }
+        }
+        impl<'a> ::flatbuffers::Follow<'a> for LockKind {
+            type Inner = Self;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+                Self(b)
+            }
+        }
+
+        impl ::flatbuffers::Push for LockKind {
+            type Output = LockKind;
+            #[inline]
+            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+                unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+            }
+        }
+
+        impl ::flatbuffers::EndianScalar for LockKind {
+            type Scalar = u8;
+            #[inline]
+            fn to_little_endian(self) -> u8 {
+                self.0.to_le()
+            }
+            #[inline]
+            #[allow(clippy::wrong_self_convention)]
+            fn from_little_endian(v: u8) -> Self {
+                let b = u8::from_le(v);
+                Self(b)
+            }
+        }
+
+        impl<'a> ::flatbuffers::Verifiable for LockKind {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                u8::run_verifier(v, pos)
+            }
+        }
+
+        impl ::flatbuffers::SimpleToVerifyInSlice for LockKind {}
         pub enum CallerOffset {}
         #[derive(Copy, Clone, PartialEq)]
 
@@ -693,6 +784,7 @@ pub mod corefs {
             pub const VT_EPOCH: ::flatbuffers::VOffsetT = 28;
             pub const VT_LAYOUT: ::flatbuffers::VOffsetT = 30;
             pub const VT_PARENT: ::flatbuffers::VOffsetT = 32;
+            pub const VT_MARKS: ::flatbuffers::VOffsetT = 34;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -720,6 +812,7 @@ pub mod corefs {
                 builder.add_gid(args.gid);
                 builder.add_uid(args.uid);
                 builder.add_mode(args.mode);
+                builder.add_marks(args.marks);
                 builder.add_kind(args.kind);
                 builder.finish()
             }
@@ -743,6 +836,7 @@ pub mod corefs {
                     alloc::boxed::Box::new(x.unpack())
                 };
                 let parent = self.parent();
+                let marks = self.marks();
                 AttrT {
                     inode,
                     kind,
@@ -759,6 +853,7 @@ pub mod corefs {
                     epoch,
                     layout,
                     parent,
+                    marks,
                 }
             }
 
@@ -871,6 +966,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u64>(Attr::VT_PARENT, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn marks(&self) -> u8 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u8>(Attr::VT_MARKS, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Attr<'_> {
@@ -895,6 +997,7 @@ pub mod corefs {
                     .visit_field::<u32>("epoch", Self::VT_EPOCH, false)?
                     .visit_field::<::flatbuffers::ForwardsUOffset<Layout>>("layout", Self::VT_LAYOUT, true)?
                     .visit_field::<u64>("parent", Self::VT_PARENT, false)?
+                    .visit_field::<u8>("marks", Self::VT_MARKS, false)?
                     .finish();
                 Ok(())
             }
@@ -915,6 +1018,7 @@ pub mod corefs {
             pub epoch: u32,
             pub layout: Option<::flatbuffers::WIPOffset<Layout<'a>>>,
             pub parent: u64,
+            pub marks: u8,
         }
         impl<'a> Default for AttrArgs<'a> {
             #[inline]
@@ -935,6 +1039,7 @@ pub mod corefs {
                     epoch: 0,
                     layout: None, // required field
                     parent: 0,
+                    marks: 0,
                 }
             }
         }
@@ -1006,6 +1111,10 @@ pub mod corefs {
                 self.fbb_.push_slot::<u64>(Attr::VT_PARENT, parent, 0);
             }
             #[inline]
+            pub fn add_marks(&mut self, marks: u8) {
+                self.fbb_.push_slot::<u8>(Attr::VT_MARKS, marks, 0);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AttrBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 AttrBuilder {
@@ -1039,6 +1148,7 @@ pub mod corefs {
                 ds.field("epoch", &self.epoch());
                 ds.field("layout", &self.layout());
                 ds.field("parent", &self.parent());
+                ds.field("marks", &self.marks());
                 ds.finish()
             }
         }
@@ -1060,6 +1170,7 @@ pub mod corefs {
             pub epoch: u32,
             pub layout: alloc::boxed::Box<LayoutT>,
             pub parent: u64,
+            pub marks: u8,
         }
         impl Default for AttrT {
             fn default() -> Self {
@@ -1079,6 +1190,7 @@ pub mod corefs {
                     epoch: 0,
                     layout: Default::default(),
                     parent: 0,
+                    marks: 0,
                 }
             }
         }
@@ -1105,6 +1217,7 @@ pub mod corefs {
                     x.pack(_fbb)
                 });
                 let parent = self.parent;
+                let marks = self.marks;
                 Attr::create(
                     _fbb,
                     &AttrArgs {
@@ -1123,6 +1236,7 @@ pub mod corefs {
                         epoch,
                         layout,
                         parent,
+                        marks,
                     },
                 )
             }
@@ -1984,6 +2098,7 @@ pub mod corefs {
             pub const VT_OPEN: ::flatbuffers::VOffsetT = 20;
             pub const VT_CHUNK_SIZE: ::flatbuffers::VOffsetT = 22;
             pub const VT_STRIPE: ::flatbuffers::VOffsetT = 24;
+            pub const VT_UMASK: ::flatbuffers::VOffsetT = 26;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1996,6 +2111,7 @@ pub mod corefs {
             ) -> ::flatbuffers::WIPOffset<Create<'bldr>> {
                 let mut builder = CreateBuilder::new(_fbb);
                 builder.add_parent(args.parent);
+                builder.add_umask(args.umask);
                 builder.add_stripe(args.stripe);
                 builder.add_chunk_size(args.chunk_size);
                 if let Some(x) = args.symlink_target {
@@ -2036,6 +2152,7 @@ pub mod corefs {
                 let open = self.open();
                 let chunk_size = self.chunk_size();
                 let stripe = self.stripe();
+                let umask = self.umask();
                 CreateT {
                     caller,
                     parent,
@@ -2048,6 +2165,7 @@ pub mod corefs {
                     open,
                     chunk_size,
                     stripe,
+                    umask,
                 }
             }
 
@@ -2146,6 +2264,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u32>(Create::VT_STRIPE, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn umask(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(Create::VT_UMASK, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Create<'_> {
@@ -2174,6 +2299,7 @@ pub mod corefs {
                     .visit_field::<bool>("open", Self::VT_OPEN, false)?
                     .visit_field::<u32>("chunk_size", Self::VT_CHUNK_SIZE, false)?
                     .visit_field::<u32>("stripe", Self::VT_STRIPE, false)?
+                    .visit_field::<u32>("umask", Self::VT_UMASK, false)?
                     .finish();
                 Ok(())
             }
@@ -2190,6 +2316,7 @@ pub mod corefs {
             pub open: bool,
             pub chunk_size: u32,
             pub stripe: u32,
+            pub umask: u32,
         }
         impl<'a> Default for CreateArgs<'a> {
             #[inline]
@@ -2206,6 +2333,7 @@ pub mod corefs {
                     open: false,
                     chunk_size: 0,
                     stripe: 0,
+                    umask: 0,
                 }
             }
         }
@@ -2269,6 +2397,10 @@ pub mod corefs {
                 self.fbb_.push_slot::<u32>(Create::VT_STRIPE, stripe, 0);
             }
             #[inline]
+            pub fn add_umask(&mut self, umask: u32) {
+                self.fbb_.push_slot::<u32>(Create::VT_UMASK, umask, 0);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CreateBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 CreateBuilder {
@@ -2300,6 +2432,7 @@ pub mod corefs {
                 ds.field("open", &self.open());
                 ds.field("chunk_size", &self.chunk_size());
                 ds.field("stripe", &self.stripe());
+                ds.field("umask", &self.umask());
                 ds.finish()
             }
         }
@@ -2317,6 +2450,7 @@ pub mod corefs {
             pub open: bool,
             pub chunk_size: u32,
             pub stripe: u32,
+            pub umask: u32,
         }
         impl Default for CreateT {
             fn default() -> Self {
@@ -2332,6 +2466,7 @@ pub mod corefs {
                     open: false,
                     chunk_size: 0,
                     stripe: 0,
+                    umask: 0,
                 }
             }
         }
@@ -2360,6 +2495,7 @@ pub mod corefs {
                 let open = self.open;
                 let chunk_size = self.chunk_size;
                 let stripe = self.stripe;
+                let umask = self.umask;
                 Create::create(
                     _fbb,
                     &CreateArgs {
@@ -2374,6 +2510,7 @@ pub mod corefs {
                         open,
                         chunk_size,
                         stripe,
+                        umask,
                     },
                 )
             }
@@ -5921,6 +6058,2083 @@ pub mod corefs {
                     x.pack(_fbb)
                 });
                 SetAttr::create(_fbb, &SetAttrArgs { caller, inode, set })
+            }
+        }
+        pub enum GetXattrOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct GetXattr<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for GetXattr<'a> {
+            type Inner = GetXattr<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> GetXattr<'a> {
+            pub const VT_CALLER: ::flatbuffers::VOffsetT = 4;
+            pub const VT_INODE: ::flatbuffers::VOffsetT = 6;
+            pub const VT_NAME: ::flatbuffers::VOffsetT = 8;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                GetXattr { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args GetXattrArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<GetXattr<'bldr>> {
+                let mut builder = GetXattrBuilder::new(_fbb);
+                builder.add_inode(args.inode);
+                if let Some(x) = args.name {
+                    builder.add_name(x);
+                }
+                if let Some(x) = args.caller {
+                    builder.add_caller(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> GetXattrT {
+                let caller = {
+                    let x = self.caller();
+                    alloc::boxed::Box::new(x.unpack())
+                };
+                let inode = self.inode();
+                let name = {
+                    let x = self.name();
+                    x.into_iter().collect()
+                };
+                GetXattrT { caller, inode, name }
+            }
+
+            #[inline]
+            pub fn caller(&self) -> Caller<'a> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Caller>>(GetXattr::VT_CALLER, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn inode(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(GetXattr::VT_INODE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn name(&self) -> ::flatbuffers::Vector<'a, u8> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(
+                            GetXattr::VT_NAME,
+                            None,
+                        )
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for GetXattr<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Caller>>("caller", Self::VT_CALLER, true)?
+                    .visit_field::<u64>("inode", Self::VT_INODE, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>(
+                        "name",
+                        Self::VT_NAME,
+                        true,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct GetXattrArgs<'a> {
+            pub caller: Option<::flatbuffers::WIPOffset<Caller<'a>>>,
+            pub inode: u64,
+            pub name: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+        }
+        impl<'a> Default for GetXattrArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                GetXattrArgs {
+                    caller: None, // required field
+                    inode: 0,
+                    name: None, // required field
+                }
+            }
+        }
+
+        pub struct GetXattrBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GetXattrBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_caller(&mut self, caller: ::flatbuffers::WIPOffset<Caller<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Caller>>(GetXattr::VT_CALLER, caller);
+            }
+            #[inline]
+            pub fn add_inode(&mut self, inode: u64) {
+                self.fbb_.push_slot::<u64>(GetXattr::VT_INODE, inode, 0);
+            }
+            #[inline]
+            pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u8>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(GetXattr::VT_NAME, name);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GetXattrBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                GetXattrBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<GetXattr<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, GetXattr::VT_CALLER, "caller");
+                self.fbb_.required(o, GetXattr::VT_NAME, "name");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for GetXattr<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("GetXattr");
+                ds.field("caller", &self.caller());
+                ds.field("inode", &self.inode());
+                ds.field("name", &self.name());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct GetXattrT {
+            pub caller: alloc::boxed::Box<CallerT>,
+            pub inode: u64,
+            pub name: alloc::vec::Vec<u8>,
+        }
+        impl Default for GetXattrT {
+            fn default() -> Self {
+                Self {
+                    caller: Default::default(),
+                    inode: 0,
+                    name: Default::default(),
+                }
+            }
+        }
+        impl GetXattrT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<GetXattr<'b>> {
+                let caller = Some({
+                    let x = &self.caller;
+                    x.pack(_fbb)
+                });
+                let inode = self.inode;
+                let name = Some({
+                    let x = &self.name;
+                    _fbb.create_vector(x)
+                });
+                GetXattr::create(_fbb, &GetXattrArgs { caller, inode, name })
+            }
+        }
+        pub enum GetXattrReplyOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct GetXattrReply<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for GetXattrReply<'a> {
+            type Inner = GetXattrReply<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> GetXattrReply<'a> {
+            pub const VT_VALUE: ::flatbuffers::VOffsetT = 4;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                GetXattrReply { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args GetXattrReplyArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<GetXattrReply<'bldr>> {
+                let mut builder = GetXattrReplyBuilder::new(_fbb);
+                if let Some(x) = args.value {
+                    builder.add_value(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> GetXattrReplyT {
+                let value = {
+                    let x = self.value();
+                    x.into_iter().collect()
+                };
+                GetXattrReplyT { value }
+            }
+
+            #[inline]
+            pub fn value(&self) -> ::flatbuffers::Vector<'a, u8> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(
+                            GetXattrReply::VT_VALUE,
+                            None,
+                        )
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for GetXattrReply<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>(
+                        "value",
+                        Self::VT_VALUE,
+                        true,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct GetXattrReplyArgs<'a> {
+            pub value: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+        }
+        impl<'a> Default for GetXattrReplyArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                GetXattrReplyArgs {
+                    value: None, // required field
+                }
+            }
+        }
+
+        pub struct GetXattrReplyBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GetXattrReplyBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_value(&mut self, value: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u8>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(GetXattrReply::VT_VALUE, value);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> GetXattrReplyBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                GetXattrReplyBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<GetXattrReply<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, GetXattrReply::VT_VALUE, "value");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for GetXattrReply<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("GetXattrReply");
+                ds.field("value", &self.value());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct GetXattrReplyT {
+            pub value: alloc::vec::Vec<u8>,
+        }
+        impl Default for GetXattrReplyT {
+            fn default() -> Self {
+                Self {
+                    value: Default::default(),
+                }
+            }
+        }
+        impl GetXattrReplyT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<GetXattrReply<'b>> {
+                let value = Some({
+                    let x = &self.value;
+                    _fbb.create_vector(x)
+                });
+                GetXattrReply::create(_fbb, &GetXattrReplyArgs { value })
+            }
+        }
+        pub enum ListXattrOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct ListXattr<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for ListXattr<'a> {
+            type Inner = ListXattr<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> ListXattr<'a> {
+            pub const VT_CALLER: ::flatbuffers::VOffsetT = 4;
+            pub const VT_INODE: ::flatbuffers::VOffsetT = 6;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                ListXattr { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args ListXattrArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<ListXattr<'bldr>> {
+                let mut builder = ListXattrBuilder::new(_fbb);
+                builder.add_inode(args.inode);
+                if let Some(x) = args.caller {
+                    builder.add_caller(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> ListXattrT {
+                let caller = {
+                    let x = self.caller();
+                    alloc::boxed::Box::new(x.unpack())
+                };
+                let inode = self.inode();
+                ListXattrT { caller, inode }
+            }
+
+            #[inline]
+            pub fn caller(&self) -> Caller<'a> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Caller>>(ListXattr::VT_CALLER, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn inode(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(ListXattr::VT_INODE, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for ListXattr<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Caller>>("caller", Self::VT_CALLER, true)?
+                    .visit_field::<u64>("inode", Self::VT_INODE, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct ListXattrArgs<'a> {
+            pub caller: Option<::flatbuffers::WIPOffset<Caller<'a>>>,
+            pub inode: u64,
+        }
+        impl<'a> Default for ListXattrArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                ListXattrArgs {
+                    caller: None, // required field
+                    inode: 0,
+                }
+            }
+        }
+
+        pub struct ListXattrBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListXattrBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_caller(&mut self, caller: ::flatbuffers::WIPOffset<Caller<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Caller>>(ListXattr::VT_CALLER, caller);
+            }
+            #[inline]
+            pub fn add_inode(&mut self, inode: u64) {
+                self.fbb_.push_slot::<u64>(ListXattr::VT_INODE, inode, 0);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ListXattrBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                ListXattrBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<ListXattr<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, ListXattr::VT_CALLER, "caller");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for ListXattr<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("ListXattr");
+                ds.field("caller", &self.caller());
+                ds.field("inode", &self.inode());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ListXattrT {
+            pub caller: alloc::boxed::Box<CallerT>,
+            pub inode: u64,
+        }
+        impl Default for ListXattrT {
+            fn default() -> Self {
+                Self {
+                    caller: Default::default(),
+                    inode: 0,
+                }
+            }
+        }
+        impl ListXattrT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<ListXattr<'b>> {
+                let caller = Some({
+                    let x = &self.caller;
+                    x.pack(_fbb)
+                });
+                let inode = self.inode;
+                ListXattr::create(_fbb, &ListXattrArgs { caller, inode })
+            }
+        }
+        pub enum XattrNameOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct XattrName<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for XattrName<'a> {
+            type Inner = XattrName<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> XattrName<'a> {
+            pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                XattrName { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args XattrNameArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<XattrName<'bldr>> {
+                let mut builder = XattrNameBuilder::new(_fbb);
+                if let Some(x) = args.name {
+                    builder.add_name(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> XattrNameT {
+                let name = {
+                    let x = self.name();
+                    x.into_iter().collect()
+                };
+                XattrNameT { name }
+            }
+
+            #[inline]
+            pub fn name(&self) -> ::flatbuffers::Vector<'a, u8> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(
+                            XattrName::VT_NAME,
+                            None,
+                        )
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for XattrName<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>(
+                        "name",
+                        Self::VT_NAME,
+                        true,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct XattrNameArgs<'a> {
+            pub name: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+        }
+        impl<'a> Default for XattrNameArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                XattrNameArgs {
+                    name: None, // required field
+                }
+            }
+        }
+
+        pub struct XattrNameBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> XattrNameBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u8>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(XattrName::VT_NAME, name);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> XattrNameBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                XattrNameBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<XattrName<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, XattrName::VT_NAME, "name");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for XattrName<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("XattrName");
+                ds.field("name", &self.name());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct XattrNameT {
+            pub name: alloc::vec::Vec<u8>,
+        }
+        impl Default for XattrNameT {
+            fn default() -> Self {
+                Self {
+                    name: Default::default(),
+                }
+            }
+        }
+        impl XattrNameT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<XattrName<'b>> {
+                let name = Some({
+                    let x = &self.name;
+                    _fbb.create_vector(x)
+                });
+                XattrName::create(_fbb, &XattrNameArgs { name })
+            }
+        }
+        pub enum ListXattrReplyOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct ListXattrReply<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for ListXattrReply<'a> {
+            type Inner = ListXattrReply<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> ListXattrReply<'a> {
+            pub const VT_NAMES: ::flatbuffers::VOffsetT = 4;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                ListXattrReply { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args ListXattrReplyArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<ListXattrReply<'bldr>> {
+                let mut builder = ListXattrReplyBuilder::new(_fbb);
+                if let Some(x) = args.names {
+                    builder.add_names(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> ListXattrReplyT {
+                let names = {
+                    let x = self.names();
+                    x.iter().map(|t| t.unpack()).collect()
+                };
+                ListXattrReplyT { names }
+            }
+
+            #[inline]
+            pub fn names(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<XattrName<'a>>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<
+                            ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<XattrName>>,
+                        >>(ListXattrReply::VT_NAMES, None)
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for ListXattrReply<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<XattrName>>,
+                    >>("names", Self::VT_NAMES, true)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct ListXattrReplyArgs<'a> {
+            pub names: Option<
+                ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<XattrName<'a>>>,
+                >,
+            >,
+        }
+        impl<'a> Default for ListXattrReplyArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                ListXattrReplyArgs {
+                    names: None, // required field
+                }
+            }
+        }
+
+        pub struct ListXattrReplyBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListXattrReplyBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_names(
+                &mut self,
+                names: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<XattrName<'b>>>,
+                >,
+            ) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(ListXattrReply::VT_NAMES, names);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> ListXattrReplyBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                ListXattrReplyBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<ListXattrReply<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, ListXattrReply::VT_NAMES, "names");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for ListXattrReply<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("ListXattrReply");
+                ds.field("names", &self.names());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ListXattrReplyT {
+            pub names: alloc::vec::Vec<XattrNameT>,
+        }
+        impl Default for ListXattrReplyT {
+            fn default() -> Self {
+                Self {
+                    names: Default::default(),
+                }
+            }
+        }
+        impl ListXattrReplyT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<ListXattrReply<'b>> {
+                let names = Some({
+                    let x = &self.names;
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
+                ListXattrReply::create(_fbb, &ListXattrReplyArgs { names })
+            }
+        }
+        pub enum SetXattrOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct SetXattr<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for SetXattr<'a> {
+            type Inner = SetXattr<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> SetXattr<'a> {
+            pub const VT_CALLER: ::flatbuffers::VOffsetT = 4;
+            pub const VT_INODE: ::flatbuffers::VOffsetT = 6;
+            pub const VT_NAME: ::flatbuffers::VOffsetT = 8;
+            pub const VT_VALUE: ::flatbuffers::VOffsetT = 10;
+            pub const VT_FLAGS: ::flatbuffers::VOffsetT = 12;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                SetXattr { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args SetXattrArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<SetXattr<'bldr>> {
+                let mut builder = SetXattrBuilder::new(_fbb);
+                builder.add_inode(args.inode);
+                builder.add_flags(args.flags);
+                if let Some(x) = args.value {
+                    builder.add_value(x);
+                }
+                if let Some(x) = args.name {
+                    builder.add_name(x);
+                }
+                if let Some(x) = args.caller {
+                    builder.add_caller(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> SetXattrT {
+                let caller = {
+                    let x = self.caller();
+                    alloc::boxed::Box::new(x.unpack())
+                };
+                let inode = self.inode();
+                let name = {
+                    let x = self.name();
+                    x.into_iter().collect()
+                };
+                let value = {
+                    let x = self.value();
+                    x.into_iter().collect()
+                };
+                let flags = self.flags();
+                SetXattrT {
+                    caller,
+                    inode,
+                    name,
+                    value,
+                    flags,
+                }
+            }
+
+            #[inline]
+            pub fn caller(&self) -> Caller<'a> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Caller>>(SetXattr::VT_CALLER, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn inode(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(SetXattr::VT_INODE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn name(&self) -> ::flatbuffers::Vector<'a, u8> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(
+                            SetXattr::VT_NAME,
+                            None,
+                        )
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn value(&self) -> ::flatbuffers::Vector<'a, u8> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(
+                            SetXattr::VT_VALUE,
+                            None,
+                        )
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn flags(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(SetXattr::VT_FLAGS, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for SetXattr<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Caller>>("caller", Self::VT_CALLER, true)?
+                    .visit_field::<u64>("inode", Self::VT_INODE, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>(
+                        "name",
+                        Self::VT_NAME,
+                        true,
+                    )?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>(
+                        "value",
+                        Self::VT_VALUE,
+                        true,
+                    )?
+                    .visit_field::<u32>("flags", Self::VT_FLAGS, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct SetXattrArgs<'a> {
+            pub caller: Option<::flatbuffers::WIPOffset<Caller<'a>>>,
+            pub inode: u64,
+            pub name: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+            pub value: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+            pub flags: u32,
+        }
+        impl<'a> Default for SetXattrArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                SetXattrArgs {
+                    caller: None, // required field
+                    inode: 0,
+                    name: None,  // required field
+                    value: None, // required field
+                    flags: 0,
+                }
+            }
+        }
+
+        pub struct SetXattrBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SetXattrBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_caller(&mut self, caller: ::flatbuffers::WIPOffset<Caller<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Caller>>(SetXattr::VT_CALLER, caller);
+            }
+            #[inline]
+            pub fn add_inode(&mut self, inode: u64) {
+                self.fbb_.push_slot::<u64>(SetXattr::VT_INODE, inode, 0);
+            }
+            #[inline]
+            pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u8>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(SetXattr::VT_NAME, name);
+            }
+            #[inline]
+            pub fn add_value(&mut self, value: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u8>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(SetXattr::VT_VALUE, value);
+            }
+            #[inline]
+            pub fn add_flags(&mut self, flags: u32) {
+                self.fbb_.push_slot::<u32>(SetXattr::VT_FLAGS, flags, 0);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SetXattrBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                SetXattrBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<SetXattr<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, SetXattr::VT_CALLER, "caller");
+                self.fbb_.required(o, SetXattr::VT_NAME, "name");
+                self.fbb_.required(o, SetXattr::VT_VALUE, "value");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for SetXattr<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("SetXattr");
+                ds.field("caller", &self.caller());
+                ds.field("inode", &self.inode());
+                ds.field("name", &self.name());
+                ds.field("value", &self.value());
+                ds.field("flags", &self.flags());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct SetXattrT {
+            pub caller: alloc::boxed::Box<CallerT>,
+            pub inode: u64,
+            pub name: alloc::vec::Vec<u8>,
+            pub value: alloc::vec::Vec<u8>,
+            pub flags: u32,
+        }
+        impl Default for SetXattrT {
+            fn default() -> Self {
+                Self {
+                    caller: Default::default(),
+                    inode: 0,
+                    name: Default::default(),
+                    value: Default::default(),
+                    flags: 0,
+                }
+            }
+        }
+        impl SetXattrT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<SetXattr<'b>> {
+                let caller = Some({
+                    let x = &self.caller;
+                    x.pack(_fbb)
+                });
+                let inode = self.inode;
+                let name = Some({
+                    let x = &self.name;
+                    _fbb.create_vector(x)
+                });
+                let value = Some({
+                    let x = &self.value;
+                    _fbb.create_vector(x)
+                });
+                let flags = self.flags;
+                SetXattr::create(
+                    _fbb,
+                    &SetXattrArgs {
+                        caller,
+                        inode,
+                        name,
+                        value,
+                        flags,
+                    },
+                )
+            }
+        }
+        pub enum RemoveXattrOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct RemoveXattr<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for RemoveXattr<'a> {
+            type Inner = RemoveXattr<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> RemoveXattr<'a> {
+            pub const VT_CALLER: ::flatbuffers::VOffsetT = 4;
+            pub const VT_INODE: ::flatbuffers::VOffsetT = 6;
+            pub const VT_NAME: ::flatbuffers::VOffsetT = 8;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                RemoveXattr { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args RemoveXattrArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<RemoveXattr<'bldr>> {
+                let mut builder = RemoveXattrBuilder::new(_fbb);
+                builder.add_inode(args.inode);
+                if let Some(x) = args.name {
+                    builder.add_name(x);
+                }
+                if let Some(x) = args.caller {
+                    builder.add_caller(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> RemoveXattrT {
+                let caller = {
+                    let x = self.caller();
+                    alloc::boxed::Box::new(x.unpack())
+                };
+                let inode = self.inode();
+                let name = {
+                    let x = self.name();
+                    x.into_iter().collect()
+                };
+                RemoveXattrT { caller, inode, name }
+            }
+
+            #[inline]
+            pub fn caller(&self) -> Caller<'a> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Caller>>(RemoveXattr::VT_CALLER, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn inode(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(RemoveXattr::VT_INODE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn name(&self) -> ::flatbuffers::Vector<'a, u8> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(
+                            RemoveXattr::VT_NAME,
+                            None,
+                        )
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for RemoveXattr<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Caller>>("caller", Self::VT_CALLER, true)?
+                    .visit_field::<u64>("inode", Self::VT_INODE, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>(
+                        "name",
+                        Self::VT_NAME,
+                        true,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct RemoveXattrArgs<'a> {
+            pub caller: Option<::flatbuffers::WIPOffset<Caller<'a>>>,
+            pub inode: u64,
+            pub name: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+        }
+        impl<'a> Default for RemoveXattrArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                RemoveXattrArgs {
+                    caller: None, // required field
+                    inode: 0,
+                    name: None, // required field
+                }
+            }
+        }
+
+        pub struct RemoveXattrBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RemoveXattrBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_caller(&mut self, caller: ::flatbuffers::WIPOffset<Caller<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Caller>>(RemoveXattr::VT_CALLER, caller);
+            }
+            #[inline]
+            pub fn add_inode(&mut self, inode: u64) {
+                self.fbb_.push_slot::<u64>(RemoveXattr::VT_INODE, inode, 0);
+            }
+            #[inline]
+            pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u8>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(RemoveXattr::VT_NAME, name);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> RemoveXattrBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                RemoveXattrBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<RemoveXattr<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, RemoveXattr::VT_CALLER, "caller");
+                self.fbb_.required(o, RemoveXattr::VT_NAME, "name");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for RemoveXattr<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("RemoveXattr");
+                ds.field("caller", &self.caller());
+                ds.field("inode", &self.inode());
+                ds.field("name", &self.name());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct RemoveXattrT {
+            pub caller: alloc::boxed::Box<CallerT>,
+            pub inode: u64,
+            pub name: alloc::vec::Vec<u8>,
+        }
+        impl Default for RemoveXattrT {
+            fn default() -> Self {
+                Self {
+                    caller: Default::default(),
+                    inode: 0,
+                    name: Default::default(),
+                }
+            }
+        }
+        impl RemoveXattrT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<RemoveXattr<'b>> {
+                let caller = Some({
+                    let x = &self.caller;
+                    x.pack(_fbb)
+                });
+                let inode = self.inode;
+                let name = Some({
+                    let x = &self.name;
+                    _fbb.create_vector(x)
+                });
+                RemoveXattr::create(_fbb, &RemoveXattrArgs { caller, inode, name })
+            }
+        }
+        pub enum LockOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Lock<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Lock<'a> {
+            type Inner = Lock<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Lock<'a> {
+            pub const VT_START: ::flatbuffers::VOffsetT = 4;
+            pub const VT_END: ::flatbuffers::VOffsetT = 6;
+            pub const VT_KIND: ::flatbuffers::VOffsetT = 8;
+            pub const VT_PID: ::flatbuffers::VOffsetT = 10;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Lock { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args LockArgs,
+            ) -> ::flatbuffers::WIPOffset<Lock<'bldr>> {
+                let mut builder = LockBuilder::new(_fbb);
+                builder.add_end(args.end);
+                builder.add_start(args.start);
+                builder.add_pid(args.pid);
+                builder.add_kind(args.kind);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> LockT {
+                let start = self.start();
+                let end = self.end();
+                let kind = self.kind();
+                let pid = self.pid();
+                LockT {
+                    start,
+                    end,
+                    kind,
+                    pid,
+                }
+            }
+
+            #[inline]
+            pub fn start(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Lock::VT_START, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn end(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Lock::VT_END, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn kind(&self) -> LockKind {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<LockKind>(Lock::VT_KIND, Some(LockKind::Unlock))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn pid(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(Lock::VT_PID, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Lock<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("start", Self::VT_START, false)?
+                    .visit_field::<u64>("end", Self::VT_END, false)?
+                    .visit_field::<LockKind>("kind", Self::VT_KIND, false)?
+                    .visit_field::<u32>("pid", Self::VT_PID, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct LockArgs {
+            pub start: u64,
+            pub end: u64,
+            pub kind: LockKind,
+            pub pid: u32,
+        }
+        impl<'a> Default for LockArgs {
+            #[inline]
+            fn default() -> Self {
+                LockArgs {
+                    start: 0,
+                    end: 0,
+                    kind: LockKind::Unlock,
+                    pid: 0,
+                }
+            }
+        }
+
+        pub struct LockBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> LockBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_start(&mut self, start: u64) {
+                self.fbb_.push_slot::<u64>(Lock::VT_START, start, 0);
+            }
+            #[inline]
+            pub fn add_end(&mut self, end: u64) {
+                self.fbb_.push_slot::<u64>(Lock::VT_END, end, 0);
+            }
+            #[inline]
+            pub fn add_kind(&mut self, kind: LockKind) {
+                self.fbb_
+                    .push_slot::<LockKind>(Lock::VT_KIND, kind, LockKind::Unlock);
+            }
+            #[inline]
+            pub fn add_pid(&mut self, pid: u32) {
+                self.fbb_.push_slot::<u32>(Lock::VT_PID, pid, 0);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> LockBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                LockBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Lock<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for Lock<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Lock");
+                ds.field("start", &self.start());
+                ds.field("end", &self.end());
+                ds.field("kind", &self.kind());
+                ds.field("pid", &self.pid());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct LockT {
+            pub start: u64,
+            pub end: u64,
+            pub kind: LockKind,
+            pub pid: u32,
+        }
+        impl Default for LockT {
+            fn default() -> Self {
+                Self {
+                    start: 0,
+                    end: 0,
+                    kind: LockKind::Unlock,
+                    pid: 0,
+                }
+            }
+        }
+        impl LockT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Lock<'b>> {
+                let start = self.start;
+                let end = self.end;
+                let kind = self.kind;
+                let pid = self.pid;
+                Lock::create(
+                    _fbb,
+                    &LockArgs {
+                        start,
+                        end,
+                        kind,
+                        pid,
+                    },
+                )
+            }
+        }
+        pub enum SetLockOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct SetLock<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for SetLock<'a> {
+            type Inner = SetLock<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> SetLock<'a> {
+            pub const VT_CALLER: ::flatbuffers::VOffsetT = 4;
+            pub const VT_INODE: ::flatbuffers::VOffsetT = 6;
+            pub const VT_OWNER: ::flatbuffers::VOffsetT = 8;
+            pub const VT_LOCK: ::flatbuffers::VOffsetT = 10;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                SetLock { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args SetLockArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<SetLock<'bldr>> {
+                let mut builder = SetLockBuilder::new(_fbb);
+                builder.add_owner(args.owner);
+                builder.add_inode(args.inode);
+                if let Some(x) = args.lock {
+                    builder.add_lock(x);
+                }
+                if let Some(x) = args.caller {
+                    builder.add_caller(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> SetLockT {
+                let caller = {
+                    let x = self.caller();
+                    alloc::boxed::Box::new(x.unpack())
+                };
+                let inode = self.inode();
+                let owner = self.owner();
+                let lock = {
+                    let x = self.lock();
+                    alloc::boxed::Box::new(x.unpack())
+                };
+                SetLockT {
+                    caller,
+                    inode,
+                    owner,
+                    lock,
+                }
+            }
+
+            #[inline]
+            pub fn caller(&self) -> Caller<'a> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Caller>>(SetLock::VT_CALLER, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn inode(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(SetLock::VT_INODE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn owner(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(SetLock::VT_OWNER, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn lock(&self) -> Lock<'a> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Lock>>(SetLock::VT_LOCK, None)
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for SetLock<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Caller>>("caller", Self::VT_CALLER, true)?
+                    .visit_field::<u64>("inode", Self::VT_INODE, false)?
+                    .visit_field::<u64>("owner", Self::VT_OWNER, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Lock>>("lock", Self::VT_LOCK, true)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct SetLockArgs<'a> {
+            pub caller: Option<::flatbuffers::WIPOffset<Caller<'a>>>,
+            pub inode: u64,
+            pub owner: u64,
+            pub lock: Option<::flatbuffers::WIPOffset<Lock<'a>>>,
+        }
+        impl<'a> Default for SetLockArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                SetLockArgs {
+                    caller: None, // required field
+                    inode: 0,
+                    owner: 0,
+                    lock: None, // required field
+                }
+            }
+        }
+
+        pub struct SetLockBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SetLockBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_caller(&mut self, caller: ::flatbuffers::WIPOffset<Caller<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Caller>>(SetLock::VT_CALLER, caller);
+            }
+            #[inline]
+            pub fn add_inode(&mut self, inode: u64) {
+                self.fbb_.push_slot::<u64>(SetLock::VT_INODE, inode, 0);
+            }
+            #[inline]
+            pub fn add_owner(&mut self, owner: u64) {
+                self.fbb_.push_slot::<u64>(SetLock::VT_OWNER, owner, 0);
+            }
+            #[inline]
+            pub fn add_lock(&mut self, lock: ::flatbuffers::WIPOffset<Lock<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Lock>>(SetLock::VT_LOCK, lock);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SetLockBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                SetLockBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<SetLock<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, SetLock::VT_CALLER, "caller");
+                self.fbb_.required(o, SetLock::VT_LOCK, "lock");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for SetLock<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("SetLock");
+                ds.field("caller", &self.caller());
+                ds.field("inode", &self.inode());
+                ds.field("owner", &self.owner());
+                ds.field("lock", &self.lock());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct SetLockT {
+            pub caller: alloc::boxed::Box<CallerT>,
+            pub inode: u64,
+            pub owner: u64,
+            pub lock: alloc::boxed::Box<LockT>,
+        }
+        impl Default for SetLockT {
+            fn default() -> Self {
+                Self {
+                    caller: Default::default(),
+                    inode: 0,
+                    owner: 0,
+                    lock: Default::default(),
+                }
+            }
+        }
+        impl SetLockT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<SetLock<'b>> {
+                let caller = Some({
+                    let x = &self.caller;
+                    x.pack(_fbb)
+                });
+                let inode = self.inode;
+                let owner = self.owner;
+                let lock = Some({
+                    let x = &self.lock;
+                    x.pack(_fbb)
+                });
+                SetLock::create(
+                    _fbb,
+                    &SetLockArgs {
+                        caller,
+                        inode,
+                        owner,
+                        lock,
+                    },
+                )
+            }
+        }
+        pub enum GetLockOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct GetLock<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for GetLock<'a> {
+            type Inner = GetLock<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> GetLock<'a> {
+            pub const VT_CALLER: ::flatbuffers::VOffsetT = 4;
+            pub const VT_INODE: ::flatbuffers::VOffsetT = 6;
+            pub const VT_OWNER: ::flatbuffers::VOffsetT = 8;
+            pub const VT_LOCK: ::flatbuffers::VOffsetT = 10;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                GetLock { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args GetLockArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<GetLock<'bldr>> {
+                let mut builder = GetLockBuilder::new(_fbb);
+                builder.add_owner(args.owner);
+                builder.add_inode(args.inode);
+                if let Some(x) = args.lock {
+                    builder.add_lock(x);
+                }
+                if let Some(x) = args.caller {
+                    builder.add_caller(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> GetLockT {
+                let caller = {
+                    let x = self.caller();
+                    alloc::boxed::Box::new(x.unpack())
+                };
+                let inode = self.inode();
+                let owner = self.owner();
+                let lock = {
+                    let x = self.lock();
+                    alloc::boxed::Box::new(x.unpack())
+                };
+                GetLockT {
+                    caller,
+                    inode,
+                    owner,
+                    lock,
+                }
+            }
+
+            #[inline]
+            pub fn caller(&self) -> Caller<'a> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Caller>>(GetLock::VT_CALLER, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn inode(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(GetLock::VT_INODE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn owner(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(GetLock::VT_OWNER, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn lock(&self) -> Lock<'a> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Lock>>(GetLock::VT_LOCK, None)
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for GetLock<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Caller>>("caller", Self::VT_CALLER, true)?
+                    .visit_field::<u64>("inode", Self::VT_INODE, false)?
+                    .visit_field::<u64>("owner", Self::VT_OWNER, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Lock>>("lock", Self::VT_LOCK, true)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct GetLockArgs<'a> {
+            pub caller: Option<::flatbuffers::WIPOffset<Caller<'a>>>,
+            pub inode: u64,
+            pub owner: u64,
+            pub lock: Option<::flatbuffers::WIPOffset<Lock<'a>>>,
+        }
+        impl<'a> Default for GetLockArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                GetLockArgs {
+                    caller: None, // required field
+                    inode: 0,
+                    owner: 0,
+                    lock: None, // required field
+                }
+            }
+        }
+
+        pub struct GetLockBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GetLockBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_caller(&mut self, caller: ::flatbuffers::WIPOffset<Caller<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Caller>>(GetLock::VT_CALLER, caller);
+            }
+            #[inline]
+            pub fn add_inode(&mut self, inode: u64) {
+                self.fbb_.push_slot::<u64>(GetLock::VT_INODE, inode, 0);
+            }
+            #[inline]
+            pub fn add_owner(&mut self, owner: u64) {
+                self.fbb_.push_slot::<u64>(GetLock::VT_OWNER, owner, 0);
+            }
+            #[inline]
+            pub fn add_lock(&mut self, lock: ::flatbuffers::WIPOffset<Lock<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Lock>>(GetLock::VT_LOCK, lock);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GetLockBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                GetLockBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<GetLock<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, GetLock::VT_CALLER, "caller");
+                self.fbb_.required(o, GetLock::VT_LOCK, "lock");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for GetLock<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("GetLock");
+                ds.field("caller", &self.caller());
+                ds.field("inode", &self.inode());
+                ds.field("owner", &self.owner());
+                ds.field("lock", &self.lock());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct GetLockT {
+            pub caller: alloc::boxed::Box<CallerT>,
+            pub inode: u64,
+            pub owner: u64,
+            pub lock: alloc::boxed::Box<LockT>,
+        }
+        impl Default for GetLockT {
+            fn default() -> Self {
+                Self {
+                    caller: Default::default(),
+                    inode: 0,
+                    owner: 0,
+                    lock: Default::default(),
+                }
+            }
+        }
+        impl GetLockT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<GetLock<'b>> {
+                let caller = Some({
+                    let x = &self.caller;
+                    x.pack(_fbb)
+                });
+                let inode = self.inode;
+                let owner = self.owner;
+                let lock = Some({
+                    let x = &self.lock;
+                    x.pack(_fbb)
+                });
+                GetLock::create(
+                    _fbb,
+                    &GetLockArgs {
+                        caller,
+                        inode,
+                        owner,
+                        lock,
+                    },
+                )
+            }
+        }
+        pub enum GetLockReplyOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct GetLockReply<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for GetLockReply<'a> {
+            type Inner = GetLockReply<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> GetLockReply<'a> {
+            pub const VT_LOCK: ::flatbuffers::VOffsetT = 4;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                GetLockReply { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args GetLockReplyArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<GetLockReply<'bldr>> {
+                let mut builder = GetLockReplyBuilder::new(_fbb);
+                if let Some(x) = args.lock {
+                    builder.add_lock(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> GetLockReplyT {
+                let lock = self.lock().map(|x| alloc::boxed::Box::new(x.unpack()));
+                GetLockReplyT { lock }
+            }
+
+            #[inline]
+            pub fn lock(&self) -> Option<Lock<'a>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Lock>>(GetLockReply::VT_LOCK, None)
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for GetLockReply<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Lock>>("lock", Self::VT_LOCK, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct GetLockReplyArgs<'a> {
+            pub lock: Option<::flatbuffers::WIPOffset<Lock<'a>>>,
+        }
+        impl<'a> Default for GetLockReplyArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                GetLockReplyArgs { lock: None }
+            }
+        }
+
+        pub struct GetLockReplyBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GetLockReplyBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_lock(&mut self, lock: ::flatbuffers::WIPOffset<Lock<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Lock>>(GetLockReply::VT_LOCK, lock);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> GetLockReplyBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                GetLockReplyBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<GetLockReply<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for GetLockReply<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("GetLockReply");
+                ds.field("lock", &self.lock());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct GetLockReplyT {
+            pub lock: Option<alloc::boxed::Box<LockT>>,
+        }
+        impl Default for GetLockReplyT {
+            fn default() -> Self {
+                Self { lock: None }
+            }
+        }
+        impl GetLockReplyT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<GetLockReply<'b>> {
+                let lock = self.lock.as_ref().map(|x| x.pack(_fbb));
+                GetLockReply::create(_fbb, &GetLockReplyArgs { lock })
             }
         }
         pub enum StatFsOffset {}

@@ -1,0 +1,91 @@
+//! Which inodes have extended attributes and access control lists, as far as this mount has heard lately.
+//!
+//! The kernel asks for lists of everything that it checks permissions of, and for `security.capability` of everything
+//! that is written; nearly nothing has any. What was heard counts for as long as the kernel believes attributes.
+//! The table lives on the thread of the mount's one client shard.
+
+use corefs_client::{Attr, Marks};
+use corefs_wire::InodeId;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// Inodes remembered: beyond it all are forgotten and learnt again.
+const INODES_MAX: usize = 64 << 10;
+
+const ACCESS: &[u8] = b"system.posix_acl_access";
+const DEFAULT: &[u8] = b"system.posix_acl_default";
+
+thread_local! {
+    static HEARD: RefCell<HashMap<InodeId, (Marks, Instant)>> = RefCell::default();
+}
+
+/// What a metadata server has just said of an inode.
+pub fn heard(attr: &Attr) {
+    HEARD.with_borrow_mut(|heard| {
+        if heard.len() >= INODES_MAX {
+            heard.clear();
+        }
+        heard.insert(attr.inode, (attr.marks, Instant::now()));
+    });
+}
+
+/// Somebody here is about to change or has changed them.
+pub fn forget(inode: InodeId) {
+    HEARD.with_borrow_mut(|heard| heard.remove(&inode));
+}
+
+/// Whether an inode is known to have no such attribute (none at all: `None`).
+pub fn has_none(inode: InodeId, name: Option<&[u8]>, believed: Duration) -> bool {
+    let marks = HEARD.with_borrow(|heard| {
+        heard.get(&inode).filter(|(_, when)| when.elapsed() < believed).map(|(marks, _)| *marks)
+    });
+    let Some(marks) = marks else { return false };
+    match name {
+        Some(ACCESS) => !marks.access_list,
+        Some(DEFAULT) => !marks.default_list,
+        _ => !marks.xattrs,
+    }
+}
+
+/// The nine permission bits that an access control list says and nothing more: owner, group and others, as of acl(5) in
+/// the form of `linux/posix_acl_xattr.h`. `None` for anything else.
+pub fn bits_of_list(name: &[u8], value: &[u8]) -> Option<u32> {
+    let (version, entries) = value.split_first_chunk::<4>()?;
+    let tags = [0x01, 0x04, 0x20];
+    if name != ACCESS || u32::from_le_bytes(*version) != 2 || entries.len() != 8 * tags.len() {
+        return None;
+    }
+    let mut bits = 0;
+    for (entry, wanted) in entries.chunks_exact(8).zip(tags) {
+        let (tag, permissions) = (u16::from_le_bytes([entry[0], entry[1]]), entry[2]);
+        if tag != wanted || permissions > 7 || entry[3] != 0 {
+            return None;
+        }
+        bits = bits << 3 | u32::from(permissions);
+    }
+    Some(bits)
+}
+
+/// Whether it is one of the access control lists, whose change changes attributes too.
+pub fn is_list(name: &[u8]) -> bool {
+    name == ACCESS || name == DEFAULT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_is_only_a_mode_is_told_from_others() {
+        let list = |entries: &[[u8; 8]]| [&[2, 0, 0, 0][..], &entries.concat()].concat();
+        let entry = |tag: u8, permissions: u8| [tag, 0, permissions, 0, 0xFF, 0xFF, 0xFF, 0xFF];
+        let minimal = list(&[entry(1, 6), entry(4, 5), entry(32, 1)]);
+        assert_eq!(bits_of_list(ACCESS, &minimal), Some(0o651));
+        assert_eq!(bits_of_list(DEFAULT, &minimal), None);
+        let more = list(&[entry(1, 6), entry(4, 5), entry(16, 5), entry(32, 1)]);
+        assert_eq!(bits_of_list(ACCESS, &more), None);
+        assert_eq!(bits_of_list(ACCESS, &list(&[entry(1, 6), entry(2, 5), entry(32, 1)])), None);
+        assert_eq!(bits_of_list(ACCESS, &minimal[..20]), None);
+    }
+}
