@@ -169,8 +169,9 @@ impl ClientPool {
         let mut threads = self.0.threads.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut outcome = Ok(());
         for thread in threads.drain(..) {
-            let ended =
-                thread.join().unwrap_or_else(|_| Err(Error::new(ErrorCode::Internal, "a client's thread panicked")));
+            let ended = thread
+                .join()
+                .unwrap_or_else(|_| Err(Error::new(ErrorCode::Internal, "a client's thread panicked")));
             outcome = outcome.and(ended);
         }
         outcome

@@ -16,8 +16,8 @@
 
 mod alone;
 
-pub use alone::run as run_alone;
 pub(crate) use alone::current;
+pub use alone::run as run_alone;
 
 use glommio::{LocalExecutorBuilder, Placement};
 use std::future::Future;

@@ -159,8 +159,7 @@ impl Node {
             alone.drive(pump);
             return Ok(node);
         }
-        let queue =
-            glommio::executor().create_task_queue(Shares::default(), Latency::NotImportant, "net");
+        let queue = glommio::executor().create_task_queue(Shares::default(), Latency::NotImportant, "net");
         let task = glommio::spawn_local_into(pump.run(), queue).map_err(|error| {
             Error::new(ErrorCode::Internal, format!("starting the network task: {error}"))
         })?;

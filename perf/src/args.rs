@@ -32,6 +32,8 @@ pub enum Verb {
     Seqread(LoadArgs),
     /// Sequential writes.
     Seqwrite(LoadArgs),
+    /// Several of these in turns, again and again: medians, ratios within each round, and their spread.
+    Compare(CompareArgs),
     /// Operations on names: many small files made, looked at, opened, listed, renamed and removed.
     Meta(MetaArgs),
 }
@@ -79,6 +81,58 @@ pub struct DiskArgs {
     /// Also run fio on the same file in turns with us; without 5% agreement the report says that ratios are invalid.
     #[arg(long)]
     pub against_fio: bool,
+}
+
+/// Flags of `perf compare`.
+#[derive(Args, Clone, Debug)]
+pub struct CompareArgs {
+    /// What to measure, in this order in each round; `disk` is what ratios are to.
+    #[arg(value_enum, required = true, value_name = "WHAT")]
+    pub contestants: Vec<Contestant>,
+    /// Rounds.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub repeat: u32,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// What can be compared. The disk and fio read at random in a file that is made where --ceiling says (default: here).
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Contestant {
+    /// The raw disk, by this machine's own io_uring loop.
+    Disk,
+    /// The same file by fio.
+    Fio,
+    /// Through the native client, as the rest.
+    Randread,
+    Randwrite,
+    Seqread,
+    Seqwrite,
+}
+
+impl Contestant {
+    /// What it does in corefs; `None` for what is below it.
+    pub fn access(self) -> Option<Access> {
+        match self {
+            Self::Disk | Self::Fio => None,
+            Self::Randread => Some(Access::Randread),
+            Self::Randwrite => Some(Access::Randwrite),
+            Self::Seqread => Some(Access::Seqread),
+            Self::Seqwrite => Some(Access::Seqwrite),
+        }
+    }
+
+    /// How its row is called.
+    pub fn mode(self) -> &'static str {
+        match self {
+            Self::Disk => crate::report::DISK,
+            Self::Fio => crate::report::FIO,
+            Self::Randread => "native_randread",
+            Self::Randwrite => "native_randwrite",
+            Self::Seqread => "native_seqread",
+            Self::Seqwrite => "native_seqwrite",
+        }
+    }
 }
 
 /// Flags of `perf meta`. Each place that is named is measured with the same tree in the same run.
@@ -215,6 +269,7 @@ impl Verb {
             Self::Randread(args) | Self::Randwrite(args) | Self::Seqread(args) | Self::Seqwrite(args) => {
                 &args.run.json
             }
+            Self::Compare(args) => &args.load.run.json,
             Self::Meta(args) => &args.json,
         };
         match path.as_deref() {
@@ -284,6 +339,7 @@ impl RunArgs {
             rate: None,
             verify: false,
             seed: self.seed,
+            round: 0,
         })
     }
 }

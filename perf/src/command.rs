@@ -1,6 +1,7 @@
 //! `corefs perf`: from flags to a report.
 
 use crate::args::{Access, DiskArgs, Json, LoadArgs, MetaArgs, Verb};
+use crate::compare;
 use crate::disk::{self, Ground, SIZE_DEFAULT};
 use crate::draw::Style;
 use crate::driver::Live;
@@ -25,6 +26,7 @@ pub fn run(verb: &Verb, live: &Arc<Live>) -> Result<Report> {
         Verb::Randwrite(args) => load(args, Access::Randwrite, live, watch),
         Verb::Seqread(args) => load(args, Access::Seqread, live, watch),
         Verb::Seqwrite(args) => load(args, Access::Seqwrite, live, watch),
+        Verb::Compare(args) => compare::run(args, live, watch),
         Verb::Meta(args) => meta(args, live),
     }
 }
@@ -93,7 +95,8 @@ fn load(args: &LoadArgs, access: Access, live: &Arc<Live>, watch: Watch) -> Resu
         ("mount", mounted::run(&args.path, &workload, &Processes::default(), live, watch)?)
     } else {
         report.set("manager", args.manager.join(","));
-        let native = Native::connect(managers, secret, workload.cores, Duration::from_micros(args.busy_poll))?;
+        let native =
+            Native::connect(managers, secret, workload.cores, Duration::from_micros(args.busy_poll))?;
         let outcome = native_run(&native, args, access, &workload, live, watch);
         // The measurement's own error says more than that of an end that follows from it.
         let ended = native.stop();
@@ -128,7 +131,7 @@ fn meta(args: &MetaArgs, live: &Arc<Live>) -> Result<Report> {
     let native = match args.managers()? {
         managers if managers.is_empty() => None,
         managers => {
-            let native = Native::connect(managers, args.secret()?, args.cores)?;
+            let native = Native::connect(managers, args.secret()?, args.cores, Duration::ZERO)?;
             let tree = native::Tree::new(&native, &args.path, plan)?;
             Some((native, tree))
         }

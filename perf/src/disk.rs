@@ -235,7 +235,8 @@ pub fn measure_against_fio(path: &Path, workload: &Workload, live: &Live, watch:
     Ok(row)
 }
 
-fn agree(ours: f64, theirs: f64) -> bool {
+/// Whether two figures are so close that ratios to either mean something.
+pub fn agree(ours: f64, theirs: f64) -> bool {
     theirs > 0.0 && (ours / theirs - 1.0).abs() <= AGREE
 }
 

@@ -87,6 +87,18 @@ fn remarks(row: &Row, text: &mut String) {
         let mismatches = or_dash(extras.mismatches, |count| format!("{count}"));
         say(format!("{files} files, {bytes} bytes, {mismatches} mismatches"));
     }
+    if let Some(rounds) = &extras.rounds {
+        let range = |values: &[f64], unit: fn(f64) -> String| {
+            let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+            let most = values.iter().copied().fold(0.0, f64::max);
+            format!("{} to {}", unit(least), unit(most))
+        };
+        let mut what = format!("{} rounds, {} IOPS", rounds.iops.len(), range(&rounds.iops, count));
+        if !rounds.ratio_to_disk.is_empty() {
+            what += &format!(", {} of the disk", range(&rounds.ratio_to_disk, |ratio| format!("{ratio:.2}")));
+        }
+        say(what);
+    }
     if let Some(fio) = extras.fio_iops {
         let verdict = match extras.ratio_valid {
             Some(true) => "within 5%",

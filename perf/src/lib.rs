@@ -10,6 +10,7 @@
 //! | [`native`] | runs through the native client |
 //! | [`mounted`] | runs through a mounted file system |
 //! | [`names`] | many files made, looked at, listed and removed, by either, or on a local disk |
+//! | [`compare`] | several measurements in turns |
 //! | [`report`], [`draw`] | rows, JSON, tables and histograms |
 //! | [`cpu`], [`machine`] | CPU time of processes; what it was measured on |
 //! | [`progress`] | bars |
@@ -17,6 +18,7 @@
 pub mod args;
 mod bytes;
 pub mod command;
+pub mod compare;
 pub mod cpu;
 pub mod disk;
 pub mod draw;

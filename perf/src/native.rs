@@ -123,6 +123,14 @@ impl Native {
         }
     }
 
+    /// Removes a file.
+    pub fn remove(&self, path: &Path) -> Result<()> {
+        let path = path_bytes(path);
+        let remove =
+            move |client: Client| async move { client.fs(Credentials::of_process()).remove(&path).await };
+        self.pool.block_on(0, remove)
+    }
+
     /// Ends the clients and their leases.
     pub fn stop(self) -> Result<()> {
         self.pool.stop()

@@ -81,6 +81,9 @@ pub struct Extras {
     pub bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mismatches: Option<u64>,
+    /// The figures of each round, when there were several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rounds: Option<Rounds>,
     /// What fio got on the same file in the same minutes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fio_iops: Option<f64>,
@@ -90,6 +93,14 @@ pub struct Extras {
     /// The first error of the run, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_error: Option<String>,
+}
+
+/// What each round of a comparison gave; the row has the medians.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Rounds {
+    pub iops: Vec<f64>,
+    /// To the raw disk in the same round.
+    pub ratio_to_disk: Vec<f64>,
 }
 
 /// What a run counted, before it becomes a row.
@@ -181,6 +192,8 @@ impl LatencyUs {
 
 /// The mode whose rows are the ceiling.
 pub const DISK: &str = "disk";
+/// The mode of fio's row in a comparison.
+pub const FIO: &str = "fio";
 
 impl Report {
     pub fn new(machine: Machine) -> Self {

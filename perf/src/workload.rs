@@ -49,6 +49,8 @@ pub struct Workload {
     /// Reads compare each block with the pattern; written blocks are read back at the end.
     pub verify: bool,
     pub seed: u64,
+    /// Other offsets each round, of the same bytes.
+    pub round: u32,
 }
 
 impl Workload {
@@ -66,6 +68,7 @@ impl Workload {
             rate: None,
             verify: false,
             seed,
+            round: 0,
         }
     }
 
@@ -89,7 +92,7 @@ impl Workload {
     pub fn offsets(&self, core: u32) -> Offsets {
         let span = self.span(core);
         Offsets {
-            numbers: Numbers::new(self.seed ^ mix(u64::from(core) + 1)),
+            numbers: Numbers::new(self.seed ^ mix((u64::from(self.round) << 32) + u64::from(core) + 1)),
             order: self.order,
             once: self.until == Until::Once,
             first: span.start / self.block,
@@ -285,6 +288,7 @@ mod tests {
             rate: None,
             verify: false,
             seed: 3,
+            round: 0,
         }
     }
 

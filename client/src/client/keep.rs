@@ -6,9 +6,9 @@
 use super::{Client, Inner};
 use crate::file::close_handle;
 use crate::inode::Inode;
+use corefs_net::executor::{sleep, spawn};
 use corefs_wire::control::mgmtd::EndClientT;
 use corefs_wire::{Class, ClientId, ErrorCode, Result};
-use corefs_net::executor::{sleep, spawn};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 

@@ -136,7 +136,8 @@ impl Pump {
             self.exact_armed = Some(at);
             self.ring.timeout(at.saturating_duration_since(Instant::now()), EXACT_TICK);
         }
-        let idle = !self.node.0.bell.is_rung() && self.mail.is_empty() && !self.node.0.tcp.borrow().has_work();
+        let idle =
+            !self.node.0.bell.is_rung() && self.mail.is_empty() && !self.node.0.tcp.borrow().has_work();
         let outcome = match idle {
             true => self.ring.rest(&mut self.completions),
             false => self.ring.turn(&mut self.completions),

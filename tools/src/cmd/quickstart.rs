@@ -158,6 +158,7 @@ impl Job<'_> {
             rate: None,
             verify,
             seed: SEED,
+            round: 0,
         }
     }
 
