@@ -71,9 +71,10 @@ pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
 pub async fn sleep(duration: Duration) {
     // Not held while it sleeps: a task that keeps its executor alive is never dropped with it.
     let alone = current().is_some();
-    match alone {
-        true => alone::sleep(duration).await,
-        false => drop(glommio::timer::sleep(duration).await),
+    if alone {
+        alone::sleep(duration).await;
+    } else {
+        glommio::timer::sleep(duration).await;
     }
 }
 
