@@ -1,10 +1,10 @@
 //! Advisory locks on ranges of files, kept by the metadata servers as long as this client's lease lasts.
 
 use crate::{Client, Credentials};
+use corefs_net::executor::sleep;
 use corefs_wire::control::meta::LockT;
 use corefs_wire::{ErrorCode, InodeId, Result};
 use futures_lite::FutureExt;
-use glommio::timer::sleep;
 use std::time::Duration;
 
 pub use corefs_wire::control::meta::LockKind;

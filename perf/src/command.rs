@@ -93,7 +93,8 @@ fn load(args: &LoadArgs, access: Access, live: &Arc<Live>, watch: Watch) -> Resu
         ("mount", mounted::run(&args.path, &workload, &Processes::default(), live, watch)?)
     } else {
         report.set("manager", args.manager.join(","));
-        let native = Native::connect(managers, secret, workload.cores, Duration::from_micros(args.busy_poll))?;
+        let native =
+            Native::connect(managers, secret, workload.cores, Duration::from_micros(args.busy_poll))?;
         let outcome = native_run(&native, args, access, &workload, live, watch);
         // The measurement's own error says more than that of an end that follows from it.
         let ended = native.stop();
@@ -128,7 +129,7 @@ fn meta(args: &MetaArgs, live: &Arc<Live>) -> Result<Report> {
     let native = match args.managers()? {
         managers if managers.is_empty() => None,
         managers => {
-            let native = Native::connect(managers, args.secret()?, args.cores)?;
+            let native = Native::connect(managers, args.secret()?, args.cores, Duration::ZERO)?;
             let tree = native::Tree::new(&native, &args.path, plan)?;
             Some((native, tree))
         }

@@ -71,7 +71,7 @@ impl Tree {
                 let lanes: Vec<_> = mine
                     .map(|lane| {
                         let (hands, live) = (Rc::clone(&hands), Arc::clone(&live));
-                        glommio::spawn_local(async move {
+                        corefs_net::executor::spawn(async move {
                             drive(&*hands, &hands.shared.plan, lane, phase, &live).await
                         })
                     })
