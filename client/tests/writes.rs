@@ -315,7 +315,8 @@ fn a_file_that_is_closed_while_its_name_goes_is_not_held() {
         file.write_at(0, b"abc").await.unwrap();
         file.finish().await.unwrap();
         assert!(cluster.meta.sessions.borrow().is_empty());
-        let unlink = client.unlink(&ROOT, ROOT_INODE, b"a");
+        let who = ROOT;
+        let unlink = client.unlink(&who, ROOT_INODE, b"a");
         let close = async {
             let held = || cluster.meta.calls.borrow().contains(&"meta.open");
             while !held() {
