@@ -1,6 +1,6 @@
 //! The native client: everything that reads or writes corefs goes through here.
 //!
-//! A [`Client`] lives on one glommio executor and is a cheap handle there; several in a process (one a core) know nothing of
+//! A [`Client`] lives on one executor and is a cheap handle there; several in a process (one a core) know nothing of
 //! each other. Other threads come in through a [`ClientPool`].
 //!
 //! | module | is |

@@ -9,7 +9,6 @@
 
 use super::{Completion, File, Ring, Source, Token};
 use corefs_wire::Result;
-use std::sync::atomic::{Ordering, fence};
 use std::time::Instant;
 
 /// The read of the alarm's eventfd.
@@ -49,7 +48,6 @@ impl Ring {
         }
         self.listen();
         self.parking.alarm.lie_down();
-        fence(Ordering::SeqCst);
         let raised = self.parking.alarm.is_raised();
         let slept = if raised { Ok(()) } else { self.sleep_in_kernel() };
         self.parking.alarm.get_up();
