@@ -4,7 +4,9 @@
 //! [`Output`]s that come back. Bytes of chunks never pass through here: they stay in the performer's buffers, under the
 //! number of their operation.
 
-use crate::store::{BatchId, DataWrite, DiskWrite, InlineVec, Merge, PendingInfo, ReadPlan, UpdateKind};
+use crate::store::{
+    BatchId, DataWrite, DedupRow, DiskWrite, Entry, InlineVec, Merge, PendingInfo, ReadPlan, UpdateKind,
+};
 use corefs_wire::data::ReadEntry;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ChainId, ChunkId, Error, Result, SliceIndex, TargetId, UpdateTag};
@@ -33,6 +35,31 @@ pub struct Offer {
     pub chain_version: u64,
     /// From the predecessor, with the version that the head gave it; `None` from a client.
     pub forwarded: Option<u64>,
+    /// Of a forwarded one: the committed version that the predecessor has, 0 if it has none or a tombstone.
+    pub base: u64,
+    /// Part of a fill, for a chunk whose committed version has this digest here.
+    pub fill: Option<u64>,
+}
+
+/// A question to a successor that is being filled.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Ask {
+    /// Your chunks in this range, both ends included, unless that is their digest.
+    Compare { from: ChunkId, last: ChunkId, digest: u64 },
+    /// Take over these rows of duplicate detection and this floor; after the last you have everything.
+    Rows { floor: u64, rows: Vec<DedupRow>, finish: bool },
+}
+
+/// The answer to an [`Ask`].
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Told {
+    Equal,
+    /// The chunks up to this one, in order.
+    Differs {
+        covered: ChunkId,
+        entries: Vec<Entry>,
+    },
+    Taken,
 }
 
 /// What an update made of its chunk, as every replica must have it.
@@ -57,7 +84,9 @@ pub enum Event<'a> {
     /// The answer to [`Output::Prepare`]: the CRC of each whole block, or why an old block can't be had.
     Prepared { target: TargetId, chunk: ChunkId, result: Result<&'a [u32]> },
     /// The answer to [`Output::Load`]: the payload lies under `op`, with the merged CRC of its blocks.
-    Loaded { target: TargetId, chunk: ChunkId, op: OpId, result: Result<u32> },
+    Loaded { target: TargetId, chunk: ChunkId, ticket: u64, op: OpId, result: Result<u32> },
+    /// The answer to [`Output::Ask`], or why there is none.
+    Told { target: TargetId, ticket: u64, result: Result<Told> },
     /// The successor's answer to [`Output::Forward`], or why there is none.
     Answered { target: TargetId, chunk: ChunkId, attempt: u64, result: Result<Ack> },
     /// One of the writes of [`Output::Write`] is complete.
@@ -95,9 +124,19 @@ pub enum Output {
         payload: Range<u32>,
         merges: InlineVec<Merge, 2>,
     },
-    /// Read a pending update's payload back (there is one if there is a plan), to send it on; give the plan back with
-    /// [`Event::ReadEnded`] and answer with [`Event::Loaded`] under an operation of the performer's choice.
-    Load { slice: SliceIndex, target: TargetId, pending: PendingInfo, plan: Option<ReadPlan> },
+    /// Read the payload of a pending update back (there is one if there is a plan), or of a part of a `fill` of a chunk with
+    /// that digest, to send it on; give the plan back with [`Event::ReadEnded`] and answer with [`Event::Loaded`] under an
+    /// operation of the performer's choice.
+    Load {
+        slice: SliceIndex,
+        target: TargetId,
+        ticket: u64,
+        pending: PendingInfo,
+        fill: Option<u64>,
+        plan: Option<ReadPlan>,
+    },
+    /// Ask the owner of `to`; answered with [`Event::Told`].
+    Ask { target: TargetId, ticket: u64, to: TargetId, chain: ChainId, chain_version: u64, ask: Ask },
     /// Write prepared blocks; each write is answered with [`Event::DataWritten`].
     Write { op: OpId, slice: SliceIndex, batch: BatchId, writes: InlineVec<DataWrite, 2> },
     /// Write these bytes; each write is answered with [`Event::BatchWritten`].
@@ -113,6 +152,8 @@ pub enum Output {
         to: TargetId,
         version: u64,
         chain_version: u64,
+        /// As in [`Offer::base`], or of a fill as in [`Offer::fill`].
+        base: u64,
     },
     /// Answer the update's requester.
     Reply { op: OpId, result: Result<Ack> },

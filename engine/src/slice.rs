@@ -28,8 +28,9 @@ pub struct Slice {
     pub disk: DiskIndex,
     pub store: Store,
     alive: bool,
-    /// The batch that is being written.
+    /// The batch that is being written, and the last that was flushed.
     sealed: Option<BatchId>,
+    flushed: Option<BatchId>,
     /// Its writes, and those of updates applied before it was sealed, that aren't complete.
     sealed_writes: u32,
     /// Writes of updates applied since.
@@ -59,6 +60,7 @@ impl Slice {
             store,
             alive: true,
             sealed: None,
+            flushed: None,
             sealed_writes: 0,
             open_writes: 0,
             sealed_drops: Vec::new(),
@@ -110,6 +112,11 @@ impl Slice {
             self.sealed_writes =
                 self.sealed_writes.checked_sub(1).expect("no more writes complete than were asked for");
         }
+    }
+
+    /// Whether everything logged into `batch` is on the disk.
+    pub fn has_flushed(&self, batch: BatchId) -> bool {
+        self.alive && self.flushed.is_some_and(|flushed| batch <= flushed)
     }
 
     pub fn is_sealed(&self) -> bool {
@@ -170,6 +177,7 @@ impl Slice {
     /// The disk was flushed after everything sealed was complete.
     pub fn flushed(&mut self) -> Settled {
         let Some(batch) = self.sealed.take().filter(|_| self.alive) else { return Settled::default() };
+        self.flushed = Some(batch);
         Settled { durable: self.store.batch_flushed(batch), dropped: std::mem::take(&mut self.sealed_drops) }
     }
 

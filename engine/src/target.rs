@@ -2,10 +2,12 @@
 //!
 //! Pure. The replica decides, the store plans, and what is left to do comes out as [`Output`]s.
 
-use crate::chain::{Begun, Input, Moment, Replica, Step};
+mod filling;
+
+use crate::chain::{Begun, Filler, Input, Moment, Pace, Replica, Resync, Role, Step};
 use crate::event::{Ack, Nanos, Offer, OpId, Output, Outputs};
 use crate::slice::Slice;
-use crate::store::{Begin, Staging, Update, UpdateKind};
+use crate::store::{BatchId, Begin, Finish, Staging, Update, UpdateKind};
 use corefs_wire::checksum::crc32c;
 use corefs_wire::data::ReadEntry;
 use corefs_wire::limits::BLOCK;
@@ -24,6 +26,12 @@ pub struct Target {
     replica: Replica,
     /// Admitted updates whose blocks are being prepared.
     staged: BTreeMap<ChunkId, Staging>,
+    /// Chunks that the successor is being given.
+    fillers: BTreeMap<ChunkId, Filler>,
+    /// The walk over all chunks, while the successor is being filled.
+    resync: Option<Resync>,
+    /// Filled completely under that chain version, once that batch is flushed.
+    filled: Option<(u64, BatchId)>,
     steps: Vec<Step>,
 }
 
@@ -32,12 +40,14 @@ pub struct Scene<'a> {
     pub moment: Moment,
     pub slice: &'a mut Slice,
     pub timers: &'a mut Timers,
+    pub pace: &'a mut Pace,
     pub out: &'a mut Outputs,
 }
 
 impl Target {
     pub fn new(id: TargetId, slice: usize) -> Self {
-        Self { id, slice, replica: Replica::default(), staged: BTreeMap::new(), steps: Vec::new() }
+        let (replica, staged, fillers) = Default::default();
+        Self { id, slice, replica, staged, fillers, resync: None, filled: None, steps: Vec::new() }
     }
 
     pub fn slice(&self) -> usize {
@@ -64,7 +74,7 @@ impl Target {
         self.replica.admit_read(scene.moment, chunk, entry.chain(), entry.chain_version.get())?;
         let store = &mut scene.slice.store;
         let plan = store.read(self.id, chunk, entry.offset.get(), entry.length.get())?;
-        if plan.pending && !self.replica.shows_pending() {
+        if plan.pending && !self.replica.shows_pending(plan.direct) {
             store.end_read(plan);
             return Err(ErrorCode::Pending.into());
         }
@@ -73,6 +83,14 @@ impl Target {
 
     /// Tells the replica something and does what follows from it.
     pub fn handle(&mut self, scene: &mut Scene<'_>, input: Input) {
+        let new_role = matches!(input, Input::Role(_)).then(|| self.replica.role().map(|role| role.version));
+        self.tell(scene, input);
+        if new_role.is_some_and(|before| before != self.replica.role().map(|role| role.version)) {
+            self.begin_resync(scene);
+        }
+    }
+
+    fn tell(&mut self, scene: &mut Scene<'_>, input: Input) {
         let mut steps = std::mem::take(&mut self.steps);
         self.replica.handle(scene.moment, input, &mut steps);
         while !steps.is_empty() {
@@ -88,6 +106,8 @@ impl Target {
     /// The slice is dead: everybody is told, plans are given back.
     pub fn die(&mut self, scene: &mut Scene<'_>) {
         self.dispose(scene.slice);
+        self.end_fillers(scene);
+        self.resync = None;
         self.handle(scene, Input::Died);
     }
 
@@ -105,14 +125,22 @@ impl Target {
             Ok(crcs) => self.stage(scene, chunk, staging, crcs),
             Err(error) => {
                 scene.slice.store.cancel(staging);
-                Err(error)
+                // What is damaged here is there, whole, where it is filled from.
+                let syncing = self.replica.role().is_some_and(Role::syncing);
+                let damaged = syncing && error.code == ErrorCode::Corrupt;
+                Err(if damaged { Error::mismatch(ErrorCode::NeedsWhole, 1, 0, error.message) } else { error })
             }
         };
         self.handle(scene, Input::Applied { chunk, result });
     }
 
     fn stage(&self, scene: &mut Scene<'_>, chunk: ChunkId, staging: Staging, crcs: &[u32]) -> Result<u32> {
-        let plan = scene.slice.store.stage(staging, crcs, self.replica.finish())?;
+        let finish = self.replica.finish();
+        if staging.is_fill() && finish == Finish::Pending {
+            scene.slice.store.cancel(staging);
+            return Err(Error::new(ErrorCode::StaleRouting, "the target isn't being filled any more"));
+        }
+        let plan = scene.slice.store.stage(staging, crcs, finish)?;
         let applied = scene.slice.store.apply(plan);
         scene.slice.applied(&applied);
         let op = self.replica.op(chunk).expect("what is prepared has an operation");
@@ -146,10 +174,19 @@ impl Target {
                 scene.timers.insert((at, target, chunk, attempt));
             }
             Step::Forward { op, chunk, attempt, to, version, chain_version } => {
-                scene.out.push(Output::Forward { op, target, chunk, attempt, to, version, chain_version });
+                let base = self.base(scene, chunk);
+                let forward =
+                    Output::Forward { op, target, chunk, attempt, to, version, chain_version, base };
+                scene.out.push(forward);
             }
             Step::Reply { op, result } => scene.out.push(Output::Reply { op, result }),
             Step::End { op } => scene.out.push(Output::End { op }),
+            Step::Fill { chunk, attempt, to, chain_version, force } => {
+                self.begin_fill(scene, Filler::new(chunk, attempt, to, chain_version, force));
+            }
+            Step::FillEnded { chunk } => {
+                self.fill_ended(scene, chunk);
+            }
             Step::Differs { chunk } => scene.out.push(Output::Differs { target, chunk }),
         }
     }
@@ -157,10 +194,18 @@ impl Target {
     /// Asks the store to admit an update.
     fn begin(&mut self, scene: &mut Scene<'_>, op: OpId, offer: &Offer) -> Result<Begun> {
         let (target, chunk, slice) = (self.id, offer.chunk, scene.slice.index);
-        if let Some(version) = offer.forwarded
+        if let Some(version) = offer.forwarded.filter(|_| offer.fill.is_none())
             && let Some(done) = self.committed_before(scene, offer, version)?
         {
             return Ok(Begun::Done(done));
+        }
+        if offer.forwarded.is_some() && offer.fill.is_none() && self.replica.role().is_some_and(Role::syncing)
+        {
+            let ours = self.base(scene, chunk);
+            if ours != offer.base {
+                let what = "another version is here than the one that the update builds on";
+                return Err(Error::new(ErrorCode::NeedsWhole, format!("{what}: {ours}, not {}", offer.base)));
+            }
         }
         let store = &mut scene.slice.store;
         let version = match offer.forwarded {
@@ -176,7 +221,12 @@ impl Target {
             truncate_epoch: offer.truncate_epoch,
             tag: offer.tag,
         };
-        match store.begin_update(update) {
+        let begun = match (offer.fill, offer.forwarded) {
+            (Some(base), _) => store.begin_fill(update, base),
+            (None, Some(_)) => store.begin_forwarded(update),
+            (None, None) => store.begin_update(update),
+        };
+        match begun {
             Ok(Begin::Fresh(staging)) => {
                 let (blocks, payload) = (staging.blocks, staging.payload.clone());
                 let merges = staging.merges.clone();
@@ -193,6 +243,12 @@ impl Target {
         }
     }
 
+    /// The committed version that an update builds on: 0 if there is nothing.
+    fn base(&self, scene: &Scene<'_>, chunk: ChunkId) -> u64 {
+        let status = scene.slice.store.status(self.id, chunk).unwrap_or_default();
+        if status.removed { 0 } else { status.version }
+    }
+
     /// A predecessor sends a version again that is committed here: its own commit is on the way, or was lost with its
     /// memory. It is the same update, whatever the table of duplicates has forgotten since, because a version is given again
     /// only after everybody who had it has dropped it.
@@ -207,6 +263,13 @@ impl Target {
 
     /// A version that the head gave and that doesn't follow ours isn't the update's fault.
     fn explain(&self, scene: &Scene<'_>, offer: &Offer, error: Error) -> Error {
+        let syncing = self.replica.role().is_some_and(Role::syncing);
+        if syncing
+            && offer.fill.is_none()
+            && matches!(error.code, ErrorCode::InvalidArgument | ErrorCode::StaleLayout)
+        {
+            return Error::new(ErrorCode::NeedsWhole, error.message);
+        }
         let (Some(theirs), ErrorCode::InvalidArgument) = (offer.forwarded, error.code) else { return error };
         let ours = scene.slice.store.status(self.id, offer.chunk).map_or(0, |status| status.version);
         match theirs {
@@ -236,9 +299,9 @@ impl Target {
                 let plan = store.read_pending(target, chunk, offset, len);
                 Some(plan.unwrap_or_else(|error| panic!("{target} {chunk}: a pending update: {error}")))
             }
-            UpdateKind::Truncate { .. } | UpdateKind::Remove | UpdateKind::FullReplace { .. } => None,
+            _ => None,
         };
-        scene.out.push(Output::Load { slice, target, pending, plan });
+        scene.out.push(Output::Load { slice, target, ticket: 0, pending, fill: None, plan });
     }
 }
 

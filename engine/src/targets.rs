@@ -8,13 +8,14 @@
 //!   and covers nothing that completes later; records gather meanwhile.
 //! - A failed write kills its slice, a failed flush every slice that waited for it; the dead are never asked again.
 
-use crate::chain::{Input, Moment, Role};
-use crate::event::{DiskIndex, Event, Nanos, OpId, Output, Outputs};
+use crate::chain::{Input, Moment, Pace, Role};
+use crate::event::{DiskIndex, Event, Nanos, OpId, Output, Outputs, Told};
 use crate::slice::Slice;
 use crate::store::{ChunkInfo, ReadPlan, Store};
 use crate::target::{Scene, Target, Timers};
 use corefs_wire::control::mgmtd::{SliceInfoT, TargetHealthT};
 use corefs_wire::data::{LIST_MAX, List, ReadEntry};
+use corefs_wire::resync::{Compare, Row, Rows};
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ChainId, Error, ErrorCode, InodeId, NodeId, Result, ShardIndex, SliceIndex, TargetId};
 use std::collections::BTreeMap;
@@ -37,6 +38,7 @@ pub struct Targets {
     /// By [`DiskIndex`].
     groups: Vec<Group>,
     timers: Timers,
+    pace: Pace,
     lease_until: Nanos,
     draining: bool,
 }
@@ -50,6 +52,7 @@ impl Targets {
             targets: BTreeMap::new(),
             groups: Vec::new(),
             timers: Timers::new(),
+            pace: Pace::default(),
             lease_until: 0,
             draining: false,
         }
@@ -90,11 +93,14 @@ impl Targets {
             Event::Prepared { target, chunk, result } => {
                 self.with(now, target, out, |target, scene| target.prepared(scene, chunk, result));
             }
-            Event::Loaded { target, chunk, op, result } => {
-                self.tell(now, target, Input::Loaded { chunk, op, result }, out);
+            Event::Loaded { target, chunk, ticket, op, result } => {
+                self.with(now, target, out, |target, scene| target.loaded(scene, chunk, ticket, op, result));
             }
             Event::Answered { target, chunk, attempt, result } => {
-                self.tell(now, target, Input::Answered { chunk, attempt, result }, out);
+                self.with(now, target, out, |target, scene| target.answered(scene, chunk, attempt, result));
+            }
+            Event::Told { target, ticket, result } => {
+                self.with(now, target, out, |target, scene| target.told(scene, ticket, result));
             }
             Event::DataWritten { slice, batch } => {
                 if let Some(slice) = self.slice_mut(slice) {
@@ -122,8 +128,9 @@ impl Targets {
         let target = admitted.and_then(|()| self.targets.get(&entry.target()).ok_or(WRONG_SHARD.into()));
         match target {
             Ok(target) => {
-                let (slice, timers) = (&mut self.slices[target.slice()], &mut self.timers);
-                target.read(&mut Scene { moment, slice, timers, out }, op, entry);
+                let (slice, timers, pace) =
+                    (&mut self.slices[target.slice()], &mut self.timers, &mut self.pace);
+                target.read(&mut Scene { moment, slice, timers, pace, out }, op, entry);
             }
             Err(error) => out.push(Output::Refuse { op, error }),
         }
@@ -146,6 +153,31 @@ impl Targets {
         target.replica().admit_read(self.moment(now), chunk, chain, version)?;
         let most = (list.limit.get() as usize).min(LIST_MAX);
         self.slices[target.slice()].store.list(id, inode, list.from_index.get(), most)
+    }
+
+    /// How fast this shard fills others.
+    pub fn set_pace(&mut self, pace: Pace) {
+        self.pace = pace;
+    }
+
+    /// What a target that is being filled answers its predecessor. Errors: those of a stale chain version, `Pending` while
+    /// something of an earlier one is under way, `NotServing` if it isn't being filled.
+    pub fn compare(&self, now: Nanos, compare: &Compare) -> Result<Told> {
+        let id = compare.target();
+        self.owned(id)?;
+        let target = &self.targets[&id];
+        target.admit_filling(self.moment(now), compare.chain(), compare.chain_version.get())?;
+        target.compare(&self.slices[target.slice()], compare)
+    }
+
+    /// Takes over rows of the predecessor, see [`Self::compare`]; `Overloaded` while there is no room for them.
+    pub fn take_rows(&mut self, now: Nanos, head: &Rows, rows: &[Row]) -> Result<()> {
+        let id = head.target();
+        self.owned(id)?;
+        let moment = self.moment(now);
+        let Some(target) = self.targets.get_mut(&id) else { return Err(WRONG_SHARD.into()) };
+        target.admit_filling(moment, head.chain(), head.chain_version.get())?;
+        target.take_rows(&mut self.slices[target.slice()], head, rows)
     }
 
     /// How many replicas come after this one in the chain: 0 for unknown targets.
@@ -217,15 +249,22 @@ impl Targets {
     }
 
     /// The targets as heartbeats report them.
-    pub fn target_healths(&self) -> Vec<TargetHealthT> {
+    pub fn target_healths(&self, now: Nanos) -> Vec<TargetHealthT> {
         let health = |(id, target): (&TargetId, &Target)| {
             let slice = &self.slices[target.slice()];
             let role = target.replica().role();
             let mut health = TargetHealthT::default();
             health.target = id.0;
-            health.up_to_date = slice.alive() && role.is_some_and(Role::serving);
+            health.up_to_date = slice.alive() && target.is_up_to_date(slice);
             health.chain_version = role.map_or(0, |role| role.version);
             health.used = slice.store.target_used(*id).unwrap_or(0);
+            health.chunks = slice.store.target_chunks(*id);
+            health.failed = target.replica().failed(now);
+            if let Some((to, progress)) = target.progress() {
+                health.filling = to.0;
+                (health.compared, health.to_compare) = (progress.compared, progress.to_compare);
+                (health.sent_chunks, health.sent_bytes) = (progress.sent_chunks, progress.sent_bytes);
+            }
             health
         };
         self.targets.iter().map(health).collect()
@@ -259,8 +298,8 @@ impl Targets {
     ) {
         let moment = self.moment(now);
         if let Some(target) = self.targets.get_mut(&id) {
-            let (slice, timers) = (&mut self.slices[target.slice()], &mut self.timers);
-            act(target, &mut Scene { moment, slice, timers, out });
+            let (slice, timers, pace) = (&mut self.slices[target.slice()], &mut self.timers, &mut self.pace);
+            act(target, &mut Scene { moment, slice, timers, pace, out });
         }
     }
 
@@ -303,8 +342,8 @@ impl Targets {
         self.slices[position].die();
         let moment = self.moment(now);
         for target in self.targets.values_mut().filter(|target| target.slice() == position) {
-            let (slice, timers) = (&mut self.slices[position], &mut self.timers);
-            target.die(&mut Scene { moment, slice, timers, out });
+            let (slice, timers, pace) = (&mut self.slices[position], &mut self.timers, &mut self.pace);
+            target.die(&mut Scene { moment, slice, timers, pace, out });
         }
         out.push(Output::SliceDied { slice: index, error });
     }
@@ -345,7 +384,7 @@ impl Targets {
             self.timers.first().copied().filter(|(at, ..)| *at <= now)
         {
             self.timers.pop_first();
-            self.tell(now, target, Input::Due { chunk, attempt }, out);
+            self.with(now, target, out, |target, scene| target.due(scene, chunk, attempt));
         }
         for disk in 0..self.groups.len() {
             let index = DiskIndex(disk as u16);

@@ -6,6 +6,8 @@
 //! | [`op::UPDATE`] | [`Prefix`], [`Update`], a CRC per segment | [`UpdateReply`] | none |
 //! | [`op::LIST`] | [`Prefix`], [`List`] | n x [`ListEntry`] | none |
 //!
+//! A predecessor that fills its successor also compares and hands over rows: see [`resync`](crate::resync).
+//!
 //! A read batch gets one reply frame for each entry, under the entry's own request number, in any order, each
 //! leaving when its own read ends. The batch frame's own number is not answered unless the whole frame is refused.
 
@@ -21,6 +23,9 @@ pub mod op {
     pub const READ: u16 = 0x0001;
     pub const UPDATE: u16 = 0x0002;
     pub const LIST: u16 = 0x0003;
+    /// From a predecessor to a successor that it fills, see [`resync`](crate::resync).
+    pub const COMPARE: u16 = 0x0004;
+    pub const ROWS: u16 = 0x0005;
 }
 
 /// What every data request starts with. All of it is reserved and zero in version 1: tenant and class for
@@ -134,10 +139,17 @@ pub enum UpdateKind {
     Truncate = 2,
     /// Removes the chunk.
     Remove = 3,
+    /// Fills only. The chunk is these `length` bytes from its beginning, and a hole up to `total`.
+    Replace = 4,
+    /// Fills only. Puts `length` bytes at `offset` of the version that an earlier part of the same fill has made.
+    Patch = 5,
 }
 
 /// `flags` of an update: it comes from the predecessor, with the version the head gave it.
 pub const FORWARDED: u8 = 1;
+/// `flags` of an update, with [`FORWARDED`]: it makes a chunk of a successor that is being filled what the predecessor has
+/// committed, if the successor holds what `base` says.
+pub const FILL: u8 = 2;
 
 /// One change of one chunk. Followed by the payload's CRCs, one for each segment that a block boundary of the chunk
 /// cuts it into ([`segment_crcs`]); the frame's data is the payload (writes only).
@@ -168,8 +180,13 @@ pub struct Update {
     /// The file's chunk size: the bound of offset + length.
     pub chunk_size: U32,
     pub crcs: U32,
+    /// Of a fill: the digest of what the successor must hold, else it is refused as [`ErrorCode::BaseDiffers`].
+    pub base: U64,
+    /// Of a replacing fill: bytes that the whole chunk holds.
+    pub total: U32,
+    pub unused: U32,
 }
-const _: () = assert!(size_of::<Update>() == 96);
+const _: () = assert!(size_of::<Update>() == 112);
 
 impl Update {
     pub fn chunk(&self) -> ChunkId {
@@ -204,16 +221,28 @@ impl Update {
             1 => Ok(UpdateKind::Write),
             2 => Ok(UpdateKind::Truncate),
             3 => Ok(UpdateKind::Remove),
-            other => Err(Error::mismatch(ErrorCode::BadFrame, 3, other.into(), "unknown kind of update")),
+            4 => Ok(UpdateKind::Replace),
+            5 => Ok(UpdateKind::Patch),
+            other => Err(Error::mismatch(ErrorCode::BadFrame, 5, other.into(), "unknown kind of update")),
         }
     }
     /// Offset, length, chunk size, payload and CRC count agree with each other.
     pub fn check(&self, data_len: usize) -> Result<()> {
         let (offset, length) = (self.offset.get() as usize, self.length.get() as usize);
         let chunk_size = self.chunk_size.get();
-        let (payload, segments) = match self.kind()? {
-            UpdateKind::Write => (length, segments(offset, length)),
-            UpdateKind::Truncate | UpdateKind::Remove => (0, 0),
+        let fill = self.flags & FILL != 0;
+        let (payload, segments, fits) = match self.kind()? {
+            UpdateKind::Write => (length, segments(offset, length), !fill),
+            UpdateKind::Truncate => (0, 0, !fill),
+            UpdateKind::Remove => (0, 0, true),
+            UpdateKind::Replace => {
+                let total = self.total.get();
+                let fits = offset == 0 && length <= total as usize && total <= chunk_size;
+                (length, segments(offset, length), fill && fits)
+            }
+            UpdateKind::Patch => {
+                (length, segments(offset, length), fill && offset.is_multiple_of(BLOCK) && length > 0)
+            }
         };
         let end_fits = offset.checked_add(length).is_some_and(|end| end <= chunk_size as usize);
         let size_fits =
@@ -221,6 +250,7 @@ impl Update {
         let empty_write = self.kind == UpdateKind::Write as u8 && length == 0;
         if end_fits
             && size_fits
+            && fits
             && !empty_write
             && payload == data_len
             && segments == self.crcs.get() as usize
@@ -353,6 +383,21 @@ mod tests {
         assert!(Update { chunk_size: 12345.into(), ..good }.check(100).is_err());
         assert!(Update { crcs: 2.into(), ..good }.check(100).is_err());
         assert!(Update { length: 0.into(), crcs: 0.into(), ..good }.check(0).is_err());
+        let replace = Update {
+            kind: UpdateKind::Replace as u8,
+            flags: FORWARDED | FILL,
+            offset: 0.into(),
+            total: 100.into(),
+            ..good
+        };
+        assert_eq!(replace.check(100), Ok(()));
+        assert!(Update { flags: FORWARDED, ..replace }.check(100).is_err(), "only fills replace");
+        assert!(Update { total: 99.into(), ..replace }.check(100).is_err());
+        assert!(Update { total: (1 << 20).into(), ..replace }.check(100).is_err());
+        let patch = Update { kind: UpdateKind::Patch as u8, offset: 4096.into(), ..replace };
+        assert_eq!(patch.check(100), Ok(()));
+        assert!(Update { offset: 4095.into(), ..patch }.check(100).is_err());
+        assert!(Update { kind: UpdateKind::Write as u8, ..replace }.check(100).is_err());
     }
 
     #[test]

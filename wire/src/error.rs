@@ -84,6 +84,11 @@ codes! {
     LeaseExpired = 208, Refresh;
     /// Replicas hold different bytes and each is sure of its own.
     ReplicasDiffer = 209, Fatal;
+    /// A replica that is being filled lacks what the update builds on: it needs the whole chunk first. Expected is 1 if its
+    /// copy is to be replaced even though it looks the same.
+    NeedsWhole = 210, Retry;
+    /// A replica that is being filled doesn't hold what the fill was made for.
+    BaseDiffers = 211, Retry;
 
     /// The chunk has never been written.
     NoSuchChunk = 300, Fatal;

@@ -67,8 +67,19 @@ pub struct ChunkId {
 }
 
 impl ChunkId {
+    /// The last in order.
+    pub const MAX: Self = Self { inode: InodeId(u64::MAX), index: u32::MAX, generation: u32::MAX };
+
     pub const fn new(inode: InodeId, index: u32) -> Self {
         Self { inode, index, generation: 0 }
+    }
+
+    /// The next in order, `None` after the last.
+    pub fn next(self) -> Option<Self> {
+        let (generation, carry) = self.generation.overflowing_add(1);
+        let (index, carry) = self.index.overflowing_add(carry.into());
+        let inode = self.inode.0.checked_add(carry.into())?;
+        Some(Self { inode: InodeId(inode), index, generation })
     }
 }
 
@@ -143,6 +154,15 @@ impl fmt::Debug for Uuid {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chunks_follow_each_other() {
+        let chunk = |inode, index, generation| ChunkId { inode: InodeId(inode), index, generation };
+        assert_eq!(chunk(1, 2, 3).next(), Some(chunk(1, 2, 4)));
+        assert_eq!(chunk(1, 2, u32::MAX).next(), Some(chunk(1, 3, 0)));
+        assert_eq!(chunk(1, u32::MAX, u32::MAX).next(), Some(chunk(2, 0, 0)));
+        assert_eq!(ChunkId::MAX.next(), None);
+    }
 
     #[test]
     fn uuid_reads_what_it_writes() {

@@ -11,6 +11,7 @@
 //! | [`checksum`] | CRC-32C of blocks, frames and records |
 //! | [`frame`] | the header before every message |
 //! | [`data`] | bodies of the data path: reads, chain updates |
+//! | [`resync`] | what is said while one replica fills another |
 //! | [`layout`] | which chunk, and which chain, holds a byte of a file |
 //! | [`routing`] | which node and shard owns a target |
 //! | [`control`] | typed control messages and their operation codes |
@@ -26,6 +27,7 @@ pub mod frame;
 pub mod id;
 pub mod layout;
 pub mod limits;
+pub mod resync;
 pub mod routing;
 pub mod version;
 

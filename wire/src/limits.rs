@@ -28,6 +28,12 @@ pub const CONNECTION_SEND_MAX: usize = 64 << 20;
 pub const CHUNK_UPDATES_WAITING_MAX: usize = 64;
 /// Requests that a storage shard works on or holds back for want of buffers, of all connections together.
 pub const SHARD_OPERATIONS_MAX: usize = 64 << 10;
+/// Chunks whose digests are compared in one step of a resync; also the most entries of one answer.
+pub const COMPARE_CHUNKS_MAX: usize = 256;
+/// Chunks that one target sends to the replica that it fills at the same time.
+pub const FILLS_MAX: usize = 4;
+/// Rows of duplicate detection in one message at the end of a resync.
+pub const ROWS_MAX: usize = 4096;
 /// Seconds a peer has for its handshake.
 pub const HANDSHAKE_SECONDS: u64 = 5;
 
@@ -70,4 +76,6 @@ const _: () =
     assert!(CONNECTION_SEND_MAX / 8 > FRAME_BODY_MAX + FRAME_DATA_MAX, "the largest frame can be queued");
 const _: () = assert!(XATTR_VALUE_MAX <= KV_VALUE_MAX, "an extended attribute is one value");
 const _: () = assert!(LOCKS_MAX * 48 <= KV_VALUE_MAX, "all locks of a file are one value");
+const _: () =
+    assert!(COMPARE_CHUNKS_MAX * 48 + ROWS_MAX * 56 < FRAME_BODY_MAX, "answers and rows fit a frame");
 const _: () = assert!(KV_TRANSACTION_BYTES_MAX > KV_VALUE_MAX, "one value fits a transaction");

@@ -2,8 +2,8 @@
 
 use super::{PAUSE_FIRST, PAUSE_LAST, Step, WAITING_MAX};
 use crate::event::{Ack, Nanos, Offer, OpId};
-use crate::store::PendingInfo;
-use corefs_wire::{ChainId, Error, ErrorCode, Result};
+use crate::store::{PendingInfo, UpdateKind};
+use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, Result, UpdateTag};
 use std::collections::VecDeque;
 
 /// How far the active update of a chunk has come.
@@ -21,6 +21,8 @@ pub enum Phase {
     Paused,
     /// Nobody is left to wait for, but the store had no room for the commit: it will be asked again.
     Acked,
+    /// The successor is being filled and must be given the chunk's committed version first, or that is all there is to do.
+    Filling,
     /// A successor refused, but the store had no room for the drop: it will be asked again.
     Refused,
     /// A successor refused; the drop is on its way to the disk.
@@ -49,6 +51,10 @@ pub struct Active {
     pub attempt: u64,
     pub pause: Nanos,
     pub refusal: Option<Error>,
+    /// No update at all: the chunk's committed version is sent to a successor that is being filled.
+    pub filler: bool,
+    /// The successor's copy is to be replaced even if it looks the same.
+    pub force: bool,
 }
 
 impl Active {
@@ -64,7 +70,26 @@ impl Active {
             attempt: 0,
             pause: PAUSE_FIRST,
             refusal: None,
+            filler: false,
+            force: false,
         }
+    }
+
+    /// Holds the chunk while the successor is given its committed version.
+    pub fn filler(chunk: ChunkId, began: Nanos) -> Self {
+        let offer = Offer {
+            chunk,
+            kind: UpdateKind::Remove,
+            tag: UpdateTag::default(),
+            truncate_epoch: 0,
+            chain: ChainId(0),
+            chain_version: u64::MAX,
+            forwarded: None,
+            base: 0,
+            fill: None,
+        };
+        let unowned = Self { op: None, owed: false, ..Self::new(OpId(0), offer, began) };
+        Self { phase: Phase::Filling, filler: true, ..unowned }
     }
 
     pub fn recovered(pending: &PendingInfo) -> Self {
@@ -76,6 +101,8 @@ impl Active {
             chain: ChainId(0),
             chain_version: pending.chain_version,
             forwarded: None,
+            base: 0,
+            fill: None,
         };
         let ack = Ack { version: pending.version, length: pending.length, merged_crc: 0 };
         Self {
@@ -88,6 +115,8 @@ impl Active {
             attempt: 0,
             pause: PAUSE_FIRST,
             refusal: None,
+            filler: false,
+            force: false,
         }
     }
 
@@ -157,11 +186,13 @@ impl Waiting {
 pub struct Lane {
     pub active: Active,
     pub waiting: VecDeque<Waiting>,
+    /// When the active update is over, the successor is to be given what it made of the chunk.
+    pub fill: bool,
 }
 
 impl Lane {
     pub fn new(active: Active) -> Self {
-        Self { active, waiting: VecDeque::new() }
+        Self { active, waiting: VecDeque::new(), fill: false }
     }
 
     /// Queues behind the active update, or refuses.

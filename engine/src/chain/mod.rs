@@ -5,7 +5,7 @@
 //!
 //! # The life of an update
 //! ```text
-//! offer -> waiting (the chunk's queue) -> preparing -> writing -> forwarding <-> paused -> committed
+//! offer -> waiting (the chunk's queue) -> preparing -> writing -> forwarding <-> paused, filling -> committed
 //!                                             |           |            `-> dropping (definite refusal) -> refused
 //!                                             `-> refused  `-> committed (nobody comes after)
 //! ```
@@ -19,15 +19,23 @@
 //! - An update that was forwarded is never given up because of silence: only the refusal of a successor drops it, and the
 //!   drop is durable before the refusal is passed on.
 //! - An answer to an earlier attempt or an earlier chain version changes nothing.
+//! - What is pending when a new chain version comes is sent on again before anything new of its chunk is admitted; a replica
+//!   that is being filled drops it instead.
+//! - A successor that is being filled can't have an update dropped: an earlier one may have committed it. It is given what
+//!   it lacks, or says that it can't be filled.
 
+mod fill;
 mod lane;
 mod replica;
+mod resync;
 mod role;
 #[cfg(test)]
 mod tests;
 
+pub use fill::{Filler, Stage as FillStage};
 pub use lane::Phase;
-pub use replica::Replica;
+pub use replica::{ANSWER_TIMEOUT, FAILED_FOR, Replica};
+pub use resync::{Pace, Progress, Resync, Stage as ResyncStage};
 pub use role::Role;
 
 use crate::event::{Ack, Nanos, Offer, OpId};
@@ -84,6 +92,10 @@ pub enum Input {
     Due { chunk: ChunkId, attempt: u64 },
     /// The store was opened with this pending update.
     Recovered { pending: PendingInfo },
+    /// The successor is to be given the committed version of a chunk, when its active update is over.
+    Fill { chunk: ChunkId },
+    /// [`Step::Fill`] has come to its end.
+    Filled { chunk: ChunkId, attempt: u64, result: Result<()> },
     /// The answer to [`Step::Load`].
     Loaded { chunk: ChunkId, op: OpId, result: Result<u32> },
     /// The slice is dead.
@@ -103,6 +115,10 @@ pub enum Step {
     Drop { chunk: ChunkId, version: u64 },
     /// Read the payload of a recovered pending update back.
     Load { chunk: ChunkId },
+    /// Give the successor the committed version of a chunk, even if its own looks the same if `force`.
+    Fill { chunk: ChunkId, attempt: u64, to: TargetId, chain_version: u64, force: bool },
+    /// A chunk that [`Input::Fill`] named is filled.
+    FillEnded { chunk: ChunkId },
     /// Say [`Input::Due`] at that time.
     Wake { chunk: ChunkId, attempt: u64, at: Nanos },
     /// Answer the requester.

@@ -2,14 +2,16 @@
 
 use super::lane::{Active, Lane, Waiting};
 use super::{Begun, FORWARD_DEADLINE, Input, Moment, Phase, Role, Step, is_definite, refuse};
-use crate::event::{Ack, Offer, OpId};
+use crate::event::{Ack, Nanos, Offer, OpId};
 use crate::store::{Finish, PendingInfo};
-use corefs_wire::control::mgmtd::TargetState;
 use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, Result, UpdateTag};
 use std::collections::BTreeMap;
 
 /// How long the successor has for its answer before it is asked again (nanoseconds).
 pub const ANSWER_TIMEOUT: u64 = 3_000_000_000;
+
+/// How long a replica that couldn't take what it must be filled with says so (nanoseconds).
+pub const FAILED_FOR: Nanos = 10_000_000_000;
 
 /// Refusals remembered under one chain version.
 pub const REFUSALS_MAX: usize = 4096;
@@ -27,6 +29,8 @@ pub struct Replica {
     /// Updates that were refused for good under the present chain version. A copy that comes later (it waited on another
     /// connection) must hear the same: whoever sent it has undone it everywhere by then.
     refused: BTreeMap<(ChunkId, UpdateTag), ErrorCode>,
+    /// When an update was refused that a replica being filled must take: it can't be filled for a while.
+    failed: Option<Nanos>,
     dead: bool,
 }
 
@@ -45,7 +49,12 @@ impl Replica {
         let waits_for_others = |phase| {
             matches!(
                 phase,
-                Phase::Forwarding | Phase::Paused | Phase::Recovered | Phase::Loading | Phase::Stuck
+                Phase::Forwarding
+                    | Phase::Paused
+                    | Phase::Recovered
+                    | Phase::Loading
+                    | Phase::Filling
+                    | Phase::Stuck
             )
         };
         self.lanes.values().filter(|lane| !waits_for_others(lane.active.phase)).count()
@@ -72,11 +81,42 @@ impl Replica {
         Ok(())
     }
 
-    /// Whether the committed version may be shown while an update is pending: at the tail only, because elsewhere a later
-    /// version may have been shown already.
+    /// Whether the committed version may be shown while an update is pending: only at the end of the chain, and only if the
+    /// update is committed by its own flush. Elsewhere, and by a tail of an earlier chain version, a later version may have
+    /// been shown already.
     #[inline]
-    pub fn shows_pending(&self) -> bool {
-        self.role.as_ref().is_some_and(|role| role.tail)
+    pub fn shows_pending(&self, direct: bool) -> bool {
+        direct && self.role.as_ref().is_some_and(|role| role.tail && role.successor.is_none())
+    }
+
+    /// Whether nothing of an earlier chain version is under way any more: what is committed here is known then.
+    pub fn is_settled(&self) -> bool {
+        let version = self.role.as_ref().map_or(0, |role| role.version);
+        self.lanes.values().all(|lane| lane.active.offer.chain_version >= version)
+    }
+
+    /// Whether the successor still lacks something that it is to be given.
+    pub fn owes_fills(&self) -> bool {
+        self.lanes.values().any(|lane| lane.fill || lane.active.phase == Phase::Filling)
+    }
+
+    /// It can't be filled for the time being.
+    pub fn failed(&self, now: Nanos) -> bool {
+        self.failed.is_some_and(|at| now < at + FAILED_FOR)
+    }
+
+    /// A number that was never given before, for an attempt at anything.
+    pub fn number(&mut self) -> u64 {
+        self.attempts += 1;
+        self.attempts
+    }
+
+    /// The next step of filling a chunk is an attempt of its own.
+    pub fn renew_fill(&mut self, chunk: ChunkId) -> Option<u64> {
+        let attempt = self.number();
+        let active = self.active(chunk, Phase::Filling)?;
+        active.attempt = attempt;
+        Some(attempt)
     }
 
     /// How an update that is staged now ends here.
@@ -87,7 +127,7 @@ impl Replica {
         }
     }
 
-    fn admit(&self, moment: Moment) -> Result<&Role> {
+    pub(crate) fn admit(&self, moment: Moment) -> Result<&Role> {
         if self.dead {
             return refuse(ErrorCode::SliceDead);
         }
@@ -116,6 +156,8 @@ impl Replica {
             Input::Due { chunk, attempt } => self.due(moment, chunk, attempt, steps),
             Input::Recovered { pending } => self.recovered(&pending),
             Input::Loaded { chunk, op, result } => self.loaded(moment, chunk, op, result, steps),
+            Input::Fill { chunk } => self.want_fill(moment, chunk, steps),
+            Input::Filled { chunk, attempt, result } => self.filled(moment, chunk, attempt, result, steps),
             Input::Died => self.died(steps),
         }
     }
@@ -129,20 +171,29 @@ impl Replica {
         self.refused.clear();
         let chunks: Vec<ChunkId> = self.lanes.keys().copied().collect();
         for chunk in chunks {
-            if let Some(lane) = self.lanes.get_mut(&chunk) {
-                lane.sift(steps, |waiting| {
-                    let offer = &waiting.offer;
-                    role.admit_update(offer.chain, offer.chain_version, offer.forwarded.is_some()).err()
-                });
+            let Some(lane) = self.lanes.get_mut(&chunk) else { continue };
+            lane.sift(steps, |waiting| role.admit_update(&waiting.offer).err());
+            // What is under way may be committed here alone, without a word to a successor that is new.
+            lane.fill = role.filling && !lane.active.filler;
+            if lane.active.filler {
+                self.end(moment, chunk, Ok(Ack::default()), steps);
+                continue;
+            }
+            match lane.active.phase {
+                Phase::Filling => lane.active.phase = Phase::Paused,
+                Phase::Stuck if role.syncing() => {
+                    // Whatever was wrong with it: it gets another replica's.
+                    self.stuck -= 1;
+                    lane.active.phase = Phase::Paused;
+                }
+                _ => {}
             }
             self.drive(moment, chunk, steps);
         }
     }
 
     fn offered(&mut self, moment: Moment, op: OpId, offer: Offer, steps: &mut Vec<Step>) {
-        let admitted = self
-            .admit(moment)
-            .and_then(|role| role.admit_update(offer.chain, offer.chain_version, offer.forwarded.is_some()));
+        let admitted = self.admit(moment).and_then(|role| role.admit_update(&offer));
         let waiting = Waiting { op, offer, since: moment.now };
         if let Err(error) = admitted.and_then(|()| self.remembered(&offer)) {
             return waiting.refuse(error, steps);
@@ -166,8 +217,12 @@ impl Replica {
 
     /// What a requester hears. A predecessor undoes what is refused for good, so the refusal is remembered; if there is no
     /// room for that, it isn't for good.
-    fn refusal(&mut self, offer: &Offer, error: Error) -> Error {
+    fn refusal(&mut self, moment: Moment, offer: &Offer, error: Error) -> Error {
         if offer.forwarded.is_none() || !is_definite(error.code) {
+            return error;
+        }
+        if self.role.as_ref().is_some_and(Role::syncing) {
+            self.failed = Some(moment.now);
             return error;
         }
         if self.refused.len() >= REFUSALS_MAX {
@@ -222,11 +277,11 @@ impl Replica {
         if !matches!(active.phase, Phase::Forwarding | Phase::Paused | Phase::Recovered) {
             return;
         }
-        if role.state == TargetState::Syncing && active.offer.chain_version < role.version {
+        if role.syncing() && active.offer.chain_version < role.version {
             // Whoever fills this target sends what is worth having.
             return active.give_up(ErrorCode::ChainBroken.into(), steps);
         }
-        let receives = role.serving() || role.state == TargetState::Syncing;
+        let receives = role.serving() || role.syncing();
         match (role.successor, active.op) {
             _ if !receives && active.phase == Phase::Recovered => {}
             _ if !receives || !moment.leased => {
@@ -257,13 +312,26 @@ impl Replica {
         result: Result<Ack>,
         steps: &mut Vec<Step>,
     ) {
-        let Some(version) = self.role.as_ref().map(|role| role.version) else { return };
-        let Some(active) = self.active(chunk, Phase::Forwarding) else { return };
-        if active.attempt != attempt {
+        let Some((version, filling)) = self.role.as_ref().map(|role| (role.version, role.filling)) else {
+            return;
+        };
+        let Some(lane) = self.lanes.get_mut(&chunk) else { return };
+        let active = &mut lane.active;
+        if active.phase != Phase::Forwarding || active.attempt != attempt {
             return;
         }
         match result {
             Ok(ack) if active.agrees(&ack) => active.commit(version, steps),
+            Ok(_) if filling => {
+                // It has the update, on top of something else than we have.
+                lane.fill = true;
+                active.commit(version, steps);
+            }
+            Err(error) if filling && error.code == ErrorCode::NeedsWhole => {
+                active.force |= error.expected == 1;
+                self.fill(moment, chunk, steps);
+            }
+            Err(error) if filling && is_definite(error.code) => self.pause(moment, chunk, error, steps),
             Ok(_) => self.stick(chunk, ErrorCode::ReplicasDiffer.into(), steps),
             Err(error) if error.code == ErrorCode::ReplicasDiffer => self.stick(chunk, error, steps),
             Err(error) if is_definite(error.code) => active.give_up(error, steps),
@@ -271,8 +339,74 @@ impl Replica {
         }
     }
 
+    /// The successor lacks what the active update builds on.
+    fn fill(&mut self, moment: Moment, chunk: ChunkId, steps: &mut Vec<Step>) {
+        let (Some(role), Some(lane)) = (&self.role, self.lanes.get_mut(&chunk)) else { return };
+        let active = &mut lane.active;
+        active.phase = Phase::Filling;
+        match role.successor.filter(|_| role.filling) {
+            Some(to) if moment.leased => {
+                self.attempts += 1;
+                active.attempt = self.attempts;
+                let (attempt, chain_version, force) = (active.attempt, role.version, active.force);
+                steps.push(Step::Fill { chunk, attempt, to, chain_version, force });
+            }
+            _ => self.rest(chunk, Phase::Filling, moment, steps),
+        }
+    }
+
+    fn want_fill(&mut self, moment: Moment, chunk: ChunkId, steps: &mut Vec<Step>) {
+        if self.dead || !self.role.as_ref().is_some_and(|role| role.filling) {
+            return;
+        }
+        match self.lanes.get_mut(&chunk) {
+            Some(lane) if lane.active.filler => {}
+            Some(lane) => lane.fill = true,
+            None => {
+                self.lanes.insert(chunk, Lane::new(Active::filler(chunk, moment.now)));
+                self.fill(moment, chunk, steps);
+            }
+        }
+    }
+
+    fn filled(
+        &mut self,
+        moment: Moment,
+        chunk: ChunkId,
+        attempt: u64,
+        result: Result<()>,
+        steps: &mut Vec<Step>,
+    ) {
+        let Some(active) = self.active(chunk, Phase::Filling).filter(|active| active.attempt == attempt)
+        else {
+            return;
+        };
+        match result {
+            Ok(()) if active.filler => {
+                steps.push(Step::FillEnded { chunk });
+                self.end(moment, chunk, Ok(Ack::default()), steps);
+            }
+            Ok(()) => {
+                (active.phase, active.force) = (Phase::Paused, false);
+                self.drive(moment, chunk, steps);
+            }
+            Err(error) => self.pause_in(Phase::Filling, moment, chunk, error, steps),
+        }
+    }
+
     /// The successor can't be had just now. Requesters who have waited long enough are told; the update goes on.
     fn pause(&mut self, moment: Moment, chunk: ChunkId, error: Error, steps: &mut Vec<Step>) {
+        self.pause_in(Phase::Paused, moment, chunk, error, steps);
+    }
+
+    fn pause_in(
+        &mut self,
+        phase: Phase,
+        moment: Moment,
+        chunk: ChunkId,
+        error: Error,
+        steps: &mut Vec<Step>,
+    ) {
         let Some(lane) = self.lanes.get_mut(&chunk) else { return };
         let late = |since| moment.now >= since + FORWARD_DEADLINE;
         let broken = Error::new(ErrorCode::ChainBroken, format!("the successor doesn't answer: {error}"));
@@ -280,7 +414,7 @@ impl Replica {
             lane.active.reply(Err(broken.clone()), steps);
         }
         lane.sift(steps, |waiting| late(waiting.since).then(|| broken.clone()));
-        self.rest(chunk, Phase::Paused, moment, steps);
+        self.rest(chunk, phase, moment, steps);
     }
 
     /// Waits a while before it goes on from `phase`.
@@ -343,6 +477,7 @@ impl Replica {
             Phase::Paused | Phase::Recovered => self.drive(moment, chunk, steps),
             Phase::Forwarding => self.pause(moment, chunk, ErrorCode::TimedOut.into(), steps),
             Phase::Held => self.begin_again(moment, chunk, steps),
+            Phase::Filling => self.fill(moment, chunk, steps),
             Phase::Acked => {
                 let version = self.role.as_ref().map_or(0, |role| role.version);
                 lane.active.commit(version, steps);
@@ -358,7 +493,7 @@ impl Replica {
     fn begin_again(&mut self, moment: Moment, chunk: ChunkId, steps: &mut Vec<Step>) {
         let (Some(role), Some(lane)) = (&self.role, self.lanes.get_mut(&chunk)) else { return };
         let offer = lane.active.offer;
-        match role.admit_update(offer.chain, offer.chain_version, offer.forwarded.is_some()) {
+        match role.admit_update(&offer) {
             Ok(()) => {
                 lane.active.phase = Phase::Preparing;
                 steps.extend(lane.active.op.map(|op| Step::Begin { op, offer }));
@@ -416,15 +551,18 @@ impl Replica {
         let Some(mut lane) = self.lanes.remove(&chunk) else { return };
         let result = match result {
             // Nobody is owed anything for an update that was found pending: whoever sent it asks again.
-            Err(error) if lane.active.op.is_some() => Err(self.refusal(&lane.active.offer, error)),
+            Err(error) if lane.active.op.is_some() => Err(self.refusal(moment, &lane.active.offer, error)),
             other => other,
         };
         lane.active.end(result, steps);
+        if std::mem::take(&mut lane.fill) && self.role.as_ref().is_some_and(|role| role.filling) {
+            lane.active = Active::filler(chunk, moment.now);
+            self.lanes.insert(chunk, lane);
+            return self.fill(moment, chunk, steps);
+        }
         while let Some(waiting) = lane.waiting.pop_front() {
             let offer = waiting.offer;
-            let admitted = self.admit(moment).and_then(|role| {
-                role.admit_update(offer.chain, offer.chain_version, offer.forwarded.is_some())
-            });
+            let admitted = self.admit(moment).and_then(|role| role.admit_update(&offer));
             match admitted.and_then(|()| self.remembered(&offer)) {
                 Ok(()) => {
                     lane.active = Active::new(waiting.op, offer, moment.now);

@@ -1,5 +1,6 @@
 //! What routing says about one target: its place in its chain.
 
+use crate::event::Offer;
 use corefs_wire::control::mgmtd::TargetState;
 use corefs_wire::routing::Chain;
 use corefs_wire::{ChainId, Error, ErrorCode, Result, TargetId};
@@ -16,6 +17,8 @@ pub struct Role {
     pub tail: bool,
     /// Who gets updates next.
     pub successor: Option<TargetId>,
+    /// The successor is being filled, which is this one's to do.
+    pub filling: bool,
     /// How many come after, serving or being filled.
     pub behind: u8,
 }
@@ -33,12 +36,19 @@ impl Role {
             head: chain.head() == Some(target),
             tail: chain.serving().next_back() == Some(target),
             successor: chain.successor(target),
+            filling: chain.members.get(position + 1).is_some_and(|next| next.state == TargetState::Syncing)
+                && chain.members[position].serving(),
             behind: behind as u8,
         })
     }
 
     pub fn serving(&self) -> bool {
         self.state == TargetState::Serving
+    }
+
+    /// Being filled by its predecessor.
+    pub fn syncing(&self) -> bool {
+        self.state == TargetState::Syncing
     }
 
     /// The request knows this chain at this version.
@@ -65,15 +75,23 @@ impl Role {
     }
 
     /// A client or the predecessor may offer an update here.
-    pub fn admit_update(&self, chain: ChainId, version: u64, forwarded: bool) -> Result<()> {
-        self.check(chain, version)?;
-        let receives = self.serving() || self.state == TargetState::Syncing;
-        let admitted = if forwarded { receives && !self.head } else { self.head };
+    pub fn admit_update(&self, offer: &Offer) -> Result<()> {
+        self.check(offer.chain, offer.chain_version)?;
+        let forwarded = offer.forwarded.is_some();
+        let receives = self.serving() || self.syncing();
+        let admitted = match offer.fill {
+            Some(_) => forwarded && self.syncing(),
+            None if forwarded => receives && !self.head,
+            None => self.head,
+        };
         if admitted {
             return Ok(());
         }
-        let what =
-            if forwarded { "no updates come from a predecessor here" } else { "the target isn't the head" };
+        let what = match offer.fill {
+            Some(_) => "the target isn't being filled",
+            None if forwarded => "no updates come from a predecessor here",
+            None => "the target isn't the head",
+        };
         Err(Error::new(ErrorCode::NotServing, what))
     }
 }

@@ -12,6 +12,7 @@ use std::fmt::Write;
 const CHAIN: ChainId = ChainId(1);
 const NOW: Moment = Moment { now: 1_000_000_000, leased: true };
 const FENCED: Moment = Moment { leased: false, ..NOW };
+const FILLING: [TargetState; 2] = [TargetState::Serving, TargetState::Syncing];
 
 fn chunk() -> ChunkId {
     ChunkId::new(InodeId(1), 0)
@@ -32,7 +33,8 @@ fn role(version: u64, position: u64, replicas: usize) -> Role {
 fn offer(sequence: u64, chain_version: u64, forwarded: Option<u64>) -> Offer {
     let tag = UpdateTag { client: ClientId(7), sequence, incarnation: 1, channel: 0 };
     let kind = UpdateKind::Write { offset: 0, len: 4096 };
-    Offer { chunk: chunk(), kind, tag, truncate_epoch: 0, chain: CHAIN, chain_version, forwarded }
+    let (base, fill) = (forwarded.map_or(0, |version| version - 1), None);
+    Offer { chunk: chunk(), kind, tag, truncate_epoch: 0, chain: CHAIN, chain_version, forwarded, base, fill }
 }
 
 fn pending() -> PendingInfo {
@@ -112,6 +114,9 @@ impl Stage {
 fn in_phase(phase: Option<Phase>) -> Stage {
     let mut stage = Stage::new(role(1, 1, 3));
     let Some(phase) = phase else { return stage };
+    if phase == Phase::Filling {
+        stage = Stage::new(role_in(1, 1, &FILLING));
+    }
     if matches!(phase, Phase::Recovered | Phase::Loading) {
         stage = Stage { replica: Replica::default(), steps: Vec::new() };
         stage.tell(Input::Recovered { pending: pending() });
@@ -129,6 +134,9 @@ fn in_phase(phase: Option<Phase>) -> Stage {
         Phase::Writing => drop(stage.applied()),
         Phase::Forwarding => drop(stage.applied().durable(false)),
         Phase::Paused => drop(stage.applied().durable(false).answered(1, Err(ErrorCode::TimedOut.into()))),
+        Phase::Filling => {
+            stage.applied().durable(false).answered(1, Err(ErrorCode::NeedsWhole.into()));
+        }
         Phase::Acked => drop(stage.applied().durable(false).answered(1, Ok(ACK))),
         Phase::Refused => drop(stage.applied().durable(false).answered(1, Err(ErrorCode::NoSpace.into()))),
         Phase::Dropping => {
@@ -149,6 +157,7 @@ fn phases() -> Vec<Option<Phase>> {
         Phase::Writing,
         Phase::Forwarding,
         Phase::Paused,
+        Phase::Filling,
         Phase::Acked,
         Phase::Refused,
         Phase::Dropping,
@@ -171,6 +180,9 @@ fn inputs() -> Vec<(&'static str, Input)> {
         ("begun fresh", Input::Begun { chunk, result: Ok(Begun::Fresh { version: 5 }) }),
         ("begun done", Input::Begun { chunk, result: Ok(Begun::Done(ACK)) }),
         ("begun refused", Input::Begun { chunk, result: Err(ErrorCode::StaleLayout.into()) }),
+        ("fill", Input::Fill { chunk }),
+        ("filled", Input::Filled { chunk, attempt: 2, result: Ok(()) }),
+        ("not filled", Input::Filled { chunk, attempt: 2, result: failed(ErrorCode::TimedOut) }),
         ("applied", Input::Applied { chunk, result: Ok(99) }),
         ("applied overloaded", Input::Applied { chunk, result: Err(ErrorCode::Overloaded.into()) }),
         ("applied no space", Input::Applied { chunk, result: Err(ErrorCode::NoSpace.into()) }),
@@ -217,6 +229,11 @@ fn show(step: &Step) -> String {
         }
         Step::Drop { version, .. } => format!("drop version {version}"),
         Step::Load { .. } => "load".into(),
+        Step::Fill { attempt, to, chain_version, force, .. } => {
+            let how = if *force { " by force" } else { "" };
+            format!("fill {to}{how} (chain version {chain_version}, attempt {attempt})")
+        }
+        Step::FillEnded { .. } => "fill ended".into(),
         Step::Wake { attempt, at, .. } => format!("wake in {} ms ({attempt})", (at - NOW.now) / 1_000_000),
         Step::Reply { op, result: answer } => format!("reply to op {}: {}", op.0, result(answer)),
         Step::End { op } => format!("end op {}", op.0),
@@ -411,6 +428,77 @@ fn a_late_answer_fits_no_other_update() {
 }
 
 #[test]
+fn a_successor_that_lacks_the_base_is_given_it_first() {
+    let mut stage = in_phase(Some(Phase::Filling));
+    let [Step::Fill { attempt, to: TargetId(2), force: false, .. }] = stage.steps[..] else {
+        panic!("{:?}", stage.steps)
+    };
+    stage.tell(Input::Filled { chunk: chunk(), attempt: attempt - 1, result: Ok(()) });
+    assert_eq!(stage.phase(), Some(Phase::Filling), "an earlier attempt");
+    stage.tell(Input::Filled { chunk: chunk(), attempt, result: Ok(()) });
+    assert!(
+        matches!(stage.steps[0], Step::Forward { version: 5, .. }),
+        "then it gets the update as any other"
+    );
+    // It took the update on top of something else: commit, and fill afterwards, before whoever waits.
+    let attempt = stage.attempt();
+    stage.offer(2, offer(2, 1, None)).answered(attempt, Ok(Ack { merged_crc: 1, ..ACK }));
+    assert!(matches!(stage.steps[..], [Step::Commit { .. }]) && stage.replica.owes_fills());
+    stage.tell(Input::Committed { chunk: chunk(), result: Ok(()) });
+    let fill = stage.steps.iter().find_map(|step| match step {
+        Step::Fill { attempt, .. } => Some(*attempt),
+        _ => None,
+    });
+    stage.tell(Input::Filled { chunk: chunk(), attempt: fill.unwrap(), result: Ok(()) });
+    assert!(matches!(stage.steps[..], [Step::FillEnded { .. }, Step::Begin { op: OpId(2), .. }]));
+    assert!(!stage.replica.owes_fills());
+}
+
+#[test]
+fn a_replica_that_is_being_filled_drops_what_was_pending_and_never_has_an_update_dropped() {
+    // It was in the middle, and had an update that it sent on.
+    let mut stage = Stage::new(role(1, 2, 3));
+    stage.offer(1, offer(1, 1, Some(5))).begun().applied().durable(false);
+    let filled = role_in(3, 2, &FILLING);
+    stage.tell(Input::Role(filled.clone()));
+    assert!(matches!(stage.steps[..], [Step::Drop { version: 5, .. }]) && !stage.replica.is_settled());
+    stage.tell(Input::DropBegun { chunk: chunk(), result: Ok(()) }).tell(Input::Dropped { chunk: chunk() });
+    assert!(stage.replica.is_settled());
+    // A refusal says that it can't be filled; its predecessor goes on asking.
+    let mut stage = Stage::new(filled);
+    stage.offer(1, offer(1, 3, Some(5))).begun();
+    stage.tell(Input::Applied { chunk: chunk(), result: Err(ErrorCode::NoSpace.into()) });
+    assert!(stage.replica.failed(NOW.now) && !stage.replica.failed(NOW.now + FAILED_FOR));
+    let mut stage = Stage::new(role_in(1, 1, &FILLING));
+    stage.offer(1, offer(1, 1, None)).begun().applied().durable(false);
+    stage.answered(1, Err(ErrorCode::NoSpace.into()));
+    assert_eq!(stage.phase(), Some(Phase::Paused));
+}
+
+#[test]
+fn what_was_under_way_when_filling_began_is_given_afterwards() {
+    // The last of the chain commits by its own flush; then somebody to be filled comes after it.
+    let mut stage = Stage::new(role(1, 1, 1));
+    stage.offer(1, offer(1, 1, None)).begun().applied();
+    stage.tell(Input::Role(role_in(2, 1, &FILLING)));
+    assert!(stage.replica.owes_fills());
+    stage.durable(true);
+    assert!(stage.steps.iter().any(|step| matches!(step, Step::Fill { chain_version: 2, .. })));
+    // Without a successor there is nobody to be given anything.
+    stage.tell(Input::Role(role(3, 1, 1)));
+    assert_eq!((stage.replica.busy(), stage.replica.owes_fills()), (0, false));
+}
+
+#[test]
+fn what_a_tail_of_an_earlier_version_may_have_shown_is_not_taken_back() {
+    let alone = Stage::new(role(1, 1, 1));
+    assert!(alone.replica.shows_pending(true), "nobody else has it");
+    assert!(!alone.replica.shows_pending(false), "a tail that is gone may have shown it");
+    let filling = Stage::new(role_in(1, 1, &FILLING));
+    assert!(!filling.replica.shows_pending(true), "its successor may serve by now");
+}
+
+#[test]
 fn roles_follow_the_chain() {
     use TargetState as State;
     let states = [State::Serving, State::Serving, State::Syncing, State::Offline];
@@ -422,9 +510,15 @@ fn roles_follow_the_chain() {
     assert_eq!((filling.serving(), filling.successor, filling.behind), (false, None, 0));
     let code = |result: Result<()>| result.map_err(|error| error.code);
     assert_eq!(code(filling.admit_read(CHAIN, 1)), Err(ErrorCode::NotServing));
-    assert_eq!(code(filling.admit_update(CHAIN, 1, true)), Ok(()));
-    assert_eq!(code(head.admit_update(CHAIN, 1, true)), Err(ErrorCode::NotServing));
-    assert_eq!(code(tail.admit_update(CHAIN, 1, false)), Err(ErrorCode::NotServing));
+    assert_eq!((head.filling, tail.filling, filling.filling), (false, true, false));
+    let (forwarded, own) = (offer(1, 1, Some(5)), offer(1, 1, None));
+    assert_eq!(code(filling.admit_update(&forwarded)), Ok(()));
+    assert_eq!(code(head.admit_update(&forwarded)), Err(ErrorCode::NotServing));
+    assert_eq!(code(tail.admit_update(&own)), Err(ErrorCode::NotServing));
+    let fill = Offer { fill: Some(0), ..forwarded };
+    assert_eq!(code(filling.admit_update(&fill)), Ok(()));
+    assert_eq!(code(tail.admit_update(&fill)), Err(ErrorCode::NotServing));
+    assert_eq!(code(filling.admit_update(&Offer { fill: Some(0), ..own })), Err(ErrorCode::NotServing));
     assert_eq!(code(head.admit_read(CHAIN, 2)), Err(ErrorCode::StaleRouting));
     assert_eq!(code(head.admit_read(ChainId(9), 1)), Err(ErrorCode::UnknownChain));
     assert!(!role_in(1, 1, &[State::LastServing, State::Offline]).head);

@@ -4,7 +4,8 @@
 //! until the turn performs it.
 
 use super::counters::Counters;
-use super::links::Links;
+use super::filling;
+use super::links::{Links, Sent};
 use super::ops::{Op, Ops, ReadOp, Requester, UpdateOp};
 use crate::block;
 use crate::event::{Ack, Event, Nanos, Offer, OpId, Outputs};
@@ -15,6 +16,7 @@ use corefs_wire::data::{self, ReadEntry, UpdateReply, op};
 use corefs_wire::error::decode_error;
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::limits::{BLOCK, CONNECTION_REQUESTS_MAX, SHARD_OPERATIONS_MAX};
+use corefs_wire::resync::{self, Compare};
 use corefs_wire::{Error, ErrorCode, Result, SliceIndex};
 use std::collections::VecDeque;
 use zerocopy::IntoBytes;
@@ -250,6 +252,7 @@ impl Desk {
             writes: InlineVec::new(),
             batch: BatchId(0),
             forward: None,
+            ticket: 0,
             left: 0,
             failed: false,
             ended: false,
@@ -283,9 +286,39 @@ impl Desk {
         Flow::Pause
     }
 
+    /// A predecessor that fills one of our targets asks what it holds.
+    fn compare(&mut self, conn: ConnId, header: &Header, body: &[u8]) -> Flow {
+        let flow = self.open_account(conn, 1);
+        let requester = Requester { conn, request: header.request() };
+        let found = Compare::parse(body).and_then(|compare| self.targets.compare(self.now, &compare));
+        let result = found.map(|told| filling::encode_told(&told));
+        self.ready.push(Ready { requester, op: op::COMPARE, result });
+        flow
+    }
+
+    fn rows(&mut self, conn: ConnId, header: &Header, body: &[u8]) -> Flow {
+        let flow = self.open_account(conn, 1);
+        let requester = Requester { conn, request: header.request() };
+        let rows = resync::rows(body);
+        let result = rows.and_then(|(head, rows)| self.targets.take_rows(self.now, head, rows));
+        self.ready.push(Ready { requester, op: op::ROWS, result: result.map(|()| Vec::new()) });
+        flow
+    }
+
     /// The successor has answered.
     fn answered(&mut self, conn: ConnId, header: &Header, body: &[u8]) {
-        let Some(forward) = self.links.take(conn, header.request()) else { return };
+        let forward = match self.links.take(conn, header.request()) {
+            Some(Sent::Forward(forward)) => forward,
+            Some(Sent::Question(question)) => {
+                let result = match header.status() {
+                    0 => filling::decode_told(question.op, body),
+                    status => Err(decode_error(status, body)),
+                };
+                let (target, ticket) = (question.target, question.ticket);
+                return self.tell(Event::Told { target, ticket, result });
+            }
+            None => return,
+        };
         self.counters.forward_answers += 1;
         self.ops.update(forward.op).forward = None;
         let result = match header.status() {
@@ -328,13 +361,15 @@ impl FrameSink for Desk {
             (Kind::Request, op::READ) => self.reads(conn, header, body),
             (Kind::Request, op::UPDATE) => self.update(conn, header, body, data),
             (Kind::Request, op::LIST) => self.list(conn, header, body),
+            (Kind::Request, op::COMPARE) => self.compare(conn, header, body),
+            (Kind::Request, op::ROWS) => self.rows(conn, header, body),
             (Kind::Reply, _) => {
                 self.answered(conn, header, body);
                 Flow::Continue
             }
             (Kind::Request, other) => {
                 let flow = self.open_account(conn, 1);
-                let what = "a storage shard reads, updates and lists";
+                let what = "a storage shard reads, updates, lists, compares and takes rows";
                 self.refuse(
                     conn,
                     header,
@@ -357,10 +392,25 @@ impl FrameSink for Desk {
         self.counters.connections_closed += 1;
         self.waiting.retain(|waiting| *waiting != conn);
         self.starved.retain(|starved| starved.requester.conn != conn);
-        for forward in self.links.closed(conn) {
-            self.ops.update(forward.op).forward = None;
-            let (target, chunk, attempt) = (forward.target, forward.chunk, forward.attempt);
-            self.tell(Event::Answered { target, chunk, attempt, result: Err(error.clone()) });
+        for sent in self.links.closed(conn) {
+            self.lost(sent, &error);
+        }
+    }
+}
+
+impl Desk {
+    /// What was sent won't be answered.
+    pub fn lost(&mut self, sent: Sent, error: &Error) {
+        match sent {
+            Sent::Forward(forward) => {
+                self.ops.update(forward.op).forward = None;
+                let (target, chunk, attempt) = (forward.target, forward.chunk, forward.attempt);
+                self.tell(Event::Answered { target, chunk, attempt, result: Err(error.clone()) });
+            }
+            Sent::Question(question) => {
+                let (target, ticket) = (question.target, question.ticket);
+                self.tell(Event::Told { target, ticket, result: Err(error.clone()) });
+            }
         }
     }
 }
@@ -372,6 +422,8 @@ fn offer(update: &data::Update) -> Result<Offer> {
         data::UpdateKind::Write => UpdateKind::Write { offset, len: length },
         data::UpdateKind::Truncate => UpdateKind::Truncate { len: length },
         data::UpdateKind::Remove => UpdateKind::Remove,
+        data::UpdateKind::Replace => UpdateKind::FullReplace { len: length, total: update.total.get() },
+        data::UpdateKind::Patch => UpdateKind::Patch { offset, len: length },
     };
     Ok(Offer {
         chunk: update.chunk(),
@@ -381,6 +433,8 @@ fn offer(update: &data::Update) -> Result<Offer> {
         chain: update.chain(),
         chain_version: update.chain_version.get(),
         forwarded: (update.flags & data::FORWARDED != 0).then(|| update.version.get()),
+        base: update.base.get(),
+        fill: (update.flags & data::FILL != 0).then(|| update.base.get()),
     })
 }
 

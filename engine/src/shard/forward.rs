@@ -1,7 +1,7 @@
-//! Sending an update on to the next in its chain.
+//! Sending to the next in a chain: updates, and questions when it is being filled.
 
 use super::Shard;
-use super::links::Route;
+use super::links::{Forward, Question, Route, Sent};
 use crate::event::{Event, OpId};
 use corefs_net::{Address, ConnId, Payload};
 use corefs_wire::data::{self, FORWARDED, op};
@@ -17,11 +17,23 @@ impl Shard {
         }
         match self.link(route.to) {
             Ok(conn) => {
-                let key = self.desk.links.put(conn, op, target, chunk, attempt, route);
+                let forward = Forward { op, target, chunk, attempt, route };
+                let key = self.desk.links.put(conn, Sent::Forward(forward));
                 self.desk.ops.update(op).forward = Some(key);
                 self.send_forwards();
             }
             Err(error) => self.desk.tell(Event::Answered { target, chunk, attempt, result: Err(error) }),
+        }
+    }
+
+    /// Enters a question to the owner of `to`; it leaves as a forward does.
+    pub(super) fn question(&mut self, to: TargetId, question: Question) {
+        match self.link(to) {
+            Ok(conn) => {
+                self.desk.links.put(conn, Sent::Question(question));
+                self.send_forwards();
+            }
+            Err(error) => self.desk.lost(Sent::Question(question), &error),
         }
     }
 
@@ -37,31 +49,43 @@ impl Shard {
         Ok(conn)
     }
 
-    /// Sends every forward whose connection is open.
+    /// Sends everything whose connection is open.
     pub(super) fn send_forwards(&mut self) {
         for key in std::mem::take(&mut self.desk.links.sendable) {
-            let Some((forward, conn, request)) = self.desk.links.get(key) else { continue };
-            let forward = *forward;
-            let update = self.desk.ops.update(forward.op);
-            let mut message = update.message;
-            message.target = forward.to.0.into();
-            message.version = forward.version.into();
-            message.chain_version = forward.chain_version.into();
-            message.flags = FORWARDED;
-            self.body.clear();
-            self.body.extend_from_slice(data::Prefix::default().as_bytes());
-            self.body.extend_from_slice(message.as_bytes());
-            update.crcs.iter().for_each(|crc| self.body.extend_from_slice(&crc.to_le_bytes()));
-            let payload = update.buffer.as_ref().filter(|_| !update.payload.is_empty());
-            let payload = payload.map(|buffer| Payload::new(buffer.clone(), update.payload.clone()));
-            self.desk.counters.forwards += 1;
-            let sent = self.tcp.send(conn, Kind::Request, op::UPDATE, request, 0, &self.body, payload);
-            if let Err(error) = sent {
-                self.desk.links.remove(key);
-                self.desk.ops.update(forward.op).forward = None;
-                let (target, chunk, attempt) = (forward.target, forward.chunk, forward.attempt);
-                self.desk.tell(Event::Answered { target, chunk, attempt, result: Err(error) });
+            let Some((sent, conn, request)) = self.desk.links.get(key) else { continue };
+            let outcome = match sent {
+                Sent::Forward(forward) => {
+                    let forward = *forward;
+                    self.send_forward(&forward, conn, request)
+                }
+                Sent::Question(question) => {
+                    self.tcp.send(conn, Kind::Request, question.op, request, 0, &question.body, None)
+                }
+            };
+            if let Err(error) = outcome
+                && let Some(sent) = self.desk.links.remove(key)
+            {
+                self.desk.lost(sent, &error);
             }
         }
+    }
+
+    fn send_forward(&mut self, forward: &Forward, conn: ConnId, request: u64) -> Result<()> {
+        let update = self.desk.ops.update(forward.op);
+        let mut message = update.message;
+        let Route { to, version, chain_version, base } = forward.route;
+        message.target = to.0.into();
+        message.version = version.into();
+        message.chain_version = chain_version.into();
+        message.base = base.into();
+        message.flags |= FORWARDED;
+        self.body.clear();
+        self.body.extend_from_slice(data::Prefix::default().as_bytes());
+        self.body.extend_from_slice(message.as_bytes());
+        update.crcs.iter().for_each(|crc| self.body.extend_from_slice(&crc.to_le_bytes()));
+        let payload = update.buffer.as_ref().filter(|_| !update.payload.is_empty());
+        let payload = payload.map(|buffer| Payload::new(buffer.clone(), update.payload.clone()));
+        self.desk.counters.forwards += 1;
+        self.tcp.send(conn, Kind::Request, op::UPDATE, request, 0, &self.body, payload)
     }
 }

@@ -1,4 +1,4 @@
-//! Connections to successors' owners, opened when first needed, and the forwards in flight on them.
+//! Connections to successors' owners, opened when first needed, and the forwards and questions in flight on them.
 
 use crate::event::OpId;
 use corefs_net::ConnId;
@@ -12,10 +12,36 @@ pub struct Forward {
     pub target: TargetId,
     pub chunk: ChunkId,
     pub attempt: u64,
-    /// The successor, and what it is to be told.
+    pub route: Route,
+}
+
+/// Where a forward goes, and what the successor is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Route {
     pub to: TargetId,
     pub version: u64,
     pub chain_version: u64,
+    pub base: u64,
+}
+
+/// A question to a successor that is being filled.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Question {
+    pub target: TargetId,
+    pub ticket: u64,
+    pub op: u16,
+    pub body: Vec<u8>,
+}
+
+/// What is sent to a successor's owner.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Sent {
+    Forward(Forward),
+    Question(Question),
+}
+
+struct InFlight {
+    sent: Sent,
     conn: ConnId,
     /// Tells it from an earlier one in the same place.
     serial: u32,
@@ -28,21 +54,14 @@ struct Link {
     waiting: Vec<usize>,
 }
 
-/// Outgoing connections and forwards of one shard.
+/// Outgoing connections of one shard, and what was sent on them.
 #[derive(Default)]
 pub struct Links {
     links: Vec<Link>,
-    forwards: Slab<Forward>,
+    in_flight: Slab<InFlight>,
     serial: u32,
-    /// Forwards whose connection has opened.
+    /// Those whose connection has opened.
     pub sendable: Vec<usize>,
-}
-
-/// Where a forward goes.
-pub struct Route {
-    pub to: TargetId,
-    pub version: u64,
-    pub chain_version: u64,
 }
 
 impl Links {
@@ -55,30 +74,10 @@ impl Links {
         self.links.push(Link { address: address.to_string(), conn, open: false, waiting: Vec::new() });
     }
 
-    /// Enters a forward on `conn`; it is sendable now or once the connection is open.
-    pub fn put(
-        &mut self,
-        conn: ConnId,
-        op: OpId,
-        target: TargetId,
-        chunk: ChunkId,
-        attempt: u64,
-        route: Route,
-    ) -> usize {
+    /// Enters something to be sent on `conn`; it is sendable now or once the connection is open.
+    pub fn put(&mut self, conn: ConnId, sent: Sent) -> usize {
         self.serial = self.serial.wrapping_add(1);
-        let Route { to, version, chain_version } = route;
-        let serial = self.serial;
-        let key = self.forwards.insert(Forward {
-            op,
-            target,
-            chunk,
-            attempt,
-            to,
-            version,
-            chain_version,
-            conn,
-            serial,
-        });
+        let key = self.in_flight.insert(InFlight { sent, conn, serial: self.serial });
         match self.links.iter_mut().find(|link| link.conn == conn) {
             Some(link) if !link.open => link.waiting.push(key),
             _ => self.sendable.push(key),
@@ -86,27 +85,27 @@ impl Links {
         key
     }
 
-    /// Its connection and the number under which it is sent, if it is still wanted.
-    pub fn get(&self, key: usize) -> Option<(&Forward, ConnId, u64)> {
-        let forward = self.forwards.get(key)?;
-        Some((forward, forward.conn, u64::from(forward.serial) << 32 | key as u64))
+    /// What it is, its connection, and the number under which it is sent, if it is still wanted.
+    pub fn get(&self, key: usize) -> Option<(&Sent, ConnId, u64)> {
+        let found = self.in_flight.get(key)?;
+        Some((&found.sent, found.conn, u64::from(found.serial) << 32 | key as u64))
     }
 
-    /// Forgets a forward: a late answer finds nothing.
-    pub fn remove(&mut self, key: usize) -> Option<Forward> {
+    /// Forgets something sent: a late answer finds nothing.
+    pub fn remove(&mut self, key: usize) -> Option<Sent> {
         for link in &mut self.links {
             link.waiting.retain(|waiting| *waiting != key);
         }
         self.sendable.retain(|sendable| *sendable != key);
-        self.forwards.try_remove(key)
+        self.in_flight.try_remove(key).map(|found| found.sent)
     }
 
-    /// The forward that `request` on `conn` was.
-    pub fn take(&mut self, conn: ConnId, request: u64) -> Option<Forward> {
+    /// What `request` on `conn` was.
+    pub fn take(&mut self, conn: ConnId, request: u64) -> Option<Sent> {
         let key = request as u32 as usize;
-        let known = self.forwards.get(key)?;
+        let known = self.in_flight.get(key)?;
         let same = known.conn == conn && u64::from(known.serial) == request >> 32;
-        same.then(|| self.forwards.remove(key))
+        same.then(|| self.in_flight.remove(key).sent)
     }
 
     pub fn opened(&mut self, conn: ConnId) {
@@ -116,16 +115,16 @@ impl Links {
         }
     }
 
-    /// The connection is gone, with all forwards on it.
-    pub fn closed(&mut self, conn: ConnId) -> Vec<Forward> {
+    /// The connection is gone, with all that was sent on it.
+    pub fn closed(&mut self, conn: ConnId) -> Vec<Sent> {
         self.links.retain(|link| link.conn != conn);
-        let lost = |(key, forward): (usize, &Forward)| (forward.conn == conn).then_some(key);
-        let keys: Vec<usize> = self.forwards.iter().filter_map(lost).collect();
+        let lost = |(key, found): (usize, &InFlight)| (found.conn == conn).then_some(key);
+        let keys: Vec<usize> = self.in_flight.iter().filter_map(lost).collect();
         keys.into_iter().filter_map(|key| self.remove(key)).collect()
     }
 
     pub fn in_flight(&self) -> usize {
-        self.forwards.len()
+        self.in_flight.len()
     }
 }
 
@@ -140,20 +139,26 @@ mod tests {
         let conn = ConnId { index: 1, generation: 1 };
         links.add("somewhere", conn);
         let chunk = ChunkId::new(InodeId(1), 0);
-        let route = || Route { to: TargetId(2), version: 3, chain_version: 4 };
-        let first = links.put(conn, OpId(7), TargetId(1), chunk, 1, route());
+        let route = Route { to: TargetId(2), version: 3, chain_version: 4, base: 0 };
+        let forward =
+            |attempt| Sent::Forward(Forward { op: OpId(7), target: TargetId(1), chunk, attempt, route });
+        let first = links.put(conn, forward(1));
         assert!(links.sendable.is_empty());
         links.opened(conn);
         assert_eq!(links.sendable, [first]);
         let request = links.get(first).unwrap().2;
         links.remove(first);
-        let again = links.put(conn, OpId(7), TargetId(1), chunk, 2, route());
+        let again = links.put(conn, forward(2));
         assert_eq!((first, links.sendable.as_slice()), (again, [again].as_slice()));
         assert_eq!(links.take(conn, request), None, "an answer to the first attempt");
         let request = links.get(again).unwrap().2;
         assert_eq!(links.take(ConnId { index: 9, generation: 0 }, request), None);
-        assert_eq!(links.take(conn, request).map(|forward| forward.attempt), Some(2));
-        links.put(conn, OpId(7), TargetId(1), chunk, 3, route());
-        assert_eq!((links.closed(conn).len(), links.find("somewhere"), links.in_flight()), (1, None, 0));
+        assert_eq!(links.take(conn, request), Some(forward(2)));
+        links.put(conn, forward(3));
+        let question = Question { target: TargetId(1), ticket: 5, op: 4, body: vec![1] };
+        links.put(conn, Sent::Question(question.clone()));
+        let lost = links.closed(conn);
+        assert_eq!(lost, [forward(3), Sent::Question(question)]);
+        assert_eq!((links.find("somewhere"), links.in_flight()), (None, 0));
     }
 }

@@ -9,6 +9,7 @@
 //! | `turn` | the loop: gather, decide, perform, park |
 //! | `perform` | does what the targets decided; tells them what became of it |
 //! | `reads`, `updates`, `forward` | the three roads through it |
+//! | `filling` | what is said to and by a replica that is being filled |
 //! | [`ops`], [`links`], [`counters`] | its tables |
 
 pub mod counters;
@@ -16,6 +17,7 @@ pub mod desk;
 pub mod links;
 pub mod ops;
 
+mod filling;
 mod forward;
 mod perform;
 mod reads;
@@ -186,7 +188,7 @@ impl Shard {
             shard: self.shard,
             counters,
             slices: self.desk.targets.slice_infos(),
-            targets: self.desk.targets.target_healths(),
+            targets: self.desk.targets.target_healths(turn::boottime()),
             recovered: self.recovered.clone(),
         }
     }

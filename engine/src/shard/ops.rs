@@ -48,6 +48,8 @@ pub struct UpdateOp {
     pub batch: BatchId,
     /// The forward in flight.
     pub forward: Option<usize>,
+    /// Under which number it was read back, to be told.
+    pub ticket: u64,
     /// Disk transfers in flight.
     pub left: u32,
     pub failed: bool,

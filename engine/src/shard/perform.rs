@@ -2,7 +2,8 @@
 
 use super::Shard;
 use super::desk::Ready;
-use super::links::Route;
+use super::filling;
+use super::links::{Question, Route};
 use super::ops::Requester;
 use super::reads::check_transfer;
 use crate::disk::uring::Io;
@@ -48,15 +49,21 @@ impl Shard {
             Output::Prepare { op, slice, blocks, payload, merges, .. } => {
                 self.prepare(op, slice, blocks, payload, merges);
             }
-            Output::Load { slice, target, pending, plan } => self.load(slice, target, &pending, plan),
+            Output::Load { slice, target, ticket, pending, fill, plan } => {
+                self.load(slice, target, ticket, &pending, fill, plan);
+            }
+            Output::Ask { target, ticket, to, chain, chain_version, ask } => {
+                let (op, body) = filling::encode_ask(to, chain, chain_version, &ask);
+                self.question(to, Question { target, ticket, op, body });
+            }
             Output::Write { op, slice, batch, writes } => self.write_data(op, slice, batch, writes),
             Output::WriteBatch { slice, writes } => self.write_batch(slice, writes),
             Output::Flush { disk } => {
                 self.desk.counters.flushes += 1;
                 self.disks.flush(&mut self.ring, disk);
             }
-            Output::Forward { op, target, chunk, attempt, to, version, chain_version } => {
-                self.forward(op, target, chunk, attempt, Route { to, version, chain_version });
+            Output::Forward { op, target, chunk, attempt, to, version, chain_version, base } => {
+                self.forward(op, target, chunk, attempt, Route { to, version, chain_version, base });
             }
             Output::Reply { op, result } => self.reply_update(op, result),
             Output::End { op } => self.end_update(op),

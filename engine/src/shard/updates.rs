@@ -212,10 +212,12 @@ impl Shard {
         &mut self,
         slice: SliceIndex,
         target: TargetId,
+        ticket: u64,
         pending: &PendingInfo,
+        fill: Option<u64>,
         plan: Option<ReadPlan>,
     ) {
-        let (message, payload) = self.message_of(target, pending);
+        let (message, payload) = self.message_of(target, pending, fill);
         let bytes = plan.as_ref().map_or(0, |plan| plan.crcs.len() * BLOCK);
         let buffer = if bytes > 0 { self.desk.pool.get(bytes) } else { None };
         let short = bytes > 0 && buffer.is_none();
@@ -233,6 +235,7 @@ impl Shard {
             writes: InlineVec::new(),
             batch: BatchId(0),
             forward: None,
+            ticket,
             left: 0,
             failed: short,
             ended: false,
@@ -277,7 +280,7 @@ impl Shard {
 
     fn finish_load(&mut self, op: OpId) {
         let update = self.desk.ops.update(op);
-        let (target, chunk, slice) = (update.target, update.chunk, update.slice);
+        let (target, chunk, slice, ticket) = (update.target, update.chunk, update.slice, update.ticket);
         let mut result = Ok(0);
         if let Some(plan) = update.plan.take() {
             result = match &update.buffer {
@@ -296,17 +299,24 @@ impl Shard {
             }
             self.desk.tell(Event::ReadEnded { slice, plan });
         }
-        self.desk.tell(Event::Loaded { target, chunk, op, result });
+        self.desk.tell(Event::Loaded { target, chunk, ticket, op, result });
     }
 
-    /// The message that brought a recovered update, as far as it matters.
-    fn message_of(&self, target: TargetId, pending: &PendingInfo) -> (data::Update, Range<usize>) {
+    /// The message that brought a recovered update, as far as it matters, or that brings a part of a fill.
+    fn message_of(
+        &self,
+        target: TargetId,
+        pending: &PendingInfo,
+        fill: Option<u64>,
+    ) -> (data::Update, Range<usize>) {
         let (kind, offset, length) = match pending.kind {
             UpdateKind::Write { offset, len } => (data::UpdateKind::Write, offset, len),
             UpdateKind::Truncate { len } => (data::UpdateKind::Truncate, 0, len),
             UpdateKind::Remove => (data::UpdateKind::Remove, 0, 0),
-            UpdateKind::FullReplace { len } => (data::UpdateKind::Write, 0, len),
+            UpdateKind::FullReplace { len, .. } => (data::UpdateKind::Replace, 0, len),
+            UpdateKind::Patch { offset, len } => (data::UpdateKind::Patch, offset, len),
         };
+        let end = (offset + length).max(if fill.is_some() { pending.length } else { 0 });
         let role = self.desk.targets.target(target).and_then(|target| target.replica().role());
         let mut message = data::Update {
             chain: role.map_or(0, |role| role.chain.0).into(),
@@ -317,12 +327,18 @@ impl Shard {
             epoch: (pending.truncate_epoch as u32).into(),
             offset: offset.into(),
             length: length.into(),
-            chunk_size: (offset + length).next_power_of_two().max(CHUNK_MIN).into(),
+            chunk_size: end.next_power_of_two().max(CHUNK_MIN).into(),
+            flags: if fill.is_some() { data::FILL } else { 0 },
+            base: fill.unwrap_or(0).into(),
+            total: pending.length.into(),
             ..data::Update::default()
         };
         message.set_tag(pending.tag);
         let at = offset as usize % BLOCK;
-        let bytes = if kind == data::UpdateKind::Write { length as usize } else { 0 };
+        let bytes = match kind {
+            data::UpdateKind::Truncate | data::UpdateKind::Remove => 0,
+            _ => length as usize,
+        };
         (message, at..at + bytes)
     }
 }

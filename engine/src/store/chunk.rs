@@ -133,7 +133,10 @@ impl Chunk {
         let record_blocks = record.crcs.len() as u32;
         self.version = record.update.version;
         self.chain_version = chain_version;
-        self.epoch = self.epoch.max(record.update.truncate_epoch);
+        self.epoch = match record.update.kind {
+            UpdateKind::FullReplace { .. } => record.update.truncate_epoch,
+            _ => self.epoch.max(record.update.truncate_epoch),
+        };
         let freed_before: u32 = freed.iter().map(|run| run.count).sum();
         match record.update.kind {
             UpdateKind::Remove => {
@@ -148,7 +151,9 @@ impl Chunk {
                 self.crcs = record.crcs.into();
                 self.length = record.length;
             }
-            UpdateKind::Write { .. } | UpdateKind::Truncate { .. } => self.splice(&record, freed),
+            UpdateKind::Write { .. } | UpdateKind::Truncate { .. } | UpdateKind::Patch { .. } => {
+                self.splice(&record, freed);
+            }
         }
         let freed_after: u32 = freed.iter().map(|run| run.count).sum();
         self.used = self.used + record_blocks - (freed_after - freed_before);

@@ -78,6 +78,10 @@ impl ChunkMap {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
     pub(super) fn range(
         &self,
         range: impl RangeBounds<ChunkId>,

@@ -48,6 +48,7 @@ mod read;
 mod record;
 mod recovery;
 mod replay;
+mod resync;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -59,6 +60,7 @@ pub use inline::InlineVec;
 pub use journal::BatchId;
 pub use read::{Piece, ReadPlan};
 pub use recovery::{Damage, DamageKind, Input, Need, READ_MAX, Recovery, RecoveryReport};
+pub use resync::Entry;
 pub use update::{Applied, Begin, DataWrite, Finish, Merge, Outcome, Plan, Staging, Update, UpdateKind};
 
 use allocator::Allocator;

@@ -33,6 +33,8 @@ pub struct ReadPlan {
     pub length: u32,
     /// An update is pending on the chunk: the chain decides whether `version` may be shown.
     pub pending: bool,
+    /// It will be committed by its own flush: nobody else has it.
+    pub direct: bool,
     /// Byte of the chunk where the first piece begins: the asked offset rounded down to a block.
     pub offset: u32,
     /// Bytes of the asked range that exist: less than asked for when the range passes the chunk's end.
@@ -68,6 +70,7 @@ impl Store {
             version: found.version,
             length: found.length,
             pending: found.pending.is_some(),
+            direct: found.pending.as_ref().is_some_and(|pending| pending.record.direct),
             offset: offset / BLOCK as u32 * BLOCK as u32,
             len: 0,
             pieces: InlineVec::new(),
@@ -97,6 +100,7 @@ impl Store {
             version: after.version,
             length: after.length,
             pending: true,
+            direct: false,
             offset: offset / BLOCK as u32 * BLOCK as u32,
             len: 0,
             pieces: InlineVec::new(),

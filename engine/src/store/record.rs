@@ -57,7 +57,7 @@ impl UpdateRecord {
         match self.update.kind {
             UpdateKind::Remove => 0,
             UpdateKind::FullReplace { .. } => self.crcs.len() as u32,
-            UpdateKind::Write { .. } | UpdateKind::Truncate { .. } => {
+            UpdateKind::Write { .. } | UpdateKind::Truncate { .. } | UpdateKind::Patch { .. } => {
                 let kept = mapped.min(self.length.div_ceil(BLOCK as u32));
                 if self.crcs.is_empty() { kept } else { kept.max(self.first_block + self.crcs.len() as u32) }
             }
@@ -77,7 +77,8 @@ impl UpdateRecord {
             UpdateKind::Write { offset, len } => (1, offset, len),
             UpdateKind::Truncate { len } => (2, len, 0),
             UpdateKind::Remove => (3, 0, 0),
-            UpdateKind::FullReplace { len } => (4, len, 0),
+            UpdateKind::FullReplace { len, .. } => (4, len, 0),
+            UpdateKind::Patch { offset, len } => (5, offset, len),
         };
         out.u8(kind);
         out.u8(self.direct.into());
@@ -105,10 +106,15 @@ impl UpdateRecord {
             1 => UpdateKind::Write { offset: a, len: b },
             2 => UpdateKind::Truncate { len: a },
             3 => UpdateKind::Remove,
-            4 => UpdateKind::FullReplace { len: a },
+            4 => UpdateKind::FullReplace { len: a, total: 0 },
+            5 => UpdateKind::Patch { offset: a, len: b },
             _ => return None,
         };
         let (length, first_block) = (get.u32()?, get.u32()?);
+        let kind = match kind {
+            UpdateKind::FullReplace { len, .. } => UpdateKind::FullReplace { len, total: length },
+            other => other,
+        };
         let (run_count, crc_count) = (get.u16()?, get.u16()?);
         let mut runs = Vec::with_capacity(run_count.into());
         for _ in 0..run_count {
@@ -175,6 +181,11 @@ pub(super) enum Record {
         target: TargetId,
         key: DedupKey,
     },
+    /// The target's floor is at least this version: another replica has forgotten a tombstone.
+    Floor {
+        target: TargetId,
+        version: u64,
+    },
 }
 
 impl Record {
@@ -188,6 +199,7 @@ impl Record {
             Self::RemoveTarget { .. } => 6,
             Self::DedupPut { .. } => 7,
             Self::DedupEvict { .. } => 8,
+            Self::Floor { .. } => 9,
         }
     }
 
@@ -230,6 +242,10 @@ impl Record {
                 out.u64(target.0);
                 key.put(out);
             }
+            Self::Floor { target, version } => {
+                out.u64(target.0);
+                out.u64(*version);
+            }
         }
         let len = (out.len() - start - RECORD_HEADER) as u32;
         out[start + 4..start + 8].copy_from_slice(&len.to_le_bytes());
@@ -260,6 +276,7 @@ impl Record {
             6 => Self::RemoveTarget { target },
             7 => Self::DedupPut { target, row: DedupRow::get(get)? },
             8 => Self::DedupEvict { target, key: DedupKey::get(get)? },
+            9 => Self::Floor { target, version: get.u64()? },
             _ => return None,
         })
     }

@@ -11,6 +11,7 @@ use super::dedup::{DedupKey, DedupRow};
 use super::format::{PageHead, Root};
 use super::index::{Index, Key};
 use super::record::{Record, Run, UpdateRecord};
+use super::update::UpdateKind;
 use corefs_wire::{ChunkId, TargetId};
 use std::collections::BTreeSet;
 
@@ -145,6 +146,12 @@ impl Replay {
                 Ok(())
             }
             Record::DedupPut { target, row } => self.row(target, row, number),
+            Record::Floor { target, version } => {
+                if self.counts(Key::target(target), number) {
+                    self.index.raise_floor(target, version);
+                }
+                Ok(())
+            }
             Record::DedupEvict { target, key } => {
                 if self.counts(Key::dedup(target, &key), number) {
                     self.index.evict_dedup(target, &key);
@@ -165,7 +172,12 @@ impl Replay {
             let found = self.index.chunk(target, chunk);
             let base = found.map_or(0, |chunk| chunk.version);
             let pending = found.is_some_and(|chunk| chunk.pending.is_some());
-            if base != record.base || pending || version <= base {
+            let fits = match update.kind {
+                UpdateKind::FullReplace { .. } => version > 0,
+                UpdateKind::Patch { .. } => version == base,
+                _ => version > base,
+            };
+            if base != record.base || pending || !fits {
                 return Err(format!(
                     "update {version} of {chunk} of {target} changes version {}, but version {base} is there",
                     record.base

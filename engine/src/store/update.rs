@@ -42,8 +42,12 @@ pub enum UpdateKind {
     Truncate { len: u32 },
     /// Removes the chunk; a tombstone keeps its version and epoch.
     Remove,
-    /// The whole chunk is these `len` bytes from now on. Any version above the present one will do.
-    FullReplace { len: u32 },
+    /// The whole chunk is these `len` bytes from now on, and a hole up to `total`. Under any version, and with any epoch:
+    /// the sender knows what was there, see [`Store::begin_fill`](super::Store::begin_fill).
+    FullReplace { len: u32, total: u32 },
+    /// Puts `len` bytes at `offset` (whole blocks, but for the chunk's end) of the version that is there: a further part
+    /// of a replacement.
+    Patch { offset: u32, len: u32 },
 }
 
 /// What [`Store::begin_update`](super::Store::begin_update) found.
@@ -150,6 +154,13 @@ pub struct Applied {
     pub writes: InlineVec<DataWrite, 2>,
 }
 
+impl Staging {
+    /// Of a replacement, which only a replica that is being filled takes.
+    pub fn is_fill(&self) -> bool {
+        matches!(self.update.kind, UpdateKind::FullReplace { .. } | UpdateKind::Patch { .. })
+    }
+}
+
 impl Merge {
     /// Puts what is kept of the old block into the new one (both 4096 bytes).
     pub fn apply(&self, old: &[u8], new: &mut [u8]) {
@@ -171,11 +182,22 @@ impl Store {
     /// (another update of the chunk isn't finished), `InvalidArgument` (bounds, version), `UnknownChain` (no such
     /// target).
     pub fn begin_update(&mut self, update: Update) -> Result<Begin> {
+        self.begin(update, true)
+    }
+
+    /// Like [`Store::begin_update`], for an update that the head has admitted: it alone decides what is a duplicate, and a
+    /// replica behind it follows the version.
+    pub fn begin_forwarded(&mut self, update: Update) -> Result<Begin> {
+        self.begin(update, false)
+    }
+
+    fn begin(&mut self, update: Update, first: bool) -> Result<Begin> {
         check_bounds(&update.kind)?;
         let target = self.index.target(update.target)?;
         let chunk = target.chunks.get(&update.chunk);
         let pending = chunk.and_then(|chunk| chunk.pending.as_ref());
-        if update.tag.client.0 != 0
+        if first
+            && update.tag.client.0 != 0
             && let Some(row) = target.dedup.get(&DedupKey::of(&update.tag))
         {
             let (newest, sequence) = (row.tag.sequence, update.tag.sequence);
@@ -205,11 +227,14 @@ impl Store {
         } else if update.version == 0 {
             return Err(Error::mismatch(ErrorCode::InvalidArgument, 1, 0, "versions begin at 1"));
         }
+        Ok(Begin::Fresh(self.staging_of(update)))
+    }
+
+    pub(super) fn staging_of(&mut self, update: Update) -> Staging {
         let absent = Chunk::absent();
-        let staging = plan_blocks(update, chunk.unwrap_or(&absent), self.limbo.pin(), |block| {
-            self.geometry.data_offset(block)
-        });
-        Ok(Begin::Fresh(staging))
+        let pin = self.limbo.pin();
+        let chunk = self.index.chunk(update.target, update.chunk).unwrap_or(&absent);
+        plan_blocks(update, chunk, pin, |block| self.geometry.data_offset(block))
     }
 
     /// Gives up an admitted update before staging.
@@ -426,14 +451,19 @@ impl Store {
         }
     }
 
-    /// All rows of duplicate detection of a target, for the end of a resync.
-    pub fn dedup_rows(&self, target: TargetId) -> Result<Vec<DedupRow>> {
-        Ok(self.index.target(target)?.dedup.after(None).map(|(_, (row, _))| *row).collect())
-    }
-
-    /// Takes over a predecessor's row. `Overloaded` and `NoSpace` as for updates.
+    /// Takes over a predecessor's row, unless the channel's row here is as new: then this one knows of later updates, which
+    /// came while the row was on its way. `Overloaded` and `NoSpace` as for updates.
     pub fn put_dedup_row(&mut self, target: TargetId, row: DedupRow) -> Result<BatchId> {
-        self.index.target(target)?;
+        let found = self.index.target(target)?.dedup.get(&DedupKey::of(&row.tag));
+        let (theirs, dropped) = (row.tag.sequence, row.dropped);
+        let newer = |ours: &DedupRow| match ours.tag.sequence.cmp(&theirs) {
+            std::cmp::Ordering::Greater => true,
+            std::cmp::Ordering::Equal => !ours.dropped || dropped,
+            std::cmp::Ordering::Less => false,
+        };
+        if found.is_some_and(newer) {
+            return Ok(self.journal.open_batch());
+        }
         let record = Record::DedupPut { target, row };
         self.index.may_grow(DEDUP_BYTES)?;
         if !self.journal.has_room(2) {
@@ -445,10 +475,14 @@ impl Store {
     }
 }
 
-fn check_bounds(kind: &UpdateKind) -> Result<()> {
+pub(super) fn check_bounds(kind: &UpdateKind) -> Result<()> {
     let (end, least) = match *kind {
         UpdateKind::Write { offset, len } => (u64::from(offset) + u64::from(len), len),
-        UpdateKind::Truncate { len } | UpdateKind::FullReplace { len } => (len.into(), 1),
+        UpdateKind::Truncate { len } => (len.into(), 1),
+        UpdateKind::FullReplace { len, total } => (total.max(len).into(), u32::from(len <= total)),
+        UpdateKind::Patch { offset, len } => {
+            (u64::from(offset) + u64::from(len), if offset % BLOCK_BYTES == 0 { len } else { 0 })
+        }
         UpdateKind::Remove => (0, 1),
     };
     if end > CHUNK_MAX.into() || least == 0 {
@@ -488,8 +522,14 @@ fn plan_blocks(update: Update, chunk: &Chunk, pin: Pin, place: impl Fn(u32) -> u
     };
     match update.kind {
         UpdateKind::Remove => {}
-        UpdateKind::FullReplace { len } => {
-            staging.length_after = len;
+        UpdateKind::FullReplace { len, total } => {
+            staging.length_after = total;
+            staging.blocks = len.div_ceil(BLOCK_BYTES);
+            staging.payload = 0..len;
+        }
+        UpdateKind::Patch { offset, len } => {
+            staging.length_after = old;
+            staging.first_block = offset / BLOCK_BYTES;
             staging.blocks = len.div_ceil(BLOCK_BYTES);
             staging.payload = 0..len;
         }

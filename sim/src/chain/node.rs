@@ -5,7 +5,7 @@ use crate::disk::{PowerCut, SimDisk};
 use crate::prng::Prng;
 use crate::store::open::{OpenError, open};
 use corefs_engine::block;
-use corefs_engine::event::{Ack, DiskIndex, Event, Nanos, Offer, OpId, Output, Outputs};
+use corefs_engine::event::{Ack, Ask, DiskIndex, Event, Nanos, Offer, OpId, Output, Outputs};
 use corefs_engine::store::format::initial_writes;
 use corefs_engine::store::{BatchId, Geometry, Merge, ReadPlan, UpdateKind};
 use corefs_engine::target::merged_crc;
@@ -13,7 +13,9 @@ use corefs_engine::targets::Targets;
 use corefs_wire::data::{ReadEntry, segment_crcs};
 use corefs_wire::limits::BLOCK;
 use corefs_wire::routing::RoutingInfo;
-use corefs_wire::{ChunkId, Error, ErrorCode, NodeId, Result, ShardIndex, SliceIndex, TargetId, Uuid};
+use corefs_wire::{
+    ChainId, ChunkId, Error, ErrorCode, NodeId, Result, ShardIndex, SliceIndex, TargetId, Uuid,
+};
 use std::collections::BTreeMap;
 
 pub const CLUSTER: Uuid = Uuid(*b"a simulated one!");
@@ -67,6 +69,24 @@ pub enum Sent {
         to: Requester,
         result: Result<(u64, Vec<u8>)>,
     },
+    /// A question to a successor that is being filled.
+    Ask {
+        target: TargetId,
+        ticket: u64,
+        to: TargetId,
+        chain: ChainId,
+        chain_version: u64,
+        ask: Ask,
+    },
+}
+
+/// The bytes that an update carries, if any: their place in the chunk.
+fn range(kind: UpdateKind) -> Option<(u32, u32)> {
+    match kind {
+        UpdateKind::Write { offset, len } | UpdateKind::Patch { offset, len } => Some((offset, len)),
+        UpdateKind::FullReplace { len, .. } => Some((0, len)),
+        UpdateKind::Truncate { .. } | UpdateKind::Remove => None,
+    }
 }
 
 /// Something that a disk is to do, some time.
@@ -90,6 +110,7 @@ struct Op {
     payload: std::ops::Range<usize>,
     merges: Vec<Merge>,
     plan: Option<ReadPlan>,
+    ticket: u64,
     ended: bool,
 }
 
@@ -98,7 +119,8 @@ impl Op {
         let (target, chunk) =
             message.as_ref().map_or_else(Default::default, |message| (message.target, message.offer.chunk));
         let (blocks, merges) = Default::default();
-        Self { requester, message, target, chunk, blocks, payload: 0..0, merges, plan: None, ended: false }
+        let (plan, ticket, ended) = (None, 0, false);
+        Self { requester, message, target, chunk, blocks, payload: 0..0, merges, plan, ticket, ended }
     }
 }
 
@@ -200,7 +222,7 @@ impl SimNode {
     pub fn update(&mut self, now: Nanos, requester: Requester, message: Message) {
         let (target, offer) = (message.target, message.offer);
         let mut op = Op::new(Some(requester), Some(message));
-        if let UpdateKind::Write { offset, len } = offer.kind {
+        if let Some((offset, len)) = range(offer.kind) {
             let (at, blocks) = block::placement(offset, len);
             op.payload = at..at + len as usize;
             op.blocks = vec![0xEE; blocks * BLOCK];
@@ -340,7 +362,7 @@ impl SimNode {
                 found.merges = merges.to_vec();
                 self.jobs.push(Job::Merge { op });
             }
-            Output::Load { target, pending, plan, .. } => {
+            Output::Load { target, ticket, pending, fill, plan, .. } => {
                 let offer = Offer {
                     chunk: pending.chunk,
                     kind: pending.kind,
@@ -349,9 +371,12 @@ impl SimNode {
                     chain: super::world::CHAIN,
                     chain_version: pending.chain_version,
                     forwarded: Some(pending.version),
+                    base: 0,
+                    fill,
                 };
                 let mut op = Op::new(None, Some(Message { target, offer, payload: Vec::new() }));
                 op.plan = plan;
+                op.ticket = ticket;
                 let op = self.insert(op);
                 self.jobs.push(Job::Load { op });
             }
@@ -372,11 +397,16 @@ impl SimNode {
                 self.jobs.extend(writes.into_iter().map(job));
             }
             Output::Flush { disk } => self.jobs.push(Job::FlushBegin { disk }),
-            Output::Forward { op, target, chunk, attempt, to, version, chain_version } => {
+            Output::Ask { target, ticket, to, chain, chain_version, ask } => {
+                self.sent.push(Sent::Ask { target, ticket, to, chain, chain_version, ask });
+            }
+            Output::Forward { op, target, chunk, attempt, to, version, chain_version, base } => {
                 let mut message = self.op(op).message.clone().expect("updates have one");
                 message.target = to;
                 message.offer.forwarded = Some(version);
                 message.offer.chain_version = chain_version;
+                message.offer.base = base;
+                message.offer.fill = message.offer.fill.map(|_| base);
                 let forward = Forwarded { target, chunk, attempt };
                 self.sent.push(Sent::Forward { to, forward, message });
             }
@@ -431,7 +461,7 @@ impl SimNode {
                 result.and_then(|()| block::merge(blocks, merge, self.disk.read(merge.disk_offset, BLOCK)));
         }
         let (mut known, mut crcs) = (Vec::new(), Vec::new());
-        if let UpdateKind::Write { offset, .. } = message.offer.kind {
+        if let Some((offset, _)) = range(message.offer.kind) {
             segment_crcs(offset as usize, &message.payload, |crc| known.push(crc));
         }
         block::crcs(blocks, &payload, &known, &mut crcs);
@@ -441,14 +471,14 @@ impl SimNode {
 
     fn finish_load(&mut self, now: Nanos, op: OpId) {
         let found = self.op(op);
-        let (target, chunk, plan) = (found.target, found.chunk, found.plan.take());
+        let (target, chunk, ticket, plan) = (found.target, found.chunk, found.ticket, found.plan.take());
         let mut result = Ok(0);
         if let Some(plan) = plan {
             match crate::store::open::fetch(&self.disk, &plan) {
                 Ok(bytes) => {
                     result = Ok(merged_crc(&plan.crcs));
                     let message = self.op(op).message.as_mut().expect("updates have one");
-                    if let UpdateKind::Write { offset, len } = message.offer.kind {
+                    if let Some((offset, len)) = range(message.offer.kind) {
                         let at = offset as usize % BLOCK;
                         message.payload = bytes[at..at + len as usize].to_vec();
                     }
@@ -457,6 +487,6 @@ impl SimNode {
             }
             self.tell(now, Event::ReadEnded { slice: SLICE, plan });
         }
-        self.tell(now, Event::Loaded { target, chunk, op, result });
+        self.tell(now, Event::Loaded { target, chunk, ticket, op, result });
     }
 }

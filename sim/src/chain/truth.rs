@@ -177,6 +177,6 @@ fn apply(bytes: Option<Vec<u8>>, change: &Change) -> Option<Vec<u8>> {
             Some(bytes)
         }
         UpdateKind::Remove => None,
-        UpdateKind::FullReplace { .. } => Some(change.payload.clone()),
+        UpdateKind::FullReplace { .. } | UpdateKind::Patch { .. } => unreachable!("clients don't fill"),
     }
 }

@@ -321,6 +321,7 @@ impl World {
                 self.send(Happening::ReadDone { client, attempt, result });
             }
             Sent::Read { to: Requester::Node { .. }, .. } => unreachable!("nodes don't read"),
+            Sent::Ask { .. } => unreachable!("nobody is filled while chains stay whole"),
         }
     }
 
@@ -361,8 +362,17 @@ impl World {
             incarnation: 1,
             channel: 0,
         };
-        let offer =
-            Offer { chunk, kind, tag, truncate_epoch: 0, chain: CHAIN, chain_version: 0, forwarded: None };
+        let offer = Offer {
+            chunk,
+            kind,
+            tag,
+            truncate_epoch: 0,
+            chain: CHAIN,
+            chain_version: 0,
+            forwarded: None,
+            base: 0,
+            fill: None,
+        };
         Wish::Write { id, offer, payload }
     }
 

@@ -157,7 +157,13 @@ pub fn updated(old: &Content, kind: UpdateKind, payload: &[u8]) -> Content {
             bytes[start..end].copy_from_slice(payload);
         }
         UpdateKind::Truncate { len } => bytes.resize(len as usize, 0),
-        UpdateKind::FullReplace { .. } => bytes = payload.to_vec(),
+        UpdateKind::FullReplace { total, .. } => {
+            bytes = payload.to_vec();
+            bytes.resize(total as usize, 0);
+        }
+        UpdateKind::Patch { .. } => {
+            unreachable!("only replicas that are filled patch, under a version that is there")
+        }
         UpdateKind::Remove => return None,
     }
     Some(Rc::new(bytes))

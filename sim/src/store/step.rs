@@ -63,7 +63,11 @@ impl Run {
             0 | 1 => UpdateKind::Remove,
             2 => UpdateKind::Truncate { len: self.prng.below(12 * block) as u32 },
             3 => UpdateKind::Truncate { len: self.prng.below(u64::from(length) + 1) as u32 },
-            4 => UpdateKind::FullReplace { len: self.prng.below(10 * block) as u32 },
+            4 => {
+                let blocks = self.prng.below(10);
+                let (len, hole) = ((blocks * block) as u32, self.prng.below(3 * block) as u32);
+                UpdateKind::FullReplace { len, total: len + hole }
+            }
             5..=9 => {
                 let blocks = self.prng.between(1, 8);
                 UpdateKind::Write {

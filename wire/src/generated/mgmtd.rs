@@ -987,6 +987,12 @@ pub mod corefs {
             pub const VT_CHAIN_VERSION: ::flatbuffers::VOffsetT = 8;
             pub const VT_USED: ::flatbuffers::VOffsetT = 10;
             pub const VT_CHUNKS: ::flatbuffers::VOffsetT = 12;
+            pub const VT_FAILED: ::flatbuffers::VOffsetT = 14;
+            pub const VT_FILLING: ::flatbuffers::VOffsetT = 16;
+            pub const VT_COMPARED: ::flatbuffers::VOffsetT = 18;
+            pub const VT_TO_COMPARE: ::flatbuffers::VOffsetT = 20;
+            pub const VT_SENT_CHUNKS: ::flatbuffers::VOffsetT = 22;
+            pub const VT_SENT_BYTES: ::flatbuffers::VOffsetT = 24;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -998,10 +1004,16 @@ pub mod corefs {
                 args: &'args TargetHealthArgs,
             ) -> ::flatbuffers::WIPOffset<TargetHealth<'bldr>> {
                 let mut builder = TargetHealthBuilder::new(_fbb);
+                builder.add_sent_bytes(args.sent_bytes);
+                builder.add_sent_chunks(args.sent_chunks);
+                builder.add_to_compare(args.to_compare);
+                builder.add_compared(args.compared);
+                builder.add_filling(args.filling);
                 builder.add_chunks(args.chunks);
                 builder.add_used(args.used);
                 builder.add_chain_version(args.chain_version);
                 builder.add_target(args.target);
+                builder.add_failed(args.failed);
                 builder.add_up_to_date(args.up_to_date);
                 builder.finish()
             }
@@ -1012,12 +1024,24 @@ pub mod corefs {
                 let chain_version = self.chain_version();
                 let used = self.used();
                 let chunks = self.chunks();
+                let failed = self.failed();
+                let filling = self.filling();
+                let compared = self.compared();
+                let to_compare = self.to_compare();
+                let sent_chunks = self.sent_chunks();
+                let sent_bytes = self.sent_bytes();
                 TargetHealthT {
                     target,
                     up_to_date,
                     chain_version,
                     used,
                     chunks,
+                    failed,
+                    filling,
+                    compared,
+                    to_compare,
+                    sent_chunks,
+                    sent_bytes,
                 }
             }
 
@@ -1064,6 +1088,64 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u64>(TargetHealth::VT_CHUNKS, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn failed(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<bool>(TargetHealth::VT_FAILED, Some(false))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn filling(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(TargetHealth::VT_FILLING, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn compared(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(TargetHealth::VT_COMPARED, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn to_compare(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(TargetHealth::VT_TO_COMPARE, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn sent_chunks(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(TargetHealth::VT_SENT_CHUNKS, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn sent_bytes(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(TargetHealth::VT_SENT_BYTES, Some(0))
+                        .unwrap()
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for TargetHealth<'_> {
@@ -1078,6 +1160,12 @@ pub mod corefs {
                     .visit_field::<u64>("chain_version", Self::VT_CHAIN_VERSION, false)?
                     .visit_field::<u64>("used", Self::VT_USED, false)?
                     .visit_field::<u64>("chunks", Self::VT_CHUNKS, false)?
+                    .visit_field::<bool>("failed", Self::VT_FAILED, false)?
+                    .visit_field::<u64>("filling", Self::VT_FILLING, false)?
+                    .visit_field::<u64>("compared", Self::VT_COMPARED, false)?
+                    .visit_field::<u64>("to_compare", Self::VT_TO_COMPARE, false)?
+                    .visit_field::<u64>("sent_chunks", Self::VT_SENT_CHUNKS, false)?
+                    .visit_field::<u64>("sent_bytes", Self::VT_SENT_BYTES, false)?
                     .finish();
                 Ok(())
             }
@@ -1088,6 +1176,12 @@ pub mod corefs {
             pub chain_version: u64,
             pub used: u64,
             pub chunks: u64,
+            pub failed: bool,
+            pub filling: u64,
+            pub compared: u64,
+            pub to_compare: u64,
+            pub sent_chunks: u64,
+            pub sent_bytes: u64,
         }
         impl<'a> Default for TargetHealthArgs {
             #[inline]
@@ -1098,6 +1192,12 @@ pub mod corefs {
                     chain_version: 0,
                     used: 0,
                     chunks: 0,
+                    failed: false,
+                    filling: 0,
+                    compared: 0,
+                    to_compare: 0,
+                    sent_chunks: 0,
+                    sent_bytes: 0,
                 }
             }
         }
@@ -1130,6 +1230,34 @@ pub mod corefs {
                 self.fbb_.push_slot::<u64>(TargetHealth::VT_CHUNKS, chunks, 0);
             }
             #[inline]
+            pub fn add_failed(&mut self, failed: bool) {
+                self.fbb_
+                    .push_slot::<bool>(TargetHealth::VT_FAILED, failed, false);
+            }
+            #[inline]
+            pub fn add_filling(&mut self, filling: u64) {
+                self.fbb_.push_slot::<u64>(TargetHealth::VT_FILLING, filling, 0);
+            }
+            #[inline]
+            pub fn add_compared(&mut self, compared: u64) {
+                self.fbb_.push_slot::<u64>(TargetHealth::VT_COMPARED, compared, 0);
+            }
+            #[inline]
+            pub fn add_to_compare(&mut self, to_compare: u64) {
+                self.fbb_
+                    .push_slot::<u64>(TargetHealth::VT_TO_COMPARE, to_compare, 0);
+            }
+            #[inline]
+            pub fn add_sent_chunks(&mut self, sent_chunks: u64) {
+                self.fbb_
+                    .push_slot::<u64>(TargetHealth::VT_SENT_CHUNKS, sent_chunks, 0);
+            }
+            #[inline]
+            pub fn add_sent_bytes(&mut self, sent_bytes: u64) {
+                self.fbb_
+                    .push_slot::<u64>(TargetHealth::VT_SENT_BYTES, sent_bytes, 0);
+            }
+            #[inline]
             pub fn new(
                 _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
             ) -> TargetHealthBuilder<'a, 'b, A> {
@@ -1154,6 +1282,12 @@ pub mod corefs {
                 ds.field("chain_version", &self.chain_version());
                 ds.field("used", &self.used());
                 ds.field("chunks", &self.chunks());
+                ds.field("failed", &self.failed());
+                ds.field("filling", &self.filling());
+                ds.field("compared", &self.compared());
+                ds.field("to_compare", &self.to_compare());
+                ds.field("sent_chunks", &self.sent_chunks());
+                ds.field("sent_bytes", &self.sent_bytes());
                 ds.finish()
             }
         }
@@ -1165,6 +1299,12 @@ pub mod corefs {
             pub chain_version: u64,
             pub used: u64,
             pub chunks: u64,
+            pub failed: bool,
+            pub filling: u64,
+            pub compared: u64,
+            pub to_compare: u64,
+            pub sent_chunks: u64,
+            pub sent_bytes: u64,
         }
         impl Default for TargetHealthT {
             fn default() -> Self {
@@ -1174,6 +1314,12 @@ pub mod corefs {
                     chain_version: 0,
                     used: 0,
                     chunks: 0,
+                    failed: false,
+                    filling: 0,
+                    compared: 0,
+                    to_compare: 0,
+                    sent_chunks: 0,
+                    sent_bytes: 0,
                 }
             }
         }
@@ -1187,6 +1333,12 @@ pub mod corefs {
                 let chain_version = self.chain_version;
                 let used = self.used;
                 let chunks = self.chunks;
+                let failed = self.failed;
+                let filling = self.filling;
+                let compared = self.compared;
+                let to_compare = self.to_compare;
+                let sent_chunks = self.sent_chunks;
+                let sent_bytes = self.sent_bytes;
                 TargetHealth::create(
                     _fbb,
                     &TargetHealthArgs {
@@ -1195,6 +1347,12 @@ pub mod corefs {
                         chain_version,
                         used,
                         chunks,
+                        failed,
+                        filling,
+                        compared,
+                        to_compare,
+                        sent_chunks,
+                        sent_bytes,
                     },
                 )
             }
@@ -3250,6 +3408,275 @@ pub mod corefs {
                 CheckClientsReply::create(_fbb, &CheckClientsReplyArgs { alive })
             }
         }
+        pub enum FillOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Fill<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Fill<'a> {
+            type Inner = Fill<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Fill<'a> {
+            pub const VT_CHAIN: ::flatbuffers::VOffsetT = 4;
+            pub const VT_FROM: ::flatbuffers::VOffsetT = 6;
+            pub const VT_TO: ::flatbuffers::VOffsetT = 8;
+            pub const VT_COMPARED: ::flatbuffers::VOffsetT = 10;
+            pub const VT_TO_COMPARE: ::flatbuffers::VOffsetT = 12;
+            pub const VT_SENT_CHUNKS: ::flatbuffers::VOffsetT = 14;
+            pub const VT_SENT_BYTES: ::flatbuffers::VOffsetT = 16;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Fill { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args FillArgs,
+            ) -> ::flatbuffers::WIPOffset<Fill<'bldr>> {
+                let mut builder = FillBuilder::new(_fbb);
+                builder.add_sent_bytes(args.sent_bytes);
+                builder.add_sent_chunks(args.sent_chunks);
+                builder.add_to_compare(args.to_compare);
+                builder.add_compared(args.compared);
+                builder.add_to(args.to);
+                builder.add_from(args.from);
+                builder.add_chain(args.chain);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> FillT {
+                let chain = self.chain();
+                let from = self.from();
+                let to = self.to();
+                let compared = self.compared();
+                let to_compare = self.to_compare();
+                let sent_chunks = self.sent_chunks();
+                let sent_bytes = self.sent_bytes();
+                FillT {
+                    chain,
+                    from,
+                    to,
+                    compared,
+                    to_compare,
+                    sent_chunks,
+                    sent_bytes,
+                }
+            }
+
+            #[inline]
+            pub fn chain(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Fill::VT_CHAIN, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn from(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Fill::VT_FROM, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn to(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Fill::VT_TO, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn compared(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Fill::VT_COMPARED, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn to_compare(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Fill::VT_TO_COMPARE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn sent_chunks(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Fill::VT_SENT_CHUNKS, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn sent_bytes(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Fill::VT_SENT_BYTES, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Fill<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("chain", Self::VT_CHAIN, false)?
+                    .visit_field::<u64>("from", Self::VT_FROM, false)?
+                    .visit_field::<u64>("to", Self::VT_TO, false)?
+                    .visit_field::<u64>("compared", Self::VT_COMPARED, false)?
+                    .visit_field::<u64>("to_compare", Self::VT_TO_COMPARE, false)?
+                    .visit_field::<u64>("sent_chunks", Self::VT_SENT_CHUNKS, false)?
+                    .visit_field::<u64>("sent_bytes", Self::VT_SENT_BYTES, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct FillArgs {
+            pub chain: u64,
+            pub from: u64,
+            pub to: u64,
+            pub compared: u64,
+            pub to_compare: u64,
+            pub sent_chunks: u64,
+            pub sent_bytes: u64,
+        }
+        impl<'a> Default for FillArgs {
+            #[inline]
+            fn default() -> Self {
+                FillArgs {
+                    chain: 0,
+                    from: 0,
+                    to: 0,
+                    compared: 0,
+                    to_compare: 0,
+                    sent_chunks: 0,
+                    sent_bytes: 0,
+                }
+            }
+        }
+
+        pub struct FillBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FillBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_chain(&mut self, chain: u64) {
+                self.fbb_.push_slot::<u64>(Fill::VT_CHAIN, chain, 0);
+            }
+            #[inline]
+            pub fn add_from(&mut self, from: u64) {
+                self.fbb_.push_slot::<u64>(Fill::VT_FROM, from, 0);
+            }
+            #[inline]
+            pub fn add_to(&mut self, to: u64) {
+                self.fbb_.push_slot::<u64>(Fill::VT_TO, to, 0);
+            }
+            #[inline]
+            pub fn add_compared(&mut self, compared: u64) {
+                self.fbb_.push_slot::<u64>(Fill::VT_COMPARED, compared, 0);
+            }
+            #[inline]
+            pub fn add_to_compare(&mut self, to_compare: u64) {
+                self.fbb_.push_slot::<u64>(Fill::VT_TO_COMPARE, to_compare, 0);
+            }
+            #[inline]
+            pub fn add_sent_chunks(&mut self, sent_chunks: u64) {
+                self.fbb_.push_slot::<u64>(Fill::VT_SENT_CHUNKS, sent_chunks, 0);
+            }
+            #[inline]
+            pub fn add_sent_bytes(&mut self, sent_bytes: u64) {
+                self.fbb_.push_slot::<u64>(Fill::VT_SENT_BYTES, sent_bytes, 0);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FillBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                FillBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Fill<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for Fill<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Fill");
+                ds.field("chain", &self.chain());
+                ds.field("from", &self.from());
+                ds.field("to", &self.to());
+                ds.field("compared", &self.compared());
+                ds.field("to_compare", &self.to_compare());
+                ds.field("sent_chunks", &self.sent_chunks());
+                ds.field("sent_bytes", &self.sent_bytes());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct FillT {
+            pub chain: u64,
+            pub from: u64,
+            pub to: u64,
+            pub compared: u64,
+            pub to_compare: u64,
+            pub sent_chunks: u64,
+            pub sent_bytes: u64,
+        }
+        impl Default for FillT {
+            fn default() -> Self {
+                Self {
+                    chain: 0,
+                    from: 0,
+                    to: 0,
+                    compared: 0,
+                    to_compare: 0,
+                    sent_chunks: 0,
+                    sent_bytes: 0,
+                }
+            }
+        }
+        impl FillT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Fill<'b>> {
+                let chain = self.chain;
+                let from = self.from;
+                let to = self.to;
+                let compared = self.compared;
+                let to_compare = self.to_compare;
+                let sent_chunks = self.sent_chunks;
+                let sent_bytes = self.sent_bytes;
+                Fill::create(
+                    _fbb,
+                    &FillArgs {
+                        chain,
+                        from,
+                        to,
+                        compared,
+                        to_compare,
+                        sent_chunks,
+                        sent_bytes,
+                    },
+                )
+            }
+        }
         pub enum GetStatusOffset {}
         #[derive(Copy, Clone, PartialEq)]
 
@@ -4121,6 +4548,7 @@ pub mod corefs {
             pub const VT_METAS: ::flatbuffers::VOffsetT = 22;
             pub const VT_ROUTING: ::flatbuffers::VOffsetT = 24;
             pub const VT_PROBLEMS: ::flatbuffers::VOffsetT = 26;
+            pub const VT_FILLS: ::flatbuffers::VOffsetT = 28;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4132,6 +4560,9 @@ pub mod corefs {
                 args: &'args StatusArgs<'args>,
             ) -> ::flatbuffers::WIPOffset<Status<'bldr>> {
                 let mut builder = StatusBuilder::new(_fbb);
+                if let Some(x) = args.fills {
+                    builder.add_fills(x);
+                }
                 if let Some(x) = args.problems {
                     builder.add_problems(x);
                 }
@@ -4195,6 +4626,10 @@ pub mod corefs {
                     let x = self.problems();
                     x.iter().map(|t| t.unpack()).collect()
                 };
+                let fills = {
+                    let x = self.fills();
+                    x.iter().map(|t| t.unpack()).collect()
+                };
                 StatusT {
                     cluster,
                     primary,
@@ -4208,6 +4643,7 @@ pub mod corefs {
                     metas,
                     routing,
                     problems,
+                    fills,
                 }
             }
 
@@ -4336,6 +4772,19 @@ pub mod corefs {
                         .unwrap()
                 }
             }
+            #[inline]
+            pub fn fills(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Fill<'a>>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<
+                            ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Fill>>,
+                        >>(Status::VT_FILLS, None)
+                        .unwrap()
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Status<'_> {
@@ -4371,6 +4820,9 @@ pub mod corefs {
                     .visit_field::<::flatbuffers::ForwardsUOffset<
                         ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Problem>>,
                     >>("problems", Self::VT_PROBLEMS, true)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Fill>>,
+                    >>("fills", Self::VT_FILLS, true)?
                     .finish();
                 Ok(())
             }
@@ -4400,6 +4852,9 @@ pub mod corefs {
                     ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Problem<'a>>>,
                 >,
             >,
+            pub fills: Option<
+                ::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Fill<'a>>>>,
+            >,
         }
         impl<'a> Default for StatusArgs<'a> {
             #[inline]
@@ -4417,6 +4872,7 @@ pub mod corefs {
                     metas: None,    // required field
                     routing: None,  // required field
                     problems: None, // required field
+                    fills: None,    // required field
                 }
             }
         }
@@ -4499,6 +4955,16 @@ pub mod corefs {
                     .push_slot_always::<::flatbuffers::WIPOffset<_>>(Status::VT_PROBLEMS, problems);
             }
             #[inline]
+            pub fn add_fills(
+                &mut self,
+                fills: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<Fill<'b>>>,
+                >,
+            ) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(Status::VT_FILLS, fills);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StatusBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 StatusBuilder {
@@ -4516,6 +4982,7 @@ pub mod corefs {
                 self.fbb_.required(o, Status::VT_METAS, "metas");
                 self.fbb_.required(o, Status::VT_ROUTING, "routing");
                 self.fbb_.required(o, Status::VT_PROBLEMS, "problems");
+                self.fbb_.required(o, Status::VT_FILLS, "fills");
                 ::flatbuffers::WIPOffset::new(o.value())
             }
         }
@@ -4535,6 +5002,7 @@ pub mod corefs {
                 ds.field("metas", &self.metas());
                 ds.field("routing", &self.routing());
                 ds.field("problems", &self.problems());
+                ds.field("fills", &self.fills());
                 ds.finish()
             }
         }
@@ -4553,6 +5021,7 @@ pub mod corefs {
             pub metas: alloc::vec::Vec<MetaStatusT>,
             pub routing: alloc::boxed::Box<RoutingT>,
             pub problems: alloc::vec::Vec<ProblemT>,
+            pub fills: alloc::vec::Vec<FillT>,
         }
         impl Default for StatusT {
             fn default() -> Self {
@@ -4569,6 +5038,7 @@ pub mod corefs {
                     metas: Default::default(),
                     routing: Default::default(),
                     problems: Default::default(),
+                    fills: Default::default(),
                 }
             }
         }
@@ -4613,6 +5083,11 @@ pub mod corefs {
                     let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
                     _fbb.create_vector(&w)
                 });
+                let fills = Some({
+                    let x = &self.fills;
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
                 Status::create(
                     _fbb,
                     &StatusArgs {
@@ -4628,6 +5103,7 @@ pub mod corefs {
                         metas,
                         routing,
                         problems,
+                        fills,
                     },
                 )
             }

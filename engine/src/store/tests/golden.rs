@@ -46,7 +46,7 @@ fn scripted() -> Slice {
         slice.change(chunk(index), UpdateKind::Remove).unwrap();
     }
     for channel in [1, 2] {
-        let mut update = slice.tagged(chunk(4), UpdateKind::FullReplace { len: 6 });
+        let mut update = slice.tagged(chunk(4), UpdateKind::FullReplace { len: 6, total: 6 });
         update.tag.channel = channel;
         slice.apply(update, b"tagged", Finish::Commit).unwrap();
         slice.flush();

@@ -2,6 +2,7 @@
 
 mod damage;
 mod golden;
+mod resync;
 mod updates;
 
 use super::format::initial_writes;

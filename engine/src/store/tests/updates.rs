@@ -170,7 +170,7 @@ fn the_largest_chunk_fits() {
     let mut slice = Slice::new(&geometry(160 << 20));
     let len = corefs_wire::limits::CHUNK_MAX;
     let bytes: Vec<u8> = (0..len).map(|n| (n / 4096 * 31) as u8).collect();
-    let update = slice.update(chunk(0), UpdateKind::FullReplace { len });
+    let update = slice.update(chunk(0), UpdateKind::FullReplace { len, total: len });
     slice.apply(update, &bytes, Finish::Pending).unwrap();
     slice.flush();
     slice.reopen();

@@ -1,0 +1,181 @@
+//! Giving a successor the committed version of one chunk: ask what it holds, then replace that, part by part.
+//!
+//! While it lasts the chunk's queue stands still, so the committed version stays what it is. A part names the digest of what
+//! it replaces: a copy of it that comes late, when the chunk has moved on, is refused.
+
+use crate::event::OpId;
+use crate::store::{Entry, PendingInfo, UpdateKind};
+use corefs_wire::{ChunkId, TargetId, UpdateTag};
+
+/// How far it has come.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Stage {
+    /// The successor is asked what it holds.
+    Asking,
+    /// The part is read from the disk.
+    Loading,
+    /// The part is on its way.
+    Sending(OpId),
+}
+
+/// One chunk being filled.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Filler {
+    pub chunk: ChunkId,
+    pub to: TargetId,
+    pub chain_version: u64,
+    /// The replica's number of the present step.
+    pub attempt: u64,
+    pub stage: Stage,
+    force: bool,
+    /// What is sent, and the digest of what it replaces.
+    sends: Option<(Entry, u64)>,
+    /// Bytes of the present part, and where it begins.
+    at: u32,
+    len: u32,
+}
+
+impl Filler {
+    pub fn new(chunk: ChunkId, attempt: u64, to: TargetId, chain_version: u64, force: bool) -> Self {
+        let (stage, sends, at, len) = (Stage::Asking, None, 0, 0);
+        Self { chunk, to, chain_version, attempt, stage, force, sends, at, len }
+    }
+
+    /// The successor holds this; we hold that. Whether anything is to be sent.
+    pub fn compare(&mut self, ours: Option<Entry>, theirs: Option<Entry>) -> bool {
+        let base = theirs.map_or(0, |theirs| theirs.digest);
+        let after_theirs = theirs.map_or(1, |theirs| theirs.version + 1);
+        self.sends = match (ours, theirs) {
+            (None, None) => None,
+            // A tombstone that we have forgotten does no harm there.
+            (None, Some(theirs)) if theirs.removed => None,
+            (None, Some(theirs)) => {
+                Some(Entry { version: after_theirs, removed: true, length: 0, mapped: 0, ..theirs })
+            }
+            (Some(ours), Some(theirs)) if !self.force && ours.digest == theirs.digest => None,
+            (Some(ours), _) if ours.removed => {
+                Some(Entry { version: ours.version.max(after_theirs), ..ours })
+            }
+            (Some(ours), _) => Some(ours),
+        }
+        .map(|entry| (entry, base));
+        (self.at, self.len) = (0, 0);
+        self.sends.is_some()
+    }
+
+    /// The next part of at most `most` bytes: the update that it is, the digest of what it replaces, and which bytes of the
+    /// chunk it carries. `None`: everything was sent.
+    pub fn next_part(&mut self, most: u32) -> Option<(PendingInfo, u64, u32, u32)> {
+        let (entry, base) = self.sends?;
+        let first = self.stage == Stage::Asking;
+        self.at += self.len;
+        self.len = (entry.mapped - self.at).min(most);
+        if !first && self.len == 0 {
+            return None;
+        }
+        let kind = match first {
+            _ if entry.removed => UpdateKind::Remove,
+            true => UpdateKind::FullReplace { len: self.len, total: entry.length },
+            false => UpdateKind::Patch { offset: self.at, len: self.len },
+        };
+        self.stage = Stage::Loading;
+        let pending = PendingInfo {
+            chunk: self.chunk,
+            kind,
+            version: entry.version,
+            chain_version: self.chain_version,
+            truncate_epoch: entry.epoch,
+            tag: UpdateTag::default(),
+            length: entry.length,
+            flushed: true,
+        };
+        Some((pending, base, self.at, self.len))
+    }
+
+    /// The version that its parts have.
+    pub fn version(&self) -> u64 {
+        self.sends.map_or(0, |(entry, _)| entry.version)
+    }
+
+    /// The digest of what they replace.
+    pub fn base(&self) -> u64 {
+        self.sends.map_or(0, |(_, base)| base)
+    }
+
+    /// Whether anything was sent.
+    pub fn sent(&self) -> bool {
+        self.sends.is_some()
+    }
+
+    pub fn op(&self) -> Option<OpId> {
+        match self.stage {
+            Stage::Sending(op) => Some(op),
+            Stage::Asking | Stage::Loading => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use corefs_wire::InodeId;
+
+    const BLOCK: u32 = 4096;
+
+    fn entry(version: u64, length: u32, mapped: u32) -> Entry {
+        let chunk = ChunkId::new(InodeId(1), 0);
+        Entry { chunk, version, epoch: 3, length, mapped, removed: false, digest: version * 100 + 1 }
+    }
+
+    fn filler(force: bool) -> Filler {
+        Filler::new(ChunkId::new(InodeId(1), 0), 1, TargetId(2), 5, force)
+    }
+
+    #[test]
+    fn only_what_differs_is_sent() {
+        let tombstone = Entry { removed: true, length: 0, mapped: 0, ..entry(9, 0, 0) };
+        let sends = |ours, theirs| {
+            let mut filler = filler(false);
+            filler.compare(ours, theirs).then(|| filler.next_part(1 << 20).unwrap().0)
+        };
+        let plain = entry(4, 100, 100);
+        assert_eq!(sends(None, None), None);
+        assert_eq!(sends(None, Some(tombstone)), None);
+        assert_eq!(sends(Some(plain), Some(plain)), None);
+        let removal = sends(None, Some(plain)).unwrap();
+        assert_eq!((removal.kind, removal.version), (UpdateKind::Remove, 5));
+        let removal = sends(Some(tombstone), Some(plain)).unwrap();
+        assert_eq!((removal.kind, removal.version, removal.truncate_epoch), (UpdateKind::Remove, 9, 3));
+        let replace = sends(Some(plain), None).unwrap();
+        assert_eq!(replace.kind, UpdateKind::FullReplace { len: 100, total: 100 });
+        let replace = sends(Some(plain), Some(entry(7, 100, 100))).unwrap();
+        assert_eq!(replace.version, 4, "whatever was there");
+        let mut forced = filler(true);
+        assert!(forced.compare(Some(plain), Some(plain)));
+    }
+
+    #[test]
+    fn a_chunk_goes_in_parts_and_a_hole_at_its_end_costs_nothing() {
+        let mut filler = filler(false);
+        assert!(filler.compare(Some(entry(4, 100 * BLOCK, 5 * BLOCK)), Some(entry(3, 1, 1))));
+        let mut parts = Vec::new();
+        while let Some((pending, base, offset, len)) = filler.next_part(2 * BLOCK) {
+            assert_eq!((base, pending.version, pending.length), (301, 4, 100 * BLOCK));
+            parts.push((pending.kind, offset, len));
+        }
+        let (two, four) = (2 * BLOCK, 4 * BLOCK);
+        assert_eq!(
+            parts,
+            [
+                (UpdateKind::FullReplace { len: two, total: 100 * BLOCK }, 0, two),
+                (UpdateKind::Patch { offset: two, len: two }, two, two),
+                (UpdateKind::Patch { offset: four, len: BLOCK }, four, BLOCK),
+            ]
+        );
+        let mut empty = self::filler(false);
+        assert!(empty.compare(Some(entry(4, 0, 0)), None));
+        let kind = empty.next_part(BLOCK).map(|part| part.0.kind);
+        assert_eq!(kind, Some(UpdateKind::FullReplace { len: 0, total: 0 }));
+        assert_eq!(empty.next_part(BLOCK), None);
+    }
+}
