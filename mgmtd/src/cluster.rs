@@ -8,8 +8,8 @@
 //! | [`placement`] | which node, slice and position each replica of each chain gets |
 //! | [`liveness`] | who was heard of when: leases of nodes, metadata servers and clients |
 //! | [`lease`] | which manager leads |
-//! | [`rejoin`] | what a node's restart does to its chains, and why that is safe today |
 //! | [`transition`] | the declared state table of targets |
+//! | [`reconfigure`] | the table applied to what is known, and why nothing is lost |
 //! | [`routing`] | the [`RoutingInfo`](corefs_wire::routing::RoutingInfo) that all of this amounts to |
 //! | [`problems`] | what is wrong, and what to type |
 
@@ -18,7 +18,7 @@ pub mod lease;
 pub mod liveness;
 pub mod placement;
 pub mod problems;
-pub mod rejoin;
+pub mod reconfigure;
 pub mod routing;
 pub mod state;
 pub mod transition;

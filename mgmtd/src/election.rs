@@ -3,6 +3,7 @@
 use crate::clock::Clock;
 use crate::cluster::lease::{Holder, Reign, Stored, Verdict};
 use crate::cluster::liveness::Liveness;
+use crate::cluster::reconfigure::is_due;
 use crate::cluster::state::State;
 use crate::primary::{Leading, Primary, count};
 use crate::rows::{self, Numbers};
@@ -145,20 +146,24 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
         .await
     }
 
-    /// What has to be done now and then while leading: declares the silent dead, ends clients whose lease ran out,
-    /// forgets metadata servers, forms the cluster if that has become possible.
+    /// What has to be done now and then while leading: declares the silent dead, changes chains accordingly, ends clients
+    /// whose lease ran out, forgets metadata servers, forms the cluster if that has become possible.
     pub async fn upkeep(&self) -> Result<()> {
-        let (died, clients, metas, unformed) = self.leading(|leading, now_ms| {
+        let (died, clients, metas, unformed, due) = self.leading(|leading, now_ms| {
             let before = alive_nodes(leading);
             if leading.liveness.expire(now_ms) {
                 leading.touch();
             }
             let clients = leading.liveness.expired_clients(now_ms);
             let metas = leading.liveness.forgettable_metas(now_ms);
-            (before - alive_nodes(leading), clients, metas, !leading.state.formed())
+            let due = leading.liveness.is_unsettled() && is_due(&leading.state, &leading.liveness);
+            if !due {
+                leading.liveness.settled();
+            }
+            (before - alive_nodes(leading), clients, metas, !leading.state.formed(), due)
         })?;
         self.counts.nodes_died.set(self.counts.nodes_died.get() + died as u64);
-        if clients.is_empty() && metas.is_empty() && !unformed {
+        if clients.is_empty() && metas.is_empty() && !unformed && !due {
             return Ok(());
         }
         let plan = |draft: &mut crate::primary::Draft<'_>| {
@@ -168,7 +173,9 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
             for address in &metas {
                 draft.state_mut().metas.remove(address);
             }
-            draft.form(|_, _| None)
+            // The chains aren't settled by this: what was heard of meanwhile may ask for more.
+            let changed = if due { draft.reconfigure(None) } else { 0 };
+            Ok((draft.form(|_, _| None)?, changed))
         };
         let finish = |leading: &mut Leading, _: u64, _: &_| {
             for client in &clients {
@@ -177,7 +184,11 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
             }
             metas.iter().for_each(|address| leading.liveness.forget_meta(address));
         };
-        let formed = self.change(plan, finish).await?;
+        let (formed, changed) = self.change(plan, finish).await?;
+        if changed > 0 {
+            self.counts.chains_changed.set(self.counts.chains_changed.get() + changed as u64);
+            tracing::info!("{changed} chains changed");
+        }
         self.counts.clients_expired.set(self.counts.clients_expired.get() + clients.len() as u64);
         if let Some(imbalance) = formed {
             tracing::info!("formed the cluster: {imbalance}");

@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::cluster::formation::Wanted;
 use crate::cluster::lease::{Candidate, Holder, Reign};
 use crate::cluster::liveness::{Liveness, Terms};
+use crate::cluster::reconfigure::reconfigure;
 use crate::cluster::state::State;
 use crate::cluster::{placement::Imbalance, routing};
 use crate::rows::{self, Numbers};
@@ -50,6 +51,7 @@ pub struct Counts {
     pub step_downs: Cell<u64>,
     pub changes: Cell<u64>,
     pub nodes_died: Cell<u64>,
+    pub chains_changed: Cell<u64>,
     pub clients_expired: Cell<u64>,
 }
 
@@ -356,6 +358,13 @@ impl<'a> Draft<'a> {
             liveness.node_alive(node) && health.is_some_and(|health| !health.dead)
         };
         self.state_mut().form(|node, slice| usable(node, slice).unwrap_or_else(|| alive(node, slice)))
+    }
+
+    /// Applies the state table to all chains; `restarted` registers as another process. How many changed.
+    pub fn reconfigure(&mut self, restarted: Option<NodeId>) -> usize {
+        let liveness = &self.leading.liveness;
+        let state = self.state.get_or_insert_with(|| self.leading.state.clone());
+        reconfigure(state, liveness, restarted)
     }
 
     /// Gives out a client's number.

@@ -8,7 +8,7 @@
 //! |---|---|---|---|
 //! | `B` | | the primary's beat: u64 | several times a second |
 //! | `C` | | generation, next numbers of nodes, targets, chains, clients | with every other change but `B` and `P` |
-//! | `H` | chain: u64 | version, members (target, node, slice, state) | when a member restarts |
+//! | `H` | chain: u64 | version, members (target, node, slice, state), the last serving set (targets) | when a member dies, comes back, is filled |
 //! | `L` | client: u64 | incarnation, name: its lease runs | when it comes and goes |
 //! | `M` | address | incarnation of the metadata server there | when it comes and is forgotten |
 //! | `N` | node: u32 | incarnation, domain, addresses, slices (store, shard, capacity) | when it starts |
@@ -266,7 +266,9 @@ fn write_chain(chain: &Chain) -> Vec<u8> {
         let out = out.u64(member.target.0).u32(member.node.0).u16(member.slice.0);
         out.u8(member.state.to_wire().0)
     };
-    Writer::new().u64(chain.version).list(&chain.members, write).0
+    let last: Vec<TargetId> = chain.last_set.iter().copied().collect();
+    let out = Writer::new().u64(chain.version).list(&chain.members, write);
+    out.list(&last, |out, target| out.u64(target.0)).0
 }
 
 fn read_chain(value: &[u8]) -> Result<Chain> {
@@ -277,7 +279,8 @@ fn read_chain(value: &[u8]) -> Result<Chain> {
         let state = Public::from_wire(TargetState(row.u8()?)).ok_or_else(|| row.damaged())?;
         Ok(Member { target, node, slice, state })
     })?;
-    row.end(Chain { version, members })
+    let last_set = row.list(|row| Ok(TargetId(row.u64()?)))?.into_iter().collect();
+    row.end(Chain { version, members, last_set })
 }
 
 /// Every row of the cluster's state but the counters'.

@@ -297,6 +297,7 @@ impl<E: KvEngine> Answers<E> {
             ("step_downs", &counts.step_downs),
             ("changes_stored", &counts.changes),
             ("nodes_died", &counts.nodes_died),
+            ("chains_changed", &counts.chains_changed),
             ("clients_expired", &counts.clients_expired),
         ];
         let mut counters: Vec<(String, u64)> =

@@ -100,7 +100,7 @@ fn other_nonsense_is_a_typed_error_too() {
 }
 
 #[test]
-fn a_restart_raises_chain_versions_once_and_routing_shows_it() {
+fn a_restarted_node_is_filled_before_it_serves_and_routing_shows_it() {
     let clock = TestClock::default();
     run(&clock, async {
         let manager = lead(&Mem::new(), &clock, 1, wanted(3, 3, 8)).await;
@@ -113,12 +113,71 @@ fn a_restart_raises_chain_versions_once_and_routing_shows_it() {
         }
         let after = routing(&manager).await.unwrap();
         assert!(after.version > before.version && after.nodes.len() == 3);
-        assert!(after.chains.values().all(|chain| chain.version == 2 && chain.serving().count() == 3));
+        assert!(after.chains.values().all(|chain| chain.version == 3 && chain.serving().count() == 2));
         assert_eq!(
             code(ops::node_heartbeat(&manager, heartbeat(2, 2, 1, 4)).await),
             Some(ErrorCode::NodeConflict)
         );
         assert!(ops::node_heartbeat(&manager, heartbeat(2, 2, 2, 4)).await.is_ok());
+        manager.upkeep().await.unwrap();
+        assert_eq!(routing(&manager).await.unwrap().chains, after.chains, "nothing more is known");
+        // It says that it was filled: half of its targets under an older version.
+        let filled = |version| {
+            let mut beat = heartbeat(2, 2, 2, 4);
+            for target in after.targets.values().filter(|target| target.node.0 == 2) {
+                let mut health = TargetHealthT::default();
+                (health.target, health.up_to_date, health.chain_version) = (target.id.0, true, version);
+                beat.targets.push(health);
+            }
+            beat
+        };
+        for (version, serving) in [(2, 2), (3, 3)] {
+            ops::node_heartbeat(&manager, filled(version)).await.unwrap();
+            manager.upkeep().await.unwrap();
+            let chains = routing(&manager).await.unwrap().chains;
+            assert!(chains.values().all(|chain| chain.serving().count() == serving), "{version}");
+        }
+    });
+}
+
+#[test]
+fn a_silent_node_gets_no_lease_until_its_chains_go_on_without_it() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let manager = lead(&Mem::new(), &clock, 1, wanted(3, 3, 8)).await;
+        register_all(&manager, 3, 1, 4).await;
+        for _ in 0..3 {
+            clock.advance(500);
+            elect(&manager, &clock).await;
+            manager.step().await;
+            for node in [1, 2] {
+                ops::node_heartbeat(&manager, heartbeat(node, node as u8, 1, 4)).await.unwrap();
+            }
+        }
+        // The change that takes node 3 out is on its way when the node speaks again.
+        let beat = async { code(ops::node_heartbeat(&manager, heartbeat(3, 3, 1, 4)).await) };
+        let upkeep = manager.upkeep();
+        let (refused, changed) = {
+            let mut upkeep = Box::pin(upkeep);
+            let first = future::poll_once(upkeep.as_mut()).await;
+            let refused = beat.await;
+            (
+                refused,
+                match first {
+                    Some(outcome) => outcome,
+                    None => upkeep.await,
+                },
+            )
+        };
+        changed.unwrap();
+        let chains = routing(&manager).await.unwrap().chains;
+        assert!(chains.values().all(|chain| chain.serving().count() == 2 && chain.version == 2));
+        // A store in memory may have been done at once: then the change was stored, and the lease is harmless.
+        assert!(refused.is_none_or(|code| code == ErrorCode::NotReady), "{refused:?}");
+        ops::node_heartbeat(&manager, heartbeat(3, 3, 1, 4)).await.unwrap();
+        manager.upkeep().await.unwrap();
+        let chains = routing(&manager).await.unwrap().chains;
+        assert!(chains.values().all(|chain| chain.members.last().unwrap().state == TargetState::Syncing));
     });
 }
 

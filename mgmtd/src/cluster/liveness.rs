@@ -5,7 +5,7 @@
 //! drift: so whoever is dead here has long stopped serving by itself. A new primary waits one full lease before it
 //! declares anyone dead, because an earlier primary may have renewed up to the end of its reign.
 
-use corefs_wire::{ClientId, NodeId};
+use corefs_wire::{ClientId, NodeId, TargetId};
 use std::collections::BTreeMap;
 
 /// How long leases last, in milliseconds.
@@ -42,19 +42,46 @@ pub struct SliceHealth {
     pub dead: bool,
 }
 
+/// What a heartbeat says of a target.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct TargetHealth {
+    /// It holds everything that the chain had under this version.
+    pub up_to_date: Option<u64>,
+    /// It can't be filled for the time being.
+    pub failed: bool,
+    /// Whom it fills, and how far that has come.
+    pub fills: Option<Filling>,
+}
+
+/// How far a target has come with filling another.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Filling {
+    pub to: TargetId,
+    /// Chunks compared, of how many.
+    pub compared: u64,
+    pub to_compare: u64,
+    pub sent_chunks: u64,
+    pub sent_bytes: u64,
+}
+
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Liveness {
     terms: Terms,
     nodes: BTreeMap<NodeId, Heard>,
     slices: BTreeMap<NodeId, Vec<SliceHealth>>,
+    targets: BTreeMap<NodeId, BTreeMap<TargetId, TargetHealth>>,
+    by_target: BTreeMap<TargetId, NodeId>,
+    /// Something that chains depend on has changed since [`Liveness::settled`].
+    unsettled: bool,
     metas: BTreeMap<String, Heard>,
     clients: BTreeMap<ClientId, u64>,
 }
 
 impl Liveness {
     pub fn new(terms: Terms) -> Self {
-        let (nodes, slices, metas, clients) = Default::default();
-        Self { terms, nodes, slices, metas, clients }
+        let (nodes, slices, targets, by_target) = Default::default();
+        let (metas, clients) = Default::default();
+        Self { terms, nodes, slices, targets, by_target, unsettled: true, metas, clients }
     }
 
     pub fn terms(&self) -> Terms {
@@ -72,9 +99,38 @@ impl Liveness {
 
     /// A node registered or sent a heartbeat. Whether it had been dead or unknown: then routing changes.
     pub fn hear_node(&mut self, node: NodeId, slices: Vec<SliceHealth>, now_ms: u64) -> bool {
+        let dead = |slices: &[SliceHealth]| slices.iter().map(|slice| slice.dead).collect::<Vec<_>>();
+        let same = self.slices.get(&node).is_some_and(|before| dead(before) == dead(&slices));
         self.slices.insert(node, slices);
         let before = self.nodes.insert(node, Heard { at_ms: now_ms, alive: true, spoke: true });
+        self.unsettled |= !same || !before.is_some_and(|before| before.alive && before.spoke);
         !before.is_some_and(|before| before.alive)
+    }
+
+    /// What a node says of its targets.
+    pub fn hear_targets(&mut self, node: NodeId, targets: BTreeMap<TargetId, TargetHealth>) {
+        let matters = |targets: &BTreeMap<TargetId, TargetHealth>| {
+            let of = |(id, health): (&TargetId, &TargetHealth)| (*id, health.up_to_date, health.failed);
+            targets.iter().map(of).collect::<Vec<_>>()
+        };
+        self.unsettled |= self.targets.get(&node).is_none_or(|before| matters(before) != matters(&targets));
+        self.by_target.extend(targets.keys().map(|target| (*target, node)));
+        self.targets.insert(node, targets);
+    }
+
+    /// Another process has the node's number now: what the old one said of its targets counts no more.
+    pub fn forget_targets(&mut self, node: NodeId) {
+        self.targets.remove(&node);
+    }
+
+    /// Whether chains may have to change.
+    pub fn is_unsettled(&self) -> bool {
+        self.unsettled
+    }
+
+    /// Chains are as they should be, as far as is known.
+    pub fn settled(&mut self) {
+        self.unsettled = false;
     }
 
     pub fn hear_meta(&mut self, address: &str, now_ms: u64) -> bool {
@@ -103,6 +159,7 @@ impl Liveness {
             if heard.alive && now_ms.saturating_sub(heard.at_ms) > limit {
                 heard.alive = false;
                 changed = true;
+                self.unsettled = true;
             }
         }
         changed
@@ -145,6 +202,11 @@ impl Liveness {
 
     pub fn clients(&self) -> usize {
         self.clients.len()
+    }
+
+    /// As the last heartbeat said; `None` before the first.
+    pub fn target(&self, target: TargetId) -> Option<TargetHealth> {
+        self.targets.get(self.by_target.get(&target)?)?.get(&target).copied()
     }
 
     /// As the last heartbeat said; empty before the first.

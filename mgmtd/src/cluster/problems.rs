@@ -1,9 +1,11 @@
 //! What is wrong with the cluster, each with what to type or to do about it.
 
 use super::liveness::Liveness;
-use super::state::State;
+use super::state::{Chain, State};
+use super::transition::Public;
 use corefs_wire::NodeId;
 use corefs_wire::control::mgmtd::ProblemT;
+use std::collections::BTreeSet;
 
 /// A slice fuller than this is worth a word.
 const FULL_PERCENT: u64 = 90;
@@ -30,7 +32,7 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
             Some(heard) if heard.alive => {}
             Some(heard) => say(
                 format!(
-                    "{id} ({}) is dead, last heard of {} s ago; its chains refuse writes",
+                    "{id} ({}) is dead, last heard of {} s ago; its chains go on without it",
                     node.control,
                     now_ms.saturating_sub(heard.at_ms) / 1000
                 ),
@@ -54,6 +56,7 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
             }
         }
     }
+    chain_problems(state, &mut say);
     let silent: Vec<&str> =
         state.metas.keys().filter(|address| !liveness.meta_alive(address)).map(String::as_str).collect();
     if silent.len() == state.metas.len() {
@@ -62,6 +65,40 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
         say(format!("metadata servers are dead: {}", silent.join(", ")), "start them again: corefs meta");
     }
     out
+}
+
+/// Chains that nobody serves, and those with fewer copies than they should have.
+fn chain_problems(state: &State, say: &mut impl FnMut(String, &str)) {
+    let with = |wanted: Public| {
+        let has = |chain: &&Chain| chain.members.iter().any(|member| member.state == wanted);
+        state.chains.values().filter(has).count()
+    };
+    let unserved: Vec<&Chain> = state
+        .chains
+        .values()
+        .filter(|chain| chain.members.iter().all(|member| member.state != Public::Serving))
+        .collect();
+    if !unserved.is_empty() {
+        let holders: BTreeSet<NodeId> = unserved
+            .iter()
+            .flat_map(|chain| chain.members.iter().filter(|member| chain.last_set.contains(&member.target)))
+            .map(|member| member.node)
+            .collect();
+        let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();
+        let text = format!(
+            "{} chains have lost all replicas: they serve again when one of these is back: {}",
+            unserved.len(),
+            holders.join(", ")
+        );
+        say(text, "start one of them again on its directory: corefs storage --manager ADDR --dir DIR");
+    }
+    match (with(Public::Syncing), with(Public::Waiting)) {
+        (0, 0) => {}
+        (filling, waiting) => say(
+            format!("{filling} replicas are being filled, {waiting} chains have one that waits for that"),
+            "nothing: they serve when that is done, and it shows below",
+        ),
+    }
 }
 
 fn usable_nodes(state: &State, liveness: &Liveness) -> usize {
@@ -94,6 +131,14 @@ mod tests {
         liveness.hear_node(NodeId(2), healthy(0), 0);
         liveness.hear_meta("127.0.0.1:7", 0);
         assert!(texts(&state, &liveness, 1).is_empty());
+        let mut lost = state.clone();
+        for chain in lost.chains.values_mut() {
+            chain.members[0].state = Public::LastServing;
+            chain.members[1].state = Public::Waiting;
+        }
+        let found = texts(&lost, &liveness, 1).join("\n");
+        assert!(found.contains("lost all replicas") && found.contains("node-1, node-2"), "{found}");
+        assert!(found.contains("one that waits"), "{found}");
 
         let mut broken = healthy(0);
         broken[3] = SliceHealth { capacity: 1000, used: 950, dead: false };

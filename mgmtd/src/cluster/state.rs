@@ -3,13 +3,12 @@
 //! Invariants, checked by [`State::check`] after each change and each load:
 //! - a node, target or chain number below its counter was given out once and is never given out again;
 //! - a store uuid belongs to one slice of one node;
-//! - a chain's members are on different nodes, each on a slice that its node has; every member is `Serving` (see
-//!   [`rejoin`](super::rejoin));
+//! - a chain's members are on different nodes, each on a slice that its node has; they are ordered by state, somebody serves
+//!   or holds the last complete copy, and at most one is being filled (see [`reconfigure`](super::reconfigure));
 //! - tables name chains that exist, and never change once made.
 
 use super::formation::Formation;
 use super::placement::{self, Imbalance, Room};
-use super::rejoin::rejoin;
 use super::transition::Public;
 use corefs_wire::{ChainId, Error, ErrorCode, NodeId, Result, SliceIndex, TargetId, Uuid};
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +48,8 @@ pub struct Chain {
     pub version: u64,
     /// The head first.
     pub members: Vec<Member>,
+    /// Who served under the last version in which somebody did: everything acknowledged is on each of them.
+    pub last_set: BTreeSet<TargetId>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -159,9 +160,9 @@ impl State {
         if differ.is_empty() { Ok(Some(id)) } else { conflict(format!("{id}: {}", differ.join("; "))) }
     }
 
-    /// Takes a node in: assigns a number to a new one, updates a known one, and raises the versions of the chains of
-    /// one that is another process now. A known node may bring further slices behind those it had. Registering twice
-    /// is registering once. Errors of [`identify`](Self::identify).
+    /// Takes a node in: assigns a number to a new one, updates a known one. A known node may bring further slices behind those
+    /// it had. Registering twice is registering once. Of one that `restarted` the caller must tell its chains, in the same
+    /// transaction ([`reconfigure`](super::reconfigure::reconfigure)). Errors of [`identify`](Self::identify).
     pub fn register(&mut self, arrival: Arrival) -> Result<Registered> {
         let id = match self.identify(&arrival)? {
             Some(id) => id,
@@ -173,11 +174,6 @@ impl State {
         };
         let before = self.nodes.insert(id, arrival.node);
         let restarted = before.is_some_and(|before| before.incarnation != self.nodes[&id].incarnation);
-        if restarted {
-            for chain in self.chains.values_mut() {
-                rejoin(chain, id);
-            }
-        }
         Ok(Registered { id, restarted })
     }
 
@@ -215,7 +211,8 @@ impl State {
                 let node = rooms[replica.room].node;
                 members.push(Member { target, node, slice: replica.slice, state: Public::Serving });
             }
-            self.chains.insert(id, Chain { version: 1, members });
+            let last_set = members.iter().map(|member| member.target).collect();
+            self.chains.insert(id, Chain { version: 1, members, last_set });
             table.push(id);
         }
         self.tables.insert(FIRST_TABLE, table);
@@ -246,12 +243,14 @@ impl State {
                 if !fits || !targets.insert(member.target) || !nodes.insert(member.node) {
                     return bad(format!("{} of {id} is misplaced", member.target));
                 }
-                if member.state != Public::Serving {
-                    return bad(format!(
-                        "{} of {id} is {:?}; chains don't shrink yet",
-                        member.target, member.state
-                    ));
-                }
+            }
+            let states = || chain.members.iter().map(|member| member.state);
+            let complete = states().any(|state| matches!(state, Public::Serving | Public::LastServing));
+            let filled = states().filter(|state| *state == Public::Syncing).count();
+            let known = |target: &TargetId| chain.members.iter().any(|member| member.target == *target);
+            let remembered = !chain.last_set.is_empty() && chain.last_set.iter().all(known);
+            if !complete || filled > 1 || !states().is_sorted() || !remembered {
+                return bad(format!("{id} has members in states that can't be together"));
             }
         }
         let unknown = |chains: &Vec<ChainId>| chains.iter().any(|chain| !self.chains.contains_key(chain));
@@ -324,17 +323,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_restart_raises_the_versions_of_its_chains_and_of_no_other() {
+    fn a_restart_is_noticed_and_changes_no_chain_by_itself() {
         let mut state = formed(4, 2);
         let before = state.clone();
         let done = state.register(Arrival { id: Some(NodeId(3)), node: node(3, 2, 8) }).unwrap();
         assert!(done.restarted);
-        for (id, chain) in &state.chains {
-            let concerned = chain.members.iter().any(|member| member.node == NodeId(3));
-            assert_eq!(chain.version, before.chains[id].version + u64::from(concerned));
-            assert_eq!(chain.members, before.chains[id].members);
-        }
-        assert_eq!(state.tables, before.tables);
+        assert_eq!((&state.tables, &state.chains), (&before.tables, &before.chains));
         state.check().unwrap();
     }
 
@@ -391,7 +385,16 @@ pub(crate) mod tests {
         let shrink = |state: &mut State| {
             state.chains.values_mut().for_each(|chain| chain.members[0].state = Public::Offline)
         };
-        assert_eq!(check(shrink), corrupt);
+        assert_eq!(check(shrink), corrupt, "out of order");
+        let all = |state: &mut State| {
+            let members = state.chains.values_mut().flat_map(|chain| &mut chain.members);
+            members.for_each(|member| member.state = Public::Syncing);
+        };
+        assert_eq!(check(all), corrupt);
+        assert_eq!(
+            check(|state| state.chains.values_mut().for_each(|chain| chain.last_set.clear())),
+            corrupt
+        );
         let same_node = |state: &mut State| {
             state.chains.values_mut().for_each(|chain| chain.members[0].node = chain.members[1].node);
         };

@@ -3,7 +3,7 @@
 //! A chain's members are looked at one after the other, in chain order, each against what the others are at that
 //! moment ([`advance`]). A change of any member's state raises the chain's version by one.
 //!
-//! Chains don't use this table yet: they stay healthy, see [`rejoin`](super::rejoin).
+//! [`reconfigure`](super::reconfigure) applies it.
 
 use corefs_wire::TargetId;
 use corefs_wire::control::mgmtd::TargetState;
@@ -322,10 +322,11 @@ pub fn render() -> String {
          Members of a chain are looked at one after the other, in chain order. Afterwards they are ordered: Serving,\n\
          LastServing, Syncing, Waiting, Offline (as they were within each). Any change raises the chain version by one,\n\
          in the transaction that checks the manager's lease.\n\n\
-         **Not in force yet:** chains stay healthy, every member stays Serving. What a restart does today, and why that\n\
-         is safe, is in `mgmtd/src/cluster/rejoin.rs`, which this table will replace.\n\n\
+         The table is applied again until nothing changes, and what that amounts to is stored and told at once. Why nothing\n\
+         acknowledged is lost is in `mgmtd/src/cluster/reconfigure.rs`.\n\n\
          Local state: *UpToDate* names the chain version of the sync that made it so, other claims count as Online;\n\
-         *Restarted* is alive with a new incarnation; *Offline* is a lease that ran out, a dead slice or an unclean recovery.\n\n\
+         *Restarted* is alive with a new incarnation; *Offline* is a lease that ran out, a dead slice, or a target that couldn't\n\
+         take what it was to be filled with and says so for some seconds.\n\n\
          | public | local | condition | next | why |\n|---|---|---|---|---|\n",
     );
     for row in TABLE {

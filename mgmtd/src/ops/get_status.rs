@@ -4,9 +4,10 @@ use crate::clock::Clock;
 use crate::cluster::liveness::SliceHealth;
 use crate::cluster::problems::problems;
 use crate::cluster::state::Node;
+use crate::cluster::transition::Public;
 use crate::primary::{Leading, Primary};
 use corefs_kv::KvEngine;
-use corefs_wire::control::mgmtd::{GetStatusT, MetaStatusT, NodeStatusT, SliceInfoT, StatusT};
+use corefs_wire::control::mgmtd::{FillT, GetStatusT, MetaStatusT, NodeStatusT, SliceInfoT, StatusT};
 use corefs_wire::{NodeId, Result};
 
 pub async fn get_status<E: KvEngine, C: Clock>(
@@ -29,6 +30,7 @@ pub async fn get_status<E: KvEngine, C: Clock>(
         status.metas =
             leading.state.metas.keys().map(|address| meta_status(leading, address, now_ms)).collect();
         status.problems = problems(&leading.state, &leading.liveness, now_ms);
+        status.fills = fills(leading);
         *status.routing = (*leading.routing()).clone();
         status
     })
@@ -54,6 +56,25 @@ fn node_status(leading: &Leading, id: NodeId, node: &Node, now_ms: u64) -> NodeS
         info.store = slice.store.0.to_vec();
         (info.capacity, info.used, info.dead) = (health.capacity, health.used, health.dead);
         out.slices.push(info);
+    }
+    out
+}
+
+/// Who is being filled right now, by whom, and how far that has come.
+fn fills(leading: &Leading) -> Vec<FillT> {
+    let mut out = Vec::new();
+    for (id, chain) in &leading.state.chains {
+        let Some(to) = chain.members.iter().find(|member| member.state == Public::Syncing) else { continue };
+        let from = chain.members.iter().rfind(|member| member.state == Public::Serving);
+        let mut fill = FillT::default();
+        (fill.chain, fill.to) = (id.0, to.target.0);
+        fill.from = from.map_or(0, |from| from.target.0);
+        let said = from.and_then(|from| leading.liveness.target(from.target)?.fills);
+        if let Some(said) = said.filter(|said| said.to == to.target) {
+            (fill.compared, fill.to_compare) = (said.compared, said.to_compare);
+            (fill.sent_chunks, fill.sent_bytes) = (said.sent_chunks, said.sent_bytes);
+        }
+        out.push(fill);
     }
     out
 }

@@ -1,15 +1,16 @@
-//! A storage node renews its lease and says how its slices are. Costs no transaction.
+//! A storage node renews its lease and says how its slices and targets are. Costs no transaction.
 
 use super::invalid;
 use crate::clock::Clock;
-use crate::cluster::liveness::SliceHealth;
+use crate::cluster::liveness::{Filling, SliceHealth, TargetHealth};
+use crate::cluster::reconfigure::may_renew;
 use crate::primary::Primary;
 use corefs_kv::KvEngine;
-use corefs_wire::control::mgmtd::{NodeHeartbeatReplyT, NodeHeartbeatT, SliceInfoT};
-use corefs_wire::{Error, ErrorCode, NodeId, Result};
+use corefs_wire::control::mgmtd::{NodeHeartbeatReplyT, NodeHeartbeatT, SliceInfoT, TargetHealthT};
+use corefs_wire::{Error, ErrorCode, NodeId, Result, TargetId};
 
 /// Errors: `NodeConflict` for a node that is unknown or whose number another process has by now: it must stop serving
-/// and register; `InvalidArgument` for slices that it doesn't have.
+/// and register; `InvalidArgument` for slices that it doesn't have; `NotReady` while its chains are told to go on without it.
 pub async fn node_heartbeat<E: KvEngine, C: Clock>(
     primary: &Primary<E, C>,
     request: NodeHeartbeatT,
@@ -32,6 +33,12 @@ pub async fn node_heartbeat<E: KvEngine, C: Clock>(
                 return Err(invalid(format!("slice {position} of {id} is store {}", known.store)));
             }
         }
+        if !may_renew(&leading.state, &leading.liveness, id) {
+            let text = format!("{id} was silent for too long: its chains go on without it first");
+            return Err(Error::new(ErrorCode::NotReady, text));
+        }
+        let targets = request.targets.iter().map(|target| (TargetId(target.target), target_health(target)));
+        leading.liveness.hear_targets(id, targets.collect());
         let health =
             |slice: &SliceInfoT| SliceHealth { capacity: slice.capacity, used: slice.used, dead: slice.dead };
         if leading.liveness.hear_node(id, request.slices.iter().map(health).collect(), now_ms) {
@@ -44,4 +51,19 @@ pub async fn node_heartbeat<E: KvEngine, C: Clock>(
     })??;
     primary.heard.happened();
     Ok(reply)
+}
+
+fn target_health(said: &TargetHealthT) -> TargetHealth {
+    let filling = Filling {
+        to: TargetId(said.filling),
+        compared: said.compared,
+        to_compare: said.to_compare,
+        sent_chunks: said.sent_chunks,
+        sent_bytes: said.sent_bytes,
+    };
+    TargetHealth {
+        up_to_date: said.up_to_date.then_some(said.chain_version),
+        failed: said.failed,
+        fills: (said.filling != 0).then_some(filling),
+    }
 }

@@ -24,8 +24,17 @@ pub async fn register_node<E: KvEngine, C: Clock>(
 ) -> Result<NodeRegisteredT> {
     let (arrival, health) = understand(request)?;
     wait_for_predecessor(primary, &arrival).await?;
+    // Whoever is silent for too long by now died before this one came back: after a total loss they are all complete.
+    primary.leading(|leading, now_ms| {
+        if leading.state.formed() && leading.liveness.expire(now_ms) {
+            leading.touch();
+        }
+    })?;
     let plan = |draft: &mut Draft<'_>| {
         let registered = draft.state_mut().register(arrival)?;
+        if registered.restarted {
+            draft.reconfigure(Some(registered.id));
+        }
         if draft.state().nodes.len() > NODES_MAX as usize {
             return Err(Error::new(ErrorCode::Overloaded, format!("more than {NODES_MAX} storage nodes")));
         }
@@ -36,6 +45,9 @@ pub async fn register_node<E: KvEngine, C: Clock>(
     };
     let (registered, formed) = primary
         .change(plan, |leading, now_ms, (registered, _)| {
+            if registered.restarted {
+                leading.liveness.forget_targets(registered.id);
+            }
             if leading.liveness.hear_node(registered.id, health.clone(), now_ms) {
                 leading.touch();
             }

@@ -1,0 +1,248 @@
+//! Chains after somebody died, came back or was filled: the [table](super::transition) applied to what is known.
+//!
+//! # Why nothing that was acknowledged is lost
+//!
+//! 1. An update is acknowledged, or shown to a reader, only after every serving member of its chain version has it on its
+//!    disk, and the one that is being filled as well (engine, chain replication). So whichever serving member is left has
+//!    it, at least as pending; it sends its pendings on again under the new version before it takes anything new.
+//! 2. A member is taken out only when it can't serve any more: its lease has run out on its own clock before it does here
+//!    (it counts from sending, we from receiving, plus a margin), its process is gone, or its slice refuses everything. From
+//!    then until the change is stored its node gets no lease: [`may_renew`].
+//! 3. A member comes in only when it says that it was filled completely under the very chain version that is still the
+//!    chain's, or after a total loss if it belongs to the last set that served: everything that was acknowledged is on each
+//!    of that set.
+//! 4. Every change raises the chain version, in the transaction that checks the manager's lease; messages of other versions
+//!    are refused. So updates of an old and of a new configuration never mix.
+//! 5. A node is recognised by the store uuids of its slices, and its directory is locked by one process.
+
+use super::liveness::Liveness;
+use super::state::{Chain, Member, State};
+use super::transition::{Local, Public, Seat, advance};
+use corefs_wire::NodeId;
+
+/// A restart or a total loss takes some steps through the table; none takes more than this.
+const PASSES_MAX: usize = 4;
+
+/// Applies the table to every chain until nothing changes. `restarted` is a node that registers right now as another process.
+/// How many chains changed.
+pub fn reconfigure(state: &mut State, liveness: &Liveness, restarted: Option<NodeId>) -> usize {
+    let mut changed = 0;
+    for chain in state.chains.values_mut() {
+        let before = chain.version;
+        for pass in 0..PASSES_MAX {
+            if !step(chain, liveness, restarted, pass == 0) {
+                break;
+            }
+        }
+        changed += usize::from(chain.version != before);
+    }
+    changed
+}
+
+/// Whether [`reconfigure`] would change anything.
+pub fn is_due(state: &State, liveness: &Liveness) -> bool {
+    state.chains.values().any(|chain| step(&mut chain.clone(), liveness, None, true))
+}
+
+/// Whether a node may be given a lease: not while it counts as dead and some chain still has to be told.
+pub fn may_renew(state: &State, liveness: &Liveness, node: NodeId) -> bool {
+    let counts =
+        |member: &Member| member.node == node && matches!(member.state, Public::Serving | Public::Syncing);
+    liveness.node_alive(node) || !state.chains.values().flat_map(|chain| &chain.members).any(counts)
+}
+
+/// One application of the table; whether anything changed.
+fn step(chain: &mut Chain, liveness: &Liveness, restarted: Option<NodeId>, first: bool) -> bool {
+    let seat = |member: &Member| Seat {
+        target: member.target,
+        public: member.state,
+        local: local(chain.version, member, liveness, restarted, first),
+    };
+    let seats: Vec<Seat> = chain.members.iter().map(seat).collect();
+    let (order, changed) = advance(&seats, &chain.last_set);
+    if !changed {
+        return false;
+    }
+    let of = |target| chain.members.iter().find(|member| member.target == target);
+    let members = order.iter().filter_map(|(target, state)| Some(Member { state: *state, ..*of(*target)? }));
+    chain.members = members.collect();
+    chain.version += 1;
+    let serving = || chain.members.iter().filter(|member| member.state == Public::Serving);
+    if serving().next().is_some() {
+        chain.last_set = serving().map(|member| member.target).collect();
+    }
+    true
+}
+
+/// What is known of a member.
+fn local(
+    version: u64,
+    member: &Member,
+    liveness: &Liveness,
+    restarted: Option<NodeId>,
+    first: bool,
+) -> Local {
+    if restarted == Some(member.node) {
+        return if first { Local::Restarted } else { Local::Online };
+    }
+    let Some(node) = liveness.node(member.node).filter(|node| node.alive) else { return Local::Offline };
+    let dead = liveness.slices(member.node).get(usize::from(member.slice.0)).is_some_and(|slice| slice.dead);
+    let health = liveness.target(member.target);
+    if dead || health.is_some_and(|health| health.failed) {
+        return Local::Offline;
+    }
+    match member.state {
+        // A new primary assumes that everybody lives: enough to leave things as they are, not to change them.
+        Public::Offline | Public::Waiting | Public::LastServing if !node.spoke => Local::Offline,
+        _ if health.is_some_and(|health| health.up_to_date == Some(version)) => Local::UpToDate,
+        _ => Local::Online,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::liveness::{SliceHealth, TargetHealth, tests::TERMS};
+    use super::super::state::tests::formed;
+    use super::*;
+    use corefs_wire::{ChainId, TargetId};
+    use std::collections::BTreeMap;
+
+    const CHAIN: ChainId = ChainId(1);
+
+    /// Three nodes, three replicas; everybody was heard of at 0.
+    fn world() -> (State, Liveness) {
+        let state = formed(3, 3);
+        let mut liveness = Liveness::new(TERMS);
+        for node in 1..=3 {
+            liveness.hear_node(NodeId(node), vec![SliceHealth::default(); 8], 0);
+        }
+        (state, liveness)
+    }
+
+    fn states(state: &State) -> Vec<Public> {
+        state.chains[&CHAIN].members.iter().map(|member| member.state).collect()
+    }
+
+    fn nodes(state: &State) -> Vec<u32> {
+        state.chains[&CHAIN].members.iter().map(|member| member.node.0).collect()
+    }
+
+    fn hear(liveness: &mut Liveness, node: u32, now_ms: u64) {
+        liveness.hear_node(NodeId(node), vec![SliceHealth::default(); 8], now_ms);
+    }
+
+    fn say(liveness: &mut Liveness, state: &State, position: usize, health: TargetHealth) {
+        let member = state.chains[&CHAIN].members[position];
+        liveness.hear_targets(member.node, BTreeMap::from([(member.target, health)]));
+    }
+
+    #[test]
+    fn a_node_that_falls_silent_is_taken_out_filled_and_taken_in_again() {
+        use Public::{Offline, Serving, Syncing};
+        let (mut state, mut liveness) = world();
+        assert!(!is_due(&state, &liveness));
+        let lost = NodeId(nodes(&state)[0]);
+        let others: Vec<u32> = nodes(&state)[1..].to_vec();
+        others.iter().for_each(|node| hear(&mut liveness, *node, 1000));
+        assert!(may_renew(&state, &liveness, lost));
+        liveness.expire(1201);
+        assert!(is_due(&state, &liveness));
+        assert!(!may_renew(&state, &liveness, lost), "it serves for the others, who must be told first");
+        assert_eq!(reconfigure(&mut state, &liveness, None), state.chains.len());
+        state.check().unwrap();
+        assert_eq!((states(&state), nodes(&state)[2]), (vec![Serving, Serving, Offline], lost.0));
+        assert_eq!(state.chains[&CHAIN].version, 2);
+        assert!(may_renew(&state, &liveness, lost));
+        // The same process is back: it has missed updates.
+        hear(&mut liveness, lost.0, 1500);
+        reconfigure(&mut state, &liveness, None);
+        assert_eq!(states(&state), [Serving, Serving, Syncing]);
+        let version = state.chains[&CHAIN].version;
+        let claim = |version| TargetHealth { up_to_date: Some(version), ..TargetHealth::default() };
+        say(&mut liveness, &state, 2, claim(version - 1));
+        assert!(!is_due(&state, &liveness), "a claim of an earlier version counts for nothing");
+        say(&mut liveness, &state, 2, claim(version));
+        reconfigure(&mut state, &liveness, None);
+        assert_eq!((states(&state), state.chains[&CHAIN].version), (vec![Serving; 3], version + 1));
+        assert_eq!(state.chains[&CHAIN].last_set.len(), 3);
+    }
+
+    #[test]
+    fn a_restarted_process_never_serves_straight_on() {
+        let (mut state, liveness) = world();
+        let node = NodeId(nodes(&state)[1]);
+        reconfigure(&mut state, &liveness, Some(node));
+        state.check().unwrap();
+        assert_eq!(states(&state), [Public::Serving, Public::Serving, Public::Syncing]);
+        assert_eq!((nodes(&state)[2], state.chains[&CHAIN].version), (node.0, 3));
+        // Its replica is the only one: it is complete.
+        let mut alone = formed(1, 1);
+        let mut liveness = Liveness::new(TERMS);
+        liveness.hear_node(NodeId(1), vec![SliceHealth::default(); 8], 0);
+        reconfigure(&mut alone, &liveness, Some(NodeId(1)));
+        assert_eq!((states(&alone), alone.chains[&CHAIN].version), (vec![Public::Serving], 3));
+    }
+
+    #[test]
+    fn after_total_loss_the_first_of_the_last_set_serves() {
+        use Public::{LastServing, Offline, Serving, Syncing};
+        let (mut state, mut liveness) = world();
+        let order = nodes(&state);
+        liveness.expire(5000);
+        reconfigure(&mut state, &liveness, None);
+        assert_eq!(states(&state), [LastServing, Offline, Offline]);
+        assert_eq!(state.chains[&CHAIN].last_set.len(), 3);
+        reconfigure(&mut state, &liveness, Some(NodeId(order[2])));
+        hear(&mut liveness, order[2], 6000);
+        assert_eq!((states(&state), nodes(&state)[0]), (vec![Serving, Offline, Offline], order[2]));
+        assert_eq!(state.chains[&CHAIN].last_set.len(), 1);
+        state.check().unwrap();
+        reconfigure(&mut state, &liveness, Some(NodeId(order[0])));
+        hear(&mut liveness, order[0], 6000);
+        assert_eq!((states(&state), nodes(&state)[1]), (vec![Serving, Syncing, Offline], order[0]));
+        // The one that isn't complete doesn't stand in.
+        liveness.expire(6500);
+        hear(&mut liveness, order[0], 7500);
+        liveness.expire(7600);
+        reconfigure(&mut state, &liveness, None);
+        assert_eq!(states(&state)[..2], [LastServing, Public::Waiting]);
+    }
+
+    #[test]
+    fn a_dead_slice_and_a_failed_filling_take_only_their_targets_out() {
+        let (mut state, mut liveness) = world();
+        let member = state.chains[&CHAIN].members[0];
+        let mut slices = vec![SliceHealth::default(); 8];
+        slices[usize::from(member.slice.0)].dead = true;
+        liveness.hear_node(member.node, slices, 0);
+        reconfigure(&mut state, &liveness, None);
+        let out: Vec<TargetId> = state
+            .chains
+            .values()
+            .flat_map(|chain| &chain.members)
+            .filter(|member| member.state == Public::Offline)
+            .map(|member| member.target)
+            .collect();
+        assert!(out.contains(&member.target) && out.len() * 3 < state.chains.len() * 3 / 2, "{}", out.len());
+        hear(&mut liveness, member.node.0, 0);
+        reconfigure(&mut state, &liveness, None);
+        assert_eq!(states(&state)[2], Public::Syncing);
+        say(&mut liveness, &state, 2, TargetHealth { failed: true, ..TargetHealth::default() });
+        reconfigure(&mut state, &liveness, None);
+        assert_eq!(states(&state)[2], Public::Offline);
+    }
+
+    #[test]
+    fn a_new_primary_changes_nothing_on_hearsay() {
+        let (mut state, mut liveness) = world();
+        let order = nodes(&state);
+        order[1..].iter().for_each(|node| hear(&mut liveness, *node, 1000));
+        liveness.expire(1201);
+        reconfigure(&mut state, &liveness, None);
+        let mut fresh = Liveness::new(TERMS);
+        (1..=3).for_each(|node| fresh.assume_node(NodeId(node), 0));
+        assert!(!is_due(&state, &fresh));
+        hear(&mut fresh, order[0], 10);
+        assert!(is_due(&state, &fresh));
+    }
+}
