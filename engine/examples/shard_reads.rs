@@ -110,6 +110,7 @@ fn serve(file: DiskFile, bytes: u64, started: mpsc::Sender<Started>) -> Result<(
             }],
             format: true,
             busy_poll: Duration::from_micros(50),
+            resync_rate: corefs_engine::chain::RATE_DEFAULT,
             pool_bytes: 128 << 20,
             record: None,
         };

@@ -7,7 +7,7 @@ mod filling;
 use crate::chain::{Begun, Filler, Input, Moment, Pace, Replica, Resync, Role, Step};
 use crate::event::{Ack, Nanos, Offer, OpId, Output, Outputs};
 use crate::slice::Slice;
-use crate::store::{BatchId, Begin, Finish, Staging, Update, UpdateKind};
+use crate::store::{BatchId, Begin, Finish, Staging, Store, Update, UpdateKind};
 use corefs_wire::checksum::crc32c;
 use corefs_wire::data::ReadEntry;
 use corefs_wire::limits::BLOCK;
@@ -73,12 +73,25 @@ impl Target {
         let chunk = entry.chunk();
         self.replica.admit_read(scene.moment, chunk, entry.chain(), entry.chain_version.get())?;
         let store = &mut scene.slice.store;
-        let plan = store.read(self.id, chunk, entry.offset.get(), entry.length.get())?;
+        let plan = match store.read(self.id, chunk, entry.offset.get(), entry.length.get()) {
+            Ok(plan) => plan,
+            Err(error) => return Err(self.no_chunk(store, chunk, error)),
+        };
         if plan.pending && !self.replica.shows_pending(plan.direct) {
             store.end_read(plan);
             return Err(ErrorCode::Pending.into());
         }
         Ok(plan)
+    }
+
+    /// That there is no chunk is something to show, too: an update that makes one may be pending.
+    #[cold]
+    fn no_chunk(&self, store: &Store, chunk: ChunkId, error: Error) -> Error {
+        let status = store.status(self.id, chunk).unwrap_or_default();
+        match status.pending {
+            Some(_) if !self.replica.shows_pending(status.direct) => ErrorCode::Pending.into(),
+            _ => error,
+        }
     }
 
     /// Tells the replica something and does what follows from it.

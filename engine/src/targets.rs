@@ -9,13 +9,12 @@
 //! - A failed write kills its slice, a failed flush every slice that waited for it; the dead are never asked again.
 
 use crate::chain::{Input, Moment, Pace, Role};
-use crate::event::{DiskIndex, Event, Nanos, OpId, Output, Outputs, Told};
+use crate::event::{Ask, DiskIndex, Event, Nanos, OpId, Output, Outputs, Told};
 use crate::slice::Slice;
 use crate::store::{ChunkInfo, ReadPlan, Store};
 use crate::target::{Scene, Target, Timers};
 use corefs_wire::control::mgmtd::{SliceInfoT, TargetHealthT};
 use corefs_wire::data::{LIST_MAX, List, ReadEntry};
-use corefs_wire::resync::{Compare, Row, Rows};
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ChainId, Error, ErrorCode, InodeId, NodeId, Result, ShardIndex, SliceIndex, TargetId};
 use std::collections::BTreeMap;
@@ -161,23 +160,21 @@ impl Targets {
     }
 
     /// What a target that is being filled answers its predecessor. Errors: those of a stale chain version, `Pending` while
-    /// something of an earlier one is under way, `NotServing` if it isn't being filled.
-    pub fn compare(&self, now: Nanos, compare: &Compare) -> Result<Told> {
-        let id = compare.target();
-        self.owned(id)?;
-        let target = &self.targets[&id];
-        target.admit_filling(self.moment(now), compare.chain(), compare.chain_version.get())?;
-        target.compare(&self.slices[target.slice()], compare)
-    }
-
-    /// Takes over rows of the predecessor, see [`Self::compare`]; `Overloaded` while there is no room for them.
-    pub fn take_rows(&mut self, now: Nanos, head: &Rows, rows: &[Row]) -> Result<()> {
-        let id = head.target();
+    /// something of an earlier one is under way, `NotServing` if it isn't being filled, `Overloaded` while there is no room
+    /// for rows.
+    pub fn asked(
+        &mut self,
+        now: Nanos,
+        id: TargetId,
+        chain: ChainId,
+        chain_version: u64,
+        ask: &Ask,
+    ) -> Result<Told> {
         self.owned(id)?;
         let moment = self.moment(now);
-        let Some(target) = self.targets.get_mut(&id) else { return Err(WRONG_SHARD.into()) };
-        target.admit_filling(moment, head.chain(), head.chain_version.get())?;
-        target.take_rows(&mut self.slices[target.slice()], head, rows)
+        let target = self.targets.get_mut(&id).ok_or(WRONG_SHARD)?;
+        target.admit_filling(moment, chain, chain_version)?;
+        target.asked(&mut self.slices[target.slice()], ask)
     }
 
     /// How many replicas come after this one in the chain: 0 for unknown targets.

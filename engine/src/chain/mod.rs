@@ -35,7 +35,7 @@ mod tests;
 pub use fill::{Filler, Stage as FillStage};
 pub use lane::Phase;
 pub use replica::{ANSWER_TIMEOUT, FAILED_FOR, Replica};
-pub use resync::{Pace, Progress, Resync, Stage as ResyncStage};
+pub use resync::{Pace, Progress, RATE_DEFAULT, Resync, Stage as ResyncStage};
 pub use role::Role;
 
 use crate::event::{Ack, Nanos, Offer, OpId};

@@ -42,8 +42,9 @@ impl Pace {
         Self { rate: rate.max(1), level: 0, since: 0, filling: 0, part, range: range.min(COMPARE_CHUNKS_MAX) }
     }
 
-    pub fn set_rate(&mut self, rate: u64) {
-        self.rate = rate.max(1);
+    /// With parts and ranges as large as frames allow.
+    pub fn of_rate(rate: u64) -> Self {
+        Self { rate: rate.max(1), ..Self::default() }
     }
 
     /// Whether another chunk may begin; else when to ask again.

@@ -77,6 +77,7 @@ pub async fn start(
             slices: specs.collect(),
             format: !home.is_formatted(),
             busy_poll: options.busy_poll,
+            resync_rate: (options.resync_rate / options.cores as u64).max(1),
             pool_bytes: options.pool_bytes,
             record: options.record.as_ref().map(|path| numbered(path, index)),
         };

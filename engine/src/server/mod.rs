@@ -13,6 +13,7 @@ mod cores;
 mod membership;
 mod process;
 
+use crate::chain::RATE_DEFAULT;
 use crate::mesh::{ShardMessage, ShardReport};
 use corefs_net::{Address, Identity, Node, NodeConfig, Role, Secret};
 use corefs_wire::{Error, ErrorCode, NodeId, Result, Uuid};
@@ -48,6 +49,8 @@ pub struct Options {
     pub domain: String,
     /// How long a shard polls before it sleeps.
     pub busy_poll: Duration,
+    /// Bytes a second at which the node fills replicas that came back, all its shards together.
+    pub resync_rate: u64,
     /// Bytes of buffers of each shard.
     pub pool_bytes: usize,
     /// Where to log what the disks are asked; each shard appends `.N` to the name.
@@ -67,6 +70,7 @@ impl Options {
             listen: IpAddr::from([127, 0, 0, 1]),
             domain: String::new(),
             busy_poll: Duration::ZERO,
+            resync_rate: RATE_DEFAULT,
             pool_bytes: POOL_DEFAULT,
             record: None,
         }

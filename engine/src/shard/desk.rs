@@ -16,7 +16,6 @@ use corefs_wire::data::{self, ReadEntry, UpdateReply, op};
 use corefs_wire::error::decode_error;
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::limits::{BLOCK, CONNECTION_REQUESTS_MAX, SHARD_OPERATIONS_MAX};
-use corefs_wire::resync::{self, Compare};
 use corefs_wire::{Error, ErrorCode, Result, SliceIndex};
 use std::collections::VecDeque;
 use zerocopy::IntoBytes;
@@ -286,22 +285,15 @@ impl Desk {
         Flow::Pause
     }
 
-    /// A predecessor that fills one of our targets asks what it holds.
-    fn compare(&mut self, conn: ConnId, header: &Header, body: &[u8]) -> Flow {
+    /// A predecessor that fills one of our targets asks.
+    fn question(&mut self, conn: ConnId, header: &Header, body: &[u8]) -> Flow {
         let flow = self.open_account(conn, 1);
-        let requester = Requester { conn, request: header.request() };
-        let found = Compare::parse(body).and_then(|compare| self.targets.compare(self.now, &compare));
+        let (requester, op) = (Requester { conn, request: header.request() }, header.op());
+        let found = filling::decode_ask(op, body).and_then(|(target, chain, version, ask)| {
+            self.targets.asked(self.now, target, chain, version, &ask)
+        });
         let result = found.map(|told| filling::encode_told(&told));
-        self.ready.push(Ready { requester, op: op::COMPARE, result });
-        flow
-    }
-
-    fn rows(&mut self, conn: ConnId, header: &Header, body: &[u8]) -> Flow {
-        let flow = self.open_account(conn, 1);
-        let requester = Requester { conn, request: header.request() };
-        let rows = resync::rows(body);
-        let result = rows.and_then(|(head, rows)| self.targets.take_rows(self.now, head, rows));
-        self.ready.push(Ready { requester, op: op::ROWS, result: result.map(|()| Vec::new()) });
+        self.ready.push(Ready { requester, op, result });
         flow
     }
 
@@ -361,8 +353,7 @@ impl FrameSink for Desk {
             (Kind::Request, op::READ) => self.reads(conn, header, body),
             (Kind::Request, op::UPDATE) => self.update(conn, header, body, data),
             (Kind::Request, op::LIST) => self.list(conn, header, body),
-            (Kind::Request, op::COMPARE) => self.compare(conn, header, body),
-            (Kind::Request, op::ROWS) => self.rows(conn, header, body),
+            (Kind::Request, op::COMPARE | op::ROWS) => self.question(conn, header, body),
             (Kind::Reply, _) => {
                 self.answered(conn, header, body);
                 Flow::Continue

@@ -43,6 +43,27 @@ fn row_of(row: &DedupRow) -> Row {
     }
 }
 
+/// A question, from anybody: to which target of which chain at which version.
+pub fn decode_ask(asked: u16, body: &[u8]) -> Result<(TargetId, ChainId, u64, Ask)> {
+    if asked == op::COMPARE {
+        let compare = Compare::parse(body)?;
+        let (from, last, digest) = (compare.from.into(), compare.last.into(), compare.digest.get());
+        let ask = Ask::Compare { from, last, digest };
+        return Ok((compare.target(), compare.chain(), compare.chain_version.get(), ask));
+    }
+    let (head, rows) = resync::rows(body)?;
+    let row = |row: &Row| DedupRow {
+        tag: row.tag(),
+        chunk: row.key.into(),
+        version: row.version.get(),
+        length: row.length.get(),
+        dropped: row.dropped.get() != 0,
+    };
+    let (floor, finish) = (head.floor.get(), head.finish.get() != 0);
+    let ask = Ask::Rows { floor, rows: rows.iter().map(row).collect(), finish };
+    Ok((head.target(), head.chain(), head.chain_version.get(), ask))
+}
+
 /// The body of an answer.
 pub fn encode_told(told: &Told) -> Vec<u8> {
     let Told::Differs { covered, entries } = told else {
@@ -109,14 +130,13 @@ mod tests {
         assert!(decode_told(op::COMPARE, &[]).is_err() && decode_told(op::ROWS, &[1]).is_err());
         let tag = UpdateTag { client: ClientId(1), sequence: 2, incarnation: 3, channel: 4 };
         let row = DedupRow { tag, chunk, version: 9, length: 10, dropped: true };
-        let ask = Ask::Rows { floor: 11, rows: vec![row], finish: true };
-        let (_, body) = encode_ask(TargetId(1), ChainId(2), 3, &ask);
-        let (head, rows) = resync::rows(&body).unwrap();
-        assert_eq!((head.floor.get(), head.finish.get(), head.chain_version.get()), (11, 1, 3));
-        assert_eq!((rows[0].tag(), rows[0].version.get(), rows[0].dropped.get()), (tag, 9, 1));
-        let ask = Ask::Compare { from: chunk, last: ChunkId::MAX, digest: 5 };
-        let (_, body) = encode_ask(TargetId(1), ChainId(2), 3, &ask);
-        let compare = Compare::parse(&body).unwrap();
-        assert_eq!((ChunkId::from(compare.last), compare.digest.get()), (ChunkId::MAX, 5));
+        for ask in [
+            Ask::Rows { floor: 11, rows: vec![row], finish: true },
+            Ask::Compare { from: chunk, last: ChunkId::MAX, digest: 5 },
+        ] {
+            let (op, body) = encode_ask(TargetId(1), ChainId(2), 3, &ask);
+            assert_eq!(decode_ask(op, &body), Ok((TargetId(1), ChainId(2), 3, ask)));
+            assert!(decode_ask(op, &body[1..]).is_err());
+        }
     }
 }

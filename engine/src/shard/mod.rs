@@ -26,6 +26,7 @@ mod updates;
 
 pub use turn::boottime;
 
+use crate::chain::Pace;
 use crate::disk::Pages;
 use crate::disk::file::DiskFile;
 use crate::disk::open::{Extent, format_slice, recover_slice};
@@ -66,6 +67,8 @@ pub struct ShardConfig {
     pub format: bool,
     /// How long it polls before it sleeps.
     pub busy_poll: Duration,
+    /// Bytes a second at which it fills replicas that came back.
+    pub resync_rate: u64,
     /// Bytes of buffers.
     pub pool_bytes: usize,
     /// Where to log everything that the disks are asked.
@@ -118,6 +121,7 @@ impl Shard {
         let (handle, mailbox) = mail(ring.alarm());
         let mut disks = Disks::default();
         let mut targets = Targets::new(config.node, config.shard);
+        targets.set_pace(Pace::of_rate(config.resync_rate));
         let cluster = config.identity.cluster;
         let opened: Vec<_> = config.disks.into_iter().map(|disk| disks.add(&mut ring, disk)).collect();
         let mut recovered = Vec::new();

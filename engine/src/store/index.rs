@@ -38,8 +38,9 @@ pub struct ChunkStatus {
     pub length: u32,
     /// The committed version is a removal (or there is none).
     pub removed: bool,
-    /// Version of the pending update.
+    /// Version of the pending update, and whether its own flush commits it.
     pub pending: Option<u64>,
+    pub direct: bool,
 }
 
 /// An update that is durable here but neither committed nor dropped, with what is needed to send it on again.

@@ -209,6 +209,7 @@ impl Store {
             length: chunk.length,
             removed: chunk.removed(),
             pending: chunk.pending.as_ref().map(|pending| pending.record.update.version),
+            direct: chunk.pending.as_ref().is_some_and(|pending| pending.record.direct),
         })
     }
 

@@ -43,6 +43,12 @@ impl Store {
         Ok(in_range(self.index.target(target)?, from, last).fold(0, |state, entry| entry.fold_into(state)))
     }
 
+    /// Version and tag of a chunk's update that is staged or pending: for onlookers.
+    pub fn pending_tag(&self, target: TargetId, chunk: ChunkId) -> Option<(u64, UpdateTag)> {
+        let pending = self.index.chunk(target, chunk)?.pending.as_ref()?;
+        Some((pending.record.update.version, pending.record.update.tag))
+    }
+
     /// How many chunks a target has, tombstones included.
     pub fn target_chunks(&self, target: TargetId) -> u64 {
         self.index.targets.get(&target).map_or(0, |target| target.chunks.len() as u64)

@@ -1,12 +1,11 @@
 //! How a target fills its successor, and how it is filled by its predecessor.
 
 use super::{Scene, Target};
-use crate::chain::{ANSWER_TIMEOUT, FillStage, Filler, Input, Moment, Progress, Resync, ResyncStage, Role};
+use crate::chain::{ANSWER_TIMEOUT, FillStage, Filler, Input, Moment, Progress, Resync, ResyncStage};
 use crate::event::{Ack, Ask, Nanos, OpId, Output, Told};
 use crate::slice::Slice;
 use crate::store::{DedupRow, Entry};
 use corefs_wire::limits::{COMPARE_CHUNKS_MAX, ROWS_MAX};
-use corefs_wire::resync::{Compare, Row, Rows};
 use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, Result, TargetId};
 
 /// Stands for the walk among the timers of chunks: no chunk has this name.
@@ -306,15 +305,20 @@ impl Target {
         Ok(())
     }
 
-    /// What it holds, for its predecessor.
-    pub(crate) fn compare(&self, slice: &Slice, compare: &Compare) -> Result<Told> {
-        let (from, last) = (compare.from.into(), compare.last.into());
+    /// A question of the predecessor.
+    pub(crate) fn asked(&mut self, slice: &mut Slice, ask: &Ask) -> Result<Told> {
+        match ask {
+            Ask::Compare { from, last, digest } => self.compare(slice, *from, *last, *digest),
+            Ask::Rows { floor, rows, finish } => self.take_rows(slice, *floor, rows, *finish),
+        }
+    }
+
+    fn compare(&self, slice: &Slice, from: ChunkId, last: ChunkId, digest: u64) -> Result<Told> {
         let most = COMPARE_CHUNKS_MAX;
         let mut entries: Vec<Entry> = slice.store.entries(self.id, from, last, most + 1)?;
         let complete = entries.len() <= most;
         entries.truncate(most);
-        let digest = entries.iter().fold(0, |state, entry| entry.fold_into(state));
-        if complete && digest == compare.digest.get() {
+        if complete && entries.iter().fold(0, |state, entry| entry.fold_into(state)) == digest {
             return Ok(Told::Equal);
         }
         let covered = entries.last().filter(|_| !complete).map_or(last, |entry| entry.chunk);
@@ -322,19 +326,17 @@ impl Target {
     }
 
     /// Takes over rows; after the last it is complete once they are on the disk.
-    pub(crate) fn take_rows(&mut self, slice: &mut Slice, head: &Rows, rows: &[Row]) -> Result<()> {
+    fn take_rows(&mut self, slice: &mut Slice, floor: u64, rows: &[DedupRow], finish: bool) -> Result<Told> {
         for row in rows {
-            let (chunk, version, length) = (row.key.into(), row.version.get(), row.length.get());
-            let row = DedupRow { tag: row.tag(), chunk, version, length, dropped: row.dropped.get() != 0 };
-            slice.store.put_dedup_row(self.id, row)?;
+            slice.store.put_dedup_row(self.id, *row)?;
         }
         // Logged even if it is no news: once that is on the disk, so is everything before it.
-        let batch = slice.store.take_floor(self.id, head.floor.get())?;
-        if head.finish.get() != 0 {
-            let version = self.replica.role().map_or(0, |role: &Role| role.version);
+        let batch = slice.store.take_floor(self.id, floor)?;
+        if finish {
+            let version = self.replica.role().map_or(0, |role| role.version);
             self.filled = Some((version, batch));
         }
         slice.hurry();
-        Ok(())
+        Ok(Told::Taken)
     }
 }
