@@ -33,11 +33,14 @@ pub struct Ground {
     pub closed: Cell<bool>,
     /// Called for an owner index before it may be given to another address.
     busy: RefCell<Option<Rc<BusyTest>>>,
+    /// Called with each new routing.
+    taken: RefCell<Option<Rc<Taken>>>,
     metas: RefCell<Metas>,
     started: Instant,
 }
 
 type BusyTest = dyn Fn(crate::route::OwnerIndex) -> bool;
+type Taken = dyn Fn(&RoutingInfo);
 
 impl Ground {
     pub fn new(node: Node, managers: Vec<Address>, patience: Duration, seed: u64) -> Self {
@@ -55,6 +58,7 @@ impl Ground {
             wanted: Bell::new(),
             closed: Cell::new(false),
             busy: RefCell::new(None),
+            taken: RefCell::new(None),
             metas: RefCell::new((0, Rc::from([]))),
             started: Instant::now(),
         }
@@ -78,6 +82,10 @@ impl Ground {
         *self.busy.borrow_mut() = Some(busy);
     }
 
+    pub fn on_routing(&self, taken: Rc<Taken>) {
+        *self.taken.borrow_mut() = Some(taken);
+    }
+
     pub fn routing(&self) -> Rc<RoutingInfo> {
         Rc::clone(self.routes.borrow().info())
     }
@@ -91,6 +99,10 @@ impl Ground {
         let busy = self.busy.borrow().clone();
         let busy = |owner| busy.as_ref().is_some_and(|busy| busy(owner));
         if self.routes.borrow_mut().install(routing, busy) {
+            let taken = self.taken.borrow().clone();
+            if let Some(taken) = taken {
+                taken(&self.routing());
+            }
             self.news.wake_all();
         }
     }

@@ -27,8 +27,10 @@ use corefs_wire::data::{Prefix, ReadEntry, op};
 use corefs_wire::frame::Kind;
 use corefs_wire::layout::Layout;
 use corefs_wire::limits::{CONNECTION_REQUESTS_MAX, READ_BATCH_MAX};
+use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result, Uuid};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 use zerocopy::IntoBytes;
@@ -98,6 +100,14 @@ impl Storage {
             let me = me.clone();
             move |owner| me.upgrade().is_some_and(|storage| storage.keeps(owner))
         }));
+        storage.ground.on_routing(Rc::new({
+            let me = me.clone();
+            move |routing| {
+                if let Some(storage) = me.upgrade() {
+                    storage.leave_the_dead(routing);
+                }
+            }
+        }));
         storage.node.on_turn_end(Rc::new(move |_| {
             if let Some(storage) = me.upgrade() {
                 storage.end_turn();
@@ -126,6 +136,25 @@ impl Storage {
             owner.conn = None;
         }
         busy
+    }
+
+    /// Ends the connections to nodes that are dead by now: whoever waits for one of them asks another at once. One whose
+    /// process died has lost its connections already; one that stands still, or is cut off, keeps them.
+    fn leave_the_dead(&self, routing: &RoutingInfo) {
+        let dead = routing.nodes.values().filter(|node| !node.alive).flat_map(|node| &node.shards);
+        let dead: BTreeSet<&str> = dead.map(String::as_str).collect();
+        if dead.is_empty() {
+            return;
+        }
+        let mut left = Vec::new();
+        let routes = self.ground.routes.borrow();
+        for (at, owner) in self.owners.borrow_mut().iter_mut().enumerate() {
+            if dead.contains(routes.address(OwnerIndex(at as u32))) {
+                left.extend(owner.conn.take());
+            }
+        }
+        drop(routes);
+        left.into_iter().for_each(|conn| self.node.close(conn));
     }
 
     /// Lends the route of a chunk's chain.
