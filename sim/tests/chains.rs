@@ -1,68 +1,85 @@
-//! Chains under power cuts and message loss.
+//! Chains whose members die, come back and are filled.
 
 use corefs_sim::chain::{Canary, Config, Counts, run};
+use std::collections::BTreeMap;
 
-fn all(config: Config, seeds: std::ops::Range<u64>) -> Counts {
-    let mut sum = Counts::default();
+fn all(config: Config, seeds: std::ops::Range<u64>) -> BTreeMap<&'static str, u64> {
+    let mut sum = BTreeMap::new();
     for seed in seeds {
         let counts = run(seed, config).unwrap_or_else(|what| panic!("{config:?}: {what}"));
-        sum.acknowledged += counts.acknowledged;
-        sum.refused += counts.refused;
-        sum.reads += counts.reads;
-        sum.reads_pending += counts.reads_pending;
-        sum.power_cuts += counts.power_cuts;
-        sum.recovered_pendings += counts.recovered_pendings;
-        sum.lost_messages += counts.lost_messages;
-        sum.fenced += counts.fenced;
-        sum.retries += counts.retries;
-        sum.chunks_compared += counts.chunks_compared;
+        for (name, count) in Counts::list(&counts) {
+            *sum.entry(name).or_default() += count;
+        }
     }
     sum
+}
+
+fn at_least(counts: &BTreeMap<&'static str, u64>, expected: &[(&str, u64)]) {
+    for (name, least) in expected {
+        assert!(counts[name] >= *least, "only {} {name}: {counts:?}", counts[name]);
+    }
 }
 
 #[test]
 fn chains_of_three_keep_what_they_acknowledged() {
     let counts = all(Config::default(), 1..25);
     // The simulation is worth something only if everything that is rare in life happened in it.
-    assert!(
-        counts.power_cuts > 200 && counts.recovered_pendings > 50 && counts.lost_messages > 300,
-        "{counts:?}"
+    at_least(
+        &counts,
+        &[
+            ("acknowledged", 10_000),
+            ("reads", 8000),
+            ("reads_pending", 100),
+            ("recovered_pendings", 20),
+            ("lost_messages", 1000),
+            ("fenced", 10),
+            ("retries", 1000),
+            ("power_cuts", 100),
+            ("blackouts", 5),
+            ("pauses", 10),
+            ("partitions", 30),
+            ("manager_deaths", 5),
+            ("replicas_filled", 200),
+            ("total_losses", 5),
+            ("fills", 1000),
+            ("rows_handed_over", 500),
+        ],
     );
-    assert!(counts.acknowledged > 2000 && counts.reads > 1000 && counts.reads_pending > 100, "{counts:?}");
-    assert!(counts.fenced > 10 && counts.retries > 500, "{counts:?}");
 }
 
-/// The tail has less room than the others: what it refuses is undone everywhere, and the next update takes its version.
 #[test]
-fn what_the_tail_refuses_is_undone() {
-    let config = Config { tail_bytes: 1 << 20, chunks: 120, cuts: 6, ..Config::default() };
-    let counts = all(config, 1..12);
-    assert!(counts.refused > 100, "{counts:?}");
+fn so_do_chains_of_two_and_of_one() {
+    all(Config { replicas: 2, ..Config::default() }, 100..112);
+    all(Config { replicas: 1, ..Config::default() }, 200..206);
+}
+
+#[test]
+fn faults_that_follow_each_other_quickly_find_recovery_at_work() {
+    let counts = all(Config { fault_every: 1500, faults: 30, ..Config::default() }, 300..310);
+    at_least(&counts, &[("total_losses", 5), ("replicas_filled", 50)]);
+}
+
+/// One node has less room than the others: what it refuses is undone everywhere, and the next update takes its version.
+#[test]
+fn what_one_replica_refuses_is_undone() {
+    let config =
+        Config { last_bytes: 1 << 20, chunks: 120, faults: 0, calm: 20_000, think: 10, ..Config::default() };
+    at_least(&all(config, 1..6), &[("refused", 100)]);
 }
 
 /// A copy of an update that waited somewhere for seconds comes after its refusal: by then it is undone everywhere else.
 #[test]
 fn late_copies_of_refused_updates_stay_refused() {
     let config = Config {
-        tail_bytes: 1 << 20,
+        last_bytes: 1 << 20,
         chunks: 120,
-        cuts: 3,
-        cut_every: 20_000,
+        faults: 0,
+        calm: 40_000,
+        think: 10,
         slow: 30,
         ..Config::default()
     };
-    let counts = all(config, 1..20);
-    assert!(counts.refused > 500, "{counts:?}");
-}
-
-#[test]
-fn quick_cuts_find_recovery_at_work() {
-    all(Config { cut_every: 400, cuts: 20, ..Config::default() }, 200..220);
-}
-
-#[test]
-fn so_do_chains_of_two() {
-    all(Config { replicas: 2, ..Config::default() }, 100..120);
+    at_least(&all(config, 1..6), &[("refused", 100)]);
 }
 
 #[test]
@@ -70,25 +87,55 @@ fn one_seed_is_one_run() {
     assert_eq!(run(5, Config::default()), run(5, Config::default()));
 }
 
-fn caught(canary: Canary) {
-    let config = Config { canary: Some(canary), ..Config::default() };
-    let failure = (1..60).find_map(|seed| {
+fn caught(canary: Canary, config: Config) {
+    let config = Config { canary: Some(canary), ..config };
+    let failure = (1..80).find_map(|seed| {
         std::panic::catch_unwind(|| run(seed, config)).map_or(Some(()), |r| r.err().map(drop))
     });
     assert!(failure.is_some(), "the checks are blind to {canary:?}");
 }
 
+/// Restarts, again and again, while clients are busy.
+fn busy() -> Config {
+    Config { fault_every: 2500, faults: 30, think: 20, ..Config::default() }
+}
+
 #[test]
 fn a_removed_flush_is_caught() {
-    caught(Canary::FlushRemoved);
+    caught(Canary::FlushRemoved, busy());
 }
 
 #[test]
 fn an_acknowledgment_before_the_successor_has_it_is_caught() {
-    caught(Canary::AnswersInvented);
+    caught(Canary::AnswersInvented, Config::default());
 }
 
 #[test]
 fn a_read_that_ignores_pending_updates_is_caught() {
-    caught(Canary::ReadsUnguarded);
+    caught(Canary::ReadsUnguarded, Config::default());
+}
+
+#[test]
+fn pendings_that_a_filled_replica_keeps_are_caught() {
+    caught(Canary::PendingsKept, busy());
+}
+
+#[test]
+fn rows_that_are_not_handed_over_are_caught() {
+    caught(Canary::RowsForgotten, Config { loss: 60, ..busy() });
+}
+
+#[test]
+fn a_lease_counted_from_its_receipt_is_caught() {
+    caught(Canary::LeaseFromReceipt, Config { slow: 100, ..busy() });
+}
+
+#[test]
+fn a_lease_given_before_the_chains_know_is_caught() {
+    caught(Canary::LeaseTooSoon, busy());
+}
+
+#[test]
+fn filling_that_is_skipped_is_caught() {
+    caught(Canary::FillingSkipped, Config::default());
 }

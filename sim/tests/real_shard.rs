@@ -50,6 +50,7 @@ fn with_shard(disk: &Path, log: &Path, format: bool, work: impl AsyncFnOnce(&Nod
         slices: (0..SLICES).map(slice).collect(),
         format,
         busy_poll: Duration::ZERO,
+        resync_rate: corefs_engine::chain::RATE_DEFAULT,
         pool_bytes: 16 << 20,
         record: Some(log.to_path_buf()),
     };

@@ -1,10 +1,15 @@
-//! Chains of replicas under message loss, power cuts of single nodes and of all, and restarts.
+//! Chains of replicas whose members die, come back and are filled.
 //!
-//! Each node runs the very machine of a shard ([`Targets`](corefs_engine::targets::Targets): chain, store, group commit) over
-//! a simulated disk; the network delays, reorders and loses messages; clients write, cut, remove and read chunks and
-//! retry under the same tag until they are answered. Chains keep their members (a node that was cut comes back);
-//! their version rises with each restart. What must hold is in [`truth`]. Everything follows from one seed.
+//! Each node runs the very machine of a shard ([`Targets`](corefs_engine::targets::Targets): chain, store, group commit,
+//! resync) over a simulated disk, with a clock of its own that drifts; the manager runs the very machines of the real one
+//! (membership, leases, the state table) with a store that takes time. The network delays, reorders and loses messages,
+//! and is cut now and then, one way or both; nodes lose power, with what they had not flushed, one at a time or all
+//! together; they are stopped for a while and go on; the manager is replaced. Clients write, cut, remove and read chunks,
+//! and retry under the same tag until they are answered. What must hold is in [`truth`]; the world adds that never two
+//! heads of a chain hold a lease, and that everything is whole again when the faults have stopped. Everything follows
+//! from one seed.
 
+pub mod manager;
 pub mod node;
 pub mod truth;
 pub mod world;

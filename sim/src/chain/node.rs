@@ -5,18 +5,25 @@ use crate::disk::{PowerCut, SimDisk};
 use crate::prng::Prng;
 use crate::store::open::{OpenError, open};
 use corefs_engine::block;
-use corefs_engine::event::{Ack, Ask, DiskIndex, Event, Nanos, Offer, OpId, Output, Outputs};
+use corefs_engine::chain::{Pace, Role};
+use corefs_engine::event::{Ack, Ask, DiskIndex, Event, Nanos, Offer, OpId, Output, Outputs, Told};
 use corefs_engine::store::format::initial_writes;
 use corefs_engine::store::{BatchId, Geometry, Merge, ReadPlan, UpdateKind};
 use corefs_engine::target::merged_crc;
 use corefs_engine::targets::Targets;
+use corefs_wire::control::mgmtd::TargetHealthT;
 use corefs_wire::data::{ReadEntry, segment_crcs};
 use corefs_wire::limits::BLOCK;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{
-    ChainId, ChunkId, Error, ErrorCode, NodeId, Result, ShardIndex, SliceIndex, TargetId, Uuid,
+    ChainId, ChunkId, Error, ErrorCode, Result, ShardIndex, SliceIndex, TargetId, UpdateTag, Uuid,
 };
 use std::collections::BTreeMap;
+
+/// Small parts and ranges, so that everything that can be cut is cut.
+fn pace() -> Pace {
+    Pace::new(2 << 20, 2 * BLOCK as u32, 4)
+}
 
 pub const CLUSTER: Uuid = Uuid(*b"a simulated one!");
 const SLICE: SliceIndex = SliceIndex(0);
@@ -69,15 +76,18 @@ pub enum Sent {
         to: Requester,
         result: Result<(u64, Vec<u8>)>,
     },
-    /// A question to a successor that is being filled.
-    Ask {
-        target: TargetId,
-        ticket: u64,
-        to: TargetId,
-        chain: ChainId,
-        chain_version: u64,
-        ask: Ask,
-    },
+    Ask(Question),
+}
+
+/// A question to a successor that is being filled.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Question {
+    pub target: TargetId,
+    pub ticket: u64,
+    pub to: TargetId,
+    pub chain: ChainId,
+    pub chain_version: u64,
+    pub ask: Ask,
 }
 
 /// The bytes that an update carries, if any: their place in the chunk.
@@ -143,13 +153,14 @@ pub struct SimNode {
     /// What the disk is to do next, and what is to be sent.
     pub jobs: Vec<Job>,
     pub sent: Vec<Sent>,
+    /// Something that must never happen.
+    pub failure: Option<String>,
 }
 
 impl SimNode {
     pub fn new(index: usize, slice_bytes: u64, prng: &mut Prng) -> Self {
         let mut disk = SimDisk::new(slice_bytes as usize, prng);
-        let store = Uuid([index as u8 + 1; 16]);
-        let node = NodeId(index as u32 + 1);
+        let (store, node) = (super::manager::store(index), super::manager::id(index));
         let geometry =
             Geometry::for_slice(CLUSTER, store, node, SLICE, slice_bytes).expect("a slice of that size");
         for write in initial_writes(&geometry) {
@@ -157,7 +168,7 @@ impl SimNode {
         }
         disk.flush().expect("power is on");
         let (jobs, sent) = Default::default();
-        Self { index, disk, epoch: 0, machine: None, next_op: 0, flushes: true, jobs, sent }
+        Self { index, disk, epoch: 0, machine: None, next_op: 0, flushes: true, jobs, sent, failure: None }
     }
 
     pub fn is_on(&self) -> bool {
@@ -176,8 +187,9 @@ impl SimNode {
             Err(OpenError::Cut) => return Err("power is on".into()),
             Err(OpenError::Damage(damage)) => return Err(format!("node {}: {damage:?}", self.index)),
         };
-        let mut targets = Targets::new(NodeId(self.index as u32 + 1), ShardIndex(0));
+        let mut targets = Targets::new(super::manager::id(self.index), ShardIndex(0));
         targets.add_slice(SLICE, DiskIndex(0), store);
+        targets.set_pace(pace());
         self.epoch += 1;
         self.machine = Some(Machine { targets, ops: BTreeMap::new(), outputs: Outputs::new() });
         Ok(report.pendings)
@@ -244,6 +256,72 @@ impl SimNode {
         self.turn(now);
     }
 
+    /// A predecessor's question.
+    pub fn asked(&mut self, now: Nanos, question: &Question) -> Result<Told> {
+        let Some(machine) = &mut self.machine else { return Err(ErrorCode::Unreachable.into()) };
+        let Question { to, chain, chain_version, ask, .. } = question;
+        let told = machine.targets.asked(now, *to, *chain, *chain_version, ask);
+        self.turn(now);
+        told
+    }
+
+    pub fn told(&mut self, now: Nanos, target: TargetId, ticket: u64, result: Result<Told>) {
+        self.tell(now, Event::Told { target, ticket, result });
+        self.turn(now);
+    }
+
+    /// What its heartbeat says.
+    pub fn healths(&self, now: Nanos) -> Vec<TargetHealthT> {
+        self.machine.as_ref().map_or(Vec::new(), |machine| machine.targets.target_healths(now))
+    }
+
+    /// Its place in a chain, if it knows one and holds a lease.
+    pub fn leased_role(&self, now: Nanos, target: TargetId) -> Option<&Role> {
+        let targets = &self.machine.as_ref()?.targets;
+        let role = targets.target(target)?.replica().role();
+        role.filter(|_| now < targets.lease_until())
+    }
+
+    /// The committed version of a chunk, whether the target serves, and what is pending: version and tag.
+    pub fn look(&self, target: TargetId, chunk: ChunkId) -> Option<(u64, bool, Option<(u64, UpdateTag)>)> {
+        let targets = &self.machine.as_ref()?.targets;
+        let serves = targets.target(target)?.replica().role().is_some_and(Role::serving);
+        let store = &targets.slices().next()?.store;
+        let version = store.status(target, chunk).ok()?.version;
+        Some((version, serves, store.pending_tag(target, chunk)))
+    }
+
+    /// The updates that were found pending, with their payloads, as a predecessor would send them.
+    pub fn pending_messages(&mut self, target: TargetId) -> Vec<Message> {
+        let Some(machine) = &self.machine else { return Vec::new() };
+        let Some(mut store) = machine.targets.slices().next().map(|slice| slice.store.clone()) else {
+            return Vec::new();
+        };
+        let mut messages = Vec::new();
+        for pending in store.pendings(target).unwrap_or_default() {
+            let UpdateKind::Write { offset, len } = pending.kind else { continue };
+            let Ok(plan) = store.read_pending(target, pending.chunk, offset, len) else { continue };
+            let bytes = crate::store::open::fetch(&self.disk, &plan);
+            store.end_read(plan);
+            let Ok(bytes) = bytes else { continue };
+            let at = offset as usize % BLOCK;
+            let base = store.status(target, pending.chunk).map_or(0, |status| status.version);
+            let offer = Offer {
+                chunk: pending.chunk,
+                kind: pending.kind,
+                tag: pending.tag,
+                truncate_epoch: pending.truncate_epoch,
+                chain: ChainId(0),
+                chain_version: 0,
+                forwarded: Some(pending.version),
+                base,
+                fill: None,
+            };
+            messages.push(Message { target, offer, payload: bytes[at..at + len as usize].to_vec() });
+        }
+        messages
+    }
+
     /// The end of a turn without anything before: timers.
     pub fn turn(&mut self, now: Nanos) {
         self.perform(now);
@@ -301,11 +379,22 @@ impl SimNode {
         Ok(super::truth::Held { version: status.version, bytes: Some(bytes) })
     }
 
-    /// The committed version of a chunk, whatever the chain would say to a reader.
-    pub fn peek(&self, target: TargetId, chunk: ChunkId) -> Result<u64, String> {
-        let machine = self.machine.as_ref().ok_or("the node is off")?;
-        let store = &machine.targets.slices().next().ok_or("no slice")?.store;
-        store.status(target, chunk).map(|status| status.version).map_err(|error| error.to_string())
+    /// The committed version of a chunk and its bytes, whatever the chain would say to a reader.
+    pub fn peek_bytes(&self, target: TargetId, chunk: ChunkId) -> Result<(u64, Vec<u8>)> {
+        let machine = self.machine.as_ref().ok_or(ErrorCode::Unreachable)?;
+        let mut store = machine.targets.slices().next().ok_or(ErrorCode::Internal)?.store.clone();
+        let plan = store.read(target, chunk, 0, u32::MAX)?;
+        let bytes = crate::store::open::fetch(&self.disk, &plan);
+        let (version, length) = (plan.version, plan.len as usize);
+        store.end_read(plan);
+        let mut bytes = bytes.map_err(|what| Error::new(ErrorCode::Corrupt, what))?;
+        bytes.truncate(length);
+        Ok((version, bytes))
+    }
+
+    /// Everything that is left to be done for requesters.
+    pub fn is_idle(&self) -> bool {
+        self.busy() == 0
     }
 
     /// Length of a chunk after its pending update.
@@ -368,7 +457,7 @@ impl SimNode {
                     kind: pending.kind,
                     tag: pending.tag,
                     truncate_epoch: pending.truncate_epoch,
-                    chain: super::world::CHAIN,
+                    chain: self.chain_of(target),
                     chain_version: pending.chain_version,
                     forwarded: Some(pending.version),
                     base: 0,
@@ -398,7 +487,7 @@ impl SimNode {
             }
             Output::Flush { disk } => self.jobs.push(Job::FlushBegin { disk }),
             Output::Ask { target, ticket, to, chain, chain_version, ask } => {
-                self.sent.push(Sent::Ask { target, ticket, to, chain, chain_version, ask });
+                self.sent.push(Sent::Ask(Question { target, ticket, to, chain, chain_version, ask }));
             }
             Output::Forward { op, target, chunk, attempt, to, version, chain_version, base } => {
                 let mut message = self.op(op).message.clone().expect("updates have one");
@@ -421,12 +510,18 @@ impl SimNode {
                 }
             }
             Output::SliceDied { error, .. } | Output::TargetFailed { error, .. } => {
-                panic!("node {} at {now}: {error}", self.index);
+                self.failure.get_or_insert(format!("node {} at {now}: {error}", self.index));
             }
             Output::Differs { target, chunk } => {
-                panic!("node {} at {now}: replicas of {chunk} differ, says {target}", self.index);
+                let what = format!("node {} at {now}: replicas of {chunk} differ, says {target}", self.index);
+                self.failure.get_or_insert(what);
             }
         }
+    }
+
+    fn chain_of(&self, target: TargetId) -> ChainId {
+        let target = self.machine.as_ref().and_then(|machine| machine.targets.target(target));
+        target.and_then(|target| target.replica().role()).map_or(ChainId(0), |role| role.chain)
     }
 
     fn remove(&mut self, op: OpId) -> Op {

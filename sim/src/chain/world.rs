@@ -1,27 +1,30 @@
-//! The world around the nodes: network, clients, power, and the manager that raises the chain's version.
+//! The world around the nodes: network, clocks, power, clients, and what goes wrong.
 
-use super::node::{CLUSTER, Forwarded, Job, Message, Requester, Sent, SimNode};
+use super::manager::{Change, Heartbeat, Manager, TERMS, id};
+use super::node::{Forwarded, Job, Message, Question, Requester, Sent, SimNode};
 use super::truth::{Counts, Truth, WriteId};
 use crate::prng::Prng;
-use corefs_engine::event::{Ack, Nanos, Offer};
+use corefs_engine::event::{Ack, Ask, Nanos, Offer, Told};
 use corefs_engine::store::UpdateKind;
-use corefs_wire::control::mgmtd::TargetState;
+use corefs_mgmtd::cluster::liveness::TargetHealth;
+use corefs_mgmtd::cluster::transition::Public;
 use corefs_wire::data::ReadEntry;
 use corefs_wire::limits::BLOCK;
-use corefs_wire::routing::{Chain, Member, Node, RoutingInfo, Target};
+use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{
-    ChainId, ChunkId, Class, ClientId, Error, ErrorCode, InodeId, NodeId, Result, ShardIndex, SliceIndex,
-    TargetId, UpdateTag,
+    ChainId, ChunkId, Class, ClientId, Error, ErrorCode, InodeId, Result, TargetId, UpdateTag,
 };
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
-pub const CHAIN: ChainId = ChainId(1);
 const SLICE_BYTES: u64 = 2 << 20;
 /// Longest chunk in the simulation (bytes).
 const CHUNK: u32 = 5 * BLOCK as u32;
 const MILLI: Nanos = 1_000_000;
 /// Virtual time that the end may take, with everything healthy.
 const SETTLE: Nanos = 120_000 * MILLI;
+/// Clocks drift by so many parts of a million at most. The margin of leases allows for a tenth.
+const DRIFT_PPM: u64 = 30_000;
 
 /// A bug built in on purpose: the checks must find it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,23 +35,38 @@ pub enum Canary {
     AnswersInvented,
     /// Reads ignore that an update is pending.
     ReadsUnguarded,
+    /// A replica that is to be filled keeps what it had pending, and sends it on when it serves again.
+    PendingsKept,
+    /// The table of duplicates isn't handed over to a replica that was filled.
+    RowsForgotten,
+    /// Nodes count their lease from when it was granted.
+    LeaseFromReceipt,
+    /// A replica that is to be filled says at once that it was.
+    FillingSkipped,
+    /// The manager gives a node a lease before its chains know that they go on without it.
+    LeaseTooSoon,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
+    /// Nodes, each with one replica of every chain.
     pub replicas: usize,
+    pub chains: u64,
     pub clients: usize,
     pub chunks: u32,
-    /// Power cuts before the end.
-    pub cuts: u64,
-    /// Virtual milliseconds between two cuts, at most.
-    pub cut_every: u64,
+    /// Faults before the end, and virtual milliseconds between two of them at most.
+    pub faults: u64,
+    pub fault_every: u64,
+    /// Virtual milliseconds that a client pauses at most.
+    pub think: u64,
     /// Messages lost of a thousand.
     pub loss: u64,
     /// Messages of a thousand that take seconds: longer than anybody waits for an answer.
     pub slow: u64,
-    /// Bytes of the tail's slice; the others' have two mebibytes. A smaller one refuses what the others have room for.
-    pub tail_bytes: u64,
+    /// Bytes of the last node's slice; the others' have two mebibytes. A smaller one refuses what the others have room for.
+    pub last_bytes: u64,
+    /// Virtual milliseconds before the end without any fault.
+    pub calm: u64,
     pub canary: Option<Canary>,
 }
 
@@ -56,33 +74,132 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             replicas: 3,
-            clients: 8,
+            chains: 2,
+            clients: 6,
             chunks: 6,
-            cuts: 10,
-            cut_every: 5000,
+            faults: 12,
+            fault_every: 9000,
+            think: 200,
             loss: 5,
             slow: 2,
-            tail_bytes: SLICE_BYTES,
+            last_bytes: SLICE_BYTES,
+            calm: 0,
             canary: None,
         }
     }
 }
 
+/// Where a message comes from and goes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    Node(usize),
+    Manager,
+    Clients,
+}
+
 #[derive(Debug)]
 enum Happening {
-    Done { node: usize, epoch: u32, job: u64 },
-    Update { node: usize, from: Requester, message: Message },
-    Read { node: usize, from: Requester, entry: ReadEntry },
-    ForwardAnswered { node: usize, epoch: u32, forward: Forwarded, result: Result<Ack> },
-    Answered { client: usize, attempt: u64, result: Result<Ack> },
-    ReadDone { client: usize, attempt: u64, result: Result<(u64, Vec<u8>)> },
-    TimedOut { client: usize, attempt: u64 },
-    Next { client: usize },
-    Tick { node: usize, epoch: u32 },
-    Routing { node: usize, epoch: u32, version: u64 },
-    Lease,
-    Cut,
-    On { node: usize },
+    Done {
+        node: usize,
+        epoch: u32,
+        job: u64,
+    },
+    Update {
+        node: usize,
+        from: Requester,
+        message: Message,
+    },
+    Read {
+        node: usize,
+        from: Requester,
+        entry: ReadEntry,
+    },
+    ForwardAnswered {
+        node: usize,
+        epoch: u32,
+        forward: Forwarded,
+        result: Result<Ack>,
+    },
+    Asked {
+        node: usize,
+        from: (usize, u32),
+        question: Box<Question>,
+    },
+    Told {
+        node: usize,
+        epoch: u32,
+        target: TargetId,
+        ticket: u64,
+        result: Result<Told>,
+    },
+    Answered {
+        client: usize,
+        attempt: u64,
+        result: Result<Ack>,
+    },
+    ReadDone {
+        client: usize,
+        attempt: u64,
+        result: Result<(u64, Vec<u8>)>,
+    },
+    TimedOut {
+        client: usize,
+        attempt: u64,
+    },
+    Next {
+        client: usize,
+    },
+    Tick {
+        node: usize,
+        epoch: u32,
+    },
+    /// A node renews its lease, or registers.
+    Beat {
+        node: usize,
+        epoch: u32,
+    },
+    Heartbeat {
+        beat: Heartbeat,
+        epoch: u32,
+        sent: Nanos,
+    },
+    Register {
+        node: usize,
+        epoch: u32,
+    },
+    Leased {
+        node: usize,
+        epoch: u32,
+        sent: Nanos,
+        routing: Rc<RoutingInfo>,
+    },
+    Upkeep,
+    Stored {
+        number: u64,
+    },
+    Fault,
+    Calm,
+    On {
+        node: usize,
+    },
+}
+
+impl Happening {
+    /// The node to which it happens.
+    fn node(&self) -> Option<usize> {
+        match self {
+            Self::Done { node, .. }
+            | Self::Update { node, .. }
+            | Self::Read { node, .. }
+            | Self::ForwardAnswered { node, .. }
+            | Self::Asked { node, .. }
+            | Self::Told { node, .. }
+            | Self::Tick { node, .. }
+            | Self::Beat { node, .. }
+            | Self::Leased { node, .. } => Some(*node),
+            _ => None,
+        }
+    }
 }
 
 /// What a client waits for.
@@ -98,7 +215,26 @@ struct Client {
     /// The first attempt at the present wish: answers to earlier ones belong to earlier wishes.
     first: u64,
     wish: Option<Wish>,
-    known_version: u64,
+    routing: Rc<RoutingInfo>,
+    /// The last replica asked said that the chunk is busy.
+    busy: bool,
+}
+
+/// A node's place in the world.
+struct Place {
+    /// Its clock: parts of a million that it is too fast, plus a constant.
+    fast_ppm: u64,
+    offset: Nanos,
+    stopped_until: Nanos,
+    registered: bool,
+    /// Its disk's jobs that are in progress.
+    jobs: BTreeMap<u64, Job>,
+    /// Of each chunk: the committed version, and the update that was pending, when last looked at.
+    seen: BTreeMap<(TargetId, ChunkId), (u64, Option<(u64, WriteId)>)>,
+    /// Committed while it didn't serve.
+    unsettled: BTreeMap<ChunkId, (u64, WriteId)>,
+    /// Updates that a canary keeps.
+    kept: Vec<Message>,
 }
 
 struct World {
@@ -107,14 +243,14 @@ struct World {
     now: Nanos,
     number: u64,
     queue: BTreeMap<(Nanos, u64), Happening>,
+    manager: Manager,
+    change: Option<(u64, Change)>,
     nodes: Vec<SimNode>,
-    /// Jobs of each node that are in progress.
-    jobs: Vec<BTreeMap<u64, Job>>,
+    places: Vec<Place>,
     clients: Vec<Client>,
+    cuts: Vec<(End, End, Nanos)>,
     truth: Truth,
-    chain_version: u64,
-    writes: WriteId,
-    cuts_left: u64,
+    faults_left: u64,
     /// Nothing new begins, nothing fails: everything comes to its end.
     ending: bool,
 }
@@ -125,11 +261,13 @@ pub fn run(seed: u64, config: Config) -> Result<Counts, String> {
     let result = world.live();
     world.nodes.iter_mut().for_each(SimNode::dispose);
     result.map_err(|what| format!("seed {seed}, {} ms: {what}", world.now / MILLI))?;
+    world.truth.counts.milliseconds = world.now / MILLI;
     Ok(world.truth.counts)
 }
 
-fn target(node: usize) -> TargetId {
-    TargetId(node as u64 + 1)
+/// The update that a tag belongs to.
+fn write_id(tag: &UpdateTag) -> WriteId {
+    tag.client.0 * 1_000_000 + tag.sequence
 }
 
 impl World {
@@ -137,26 +275,42 @@ impl World {
         let mut prng = Prng::new(seed);
         let nodes: Vec<SimNode> = (0..config.replicas)
             .map(|index| {
-                let tail = index + 1 == config.replicas;
-                let bytes = if tail { config.tail_bytes } else { SLICE_BYTES };
+                let last = index + 1 == config.replicas;
+                let bytes = if last { config.last_bytes } else { SLICE_BYTES };
                 let mut node = SimNode::new(index, bytes, &mut prng);
                 node.flushes = config.canary != Some(Canary::FlushRemoved);
                 node
             })
             .collect();
-        let client = |_| Client { sequence: 0, attempt: 0, first: 0, wish: None, known_version: 1 };
+        let manager = Manager::new(config.replicas, config.replicas, config.chains as u32);
+        let routing = Rc::new(RoutingInfo::default());
+        let client = |_| {
+            let routing = Rc::clone(&routing);
+            Client { sequence: 0, attempt: 0, first: 0, wish: None, routing, busy: false }
+        };
+        let place = |_| Place {
+            fast_ppm: prng.below(2 * DRIFT_PPM),
+            offset: prng.below(1 << 40),
+            stopped_until: 0,
+            registered: false,
+            jobs: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
+            kept: Vec::new(),
+        };
         Self {
             clients: (0..config.clients).map(client).collect(),
-            jobs: nodes.iter().map(|_| BTreeMap::new()).collect(),
+            places: (0..config.replicas).map(place).collect(),
             nodes,
+            manager,
+            change: None,
             prng,
             now: MILLI,
             number: 0,
             queue: BTreeMap::new(),
+            cuts: Vec::new(),
             truth: Truth::default(),
-            chain_version: 0,
-            writes: 0,
-            cuts_left: config.cuts,
+            faults_left: config.faults,
             ending: false,
             config,
         }
@@ -166,28 +320,55 @@ impl World {
         for node in 0..self.nodes.len() {
             self.start(node)?;
         }
-        self.after(0, Happening::Lease);
+        self.after(0, Happening::Upkeep);
         for client in 0..self.clients.len() {
             self.after(MILLI, Happening::Next { client });
         }
-        self.schedule_cut();
+        self.schedule_fault();
+        self.after(self.config.calm * MILLI, Happening::Calm);
         let mut end = Nanos::MAX;
         while let Some(((at, _), happening)) = self.queue.pop_first() {
             self.now = at;
+            let node = happening.node();
+            if let Some(node) = node.filter(|node| self.places[*node].stopped_until > at) {
+                let wait = self.places[node].stopped_until - at;
+                self.after(wait, happening);
+                continue;
+            }
             self.happen(happening)?;
-            if !self.ending && self.cuts_left == 0 && self.nodes.iter().all(SimNode::is_on) {
+            if let Some(node) = node {
+                self.look(node)?;
+            }
+            let calm = self.now >= self.config.calm * MILLI;
+            if !self.ending && calm && self.faults_left == 0 && self.nodes.iter().all(SimNode::is_on) {
                 self.ending = true;
+                self.cuts.clear();
                 end = self.now + SETTLE;
             }
-            let idle = self.clients.iter().all(|client| client.wish.is_none());
-            if self.ending && idle && self.nodes.iter().all(|node| node.busy() == 0) {
+            if self.ending && self.is_settled() {
                 return self.check();
             }
             if self.now > end {
-                return Err("nothing comes to its end any more".into());
+                return Err(format!(
+                    "nothing comes to its end any more: chains {:?}",
+                    self.manager.state.chains
+                ));
             }
         }
         Err("nothing happens any more".into())
+    }
+
+    fn is_settled(&self) -> bool {
+        self.clients.iter().all(|client| client.wish.is_none())
+            && self.manager.is_whole()
+            && self.nodes.iter().all(|node| node.is_on() && node.is_idle())
+    }
+
+    /// What a node's clock says.
+    fn clock(&self, node: usize) -> Nanos {
+        let place = &self.places[node];
+        let drift = u128::from(self.now) * u128::from(1_000_000 - DRIFT_PPM + place.fast_ppm) / 1_000_000;
+        drift as Nanos + place.offset
     }
 
     fn after(&mut self, delay: Nanos, happening: Happening) {
@@ -196,8 +377,10 @@ impl World {
     }
 
     /// Delivers a message some time, or never.
-    fn send(&mut self, happening: Happening) {
-        if !self.ending && self.prng.chance(self.config.loss, 1000) {
+    fn send(&mut self, from: End, to: End, happening: Happening) {
+        let now = self.now;
+        let cut = self.cuts.iter().any(|(a, b, until)| (*a, *b) == (from, to) && now < *until);
+        if cut || (!self.ending && self.prng.chance(self.config.loss, 1000)) {
             self.truth.counts.lost_messages += 1;
             return;
         }
@@ -211,31 +394,42 @@ impl World {
     }
 
     fn happen(&mut self, happening: Happening) -> Result<(), String> {
-        let now = self.now;
         match happening {
             Happening::Done { node, epoch, job } => {
-                if self.nodes[node].epoch == epoch
-                    && let Some(job) = self.jobs[node].remove(&job)
+                if self.lives(node, epoch)
+                    && let Some(job) = self.places[node].jobs.remove(&job)
                 {
+                    let now = self.clock(node);
                     self.nodes[node].finish(now, job)?;
                     self.gather(node);
                 }
             }
             Happening::Update { node, from, message } => {
                 if self.nodes[node].is_on() {
+                    let now = self.clock(node);
                     self.nodes[node].update(now, from, message);
                     self.gather(node);
                 }
             }
             Happening::Read { node, from, entry } => {
                 if self.nodes[node].is_on() {
+                    let now = self.clock(node);
                     self.nodes[node].read(now, from, &entry);
                     self.gather(node);
                 }
             }
             Happening::ForwardAnswered { node, epoch, forward, result } => {
-                if self.nodes[node].epoch == epoch && self.nodes[node].is_on() {
+                if self.lives(node, epoch) {
+                    let now = self.clock(node);
                     self.nodes[node].answered(now, forward, result);
+                    self.gather(node);
+                }
+            }
+            Happening::Asked { node, from, question } => self.asked(node, from, &question),
+            Happening::Told { node, epoch, target, ticket, result } => {
+                if self.lives(node, epoch) {
+                    let now = self.clock(node);
+                    self.nodes[node].told(now, target, ticket, result);
                     self.gather(node);
                 }
             }
@@ -248,33 +442,184 @@ impl World {
             }
             Happening::Next { client } => self.next_wish(client),
             Happening::Tick { node, epoch } => {
-                if self.nodes[node].epoch == epoch && self.nodes[node].is_on() {
+                if self.lives(node, epoch) {
+                    let now = self.clock(node);
                     self.nodes[node].turn(now);
                     self.gather(node);
                     self.after(5 * MILLI, Happening::Tick { node, epoch });
                 }
             }
-            Happening::Routing { node, epoch, version } => {
-                if self.nodes[node].epoch == epoch && self.nodes[node].is_on() {
-                    let routing = self.routing(version);
-                    self.nodes[node].routing(now, &routing);
-                    self.gather(node);
+            Happening::Beat { node, epoch } => self.beat(node, epoch),
+            Happening::Heartbeat { beat, epoch, sent } => {
+                let node = beat.node;
+                let now_ms = self.now / MILLI;
+                let granted = self.manager.leads(now_ms) && self.heartbeat(now_ms, beat);
+                if granted {
+                    let routing = Rc::clone(&self.manager.routing);
+                    let leased = Happening::Leased { node, epoch, sent, routing };
+                    self.send(End::Manager, End::Node(node), leased);
                 }
             }
-            Happening::Lease => {
-                for node in 0..self.nodes.len() {
-                    // Now and then a renewal is late, and the node fences itself.
-                    if self.nodes[node].is_on() && (self.ending || !self.prng.chance(1, 8)) {
-                        self.nodes[node].lease(now, now + 250 * MILLI);
-                        self.gather(node);
-                    }
+            Happening::Register { node, epoch } => {
+                let now_ms = self.now / MILLI;
+                if self.manager.leads(now_ms) && self.change.is_none() {
+                    let change = self.manager.register(now_ms, node, epoch.into());
+                    self.store(change);
                 }
-                self.after(100 * MILLI, Happening::Lease);
             }
-            Happening::Cut => self.cut(),
+            Happening::Leased { node, epoch, sent, routing } => self.leased(node, epoch, sent, &routing)?,
+            Happening::Upkeep => {
+                let now_ms = self.now / MILLI;
+                if self.manager.leads(now_ms) && self.change.is_none() {
+                    let change = self.manager.upkeep(now_ms);
+                    self.store(change);
+                }
+                self.after(100 * MILLI, Happening::Upkeep);
+            }
+            Happening::Stored { number } => self.stored(number)?,
+            Happening::Fault => self.fault(),
+            Happening::Calm => {}
             Happening::On { node } => self.start(node)?,
         }
         Ok(())
+    }
+
+    fn lives(&self, node: usize, epoch: u32) -> bool {
+        self.nodes[node].epoch == epoch && self.nodes[node].is_on()
+    }
+
+    fn heartbeat(&mut self, now_ms: u64, beat: Heartbeat) -> bool {
+        if self.config.canary == Some(Canary::LeaseTooSoon) {
+            self.manager.heartbeat(now_ms, beat);
+            return true;
+        }
+        self.manager.heartbeat(now_ms, beat)
+    }
+
+    fn store(&mut self, change: Option<Change>) {
+        let Some(change) = change else { return };
+        self.number += 1;
+        let number = self.number;
+        self.change = Some((number, change));
+        let delay = self.prng.between(1, 20) * MILLI;
+        self.after(delay, Happening::Stored { number });
+    }
+
+    fn stored(&mut self, number: u64) -> Result<(), String> {
+        let Some((_, change)) = self.change.take_if(|(stored, _)| *stored == number) else { return Ok(()) };
+        self.adopt(change)
+    }
+
+    fn adopt(&mut self, change: Change) -> Result<(), String> {
+        let before = self.manager.state.chains.clone();
+        let registered = self.manager.stored(self.now / MILLI, change).map_err(|error| error.to_string())?;
+        let counts = &mut self.truth.counts;
+        for (id, chain) in &self.manager.state.chains {
+            let old = &before[id];
+            counts.chain_changes += chain.version - old.version;
+            let state = |members: &[corefs_mgmtd::cluster::state::Member], target| {
+                members.iter().find(|member| member.target == target).map(|member| member.state)
+            };
+            for member in chain.members.iter().filter(|member| member.state == Public::Serving) {
+                let filled = state(&old.members, member.target) == Some(Public::Syncing);
+                counts.replicas_filled += u64::from(filled);
+            }
+            let served = |members: &[corefs_mgmtd::cluster::state::Member]| {
+                members.iter().any(|member| member.state == Public::Serving)
+            };
+            counts.total_losses += u64::from(served(&old.members) && !served(&chain.members));
+        }
+        if let Some((node, incarnation)) = registered {
+            let (routing, epoch) = (Rc::clone(&self.manager.routing), incarnation as u32);
+            // It has no lease yet: the first heartbeat brings one.
+            let leased = Happening::Leased { node, epoch, sent: 0, routing };
+            self.send(End::Manager, End::Node(node), leased);
+        }
+        Ok(())
+    }
+
+    /// A node says that it is there.
+    fn beat(&mut self, node: usize, epoch: u32) {
+        if !self.lives(node, epoch) {
+            return;
+        }
+        self.after(333 * MILLI, Happening::Beat { node, epoch });
+        let sent = self.clock(node);
+        if !self.places[node].registered {
+            return self.send(End::Node(node), End::Manager, Happening::Register { node, epoch });
+        }
+        let skips = self.config.canary == Some(Canary::FillingSkipped);
+        let health = |said: &corefs_wire::control::mgmtd::TargetHealthT| TargetHealth {
+            up_to_date: (said.up_to_date || skips).then_some(said.chain_version),
+            failed: said.failed,
+            fills: None,
+        };
+        let targets = self.nodes[node].healths(sent);
+        let targets = targets.iter().map(|said| (TargetId(said.target), health(said))).collect();
+        let beat = Heartbeat { node, incarnation: epoch.into(), targets };
+        self.send(End::Node(node), End::Manager, Happening::Heartbeat { beat, epoch, sent });
+    }
+
+    /// A node hears from the manager: routing, and until when its lease runs.
+    fn leased(&mut self, node: usize, epoch: u32, sent: Nanos, routing: &RoutingInfo) -> Result<(), String> {
+        if !self.lives(node, epoch) {
+            return Ok(());
+        }
+        self.places[node].registered = true;
+        let now = self.clock(node);
+        self.nodes[node].routing(now, routing);
+        let from = if self.config.canary == Some(Canary::LeaseFromReceipt) { now } else { sent };
+        if sent > 0 {
+            self.nodes[node].lease(now, from + TERMS.lease_ms * MILLI);
+        }
+        self.gather(node);
+        self.send_kept(node);
+        self.check_heads()
+    }
+
+    /// Never two heads of a chain hold a lease.
+    fn check_heads(&self) -> Result<(), String> {
+        for chain in self.manager.state.chains.values() {
+            let mut heads = Vec::new();
+            for member in &chain.members {
+                let node = member.node.0 as usize - 1;
+                if self.places[node].stopped_until > self.now {
+                    continue;
+                }
+                let role = self.nodes[node].leased_role(self.clock(node), member.target);
+                heads.extend(role.filter(|role| role.head).map(|role| (node, role.version)));
+            }
+            if heads.len() > 1 {
+                return Err(format!("two heads hold a lease (node, chain version): {heads:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A canary: what a node had pending when it came up is sent on when it serves again.
+    fn send_kept(&mut self, node: usize) {
+        let now = self.clock(node);
+        for message in std::mem::take(&mut self.places[node].kept) {
+            let Some(role) = self.nodes[node].leased_role(now, message.target) else {
+                self.places[node].kept.push(message);
+                continue;
+            };
+            let Some(to) = role.successor.filter(|_| role.serving() && !role.filling) else {
+                self.places[node].kept.push(message);
+                continue;
+            };
+            let mut message = message;
+            (message.offer.chain, message.offer.chain_version) = (role.chain, role.version);
+            let forward = Forwarded { target: message.target, chunk: message.offer.chunk, attempt: u64::MAX };
+            let from = Requester::Node { node, epoch: self.nodes[node].epoch, forward };
+            message.target = to;
+            let Some(owner) = self.node_of(to) else { continue };
+            self.after(MILLI, Happening::Update { node: owner, from, message });
+        }
+    }
+
+    fn node_of(&self, target: TargetId) -> Option<usize> {
+        Some(self.manager.routing.targets.get(&target)?.node.0 as usize - 1)
     }
 
     /// Takes over what a node wants done.
@@ -283,7 +628,7 @@ impl World {
         for job in std::mem::take(&mut self.nodes[node].jobs) {
             self.number += 1;
             let number = self.number;
-            self.jobs[node].insert(number, job);
+            self.places[node].jobs.insert(number, job);
             let delay = self.prng.below(MILLI) + if self.prng.chance(1, 50) { 20 * MILLI } else { 0 };
             self.after(delay, Happening::Done { node, epoch, job: number });
         }
@@ -293,36 +638,102 @@ impl World {
     }
 
     fn deliver(&mut self, node: usize, sent: Sent) {
+        let from_here = End::Node(node);
         match sent {
             Sent::Forward { to, forward, message } => {
-                if node == 0 {
-                    let id = write_id(&message.offer.tag);
-                    self.truth.given(message.offer.chunk, message.offer.forwarded.unwrap_or(0), id);
-                }
+                self.truth.counts.fills += u64::from(message.offer.fill.is_some());
                 let epoch = self.nodes[node].epoch;
                 let from = Requester::Node { node, epoch, forward };
-                if self.config.canary == Some(Canary::AnswersInvented) && self.prng.chance(1, 4) {
+                let fill = message.offer.fill.is_some();
+                if self.config.canary == Some(Canary::AnswersInvented) && !fill && self.prng.chance(1, 4) {
                     let version = message.offer.forwarded.unwrap_or(0);
                     let result = Err(Error::from(ErrorCode::Internal));
                     // The length can't be known: learn it from the node itself, as a lying network could.
-                    let length = self.nodes[node].pending_length(target(node), message.offer.chunk);
+                    let length = self.nodes[node].pending_length(forward.target, message.offer.chunk);
                     let result = length.map_or(result, |length| Ok(Ack { version, length, merged_crc: 0 }));
-                    return self.send(Happening::ForwardAnswered { node, epoch, forward, result });
+                    let answered = Happening::ForwardAnswered { node, epoch, forward, result };
+                    return self.send(from_here, from_here, answered);
                 }
-                self.send(Happening::Update { node: (to.0 - 1) as usize, from, message });
+                if let Some(owner) = self.node_of(to) {
+                    let update = Happening::Update { node: owner, from, message };
+                    self.send(from_here, End::Node(owner), update);
+                }
+            }
+            Sent::Ask(mut question) => {
+                if let Ask::Rows { rows, .. } = &mut question.ask {
+                    self.truth.counts.rows_handed_over += rows.len() as u64;
+                    if self.config.canary == Some(Canary::RowsForgotten) {
+                        rows.clear();
+                    }
+                }
+                if let Some(owner) = self.node_of(question.to) {
+                    let from = (node, self.nodes[node].epoch);
+                    let asked = Happening::Asked { node: owner, from, question: Box::new(question) };
+                    self.send(from_here, End::Node(owner), asked);
+                }
             }
             Sent::Answer { to: Requester::Client { client, attempt }, result } => {
-                self.send(Happening::Answered { client, attempt, result });
+                self.send(from_here, End::Clients, Happening::Answered { client, attempt, result });
             }
             Sent::Answer { to: Requester::Node { node, epoch, forward }, result } => {
-                self.send(Happening::ForwardAnswered { node, epoch, forward, result });
+                let answered = Happening::ForwardAnswered { node, epoch, forward, result };
+                self.send(from_here, End::Node(node), answered);
             }
             Sent::Read { to: Requester::Client { client, attempt }, result } => {
-                self.send(Happening::ReadDone { client, attempt, result });
+                self.send(from_here, End::Clients, Happening::ReadDone { client, attempt, result });
             }
             Sent::Read { to: Requester::Node { .. }, .. } => unreachable!("nodes don't read"),
-            Sent::Ask { .. } => unreachable!("nobody is filled while chains stay whole"),
         }
+    }
+
+    fn asked(&mut self, node: usize, from: (usize, u32), question: &Question) {
+        if !self.nodes[node].is_on() {
+            return;
+        }
+        let now = self.clock(node);
+        let result = self.nodes[node].asked(now, question);
+        self.gather(node);
+        let (target, ticket) = (question.target, question.ticket);
+        let told = Happening::Told { node: from.0, epoch: from.1, target, ticket, result };
+        self.send(End::Node(node), End::Node(from.0), told);
+    }
+
+    /// Looks what a node has committed, and tells the truth about it.
+    fn look(&mut self, node: usize) -> Result<(), String> {
+        if let Some(what) = self.nodes[node].failure.take() {
+            return Err(what);
+        }
+        for index in 0..self.config.chunks {
+            let chunk = ChunkId::new(InodeId(1), index);
+            let Some(target) = self.target_on(node, self.chain_of(chunk)) else { continue };
+            let Some((version, serves, pending)) = self.nodes[node].look(target, chunk) else { continue };
+            let place = &mut self.places[node];
+            let pending =
+                pending.filter(|(_, tag)| tag.client.0 != 0).map(|(version, tag)| (version, write_id(&tag)));
+            let before = place.seen.insert((target, chunk), (version, pending));
+            if let Some((was, Some((expected, id)))) = before
+                && was < version
+                && expected == version
+            {
+                place.unsettled.insert(chunk, (version, id));
+            }
+            if !serves {
+                continue;
+            }
+            if let Some((version, id)) = place.unsettled.remove(&chunk) {
+                self.truth.committed(chunk, version, id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn chain_of(&self, chunk: ChunkId) -> ChainId {
+        ChainId(u64::from(chunk.index) % self.config.chains + 1)
+    }
+
+    fn target_on(&self, node: usize, chain: ChainId) -> Option<TargetId> {
+        let members = &self.manager.state.chains.get(&chain)?.members;
+        members.iter().find(|member| member.node == id(node)).map(|member| member.target)
     }
 
     fn next_wish(&mut self, client: usize) {
@@ -336,14 +747,20 @@ impl World {
             self.new_write(client, chunk)
         };
         self.clients[client].wish = Some(wish);
+        self.clients[client].busy = false;
         self.clients[client].first = self.clients[client].attempt + 1;
         self.ask(client);
     }
 
     fn new_write(&mut self, client: usize, chunk: ChunkId) -> Wish {
         self.clients[client].sequence += 1;
-        self.writes += 1;
-        let id = client as u64 * 1_000_000 + self.clients[client].sequence;
+        let tag = UpdateTag {
+            client: ClientId(client as u64 + 1),
+            sequence: self.clients[client].sequence,
+            incarnation: 1,
+            channel: 0,
+        };
+        let id = write_id(&tag);
         let (kind, payload) = match self.prng.below(10) {
             0 => (UpdateKind::Truncate { len: self.prng.below(u64::from(CHUNK)) as u32 }, Vec::new()),
             1 => (UpdateKind::Remove, Vec::new()),
@@ -356,18 +773,12 @@ impl World {
             }
         };
         self.truth.wished(id, kind, payload.clone());
-        let tag = UpdateTag {
-            client: ClientId(client as u64 + 1),
-            sequence: self.clients[client].sequence,
-            incarnation: 1,
-            channel: 0,
-        };
         let offer = Offer {
             chunk,
             kind,
             tag,
             truncate_epoch: 0,
-            chain: CHAIN,
+            chain: self.chain_of(chunk),
             chain_version: 0,
             forwarded: None,
             base: 0,
@@ -376,50 +787,77 @@ impl World {
         Wish::Write { id, offer, payload }
     }
 
-    /// Sends the wish, with the chain version that the client believes in.
+    /// Sends the wish, by the routing that the client knows.
     fn ask(&mut self, client: usize) {
         let Some(wish) = self.clients[client].wish.clone() else { return };
         self.clients[client].attempt += 1;
-        let (attempt, version) = (self.clients[client].attempt, self.clients[client].known_version);
+        let attempt = self.clients[client].attempt;
         let from = Requester::Client { client, attempt };
-        match wish {
-            Wish::Write { mut offer, payload, .. } => {
-                offer.chain_version = version;
-                let message = Message { target: target(0), offer, payload };
-                self.send(Happening::Update { node: 0, from, message });
-            }
-            Wish::Read { chunk, .. } => {
-                let node = self.prng.below(self.nodes.len() as u64) as usize;
-                let entry = ReadEntry {
-                    chain: CHAIN.0.into(),
-                    chain_version: version.into(),
-                    target: target(node).0.into(),
-                    inode: chunk.inode.0.into(),
-                    index: chunk.index.into(),
-                    offset: 0.into(),
-                    length: CHUNK.into(),
-                    ..ReadEntry::default()
-                };
-                if self.config.canary == Some(Canary::ReadsUnguarded)
-                    && let Ok(held) = self.nodes[node].peek(target(node), chunk)
-                {
-                    return self.send(Happening::ReadDone {
-                        client,
-                        attempt,
-                        result: Ok((held, Vec::new())),
-                    });
-                }
-                self.send(Happening::Read { node, from, entry });
-            }
-        }
+        let routing = Rc::clone(&self.clients[client].routing);
+        let chunk = match &wish {
+            Wish::Write { offer, .. } => offer.chunk,
+            Wish::Read { chunk, .. } => *chunk,
+        };
         let patience = 300 * MILLI + self.prng.below(300 * MILLI);
         self.after(patience, Happening::TimedOut { client, attempt });
+        let Some(chain) = routing.chains.get(&self.chain_of(chunk)) else { return };
+        let node = |target| routing.targets.get(&target).map(|target| target.node.0 as usize - 1);
+        match wish {
+            Wish::Write { mut offer, payload, .. } => {
+                let Some((head, owner)) = chain.head().and_then(|head| Some((head, node(head)?))) else {
+                    return;
+                };
+                offer.chain_version = chain.version;
+                let message = Message { target: head, offer, payload };
+                let update = Happening::Update { node: owner, from, message };
+                self.send(End::Clients, End::Node(owner), update);
+            }
+            Wish::Read { chunk, .. } => {
+                let serving: Vec<TargetId> = chain.serving().collect();
+                let target = match serving.last() {
+                    None => return,
+                    Some(tail) if self.clients[client].busy => *tail,
+                    Some(_) => *self.prng.pick(&serving),
+                };
+                let Some(owner) = node(target) else { return };
+                self.read(client, owner, target, chain.version, chunk, from);
+            }
+        }
+    }
+
+    fn read(
+        &mut self,
+        client: usize,
+        owner: usize,
+        target: TargetId,
+        version: u64,
+        chunk: ChunkId,
+        from: Requester,
+    ) {
+        let attempt = self.clients[client].attempt;
+        if self.config.canary == Some(Canary::ReadsUnguarded)
+            && let Ok(held) = self.nodes[owner].peek_bytes(target, chunk)
+        {
+            let done = Happening::ReadDone { client, attempt, result: Ok(held) };
+            return self.send(End::Node(owner), End::Clients, done);
+        }
+        let entry = ReadEntry {
+            chain: self.chain_of(chunk).0.into(),
+            chain_version: version.into(),
+            target: target.0.into(),
+            inode: chunk.inode.0.into(),
+            index: chunk.index.into(),
+            offset: 0.into(),
+            length: CHUNK.into(),
+            ..ReadEntry::default()
+        };
+        self.send(End::Clients, End::Node(owner), Happening::Read { node: owner, from, entry });
     }
 
     fn retry(&mut self, client: usize) {
         self.truth.counts.retries += 1;
-        if !self.prng.chance(1, 4) {
-            self.clients[client].known_version = self.chain_version;
+        if self.manager.leads(self.now / MILLI) && !self.prng.chance(1, 4) {
+            self.clients[client].routing = Rc::clone(&self.manager.routing);
         }
         self.ask(client);
     }
@@ -437,7 +875,7 @@ impl World {
             }
             Err(_) if attempt != self.clients[client].attempt => {}
             Err(error) if error.code.class() == Class::Fatal => {
-                self.truth.refused(id);
+                self.truth.refused(id)?;
                 self.done(client);
             }
             Err(error) => {
@@ -459,15 +897,24 @@ impl World {
             return Ok(());
         }
         match result {
-            Ok((version, _)) => {
-                self.truth.read(chunk, floor, version)?;
+            Ok((version, bytes)) => {
+                self.truth.read(chunk, floor, version, &bytes)?;
                 self.done(client);
             }
             // Never written, or removed.
-            Err(error) if error.code == ErrorCode::NoSuchChunk => self.done(client),
+            Err(error) if error.code == ErrorCode::NoSuchChunk => {
+                self.truth.read_nothing(chunk, floor)?;
+                self.done(client);
+            }
             Err(error) => {
-                self.truth.counts.reads_pending += u64::from(error.code == ErrorCode::Pending);
-                self.retry(client);
+                let busy = error.code == ErrorCode::Pending;
+                self.truth.counts.reads_pending += u64::from(busy);
+                // A tail that is busy too is asked again later.
+                let again = busy && !self.clients[client].busy;
+                self.clients[client].busy = busy;
+                if again {
+                    self.ask(client);
+                }
             }
         }
         Ok(())
@@ -475,89 +922,122 @@ impl World {
 
     fn done(&mut self, client: usize) {
         self.clients[client].wish = None;
-        let pause = self.prng.below(3 * MILLI);
+        let pause = self.prng.below(self.config.think * MILLI + 1);
         self.after(pause, Happening::Next { client });
     }
 
-    fn schedule_cut(&mut self) {
-        if self.cuts_left > 0 {
-            let delay = self.prng.between(5, self.config.cut_every) * MILLI;
-            self.after(delay, Happening::Cut);
+    fn schedule_fault(&mut self) {
+        if self.faults_left > 0 {
+            let delay = self.prng.between(5, self.config.fault_every) * MILLI;
+            self.after(delay, Happening::Fault);
         }
     }
 
-    /// One node loses power, or all of them.
-    fn cut(&mut self) {
-        let all = self.prng.chance(1, 5);
-        let one = self.prng.below(self.nodes.len() as u64) as usize;
-        for node in 0..self.nodes.len() {
-            if (all || node == one) && self.nodes[node].is_on() {
-                let jobs = std::mem::take(&mut self.jobs[node]).into_values().collect();
-                self.nodes[node].power_cut(jobs, &mut self.prng);
-                self.truth.counts.power_cuts += 1;
-                let pause = self.prng.between(1, 500) * MILLI;
-                self.after(pause, Happening::On { node });
+    fn fault(&mut self) {
+        let node = self.prng.below(self.nodes.len() as u64) as usize;
+        let other = self.prng.below(self.nodes.len() as u64) as usize;
+        let duration = self.prng.between(50, 4000) * MILLI;
+        let counts = &mut self.truth.counts;
+        match self.prng.below(16) {
+            0..=5 => self.cut_power(node),
+            6 => {
+                counts.blackouts += 1;
+                (0..self.nodes.len()).for_each(|node| self.cut_power(node));
+            }
+            7 | 8 => {
+                counts.pauses += 1;
+                self.places[node].stopped_until = self.now + duration;
+            }
+            9..=12 => {
+                counts.partitions += 1;
+                let peer = match self.prng.below(3) {
+                    0 => End::Manager,
+                    1 => End::Clients,
+                    _ => End::Node(other),
+                };
+                let (until, both) = (self.now + duration, self.prng.chance(1, 2));
+                self.cuts.push((End::Node(node), peer, until));
+                if both {
+                    self.cuts.push((peer, End::Node(node), until));
+                }
+            }
+            13 | 14 => {
+                counts.partitions += 1;
+                let until = self.now + duration;
+                let all = (0..self.nodes.len()).map(End::Node).chain([End::Manager, End::Clients]);
+                for peer in all.filter(|peer| *peer != End::Node(node)) {
+                    self.cuts.extend([(End::Node(node), peer, until), (peer, End::Node(node), until)]);
+                }
+            }
+            _ => {
+                counts.manager_deaths += 1;
+                let stored = self.change.take().filter(|_| self.prng.chance(1, 2));
+                if let Some((_, change)) = stored {
+                    // Its last change reached the store.
+                    self.manager.state_stored(change);
+                }
+                self.manager.replace(self.now / MILLI);
             }
         }
-        self.cuts_left -= 1;
-        self.schedule_cut();
+        let now = self.now;
+        self.cuts.retain(|(_, _, until)| *until > now);
+        self.faults_left -= 1;
+        self.schedule_fault();
     }
 
-    /// A node comes up: the manager raises the chain's version and tells everybody, some sooner, some later.
+    fn cut_power(&mut self, node: usize) {
+        if !self.nodes[node].is_on() {
+            return;
+        }
+        let jobs = std::mem::take(&mut self.places[node].jobs).into_values().collect();
+        self.nodes[node].power_cut(jobs, &mut self.prng);
+        self.truth.counts.power_cuts += 1;
+        self.places[node].stopped_until = 0;
+        let pause = match self.prng.below(3) {
+            0 => self.prng.between(1, 500),
+            _ => self.prng.between(500, 6000),
+        };
+        self.after(pause * MILLI, Happening::On { node });
+    }
+
+    /// A node comes up.
     fn start(&mut self, node: usize) -> Result<(), String> {
         self.truth.counts.recovered_pendings += self.nodes[node].power_on()?;
-        self.chain_version += 1;
         let epoch = self.nodes[node].epoch;
-        self.after(MILLI, Happening::Tick { node, epoch });
-        for node in 0..self.nodes.len() {
-            let (epoch, version) = (self.nodes[node].epoch, self.chain_version);
-            let delay = self.prng.below(30 * MILLI);
-            self.after(delay, Happening::Routing { node, epoch, version });
+        let place = &mut self.places[node];
+        (place.registered, place.stopped_until) = (false, 0);
+        place.kept.clear();
+        if self.config.canary == Some(Canary::PendingsKept) {
+            let targets = (1..=self.config.chains).filter_map(|chain| self.target_on(node, ChainId(chain)));
+            for target in targets.collect::<Vec<_>>() {
+                let kept = self.nodes[node].pending_messages(target);
+                self.places[node].kept.extend(kept);
+            }
         }
+        self.look(node)?;
+        // What was committed in memory only may be pending again, or gone.
+        let place = &mut self.places[node];
+        let seen = &place.seen;
+        let holds = |chunk: ChunkId, version: u64| {
+            seen.iter().any(|((_, of), (held, _))| *of == chunk && *held >= version)
+        };
+        place.unsettled.retain(|chunk, (version, _)| holds(*chunk, *version));
+        self.after(MILLI, Happening::Tick { node, epoch });
+        let delay = self.prng.below(50 * MILLI);
+        self.after(delay, Happening::Beat { node, epoch });
         Ok(())
     }
 
-    fn routing(&self, version: u64) -> RoutingInfo {
-        let mut routing = RoutingInfo { version, cluster: CLUSTER, ..RoutingInfo::default() };
-        let mut members = Vec::new();
-        for index in 0..self.nodes.len() {
-            let (id, target) = (NodeId(index as u32 + 1), target(index));
-            let (shards, control) = (vec![format!("node-{index}")], String::new());
-            let slice_shards = vec![ShardIndex(0)];
-            let node = Node {
-                id,
-                incarnation: 1,
-                alive: true,
-                control,
-                shards,
-                slice_shards,
-                domain: String::new(),
-            };
-            routing.nodes.insert(id, node);
-            routing
-                .targets
-                .insert(target, Target { id: target, node: id, slice: SliceIndex(0), chain: CHAIN });
-            members.push(Member { target, state: TargetState::Serving });
-        }
-        routing.chains.insert(CHAIN, Chain { id: CHAIN, version, members });
-        routing
-    }
-
     fn check(&mut self) -> Result<(), String> {
-        self.truth.check_history()?;
         for index in 0..self.config.chunks {
             let chunk = ChunkId::new(InodeId(1), index);
             let mut replicas = Vec::new();
             for node in 0..self.nodes.len() {
-                replicas.push(self.nodes[node].held(target(node), chunk)?);
+                let target = self.target_on(node, self.chain_of(chunk)).ok_or("a node without a replica")?;
+                replicas.push(self.nodes[node].held(target, chunk)?);
             }
             self.truth.check_end(chunk, &replicas)?;
         }
         Ok(())
     }
-}
-
-/// The update that a tag belongs to.
-fn write_id(tag: &UpdateTag) -> WriteId {
-    (tag.client.0 - 1) * 1_000_000 + tag.sequence
 }
