@@ -17,6 +17,7 @@ use corefs_wire::{
 };
 use glommio::{LocalExecutor, Placement};
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -59,6 +60,8 @@ pub struct Cluster {
     pub shards: Vec<Option<Running>>,
     version: u64,
     pub chain_version: u64,
+    /// States of the targets of nodes that don't serve.
+    pub states: BTreeMap<u32, TargetState>,
     pub record: bool,
     pub lease_at_start: bool,
 }
@@ -72,6 +75,7 @@ impl Cluster {
             shards: Vec::new(),
             version: 0,
             chain_version: 0,
+            states: BTreeMap::new(),
             record: false,
             lease_at_start: true,
         };
@@ -112,6 +116,7 @@ impl Cluster {
             slices,
             format,
             busy_poll: Duration::ZERO,
+            resync_rate: corefs_engine::chain::RATE_DEFAULT,
             pool_bytes: 16 << 20,
             record: self.record.then(|| self.dir.join(format!("record-{node}"))),
         };
@@ -169,8 +174,15 @@ impl Cluster {
                 let slice = SliceIndex((chain % u64::from(self.shape.slices)) as u16);
                 let target = routing::Target { id, node, slice, chain: ChainId(chain + 1) };
                 routing.targets.insert(id, target);
-                members.push(Member { target: id, state: TargetState::Serving });
+                let state = self.states.get(&node.0).copied().unwrap_or(TargetState::Serving);
+                members.push(Member { target: id, state });
             }
+            // As the manager orders them.
+            members.sort_by_key(|member| match member.state {
+                TargetState::Serving => 0,
+                TargetState::Syncing => 1,
+                _ => 2,
+            });
             let chain = Chain { id: ChainId(chain + 1), version: self.chain_version, members };
             routing.chains.insert(chain.id, chain);
         }
@@ -203,6 +215,19 @@ impl Cluster {
         let shard = self.shards[node as usize - 1].as_ref().unwrap();
         shard.handle.send(ShardMessage::Report(answer)).unwrap();
         futures_lite::future::block_on(awaited).expect("the shard reports")
+    }
+
+    /// Waits until all targets of a node hold everything.
+    pub fn wait_until_filled(&self, node: u32) {
+        let began = std::time::Instant::now();
+        while !self.report(node).targets.iter().all(|target| target.up_to_date) {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "node {node} is never filled: {:?}",
+                self.report(node).targets
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub fn counter(&self, node: u32, name: &str) -> u64 {

@@ -2,5 +2,6 @@
 
 mod chains;
 mod faults;
+mod filling;
 mod harness;
 mod single;
