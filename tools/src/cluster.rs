@@ -27,6 +27,8 @@ pub struct Wishes {
     pub port: Option<u16>,
     /// Microseconds that shards poll before they sleep; of this start, not of the cluster.
     pub busy_poll: u64,
+    /// Bytes a second; may be another at each start.
+    pub resync_rate: Option<u64>,
 }
 
 impl Wishes {
@@ -194,25 +196,24 @@ pub fn start(directory: &Directory, wishes: &Wishes, say: &mut dyn FnMut(String)
     for node in 1..=shape.nodes {
         let name = format!("storage node-{node}");
         let log = directory.log(&format!("node-{node}"));
-        launch(
-            &name,
-            log,
-            vec![
-                "storage".into(),
-                "--dir".into(),
-                directory.node(node).into(),
-                "--manager".into(),
-                manager.clone().into(),
-                "--cores".into(),
-                number(shape.cores),
-                "--first-core".into(),
-                number((node - 1) * shape.cores % cpus()),
-                "--capacity".into(),
-                shape.capacity.to_string().into(),
-                "--busy-poll".into(),
-                wishes.busy_poll.to_string().into(),
-            ],
-        )?;
+        let rate = wishes.resync_rate.map(|rate| ["--resync-rate".into(), rate.to_string().into()]);
+        let mut args = vec![
+            "storage".into(),
+            "--dir".into(),
+            directory.node(node).into(),
+            "--manager".into(),
+            manager.clone().into(),
+            "--cores".into(),
+            number(shape.cores),
+            "--first-core".into(),
+            number((node - 1) * shape.cores % cpus()),
+            "--capacity".into(),
+            shape.capacity.to_string().into(),
+            "--busy-poll".into(),
+            wishes.busy_poll.to_string().into(),
+        ];
+        args.extend(rate.into_iter().flatten());
+        launch(&name, log, args)?;
     }
     let meta = vec!["meta".into(), "--kv".into(), kv.into(), "--manager".into(), manager.clone().into()];
     launch("meta", directory.log("meta"), meta)?;

@@ -2,7 +2,7 @@
 
 use crate::connect::Cluster;
 use crate::output;
-use corefs_wire::control::mgmtd::{ChainT, GetStatusT, NodeStatusT, StatusT, TargetState};
+use corefs_wire::control::mgmtd::{ChainT, FillT, GetStatusT, NodeStatusT, StatusT, TargetState};
 use corefs_wire::control::process::{CounterT, GetProcessT, ProcessT, ShardCountersT};
 use corefs_wire::{Result, Uuid};
 use serde_json::{Value, json};
@@ -120,6 +120,7 @@ fn as_json(status: &StatusT) -> Value {
     let routing = &status.routing;
     let target = |target: &corefs_wire::control::mgmtd::TargetT| json!({"target": target.id, "node": target.node, "slice": target.slice, "chain": target.chain});
     let meta = |meta: &corefs_wire::control::mgmtd::MetaStatusT| json!({"address": meta.address, "alive": meta.alive, "seen_ms_ago": meta.seen_ms_ago});
+    let fill = |fill: &FillT| json!({"chain": fill.chain, "from": fill.from, "to": fill.to, "compared": fill.compared, "to_compare": fill.to_compare, "sent_chunks": fill.sent_chunks, "sent_bytes": fill.sent_bytes});
     let problem = |problem: &corefs_wire::control::mgmtd::ProblemT| json!({"what": problem.what, "remedy": problem.remedy});
     json!({
         "cluster": cluster_name(status), "primary": status.primary, "kv": status.kv,
@@ -130,7 +131,23 @@ fn as_json(status: &StatusT) -> Value {
         "metas": status.metas.iter().map(meta).collect::<Vec<_>>(),
         "targets": routing.targets.iter().map(target).collect::<Vec<_>>(),
         "chains": routing.chains.iter().map(chain).collect::<Vec<_>>(),
+        "fills": status.fills.iter().map(fill).collect::<Vec<_>>(),
         "problems": status.problems.iter().map(problem).collect::<Vec<_>>(),
+    })
+}
+
+/// How far the filling of replicas has come, all of them together.
+fn filling(status: &StatusT) -> Option<String> {
+    let sum = |of: fn(&FillT) -> u64| status.fills.iter().map(of).sum::<u64>();
+    (!status.fills.is_empty()).then(|| {
+        format!(
+            "filling   {} replicas: {} of {} chunks compared, {} sent ({})",
+            status.fills.len(),
+            sum(|fill| fill.compared),
+            sum(|fill| fill.to_compare),
+            sum(|fill| fill.sent_chunks),
+            output::size(sum(|fill| fill.sent_bytes))
+        )
     })
 }
 
@@ -165,6 +182,9 @@ fn print(status: &StatusT) -> Result<()> {
             node.seen_ms_ago,
             if node.domain.is_empty() { String::new() } else { format!(", domain {}", node.domain) },
         ));
+    }
+    if let Some(line) = filling(status) {
+        out.push(line);
     }
     for meta in &status.metas {
         let alive = if meta.alive { "alive" } else { "DEAD " };

@@ -53,6 +53,10 @@ pub struct Args {
     #[arg(long, value_name = "MICROSECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     busy_poll: Option<u64>,
+    /// Bytes a second at which this node fills replicas that came back [default: 100MiB].
+    #[arg(long, value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resync_rate: Option<Bytes>,
     /// File with the cluster's secret.
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,6 +94,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     if let Some(busy_poll) = args.busy_poll {
         options.busy_poll = Duration::from_micros(busy_poll);
+    }
+    if let Some(rate) = args.resync_rate {
+        options.resync_rate = rate.0;
     }
     let start = async move {
         let server = StorageServer::start(options).await?;

@@ -46,6 +46,9 @@ pub struct Args {
     /// lone request most of a wake-up; on shared ones polling takes the others' time.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
     busy_poll: u64,
+    /// Bytes a second at which each node fills replicas that came back [default: 100MiB].
+    #[arg(long, value_name = "SIZE")]
+    resync_rate: Option<Bytes>,
     /// Also mount the file system here (an existing directory).
     #[arg(long, value_name = "PATH")]
     mount: Option<PathBuf>,
@@ -65,6 +68,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         capacity: args.capacity.map(|bytes| bytes.0),
         port: args.port,
         busy_poll: args.busy_poll,
+        resync_rate: args.resync_rate.map(|bytes| bytes.0),
     };
     let mut cluster = cluster::start(&directory, &wishes, &mut |line| eprintln!("corefs: {line}"))?;
     if let Some(path) = &args.mount {
