@@ -1,0 +1,200 @@
+//! Clients: what they want, whom they ask, and what they make of answers.
+
+use super::*;
+
+impl World {
+    pub(super) fn next_wish(&mut self, client: usize) {
+        if self.ending || self.clients[client].wish.is_some() {
+            return;
+        }
+        let chunk = ChunkId::new(InodeId(1), self.prng.below(self.config.chunks.into()) as u32);
+        let wish = if self.prng.chance(2, 5) {
+            Wish::Read { chunk, floor: self.truth.floor(chunk) }
+        } else {
+            self.new_write(client, chunk)
+        };
+        self.clients[client].wish = Some(wish);
+        self.clients[client].busy = false;
+        self.clients[client].first = self.clients[client].attempt + 1;
+        self.ask(client);
+    }
+
+    pub(super) fn new_write(&mut self, client: usize, chunk: ChunkId) -> Wish {
+        self.clients[client].sequence += 1;
+        let tag = UpdateTag {
+            client: ClientId(client as u64 + 1),
+            sequence: self.clients[client].sequence,
+            incarnation: 1,
+            channel: 0,
+        };
+        let id = write_id(&tag);
+        let (kind, payload) = match self.prng.below(10) {
+            0 => (UpdateKind::Truncate { len: self.prng.below(u64::from(CHUNK)) as u32 }, Vec::new()),
+            1 => (UpdateKind::Remove, Vec::new()),
+            _ => {
+                let offset = self.prng.below(u64::from(CHUNK) - 1) as u32;
+                let len = self.prng.between(1, u64::from(CHUNK - offset)) as u32;
+                let mut payload = vec![0; len as usize];
+                self.prng.fill(&mut payload);
+                (UpdateKind::Write { offset, len }, payload)
+            }
+        };
+        self.truth.wished(id, kind, payload.clone());
+        let offer = Offer {
+            chunk,
+            kind,
+            tag,
+            truncate_epoch: 0,
+            chain: self.chain_of(chunk),
+            chain_version: 0,
+            forwarded: None,
+            base: 0,
+            fill: None,
+        };
+        Wish::Write { id, offer, payload }
+    }
+
+    /// Sends the wish, by the routing that the client knows.
+    pub(super) fn ask(&mut self, client: usize) {
+        let Some(wish) = self.clients[client].wish.clone() else { return };
+        self.clients[client].attempt += 1;
+        let attempt = self.clients[client].attempt;
+        let from = Requester::Client { client, attempt };
+        let routing = Rc::clone(&self.clients[client].routing);
+        let chunk = match &wish {
+            Wish::Write { offer, .. } => offer.chunk,
+            Wish::Read { chunk, .. } => *chunk,
+        };
+        let patience = 300 * MILLI + self.prng.below(300 * MILLI);
+        self.after(patience, Happening::TimedOut { client, attempt });
+        let Some(chain) = routing.chains.get(&self.chain_of(chunk)) else { return };
+        let node = |target| routing.targets.get(&target).map(|target| target.node.0 as usize - 1);
+        match wish {
+            Wish::Write { mut offer, payload, .. } => {
+                let Some((head, owner)) = chain.head().and_then(|head| Some((head, node(head)?))) else {
+                    return;
+                };
+                offer.chain_version = chain.version;
+                let message = Message { target: head, offer, payload };
+                let update = Happening::Update { node: owner, from, message };
+                self.send(End::Clients, End::Node(owner), update);
+            }
+            Wish::Read { chunk, .. } => {
+                let serving: Vec<TargetId> = chain.serving().collect();
+                let target = match serving.last() {
+                    None => return,
+                    Some(tail) if self.clients[client].busy => *tail,
+                    Some(_) => *self.prng.pick(&serving),
+                };
+                let Some(owner) = node(target) else { return };
+                self.read(client, owner, target, chain.version, chunk, from);
+            }
+        }
+    }
+
+    pub(super) fn read(
+        &mut self,
+        client: usize,
+        owner: usize,
+        target: TargetId,
+        version: u64,
+        chunk: ChunkId,
+        from: Requester,
+    ) {
+        let attempt = self.clients[client].attempt;
+        if self.config.canary == Some(Canary::ReadsUnguarded)
+            && let Ok(held) = self.nodes[owner].peek_bytes(target, chunk)
+        {
+            let done = Happening::ReadDone { client, attempt, result: Ok(held) };
+            return self.send(End::Node(owner), End::Clients, done);
+        }
+        let entry = ReadEntry {
+            chain: self.chain_of(chunk).0.into(),
+            chain_version: version.into(),
+            target: target.0.into(),
+            inode: chunk.inode.0.into(),
+            index: chunk.index.into(),
+            offset: 0.into(),
+            length: CHUNK.into(),
+            ..ReadEntry::default()
+        };
+        self.send(End::Clients, End::Node(owner), Happening::Read { node: owner, from, entry });
+    }
+
+    pub(super) fn retry(&mut self, client: usize) {
+        self.truth.counts.retries += 1;
+        if self.manager.leads(self.now / MILLI) && !self.prng.chance(1, 4) {
+            self.clients[client].routing = Rc::clone(&self.manager.routing);
+        }
+        self.ask(client);
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        client: usize,
+        attempt: u64,
+        result: Result<Ack>,
+    ) -> Result<(), String> {
+        let Some(Wish::Write { id, offer, .. }) = self.clients[client].wish.clone() else { return Ok(()) };
+        if attempt < self.clients[client].first {
+            return Ok(());
+        }
+        match result {
+            // An acknowledgment of any attempt acknowledges the update.
+            Ok(ack) => {
+                self.truth.acknowledged(offer.chunk, id, &ack)?;
+                self.done(client);
+            }
+            Err(_) if attempt != self.clients[client].attempt => {}
+            Err(error) if error.code.class() == Class::Fatal => {
+                self.truth.refused(id)?;
+                self.done(client);
+            }
+            Err(error) => {
+                self.truth.counts.fenced += u64::from(error.code == ErrorCode::LeaseExpired);
+                // It is asked again when its patience ends.
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn read_done(
+        &mut self,
+        client: usize,
+        attempt: u64,
+        result: Result<(u64, Vec<u8>)>,
+    ) -> Result<(), String> {
+        let Some(Wish::Read { chunk, floor }) = self.clients[client].wish.clone() else { return Ok(()) };
+        if attempt != self.clients[client].attempt {
+            return Ok(());
+        }
+        match result {
+            Ok((version, bytes)) => {
+                self.truth.read(chunk, floor, version, &bytes)?;
+                self.done(client);
+            }
+            // Never written, or removed.
+            Err(error) if error.code == ErrorCode::NoSuchChunk => {
+                self.truth.read_nothing(chunk, floor)?;
+                self.done(client);
+            }
+            Err(error) => {
+                let busy = error.code == ErrorCode::Pending;
+                self.truth.counts.reads_pending += u64::from(busy);
+                // A tail that is busy too is asked again later.
+                let again = busy && !self.clients[client].busy;
+                self.clients[client].busy = busy;
+                if again {
+                    self.ask(client);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn done(&mut self, client: usize) {
+        self.clients[client].wish = None;
+        let pause = self.prng.below(self.config.think * MILLI + 1);
+        self.after(pause, Happening::Next { client });
+    }
+}
