@@ -82,6 +82,19 @@ fn late_copies_of_refused_updates_stay_refused() {
     at_least(&all(config, 1..6), &[("refused", 100)]);
 }
 
+/// The row of an update that its filler only had pending told the client that it was done; the update was lost when the filler died,
+/// and another one had its version.
+#[test]
+fn rows_of_pending_updates_are_not_handed_over() {
+    run(184, Config::default()).unwrap();
+}
+
+/// A replica with a removal committed and a write pending said that the chunk isn't there, after the tail had shown the write.
+#[test]
+fn that_a_chunk_is_gone_is_shown_by_the_rule_of_reads() {
+    run(108, Config::default()).unwrap();
+}
+
 #[test]
 fn one_seed_is_one_run() {
     assert_eq!(run(5, Config::default()), run(5, Config::default()));

@@ -207,6 +207,7 @@ impl Shard {
             }
             UpdateKind::Truncate => chunk.bytes.resize(length, 0),
             UpdateKind::Remove => chunk.bytes.clear(),
+            kind => return Err(Error::new(ErrorCode::InvalidArgument, format!("a client sent {kind:?}"))),
         }
         let reply = UpdateReply {
             version: chunk.version.into(),

@@ -96,7 +96,9 @@ impl Store {
         Ok(self.journal.open_batch())
     }
 
-    /// Rows of duplicate detection of a target after one, in order, at most `max`.
+    /// Rows of duplicate detection of a target after one, in order, at most `max`. Only of updates that are over: the row of
+    /// one that is pending goes with the update. Handed over by itself it would tell a client that its update is done, when
+    /// whoever has it pending is gone and another update has taken its version.
     pub fn rows_after(
         &self,
         target: TargetId,
@@ -104,12 +106,18 @@ impl Store {
         max: usize,
     ) -> Result<Vec<DedupRow>> {
         let after = after.map(|tag| DedupKey::of(&tag));
-        Ok(self.index.target(target)?.dedup.after(after).map(|(_, (row, _))| *row).take(max).collect())
+        let target = self.index.target(target)?;
+        let pending = |row: &DedupRow| {
+            let pending = target.chunks.get(&row.chunk).and_then(|chunk| chunk.pending.as_ref());
+            pending.is_some_and(|pending| pending.record.update.tag == row.tag)
+        };
+        let rows = target.dedup.after(after).map(|(_, (row, _))| *row);
+        Ok(rows.filter(|row| !pending(row)).take(max).collect())
     }
 
-    /// All of them.
+    /// All rows, those of pending updates too: for onlookers.
     pub fn dedup_rows(&self, target: TargetId) -> Result<Vec<DedupRow>> {
-        self.rows_after(target, None, usize::MAX)
+        Ok(self.index.target(target)?.dedup.after(None).map(|(_, (row, _))| *row).collect())
     }
 }
 
