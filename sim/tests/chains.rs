@@ -129,11 +129,6 @@ fn a_read_that_ignores_pending_updates_is_caught() {
 }
 
 #[test]
-fn pendings_that_a_filled_replica_keeps_are_caught() {
-    caught(Canary::PendingsKept, busy());
-}
-
-#[test]
 fn rows_that_are_not_handed_over_are_caught() {
     caught(Canary::RowsForgotten, Config { loss: 60, ..busy() });
 }

@@ -94,7 +94,8 @@ impl Meta {
             Some(_) if asked.exclusive => return Err(ErrorCode::Exists.into()),
             Some(inode) => reply.attr = Box::new(self.inode(inode)?),
             None => {
-                let attr = self.add(asked.parent, &asked.name, asked.kind);
+                let made = self.add(asked.parent, &asked.name, asked.kind);
+                let attr = self.change(made.inode, |attr| attr.mode = asked.mode)?;
                 self.targets.borrow_mut().insert(attr.inode, asked.symlink_target);
                 (reply.attr, reply.created) = (Box::new(attr), true);
             }

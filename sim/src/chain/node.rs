@@ -141,6 +141,9 @@ struct Machine {
     outputs: Outputs,
 }
 
+/// Version and tag of an update that is pending.
+pub type PendingTag = (u64, UpdateTag);
+
 pub struct SimNode {
     pub index: usize,
     pub disk: SimDisk,
@@ -282,44 +285,13 @@ impl SimNode {
         role.filter(|_| now < targets.lease_until())
     }
 
-    /// The committed version of a chunk, whether the target serves, and what is pending: version and tag.
-    pub fn look(&self, target: TargetId, chunk: ChunkId) -> Option<(u64, bool, Option<(u64, UpdateTag)>)> {
+    /// The committed version of a chunk, whether the target serves, and what is pending.
+    pub fn look(&self, target: TargetId, chunk: ChunkId) -> Option<(u64, bool, Option<PendingTag>)> {
         let targets = &self.machine.as_ref()?.targets;
         let serves = targets.target(target)?.replica().role().is_some_and(Role::serving);
         let store = &targets.slices().next()?.store;
         let version = store.status(target, chunk).ok()?.version;
         Some((version, serves, store.pending_tag(target, chunk)))
-    }
-
-    /// The updates that were found pending, with their payloads, as a predecessor would send them.
-    pub fn pending_messages(&mut self, target: TargetId) -> Vec<Message> {
-        let Some(machine) = &self.machine else { return Vec::new() };
-        let Some(mut store) = machine.targets.slices().next().map(|slice| slice.store.clone()) else {
-            return Vec::new();
-        };
-        let mut messages = Vec::new();
-        for pending in store.pendings(target).unwrap_or_default() {
-            let UpdateKind::Write { offset, len } = pending.kind else { continue };
-            let Ok(plan) = store.read_pending(target, pending.chunk, offset, len) else { continue };
-            let bytes = crate::store::open::fetch(&self.disk, &plan);
-            store.end_read(plan);
-            let Ok(bytes) = bytes else { continue };
-            let at = offset as usize % BLOCK;
-            let base = store.status(target, pending.chunk).map_or(0, |status| status.version);
-            let offer = Offer {
-                chunk: pending.chunk,
-                kind: pending.kind,
-                tag: pending.tag,
-                truncate_epoch: pending.truncate_epoch,
-                chain: ChainId(0),
-                chain_version: 0,
-                forwarded: Some(pending.version),
-                base,
-                fill: None,
-            };
-            messages.push(Message { target, offer, payload: bytes[at..at + len as usize].to_vec() });
-        }
-        messages
     }
 
     /// The end of a turn without anything before: timers.

@@ -38,8 +38,6 @@ pub enum Canary {
     AnswersInvented,
     /// Reads ignore that an update is pending.
     ReadsUnguarded,
-    /// A replica that is to be filled keeps what it had pending, and sends it on when it serves again.
-    PendingsKept,
     /// The table of duplicates isn't handed over to a replica that was filled.
     RowsForgotten,
     /// Nodes count their lease from when it was granted.
@@ -223,6 +221,9 @@ struct Client {
     busy: bool,
 }
 
+/// A committed version, and the update that was pending with its version.
+type Seen = (u64, Option<(u64, WriteId)>);
+
 /// A node's place in the world.
 struct Place {
     /// Its clock: parts of a million that it is too fast, plus a constant.
@@ -233,11 +234,9 @@ struct Place {
     /// Its disk's jobs that are in progress.
     jobs: BTreeMap<u64, Job>,
     /// Of each chunk: the committed version, and the update that was pending, when last looked at.
-    seen: BTreeMap<(TargetId, ChunkId), (u64, Option<(u64, WriteId)>)>,
+    seen: BTreeMap<(TargetId, ChunkId), Seen>,
     /// Committed while it didn't serve.
     unsettled: BTreeMap<ChunkId, (u64, WriteId)>,
-    /// Updates that a canary keeps.
-    kept: Vec<Message>,
 }
 
 struct World {
@@ -273,6 +272,11 @@ fn write_id(tag: &UpdateTag) -> WriteId {
     tag.client.0 * 1_000_000 + tag.sequence
 }
 
+/// Whether the member is one that answers.
+fn serves(member: &corefs_mgmtd::cluster::state::Member) -> bool {
+    member.state == Public::Serving
+}
+
 impl World {
     fn new(seed: u64, config: Config) -> Self {
         let mut prng = Prng::new(seed);
@@ -299,7 +303,6 @@ impl World {
             jobs: BTreeMap::new(),
             seen: BTreeMap::new(),
             unsettled: BTreeMap::new(),
-            kept: Vec::new(),
         };
         Self {
             clients: (0..config.clients).map(client).collect(),
@@ -362,8 +365,11 @@ impl World {
     }
 
     fn is_settled(&self) -> bool {
+        // A node without room for what it missed is never filled: the others go on without it.
+        let chains = &self.manager.state.chains;
+        let serve = chains.values().all(|chain| chain.members.iter().any(serves));
         self.clients.iter().all(|client| client.wish.is_none())
-            && self.manager.is_whole()
+            && (self.manager.is_whole() || self.config.last_bytes < SLICE_BYTES && serve)
             && self.nodes.iter().all(|node| node.is_on() && node.is_idle())
     }
 
@@ -576,7 +582,6 @@ impl World {
             self.nodes[node].lease(now, from + TERMS.lease_ms * MILLI);
         }
         self.gather(node);
-        self.send_kept(node);
         self.check_heads()
     }
 
@@ -597,28 +602,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    /// A canary: what a node had pending when it came up is sent on when it serves again.
-    fn send_kept(&mut self, node: usize) {
-        let now = self.clock(node);
-        for message in std::mem::take(&mut self.places[node].kept) {
-            let Some(role) = self.nodes[node].leased_role(now, message.target) else {
-                self.places[node].kept.push(message);
-                continue;
-            };
-            let Some(to) = role.successor.filter(|_| role.serving() && !role.filling) else {
-                self.places[node].kept.push(message);
-                continue;
-            };
-            let mut message = message;
-            (message.offer.chain, message.offer.chain_version) = (role.chain, role.version);
-            let forward = Forwarded { target: message.target, chunk: message.offer.chunk, attempt: u64::MAX };
-            let from = Requester::Node { node, epoch: self.nodes[node].epoch, forward };
-            message.target = to;
-            let Some(owner) = self.node_of(to) else { continue };
-            self.after(MILLI, Happening::Update { node: owner, from, message });
-        }
     }
 
     fn node_of(&self, target: TargetId) -> Option<usize> {
@@ -745,14 +728,6 @@ impl World {
         let epoch = self.nodes[node].epoch;
         let place = &mut self.places[node];
         (place.registered, place.stopped_until) = (false, 0);
-        place.kept.clear();
-        if self.config.canary == Some(Canary::PendingsKept) {
-            let targets = (1..=self.config.chains).filter_map(|chain| self.target_on(node, ChainId(chain)));
-            for target in targets.collect::<Vec<_>>() {
-                let kept = self.nodes[node].pending_messages(target);
-                self.places[node].kept.extend(kept);
-            }
-        }
         self.look(node)?;
         // What was committed in memory only may be pending again, or gone.
         let place = &mut self.places[node];
@@ -771,9 +746,10 @@ impl World {
         for index in 0..self.config.chunks {
             let chunk = ChunkId::new(InodeId(1), index);
             let mut replicas = Vec::new();
-            for node in 0..self.nodes.len() {
-                let target = self.target_on(node, self.chain_of(chunk)).ok_or("a node without a replica")?;
-                replicas.push(self.nodes[node].held(target, chunk)?);
+            let chain = &self.manager.state.chains[&self.chain_of(chunk)];
+            for member in chain.members.iter().filter(|member| serves(member)) {
+                let node = self.node_of(member.target).ok_or("a replica without a node")?;
+                replicas.push(self.nodes[node].held(member.target, chunk)?);
             }
             self.truth.check_end(chunk, &replicas)?;
         }
