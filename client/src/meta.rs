@@ -20,6 +20,7 @@ use encode::{fields, set_caller};
 use sequences::Sequences;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Instant;
 
 /// Flags of [`Meta::rename`], as renameat2(2).
 pub const RENAME_NOREPLACE: u32 = 1;
@@ -84,6 +85,8 @@ struct Calls {
     ground: Rc<Ground>,
     from: Cell<(ClientId, u32)>,
     sequences: RefCell<Sequences>,
+    /// When the last call ended that changed something.
+    changed: Cell<Instant>,
 }
 
 /// The metadata calls. Each is retried, at another server if need be, until the client's patience ends; one that changes
@@ -100,16 +103,27 @@ struct Sequence<'a> {
 impl Drop for Sequence<'_> {
     fn drop(&mut self) {
         self.calls.sequences.borrow_mut().end(self.number);
+        self.calls.changed.set(Instant::now());
     }
 }
 
 impl Meta {
     pub(crate) fn new(ground: Rc<Ground>) -> Self {
-        Self(Rc::new(Calls { ground, from: Cell::default(), sequences: RefCell::default() }))
+        Self(Rc::new(Calls {
+            ground,
+            from: Cell::default(),
+            sequences: RefCell::default(),
+            changed: Cell::new(Instant::now()),
+        }))
     }
 
     pub(crate) fn set_client(&self, client: ClientId, incarnation: u32) {
         self.0.from.set((client, incarnation));
+    }
+
+    /// What was heard before then may be out of date by our own doing.
+    pub(crate) fn changed(&self) -> Instant {
+        self.0.changed.get()
     }
 
     /// For a call that only looks.

@@ -7,7 +7,7 @@ use crate::meta::{NewInode, Written};
 use crate::{Attr, Changes, Credentials, Entry, Kind};
 use corefs_wire::{Error, ErrorCode, InodeId, Result};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 impl Client {
     /// The attributes; of a file that is open here with what was written to it.
@@ -16,14 +16,15 @@ impl Client {
     }
 
     /// As [`get_attr`](Self::get_attr), but of a file that is open here nobody is asked again within `believed` of the last
-    /// answer.
+    /// answer, unless this client has changed anything since: a name that goes, or a new one, shows at once.
     pub async fn get_attr_within(
         &self,
         who: &Credentials,
         inode: InodeId,
         believed: Duration,
     ) -> Result<Attr> {
-        match self.0.live(inode).filter(|live| live.heard.get().elapsed() < believed) {
+        let fresh = |heard: Instant| heard >= self.0.meta.changed() && heard.elapsed() < believed;
+        match self.0.live(inode).filter(|live| fresh(live.heard.get())) {
             Some(live) => Ok(live.attr()),
             None => self.get_attr(who, inode).await,
         }
