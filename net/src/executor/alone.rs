@@ -1,7 +1,7 @@
 //! A thread with one ring and nothing else: its tasks run until none is ready, then the ring sleeps in the kernel.
 //!
-//! What glommio gives besides (three rings of its own, file I/O, shares of task queues) nobody needs on a client's shard, and
-//! sleeping through it costs more than the rest of an operation: see docs/adr/0007-threads-that-rest-in-their-ring.md.
+//! What glommio gives besides (three rings of its own, file I/O, shares of task queues) nobody needs on a client's shard: see
+//! docs/adr/0007-threads-that-rest-in-their-ring.md.
 //!
 //! A round: the pump takes what has completed, which wakes tasks; all of them run; what they queued leaves in one call, which
 //! sleeps when nothing is left to do. A waker may be used on any thread: it raises the alarm of the ring.

@@ -1,8 +1,8 @@
 //! Sleeping in the kernel, in the ring's own wait: for a loop that has its thread to itself.
 //!
 //! The wait hands over what is queued, runs the ring's deferred work and sleeps until something has completed, all in one system
-//! call. So there is no race between looking and sleeping, nothing to enable, and no second ring to wake
-//! through: on two cores that a client shares, that is a third of what an operation costs beyond the disk and the socket.
+//! call. So there is no race between looking and sleeping, nothing to enable, and no second ring to wake through. What that
+//! spares is measured in docs/adr/0007-threads-that-rest-in-their-ring.md.
 //!
 //! Other threads wake the sleeper by the [`Alarm`](super::Alarm): its eventfd is read by the ring itself. That is sound only
 //! because no eventfd is registered with such a ring (see `alarm.rs`), so a ring either rests or parks, all its life.
