@@ -2,9 +2,22 @@
 
 use crate::limits::BLOCK;
 
-/// The CRC-32C of `bytes`.
+#[cfg(target_arch = "x86_64")]
+mod block;
+
+/// The CRC-32C of `bytes`; of a whole block, and of a few bytes, by whatever is fastest here.
 #[inline]
 pub fn crc32c(bytes: &[u8]) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if bytes.len() <= block::SHORT && block::is_able() {
+        // SAFETY: `is_able` has found the features that it needs.
+        return unsafe { block::short(bytes) };
+    } else if let Ok(whole) = <&[u8; BLOCK]>::try_from(bytes)
+        && block::is_best()
+    {
+        // SAFETY: `is_best` has found the features that it needs.
+        return unsafe { block::crc32c(whole) };
+    }
     crc_fast::crc32_iscsi(bytes)
 }
 
