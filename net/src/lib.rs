@@ -8,6 +8,7 @@
 //! | [`address`] | where a peer listens |
 //! | [`handshake`] | who a peer is, and the proof that it knows the cluster's secret; pure |
 //! | [`tcp`] | listeners and connections of one executor, driven by its turn loop |
+//! | [`heap`] | how often a thread asks for memory |
 //! | [`mailbox`] | the bounded way into an executor from other threads |
 //! | [`rpc`] | the async endpoint of control roles and clients: calls, services, deadlines |
 //! | [`process`] | what the kernel says about this process |
@@ -21,6 +22,7 @@ pub mod buffer;
 pub mod contract;
 pub mod executor;
 pub mod handshake;
+pub mod heap;
 pub mod mailbox;
 pub mod process;
 pub mod ring;

@@ -7,6 +7,7 @@
 //! - **Services**: [`Node::listen`], [`Node::serve`]; each request comes with a [`Responder`] that owes one reply.
 //! - **The data path's pieces**: [`Node::connection`], [`Node::expect`], [`Node::post`], [`Node::on_turn_end`].
 
+mod body;
 mod latch;
 mod links;
 mod pump;
@@ -14,6 +15,7 @@ mod serving;
 mod sleepers;
 mod table;
 
+pub use body::Body;
 pub use serving::{Responder, Service};
 
 use crate::address::Address;
@@ -81,7 +83,7 @@ pub struct Request {
 /// A successful answer.
 #[derive(Debug)]
 pub struct Reply {
-    pub body: Vec<u8>,
+    pub body: Body,
     /// The data: in the buffer (and at the offset) that `expect` named, else from the start of one of the pool.
     pub data: Option<Buffer>,
     /// Bytes of data that came; 0 if none did, even when a buffer comes back.

@@ -158,12 +158,12 @@ impl Tcp {
         debug_assert_eq!(completion.token.source(), Source::TCP);
         let (operation, id) = named(completion.token);
         let Some(operation) = operation else { return self.accepted(id.index, completion) };
-        let deadline = self.deadline();
+        let patience = self.config.patience;
         let Some(connection) = self.connections.get_mut(id) else {
             unreachable!("a connection is forgotten only when nothing of it is in flight")
         };
         connection.complete(operation, completion, &self.config.identity);
-        connection.deliver(id, &self.config.identity, deadline, sink);
+        connection.deliver(id, &self.config.identity, patience, sink);
         self.settle(id, sink);
     }
 
@@ -171,11 +171,11 @@ impl Tcp {
     pub fn advance(&mut self, now: Instant, sink: &mut impl FrameSink) {
         self.now = now;
         if !self.ready.is_empty() {
-            let deadline = self.deadline();
+            let patience = self.config.patience;
             for id in std::mem::take(&mut self.ready) {
                 if let Some(connection) = self.connections.get_mut(id) {
                     connection.ready = false;
-                    connection.deliver(id, &self.config.identity, deadline, sink);
+                    connection.deliver(id, &self.config.identity, patience, sink);
                     self.settle(id, sink);
                 }
             }
@@ -264,8 +264,9 @@ impl Tcp {
         self.timed.then_some(self.next_scan)
     }
 
+    /// From the clock: the time of the last turn may be long past, when the loop has rested since.
     fn deadline(&self) -> Instant {
-        self.now + self.config.patience
+        Instant::now() + self.config.patience
     }
 
     /// `flush` is to look at it.

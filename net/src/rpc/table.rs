@@ -111,7 +111,7 @@ impl Table {
         } else {
             // A reply without data leaves the buffer that it was given unused: it goes back all the same.
             let data = data.or_else(|| place.take().map(|(buffer, _)| buffer));
-            Ok(Reply { body: body.to_vec(), data, data_len: header.data_len() })
+            Ok(Reply { body: body.into(), data, data_len: header.data_len() })
         };
         self.finish(header.request(), outcome);
         true
@@ -242,7 +242,7 @@ mod tests {
         let (a, b) = (table.insert(CONN, None).unwrap(), table.insert(CONN, None).unwrap());
         assert!(poll(&mut table, a).is_pending());
         assert!(reply(&mut table, CONN, b, 0, b"b") && !reply(&mut table, CONN, b, 0, b"again"));
-        assert!(matches!(poll(&mut table, b), Poll::Ready(Ok(Reply { body, .. })) if body == b"b"));
+        assert!(matches!(poll(&mut table, b), Poll::Ready(Ok(Reply { body, .. })) if *body == *b"b"));
         assert!(poll(&mut table, a).is_pending());
         assert!(reply(&mut table, CONN, a, ErrorCode::NoSpace as u32, b""));
         assert!(matches!(poll(&mut table, a), Poll::Ready(Err(error)) if error.code == ErrorCode::NoSpace));

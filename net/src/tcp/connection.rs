@@ -21,7 +21,7 @@ use corefs_wire::frame::{Header, Kind};
 use corefs_wire::limits::{CONNECTION_SEND_MAX, FRAME_BODY_MAX, HANDSHAKE_BODY_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
 /// An accepted connection with more than this queued takes no further requests: its peer doesn't read.
@@ -158,13 +158,13 @@ impl Connection {
     }
 
     /// Tells the peer why, unless it told us, then ends.
-    fn fail(&mut self, error: Error, deadline: Instant) {
+    fn fail(&mut self, error: Error, patience: Duration) {
         if self.reason.is_none() {
             let body = encode_error(&error);
             let header = Header::new(Kind::Handshake, op::FAREWELL, 0, error.code as u32, &body, 0);
             self.outbox.push(header.as_bytes(), &body, None);
         }
-        self.drain(error, deadline);
+        self.drain(error, Instant::now() + patience);
     }
 
     /// Ends at once.
@@ -344,9 +344,15 @@ impl Connection {
         self.outbox.push(header.as_bytes(), &message.body, None);
     }
 
-    /// Hands the frames that have arrived to the handshake or the sink, as long as they are wanted. `deadline` is for a
+    /// Hands the frames that have arrived to the handshake or the sink, as long as they are wanted. `patience` is for a
     /// connection that must be ended for what it sent.
-    pub fn deliver(&mut self, id: ConnId, identity: &Identity, deadline: Instant, sink: &mut impl FrameSink) {
+    pub fn deliver(
+        &mut self,
+        id: ConnId,
+        identity: &Identity,
+        patience: Duration,
+        sink: &mut impl FrameSink,
+    ) {
         while !self.inbox.in_flight() && !self.paused && !self.throttled() {
             let body_max = match self.stage {
                 Stage::Open => FRAME_BODY_MAX,
@@ -366,7 +372,7 @@ impl Connection {
             match outcome {
                 Ok(Flow::Continue) => (),
                 Ok(Flow::Pause) => self.paused = true,
-                Err(error) => self.fail(error, deadline),
+                Err(error) => self.fail(error, patience),
             }
         }
     }

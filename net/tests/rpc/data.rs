@@ -66,7 +66,7 @@ fn a_dropped_expectation_discards_its_late_reply() {
         client.post(conn, Kind::Request, op::ECHO, other.request_id(), b"mine", None).unwrap();
         let (_, responder) = service.held.borrow_mut().pop().unwrap();
         responder.ok(b"yours", Some(vec![1; 4096].into()));
-        assert_eq!(other.await.unwrap().body, b"mine");
+        assert_eq!(&*other.await.unwrap().body, b"mine");
     });
 }
 

@@ -16,7 +16,7 @@ fn requests_wait_for_buffers_and_all_are_served() {
                 glommio::spawn_local(async move {
                     let data = vec![n; 1 << 20];
                     let reply = client.call(&address, op::HOLD, &[n], Some(data.into()), LONG).await.unwrap();
-                    assert_eq!(reply.body, [n]);
+                    assert_eq!(*reply.body, [n]);
                 })
             })
             .collect();

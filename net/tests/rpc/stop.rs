@@ -27,7 +27,7 @@ fn what_is_in_progress_is_answered_and_the_rest_refused() {
         assert_eq!(refused.code, ErrorCode::ShuttingDown);
         let (_, responder) = service.held.borrow_mut().pop().unwrap();
         responder.ok(b"just in time", None);
-        assert_eq!(held.await.unwrap().body, b"just in time");
+        assert_eq!(&*held.await.unwrap().body, b"just in time");
         stopping.await;
         server.shutdown().await;
         let error = client.call(&address, op::ECHO, b"", None, LONG).await.unwrap_err();

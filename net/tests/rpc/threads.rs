@@ -28,7 +28,7 @@ fn blocking_callers_hand_their_work_over() {
                     let work = move |node: Node| {
                         glommio::spawn_local(async move {
                             let reply = node.call(&address, op::ECHO, &[thread, n], None, LONG).await;
-                            answer.send(reply.map(|reply| reply.body)).unwrap();
+                            answer.send(reply.map(|reply| reply.body.to_vec())).unwrap();
                         })
                         .detach();
                     };

@@ -73,6 +73,16 @@ fn nobody_there_is_said_so() {
 }
 
 #[test]
+fn a_listener_that_has_rested_for_longer_than_its_patience_lets_peers_in() {
+    let config = || TcpConfig { patience: Duration::from_millis(300), ..TcpConfig::new(identity(None)) };
+    let (mut server, mut client) = (World::new(config()), World::new(config()));
+    let address = server.tcp.listen(&local()).unwrap();
+    // Nothing turns its loop meanwhile.
+    std::thread::sleep(Duration::from_millis(400));
+    open(&mut client, &mut server, &address);
+}
+
+#[test]
 fn a_peer_that_never_answers_the_handshake_is_given_up() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut client = World::plain();
