@@ -11,7 +11,7 @@ use corefs_wire::{ChunkId, SliceIndex, TargetId};
 pub const LAZY: Nanos = 20_000_000;
 /// How long a slice is idle before its journal says that its last flush is done (nanoseconds).
 pub const SEAL_AFTER: Nanos = 200_000_000;
-/// Bytes of checkpoint that ride in one batch.
+/// Bytes of checkpoint that ride in one batch at least.
 pub const CHECKPOINT_BUDGET: usize = 256 << 10;
 
 /// What a flush of the slice's disk has settled.
@@ -134,7 +134,9 @@ impl Slice {
             return self.alive && self.sealed.is_some();
         }
         if self.closing == Closing::Checkpoint || self.store.wants_checkpoint() {
-            let more = self.store.checkpoint_step(CHECKPOINT_BUDGET);
+            // More when a large index has to be written before the journal is full.
+            let budget = self.store.checkpoint_budget().max(CHECKPOINT_BUDGET);
+            let more = self.store.checkpoint_step(budget);
             if self.closing == Closing::Checkpoint && !more {
                 self.closing = Closing::Done;
             }

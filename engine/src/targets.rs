@@ -11,13 +11,16 @@
 use crate::chain::{Input, Moment, Pace, Role};
 use crate::event::{Ask, DiskIndex, Event, Nanos, OpId, Output, Outputs, Told};
 use crate::slice::Slice;
-use crate::store::{ChunkInfo, ReadPlan, Store};
+use crate::store::{ChunkInfo, Expected, ReadPlan, Store};
 use crate::target::{Scene, Target, Timers};
 use corefs_wire::control::mgmtd::{SliceInfoT, TargetHealthT};
 use corefs_wire::data::{LIST_MAX, List, ReadEntry};
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ChainId, Error, ErrorCode, InodeId, NodeId, Result, ShardIndex, SliceIndex, TargetId};
 use std::collections::BTreeMap;
+
+/// Reads whose cache misses are begun together: about as many as a core can have.
+const EXPECTED: usize = 16;
 
 /// What a disk is doing for its slices' sealed batches.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -132,6 +135,22 @@ impl Targets {
                 target.read(&mut Scene { moment, slice, timers, pace, out }, op, entry);
             }
             Err(error) => out.push(Output::Refuse { op, error }),
+        }
+    }
+
+    /// These will be read next: what is looked at for them is brought near, all of it at the same time.
+    pub fn expect(&self, entries: &[ReadEntry]) {
+        for group in entries.chunks(EXPECTED) {
+            let mut found = [None; EXPECTED];
+            for (found, entry) in found.iter_mut().zip(group) {
+                let target = self.targets.get(&entry.target());
+                *found = target.and_then(|target| self.slices[target.slice()].store.expected(entry));
+            }
+            for (found, entry) in found.into_iter().zip(group) {
+                if let Some(found) = found {
+                    Expected::fetch(found, entry);
+                }
+            }
         }
     }
 

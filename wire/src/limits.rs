@@ -61,6 +61,8 @@ pub const DIR_PAGE_MAX: usize = 4096;
 pub const REPLICAS_MAX: usize = 8;
 /// Shards (cores) of a node.
 pub const SHARDS_MAX: usize = 256;
+/// Shards that may share a core: more than one gains nothing, and shows what many shards cost.
+pub const SHARDS_A_CORE_MAX: usize = 8;
 /// Slices of a node.
 pub const SLICES_MAX: usize = 1024;
 

@@ -176,6 +176,9 @@ impl RoutingInfo {
             if let Some(member) = members.iter().find(|member| !out.targets.contains_key(&member.target)) {
                 return Err(bad(format!("chain {} names unknown {}", chain.id, member.target)));
             }
+            if chain.version > u32::MAX.into() {
+                return Err(bad(format!("chain {} has version {}, above 32 bits", chain.id, chain.version)));
+            }
             let id = ChainId(chain.id);
             out.chains.insert(id, Chain { id, version: chain.version, members });
         }

@@ -16,6 +16,7 @@ mod process;
 use crate::chain::RATE_DEFAULT;
 use crate::mesh::{ShardMessage, ShardReport};
 use corefs_net::{Address, Identity, Node, NodeConfig, Role, Secret};
+use corefs_wire::limits::{SHARDS_A_CORE_MAX, SHARDS_MAX};
 use corefs_wire::{Error, ErrorCode, NodeId, Result, Uuid};
 use cores::Core;
 use home::{Home, Plan};
@@ -211,15 +212,19 @@ fn config(identity: Identity) -> NodeConfig {
 
 fn check(options: &Options) -> Result<()> {
     let bad = |what: String| Err(Error::new(ErrorCode::BadConfig, what));
-    if options.cores == 0 || options.cores > corefs_wire::limits::SHARDS_MAX {
-        return bad(format!("{} cores: a node has 1 to {}", options.cores, corefs_wire::limits::SHARDS_MAX));
+    if options.cores == 0 || options.cores > SHARDS_MAX {
+        return bad(format!("{} cores: a node has 1 to {}", options.cores, SHARDS_MAX));
     }
-    let present = cores::present();
-    if options.cores > present {
-        return bad(format!(
-            "{} cores were asked for and {present} may be used: ask for fewer",
+    let (present, most) = (cores::present(), cores::present() * SHARDS_A_CORE_MAX);
+    if options.cores > most {
+        let what = format!(
+            "{} shards were asked for: {most} are possible on the {present} cores that may be used",
             options.cores
-        ));
+        );
+        return bad(what);
+    }
+    if options.cores > present {
+        tracing::warn!(shards = options.cores, cores = present, "shards share cores, which gains nothing");
     }
     if options.managers.is_empty() {
         return bad("no manager was named".into());

@@ -167,6 +167,9 @@ impl Desk {
             Err(error) => return self.bad_frame(conn, header, error),
         };
         let flow = self.open_account(conn, entries.len());
+        if entries.len() > 1 {
+            self.targets.expect(entries);
+        }
         for entry in entries {
             let requester = Requester { conn, request: entry.request.get() };
             if let Err(error) = entry.check().and_then(|()| self.room()) {

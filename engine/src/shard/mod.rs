@@ -29,7 +29,7 @@ pub use turn::boottime;
 use crate::chain::Pace;
 use crate::disk::Pages;
 use crate::disk::file::DiskFile;
-use crate::disk::open::{Extent, format_slice, recover_slice};
+use crate::disk::open::{Extent, format_slice, give_back_memory, recover_slice};
 use crate::disk::record::Recorder;
 use crate::disk::uring::Disks;
 use crate::event::Event;
@@ -146,6 +146,7 @@ impl Shard {
             disks.place(spec.index, disk, spec.extent);
             targets.add_slice(spec.index, disk, store);
         }
+        give_back_memory();
         if let Some(recorder) = recorder {
             disks.record(recorder);
         }
@@ -186,6 +187,7 @@ impl Shard {
         counters.extend(self.desk.counters.list().into_iter().map(|(name, value)| (name.to_string(), value)));
         let ring = counters::of_ring(self.ring.counters());
         counters.extend(ring.into_iter().map(|(name, value)| (name.to_string(), value)));
+        counters.push(("allocations".into(), corefs_net::heap::allocations()));
         counters.push(("pool_bytes_in_use".into(), self.desk.pool.in_use() as u64));
         counters.push(("operations_open".into(), self.desk.ops.len() as u64));
         ShardReport {

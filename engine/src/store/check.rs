@@ -2,7 +2,6 @@
 //! then every block of every chunk against its CRC. Reads only, pulled like recovery.
 
 use super::Store;
-use super::chunk::Body;
 use super::dedup::DedupKey;
 use super::format::superblock_offset;
 use super::index::{DEDUP_BYTES, Index, TARGET_BYTES};
@@ -295,9 +294,7 @@ impl Store {
                 counted.bytes += chunk.size();
                 counted.chunks += u64::from(!chunk.removed());
                 counted.fragmented += u64::from(chunk.fragmented());
-                if let Body::Removed { stamp } = chunk.body
-                    && chunk.version > 0
-                {
+                if let Some(stamp) = chunk.tombstone() {
                     tombstones.insert(stamp, (*target, *id));
                 }
                 if chunk.pending.is_some() {

@@ -1,14 +1,21 @@
 //! The chunks of one target, found by hash and walked in order.
 //!
-//! A look-up is the heart of every read: three cache misses (bucket, chunk, CRC) instead of the dozen of a tree.
-//! The hash is fixed and the table is never walked, so that behaviour depends on nothing but what was put in. A
-//! target's share of a slice is small enough that growing the table takes some hundred microseconds at most.
+//! A look-up is the heart of every read: three cache misses (bucket, slot, CRC; two for a chunk of one block) instead of the dozen
+//! of a tree. Those of the reads of one frame overlap, see [`prefetch`](super::prefetch). A chunk takes 64 bytes, a cache line, for
+//! itself, 6 to 12 for its bucket, and 4 to 8 for its place in the order.
+//!
+//! The hash is fixed and the table is never walked, so that behaviour depends on nothing but what was put in. Slots lie in pages
+//! that never move. Only the table of buckets is copied when it grows: 5 bytes a chunk, some milliseconds for a million.
 
 use super::chunk::Chunk;
+use super::order::Order;
 use corefs_wire::ChunkId;
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use hashbrown::HashTable;
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::ops::RangeBounds;
+
+/// Slots of a page.
+const PAGE: usize = 1024;
 
 /// Folds each number into the state by a full multiplication: good in high and low bits alike.
 #[derive(Clone, Copy, Default, Debug)]
@@ -33,47 +40,108 @@ impl Hasher for Fold {
     }
 }
 
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct Slot {
+    id: ChunkId,
+    chunk: Chunk,
+}
+
+const _: () = assert!(size_of::<Slot>() == 64);
+
+/// The slots by number.
+#[derive(Clone, Debug, Default)]
+struct Slots {
+    /// Each with room for [`PAGE`]; all but the last are full.
+    pages: Vec<Vec<Slot>>,
+}
+
+impl Slots {
+    #[inline]
+    fn get(&self, slot: u32) -> &Slot {
+        &self.pages[slot as usize / PAGE][slot as usize % PAGE]
+    }
+
+    fn get_mut(&mut self, slot: u32) -> &mut Slot {
+        &mut self.pages[slot as usize / PAGE][slot as usize % PAGE]
+    }
+
+    fn push(&mut self, slot: Slot) -> u32 {
+        if self.pages.last().is_none_or(|page| page.len() == PAGE) {
+            self.pages.push(Vec::with_capacity(PAGE));
+        }
+        let page = self.pages.len() - 1;
+        self.pages[page].push(slot);
+        (page * PAGE + self.pages[page].len() - 1) as u32
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct ChunkMap {
-    slots: Vec<Chunk>,
+    slots: Slots,
     vacant: Vec<u32>,
-    by_id: HashMap<ChunkId, u32, BuildHasherDefault<Fold>>,
-    order: BTreeMap<ChunkId, u32>,
+    /// Positions in `slots` alone: the ids are there.
+    by_id: HashTable<u32>,
+    order: Order,
+}
+
+#[inline]
+fn hash(id: &ChunkId) -> u64 {
+    BuildHasherDefault::<Fold>::default().hash_one(id)
 }
 
 impl ChunkMap {
     #[inline]
+    fn find(&self, id: &ChunkId) -> Option<u32> {
+        self.by_id.find(hash(id), |slot| self.slots.get(*slot).id == *id).copied()
+    }
+
+    #[inline]
     pub(super) fn get(&self, id: &ChunkId) -> Option<&Chunk> {
-        self.slots.get(*self.by_id.get(id)? as usize)
+        self.find(id).map(|slot| &self.slots.get(slot).chunk)
+    }
+
+    /// What [`get`](Self::get) will find, most likely: nothing of the chunk itself is looked at.
+    #[inline]
+    pub(super) fn guess(&self, id: &ChunkId) -> Option<&Chunk> {
+        self.by_id.find(hash(id), |_| true).map(|slot| &self.slots.get(*slot).chunk)
     }
 
     pub(super) fn get_mut(&mut self, id: &ChunkId) -> Option<&mut Chunk> {
-        self.slots.get_mut(*self.by_id.get(id)? as usize)
+        self.find(id).map(|slot| &mut self.slots.get_mut(slot).chunk)
     }
 
     /// The chunk of that id; an absent one is put there if there is none.
     pub(super) fn entry(&mut self, id: ChunkId) -> &mut Chunk {
-        let slot = match self.by_id.get(&id) {
-            Some(slot) => *slot,
+        let slot = match self.find(&id) {
+            Some(slot) => slot,
             None => self.insert(id),
         };
-        &mut self.slots[slot as usize]
+        &mut self.slots.get_mut(slot).chunk
     }
 
     fn insert(&mut self, id: ChunkId) -> u32 {
-        let slot = self.vacant.pop().unwrap_or_else(|| {
-            self.slots.push(Chunk::absent());
-            self.slots.len() as u32 - 1
-        });
-        self.by_id.insert(id, slot);
-        self.order.insert(id, slot);
+        let absent = Slot { id, chunk: Chunk::absent() };
+        let slot = match self.vacant.pop() {
+            Some(slot) => {
+                *self.slots.get_mut(slot) = absent;
+                slot
+            }
+            None => self.slots.push(absent),
+        };
+        let slots = &self.slots;
+        self.by_id.insert_unique(hash(&id), slot, |slot| hash(&slots.get(*slot).id));
+        self.order.insert(id, slot, |slot| slots.get(slot).id);
         slot
     }
 
     pub(super) fn remove(&mut self, id: &ChunkId) {
-        if let Some(slot) = self.by_id.remove(id) {
-            self.order.remove(id);
-            self.slots[slot as usize] = Chunk::absent();
+        let slots = &self.slots;
+        let found = self.by_id.find_entry(hash(id), |slot| slots.get(*slot).id == *id);
+        if let Ok(found) = found {
+            let (slot, _) = found.remove();
+            self.order.remove(id, |slot| slots.get(slot).id);
+            self.slots.get_mut(slot).chunk = Chunk::absent();
             self.vacant.push(slot);
         }
     }
@@ -86,7 +154,11 @@ impl ChunkMap {
         &self,
         range: impl RangeBounds<ChunkId>,
     ) -> impl DoubleEndedIterator<Item = (&ChunkId, &Chunk)> {
-        self.order.range(range).map(|(id, slot)| (id, &self.slots[*slot as usize]))
+        let slots = self.order.range(range, |slot| self.slots.get(slot).id);
+        slots.map(|slot| {
+            let Slot { id, chunk } = self.slots.get(slot);
+            (id, chunk)
+        })
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&ChunkId, &Chunk)> {
@@ -135,9 +207,7 @@ mod tests {
 
     #[test]
     fn hashes_of_neighbours_differ_in_low_and_high_bits() {
-        use std::hash::BuildHasher;
-        let build = BuildHasherDefault::<Fold>::default();
-        let hashes: Vec<_> = (0..4096).map(|n| build.hash_one(ChunkId::new(InodeId(5), n))).collect();
+        let hashes: Vec<_> = (0..4096).map(|n| hash(&ChunkId::new(InodeId(5), n))).collect();
         for shift in [0, 52] {
             let distinct: std::collections::BTreeSet<_> =
                 hashes.iter().map(|hash| hash >> shift & 0xFFF).collect();

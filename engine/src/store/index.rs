@@ -156,16 +156,12 @@ struct Sums {
 impl Sums {
     fn of(chunk: Option<&Chunk>) -> Self {
         let Some(chunk) = chunk else { return Self::default() };
-        let tombstone = match chunk.body {
-            super::chunk::Body::Removed { stamp } if chunk.version > 0 => Some(stamp),
-            _ => None,
-        };
         Self {
             bytes: chunk.size(),
             blocks: chunk.blocks_used(),
             chunk: !chunk.removed(),
             fragmented: chunk.fragmented(),
-            tombstone,
+            tombstone: chunk.tombstone(),
         }
     }
 }

@@ -44,6 +44,8 @@ mod index;
 mod inline;
 mod journal;
 mod limbo;
+mod order;
+mod prefetch;
 mod read;
 mod record;
 mod recovery;
@@ -58,6 +60,7 @@ pub use format::{DiskWrite, Geometry};
 pub use index::{ChunkInfo, ChunkStatus, PendingInfo};
 pub use inline::InlineVec;
 pub use journal::BatchId;
+pub(crate) use prefetch::Expected;
 pub use read::{Piece, ReadPlan};
 pub use recovery::{Damage, DamageKind, Input, Need, READ_MAX, Recovery, RecoveryReport};
 pub use resync::Entry;
@@ -204,8 +207,8 @@ impl Store {
         };
         Ok(ChunkStatus {
             version: chunk.version,
-            chain_version: chunk.chain_version,
-            truncate_epoch: chunk.epoch,
+            chain_version: chunk.chain_version(),
+            truncate_epoch: chunk.epoch(),
             length: chunk.length,
             removed: chunk.removed(),
             pending: chunk.pending.as_ref().map(|pending| pending.record.update.version),

@@ -3,6 +3,7 @@
 //! A record is a byte of kind, three zeros, a u32 length of the body, and the body. `docs/disk-format.md` draws
 //! the bodies.
 
+use super::chunk::NARROW_MAX;
 use super::codec::{Get, Put};
 use super::dedup::{DedupKey, DedupRow};
 use super::update::{Update, UpdateKind};
@@ -99,6 +100,9 @@ impl UpdateRecord {
     pub(super) fn decode(get: &mut Get) -> Option<Self> {
         let (target, chunk) = (TargetId(get.u64()?), get.chunk_id()?);
         let (version, base, chain_version, truncate_epoch) = (get.u64()?, get.u64()?, get.u64()?, get.u64()?);
+        if chain_version.max(truncate_epoch) > NARROW_MAX {
+            return None;
+        }
         let tag = get.tag()?;
         let (kind, direct, _) = (get.u8()?, get.u8()?, get.u16()?);
         let (a, b) = (get.u32()?, get.u32()?);
@@ -268,7 +272,8 @@ impl Record {
         Some(match kind {
             2 => {
                 let (chunk, version) = (get.chunk_id()?, get.u64()?);
-                Self::Commit { target, chunk, version, chain_version: get.u64()? }
+                let chain_version = get.u64().filter(|number| *number <= NARROW_MAX)?;
+                Self::Commit { target, chunk, version, chain_version }
             }
             3 => Self::Drop { target, chunk: get.chunk_id()?, version: get.u64()?, tag: get.tag()? },
             4 => Self::Purge { target, chunk: get.chunk_id()?, version: get.u64()? },

@@ -5,7 +5,7 @@
 //! what doesn't is reported as damage. Within a target, later keys have later pages, so that a record that counts
 //! for a chunk or row counts for its target too, or the target was newer already.
 
-use super::chunk::{Body, Stage};
+use super::chunk::Stage;
 use super::codec::Get;
 use super::dedup::{DedupKey, DedupRow};
 use super::format::{PageHead, Root};
@@ -219,9 +219,7 @@ impl Replay {
         if self.counts(Key::chunk(target, chunk), number) {
             let found = self.index.chunk(target, chunk);
             let tombstone = |chunk: &&super::chunk::Chunk| {
-                matches!(chunk.body, Body::Removed { .. })
-                    && chunk.version == version
-                    && chunk.pending.is_none()
+                chunk.removed() && chunk.version == version && chunk.pending.is_none()
             };
             if found.filter(tombstone).is_none() {
                 return Err(format!("{chunk} of {target} should be a tombstone of version {version}"));

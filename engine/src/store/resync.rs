@@ -62,7 +62,7 @@ impl Store {
     /// Admits a part of a replacement, if what is committed here has the digest `base` (0: nothing is); a patch instead if
     /// its version is here. `BaseDiffers` otherwise, `Pending` while another update of the chunk is.
     pub fn begin_fill(&mut self, update: Update, base: u64) -> Result<Begin> {
-        check_bounds(&update.kind)?;
+        check_bounds(&update)?;
         let found = self.index.target(update.target)?.chunks.get(&update.chunk);
         if let Some(pending) = found.and_then(|chunk| chunk.pending.as_ref()) {
             let version = pending.record.update.version;
@@ -139,11 +139,11 @@ fn entry(id: ChunkId, chunk: &Chunk) -> Option<Entry> {
     (chunk.version > 0).then(|| Entry {
         chunk: id,
         version: chunk.version,
-        epoch: chunk.epoch,
+        epoch: chunk.epoch(),
         length: chunk.length,
         mapped: chunk.length.min(chunk.mapped() * BLOCK as u32),
         removed: chunk.removed(),
-        digest: digest(chunk.version, chunk.epoch, chunk.length, chunk.removed(), chunk.crcs()),
+        digest: digest(chunk.version, chunk.epoch(), chunk.length, chunk.removed(), chunk.crcs()),
     })
 }
 

@@ -1,7 +1,7 @@
 //! Updates: begin, stage, apply or abandon; then, for pending ones, commit or drop.
 
 use super::Store;
-use super::chunk::{Chunk, Stage};
+use super::chunk::{Chunk, NARROW_MAX, Stage};
 use super::dedup::{DedupKey, DedupRow};
 use super::index::DEDUP_BYTES;
 use super::inline::InlineVec;
@@ -192,7 +192,7 @@ impl Store {
     }
 
     fn begin(&mut self, update: Update, first: bool) -> Result<Begin> {
-        check_bounds(&update.kind)?;
+        check_bounds(&update)?;
         let target = self.index.target(update.target)?;
         let chunk = target.chunks.get(&update.chunk);
         let pending = chunk.and_then(|chunk| chunk.pending.as_ref());
@@ -475,8 +475,14 @@ impl Store {
     }
 }
 
-pub(super) fn check_bounds(kind: &UpdateKind) -> Result<()> {
-    let (end, least) = match *kind {
+/// Refuses updates beyond the largest chunk, and numbers beyond what a chunk notes.
+pub(super) fn check_bounds(update: &Update) -> Result<()> {
+    let largest = update.chain_version.max(update.truncate_epoch);
+    if largest > NARROW_MAX {
+        let what = "chain versions and truncation epochs have 32 bits";
+        return Err(Error::mismatch(ErrorCode::InvalidArgument, NARROW_MAX, largest, what));
+    }
+    let (end, least) = match update.kind {
         UpdateKind::Write { offset, len } => (u64::from(offset) + u64::from(len), len),
         UpdateKind::Truncate { len } => (len.into(), 1),
         UpdateKind::FullReplace { len, total } => (total.max(len).into(), u32::from(len <= total)),
@@ -494,9 +500,9 @@ pub(super) fn check_bounds(kind: &UpdateKind) -> Result<()> {
 
 /// Refuses versions out of order and epochs of before a truncation.
 fn check_order(update: &Update, chunk: &Chunk) -> Result<()> {
-    if update.truncate_epoch < chunk.epoch {
+    if update.truncate_epoch < chunk.epoch() {
         let what = "the file was truncated since";
-        return Err(Error::mismatch(ErrorCode::StaleLayout, chunk.epoch, update.truncate_epoch, what));
+        return Err(Error::mismatch(ErrorCode::StaleLayout, chunk.epoch(), update.truncate_epoch, what));
     }
     let any_above = chunk.removed() || matches!(update.kind, UpdateKind::FullReplace { .. });
     let next = chunk.version + 1;

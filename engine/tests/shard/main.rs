@@ -5,3 +5,8 @@ mod faults;
 mod filling;
 mod harness;
 mod single;
+mod steady;
+
+/// Counts, for `steady`.
+#[global_allocator]
+static HEAP: corefs_net::heap::Counting = corefs_net::heap::Counting;

@@ -1,0 +1,45 @@
+//! What reads in the steady state must not do: ask for memory, wake other cores, enter the kernel each on its own.
+
+use crate::harness::*;
+use corefs_wire::data::ReadEntry;
+use corefs_wire::limits::BLOCK;
+
+const BATCH: u32 = 16;
+const ROUNDS: u64 = 500;
+
+#[test]
+fn reads_ask_for_no_memory_and_share_their_system_calls() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(dir.path(), SMALL);
+    with_client(&cluster, async |client| {
+        let one = chunk(1, 0);
+        client.write(HEAD, one, 0, &pattern(1, BATCH as usize * BLOCK)).await.unwrap();
+        let block = BLOCK as u32;
+        let entries: Vec<ReadEntry> =
+            (0..BATCH).map(|at| client.entry(HEAD, one, at * block, block)).collect();
+        let read = async || {
+            for _ in 0..ROUNDS {
+                for found in client.read_batch(HEAD, &entries).await {
+                    found.unwrap();
+                }
+            }
+        };
+        let names = ["reads", "allocations", "cross_core_messages", "ring_enters"];
+        let counters = || names.map(|name| cluster.counter(1, name));
+        // Tables and queues grow to what they need.
+        read().await;
+        let before = counters();
+        read().await;
+        let after = counters();
+        let [reads, allocations, messages, enters] = std::array::from_fn(|at| after[at] - before[at]);
+        assert_eq!(reads, ROUNDS * u64::from(BATCH));
+        // The counters' own reports ask for memory, and are messages.
+        assert!(allocations < reads / 10, "{allocations} allocations in {reads} reads");
+        assert!(messages <= 2 * names.len() as u64, "{messages} messages");
+        assert!(enters < reads / 2, "{enters} system calls for {reads} reads");
+        // That the count counts: an update asks for memory.
+        let before = cluster.counter(1, "allocations");
+        client.write(HEAD, one, 0, &pattern(2, BLOCK)).await.unwrap();
+        assert!(cluster.counter(1, "allocations") > before);
+    });
+}
