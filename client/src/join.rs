@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// Up to so many, each wake-up polls all that are under way.
+/// Up to so many of any kind, each wake-up polls all that are under way.
 const FEW: usize = 16;
 
 enum Slot<F: Future> {
@@ -15,11 +15,20 @@ enum Slot<F: Future> {
 /// Runs all of `futures`; their results in order.
 ///
 /// Everything is polled once, which starts it. Afterwards, of few futures all are polled at each wake-up; of many only
-/// the first that isn't done, so that a batch of n costs n polls and not n squared. That suits futures that need no more
-/// polls once started, as reads do unless they fail: those of a large batch are retried when their turn comes.
+/// the first that isn't done, as [`started`] does.
 pub fn all<F: Future>(futures: impl IntoIterator<Item = F>) -> All<F> {
+    join(futures, FEW)
+}
+
+/// As [`all`], for futures that need no more polls once started, as reads do unless they fail: at a wake-up only the first that
+/// isn't done is polled, so that a batch of n costs n polls and not n squared. Those that fail are retried when their turn comes.
+pub fn started<F: Future>(futures: impl IntoIterator<Item = F>) -> All<F> {
+    join(futures, 0)
+}
+
+fn join<F: Future>(futures: impl IntoIterator<Item = F>, few: usize) -> All<F> {
     let slots: Vec<Slot<F>> = futures.into_iter().map(Slot::Running).collect();
-    All { slots: Box::into_pin(slots.into_boxed_slice()), first: 0, started: false }
+    All { slots: Box::into_pin(slots.into_boxed_slice()), first: 0, started: false, few }
 }
 
 /// The future of [`all`].
@@ -28,6 +37,8 @@ pub struct All<F: Future> {
     /// All before it are done.
     first: usize,
     started: bool,
+    /// Up to so many are all polled.
+    few: usize,
 }
 
 /// Polls a slot that is running; whether it is done.
@@ -61,7 +72,7 @@ impl<F: Future> Future for All<F> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let len = self.slots.len();
-        if !self.started || len <= FEW {
+        if !self.started || len <= self.few {
             self.started = true;
             for at in self.first..len {
                 poll(self.slot(at), context);
@@ -95,19 +106,20 @@ mod tests {
 
     #[test]
     fn results_come_in_order_whoever_ends_first() {
-        for many in [3usize, 40] {
+        for (many, few) in [(3usize, FEW), (3, 0), (40, FEW)] {
             let waiters: Vec<Waiters> = (0..many).map(|_| Waiters::default()).collect();
-            let started = Cell::new(0);
-            let mut joined = all(waiters.iter().enumerate().map(|(at, waiters)| {
-                let started = &started;
+            let begun = Cell::new(0);
+            let futures = waiters.iter().enumerate().map(|(at, waiters)| {
+                let begun = &begun;
                 async move {
-                    started.set(started.get() + 1);
+                    begun.set(begun.get() + 1);
                     waiters.next().await;
                     at
                 }
-            }));
+            });
+            let mut joined = join(futures, few);
             assert!(block_on(poll_once(&mut joined)).is_none());
-            assert_eq!(started.get(), many);
+            assert_eq!(begun.get(), many);
             for waiters in waiters.iter().rev() {
                 assert!(block_on(poll_once(&mut joined)).is_none());
                 waiters.wake_all();

@@ -32,11 +32,16 @@ use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result, Uuid};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::{Rc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
 /// One attempt of a data operation. A server that is slower than this is asked again, or another one.
 const ATTEMPT: Duration = Duration::from_secs(5);
+/// The first attempt of a read that another replica could answer too: longer than a busy disk takes, much shorter than it takes until a
+/// node that stands still is known to be dead.
+const FIRST_ATTEMPT: Duration = Duration::from_millis(200);
+/// How long an owner that let such an attempt wait in vain is asked only when there is no other.
+const SUSPECT: Duration = Duration::from_secs(1);
 /// Requests under way at one owner: some room below what its connection allows, for lists and updates.
 const OWNER_READS_MAX: u32 = CONNECTION_REQUESTS_MAX as u32 / 4 * 3;
 
@@ -64,6 +69,8 @@ struct Owner {
     first: u64,
     /// Requests without an answer.
     outstanding: u32,
+    /// Until then it is asked only when there is no other.
+    suspect_until: Option<Instant>,
 }
 
 /// The data path of one client.
@@ -177,6 +184,17 @@ impl Storage {
         self.owners.borrow().get(owner.0 as usize).map_or(0, |owner| owner.outstanding)
     }
 
+    /// What counts when a replica is chosen.
+    #[inline]
+    fn reluctance(&self, owner: OwnerIndex) -> u32 {
+        let owners = self.owners.borrow();
+        let Some(owner) = owners.get(owner.0 as usize) else { return 0 };
+        match owner.suspect_until {
+            Some(until) if self.node.now() < until => u32::MAX,
+            _ => owner.outstanding,
+        }
+    }
+
     /// The connection to an owner, if it is open.
     #[inline]
     fn open(&self, owner: OwnerIndex) -> Option<corefs_net::ConnId> {
@@ -241,6 +259,13 @@ impl Storage {
         }
     }
 
+    #[cold]
+    fn suspect(&self, owner: OwnerIndex) {
+        if let Some(owner) = self.owners.borrow_mut().get_mut(owner.0 as usize) {
+            owner.suspect_until = Some(self.node.now() + SUSPECT);
+        }
+    }
+
     /// Sends one request to an owner and waits for its reply.
     async fn ask(&self, owner: OwnerIndex, op: u16, body: &[u8], payload: Option<Payload>) -> Result<Reply> {
         let (conn, expected) = self.expect(owner, None).await?;
@@ -253,22 +278,28 @@ impl Storage {
 
     /// Sends one read in the owner's batch of this turn and waits for its reply.
     #[inline]
-    async fn ask_read(&self, owner: OwnerIndex, mut entry: ReadEntry, buffer: Buffer) -> Result<Reply> {
+    async fn ask_read(
+        &self,
+        owner: OwnerIndex,
+        mut entry: ReadEntry,
+        buffer: Buffer,
+        within: Duration,
+    ) -> Result<Reply> {
         let (conn, expected) = self.expect(owner, Some(buffer)).await?;
         let _counted = self.count(owner);
         entry.request = expected.request_id().into();
         self.gather(owner, &entry);
-        let reply = expected.within(ATTEMPT).await;
+        let reply = expected.within(within).await;
         self.note(owner, conn, &reply);
         reply
     }
 
     #[inline]
     fn note(&self, owner: OwnerIndex, conn: corefs_net::ConnId, reply: &Result<Reply>) {
-        if let Err(error) = reply
-            && error.code == ErrorCode::ConnectionLost
-        {
-            self.lose(owner, conn);
+        match reply {
+            Err(error) if error.code == ErrorCode::ConnectionLost => self.lose(owner, conn),
+            Err(error) if error.code == ErrorCode::TimedOut => self.suspect(owner),
+            _ => (),
         }
     }
 

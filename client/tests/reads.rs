@@ -137,6 +137,30 @@ fn another_replica_answers_for_one_that_fails() {
 }
 
 #[test]
+fn a_replica_that_stands_still_holds_nobody_up_for_long() {
+    run(|| async {
+        let cluster = Cluster::start(2);
+        let client = cluster.client().await;
+        let (file, bytes) = file(&cluster, &client, 1).await;
+        file.read_at(0, BLOCK).await.unwrap();
+        // Far less than the five seconds of a whole attempt, however slow this machine is.
+        cluster.shards[0].fail_reads([Fault::Keep; 1000]);
+        let started = std::time::Instant::now();
+        while cluster.shards[0].read_faults.borrow().len() == 1000 {
+            assert_eq!(&*file.read_at(0, BLOCK).await.unwrap(), &bytes[..BLOCK]);
+        }
+        // And from then on the other one is asked.
+        for _ in 0..100 {
+            assert_eq!(&*file.read_at(0, BLOCK).await.unwrap(), &bytes[..BLOCK]);
+        }
+        assert!(started.elapsed() < std::time::Duration::from_secs(4), "{:?}", started.elapsed());
+        assert!(cluster.shards[0].read_faults.borrow().len() >= 995);
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+#[test]
 fn load_is_spread_over_the_replicas() {
     run(|| async {
         let cluster = Cluster::start(3);

@@ -94,7 +94,7 @@ impl File {
 
 /// Many reads at once, of any files of one client: each `(file, offset, length)` with its own result, in order.
 pub async fn read_batch(reads: &[(&File, u64, usize)]) -> Vec<Result<Data>> {
-    join::all(reads.iter().map(|(file, offset, length)| file.read_at(*offset, *length))).await
+    join::started(reads.iter().map(|(file, offset, length)| file.read_at(*offset, *length))).await
 }
 
 impl Inner {

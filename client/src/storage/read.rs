@@ -1,6 +1,6 @@
 //! Reads of whole blocks of one chunk.
 
-use super::{Place, Storage};
+use super::{ATTEMPT, FIRST_ATTEMPT, Place, Storage};
 use crate::route::select::{Positions, choose};
 use crate::route::{At, Next, OwnerIndex, Tracker, Work};
 use corefs_net::{Buffer, Reply};
@@ -90,7 +90,9 @@ impl Storage {
             Some(buffer) => buffer,
             None => self.buffer(length).await.map_err(|error| asked.failed(error))?,
         };
-        let reply = match self.ask_read(asked.owner, *entry, buffer).await {
+        let others = asked.of > 1 && avoid == Positions::NONE && at == At::Any;
+        let within = if others { FIRST_ATTEMPT } else { ATTEMPT };
+        let reply = match self.ask_read(asked.owner, *entry, buffer, within).await {
             Err(error) if error.code == ErrorCode::NoSuchChunk => {
                 return self.zeros(length).await.map_err(|error| asked.failed(error));
             }
@@ -116,7 +118,7 @@ impl Storage {
                 At::Tail => of.checked_sub(1),
                 _ => {
                     let rng = &mut self.ground.rng.borrow_mut();
-                    choose(&chain.serving, avoid, |owner| self.load(owner), rng)
+                    choose(&chain.serving, avoid, |owner| self.reluctance(owner), rng)
                 }
             };
             entry.chain = chain.id.0.into();
