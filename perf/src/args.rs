@@ -1,9 +1,12 @@
 //! The flags of `corefs perf`, and the runs that they ask for.
 
+use crate::bare::ServeArgs;
 pub use crate::bytes::{BadSize, Bytes};
+use crate::disk::SIZE_DEFAULT;
+use crate::files::FILES_MAX;
 use crate::names::Plan;
 use crate::names::posix::LANES_MAX;
-use crate::workload::{Direction, Order, Until, Workload};
+use crate::workload::{Direction, Order, Over, Skew, Until, Workload};
 use clap::{Args, Subcommand, ValueEnum};
 use corefs_net::buffer::BLOCK_MAX;
 use corefs_net::{Address, Secret};
@@ -18,6 +21,12 @@ pub const DEPTH_MAX: u32 = 4096;
 const SECONDS_MAX: f64 = 86_400.0;
 /// What the report's name `-` stands for.
 const STDOUT: &str = "-";
+/// Least and most bytes of an operation in corefs.
+const BLOCK_LEAST: u64 = 512;
+const BLOCK_MOST: u64 = 16 << 20;
+/// Steepest Zipf distribution: beyond it nearly all operations are of one block.
+const THETA_MAX: f64 = 5.0;
+
 /// What to measure.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Verb {
@@ -36,6 +45,73 @@ pub enum Verb {
     Compare(CompareArgs),
     /// Operations on names: many small files made, looked at, opened, listed, renamed and removed.
     Meta(MetaArgs),
+    /// The transport alone: corefs's frames to a server that answers from memory, and no file system.
+    Wire(BareArgs),
+    /// Transport and disk: the same with a random block of a plain file in each answer. The bound to compare with.
+    Bare(BareArgs),
+    /// The server of `wire` and `bare`, which start it themselves.
+    #[command(hide = true)]
+    ServeBare(ServeArgs),
+    /// Random reads and writes mixed, with a row of the report for each.
+    Mixed(MixedArgs),
+    /// What has changed between two reports, row by row. Measures nothing.
+    Diff(DiffArgs),
+    /// An earlier report again: as a table, or as HTML or CSV. Measures nothing.
+    Report(ReportArgs),
+}
+
+/// Where a report goes beside the terminal.
+#[derive(Args, Clone, Debug, Default)]
+pub struct OutputArgs {
+    /// Write an HTML page with figures drawn over time, percentiles and spread, and all settings, to FILE. It needs nothing
+    /// from elsewhere.
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    pub html: Option<PathBuf>,
+    /// Write a line for each row, and for each round of it, to FILE.
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    pub csv: Option<PathBuf>,
+    /// Write the latencies of each second to FILE, as HdrHistogram's log (nanoseconds, the row's name as tag), which
+    /// HistogramLogAnalyzer and others read.
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    pub hdr_log: Option<PathBuf>,
+}
+
+/// Flags of `perf mixed`.
+#[derive(Args, Clone, Debug)]
+pub struct MixedArgs {
+    /// How many of a hundred operations are reads.
+    #[arg(long, value_name = "PERCENT", default_value_t = 70, value_parser = clap::value_parser!(u8).range(1..=99))]
+    pub reads: u8,
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// Flags of `perf diff`.
+#[derive(Args, Clone, Debug)]
+pub struct DiffArgs {
+    /// The report, as --json wrote it.
+    #[arg(value_name = "REPORT")]
+    pub report: PathBuf,
+    /// The earlier one that it is compared with.
+    #[arg(value_name = "BASELINE")]
+    pub baseline: PathBuf,
+    /// Print the comparison as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Exit with 1 if a figure is worse by more than PERCENT (and outside of the spread, where both reports have rounds), or a
+    /// row of BASELINE is missing. Without it, the exit code says nothing about the figures.
+    #[arg(long, value_name = "PERCENT")]
+    pub fail_over: Option<f64>,
+}
+
+/// Flags of `perf report`.
+#[derive(Args, Clone, Debug)]
+pub struct ReportArgs {
+    /// The report, as --json wrote it.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub outputs: OutputArgs,
 }
 
 /// Flags that every verb has.
@@ -44,7 +120,8 @@ pub struct RunArgs {
     /// Bytes that are touched: the working set [default: 2GiB, or the size of what is there].
     #[arg(long, value_name = "SIZE")]
     pub size: Option<Bytes>,
-    /// Bytes of an operation, a multiple of 4KiB up to 2MiB [default: 4KiB for random, 1MiB for sequential].
+    /// Bytes of an operation: in corefs 512 to 16MiB; on a raw disk and through a mount, both with O_DIRECT, a multiple of 4KiB up
+    /// to 2MiB [default: 4KiB for random, 1MiB for sequential].
     #[arg(long, value_name = "SIZE")]
     pub block: Option<Bytes>,
     /// Operations in flight, all cores together [default: 128 for random, 8 for sequential].
@@ -63,8 +140,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
     /// Write the report as JSON to FILE, or to standard output instead of the table when there is no FILE.
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STDOUT)]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STDOUT, help_heading = "Reports")]
     pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub outputs: OutputArgs,
 }
 
 /// Flags of `perf disk`.
@@ -83,6 +162,25 @@ pub struct DiskArgs {
     pub against_fio: bool,
 }
 
+/// Flags of `perf wire` and `perf bare`.
+#[derive(Args, Clone, Debug)]
+pub struct BareArgs {
+    /// For `bare`: a file that is fully written, a block device, or a directory, in which a file is made for the run.
+    #[arg(long, value_name = "PATH", default_value = ".")]
+    pub path: PathBuf,
+    /// Threads of the server, one a core.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub servers: u32,
+    /// Reads handed over together; they count as so many in flight.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: u32,
+    /// Microseconds that both sides poll before they sleep.
+    #[arg(long, value_name = "US", default_value_t = 0)]
+    pub busy_poll: u64,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
 /// Flags of `perf compare`.
 #[derive(Args, Clone, Debug)]
 pub struct CompareArgs {
@@ -92,17 +190,24 @@ pub struct CompareArgs {
     /// Rounds.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub repeat: u32,
+    /// Threads of the server of `wire` and `bare`, one a core [default: one for each shard that a storage node has here].
+    #[arg(long, value_name = "N")]
+    pub servers: Option<u32>,
     #[command(flatten)]
     pub load: LoadArgs,
 }
 
-/// What can be compared. The disk and fio read at random in a file that is made where --ceiling says (default: here).
+/// What can be compared. The disk, fio and bare read at random in a file that is made where --ceiling says (default: here).
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Contestant {
     /// The raw disk, by this machine's own io_uring loop.
     Disk,
     /// The same file by fio.
     Fio,
+    /// Random reads over corefs's transport of nothing but memory.
+    Wire,
+    /// The same of the raw disk's file: the bound without a file system.
+    Bare,
     /// Through the native client, as the rest.
     Randread,
     Randwrite,
@@ -110,11 +215,24 @@ pub enum Contestant {
     Seqwrite,
 }
 
+impl CompareArgs {
+    /// Whether something of corefs is compared and no cluster is named.
+    pub fn wants_cluster(&self) -> bool {
+        self.load.manager.is_empty()
+            && self.contestants.iter().any(|contestant| contestant.access().is_some())
+    }
+
+    /// Bytes that are touched.
+    pub fn size(&self) -> u64 {
+        self.load.run.size.map_or(SIZE_DEFAULT, |size| size.0)
+    }
+}
+
 impl Contestant {
     /// What it does in corefs; `None` for what is below it.
     pub fn access(self) -> Option<Access> {
         match self {
-            Self::Disk | Self::Fio => None,
+            Self::Disk | Self::Fio | Self::Wire | Self::Bare => None,
             Self::Randread => Some(Access::Randread),
             Self::Randwrite => Some(Access::Randwrite),
             Self::Seqread => Some(Access::Seqread),
@@ -127,6 +245,8 @@ impl Contestant {
         match self {
             Self::Disk => crate::report::DISK,
             Self::Fio => crate::report::FIO,
+            Self::Wire => crate::bare::WIRE,
+            Self::Bare => crate::bare::BARE,
             Self::Randread => "native_randread",
             Self::Randwrite => "native_randwrite",
             Self::Seqread => "native_seqread",
@@ -169,8 +289,10 @@ pub struct MetaArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cores: u32,
     /// Write the report as JSON to FILE, or to standard output instead of the table when there is no FILE.
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STDOUT)]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STDOUT, help_heading = "Reports")]
     pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub outputs: OutputArgs,
 }
 
 impl MetaArgs {
@@ -228,9 +350,25 @@ pub struct LoadArgs {
     /// Measure --path as a file in a mounted file system, even if a manager is known.
     #[arg(long)]
     pub mounted: bool,
+    /// Connections to each shard that are open beside the load and ask for nothing; the report says what they take.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub connections: u32,
     /// The file, absolute in corefs; written first when it isn't there.
     #[arg(long, value_name = "PATH", default_value = "/corefs-perf.dat")]
     pub path: PathBuf,
+    /// Spread --size over N files PATH.0, PATH.1 and so on, in equal shares.
+    #[arg(long = "files", value_name = "N", default_value_t = 1)]
+    pub spread: u32,
+    /// Visit some blocks more often than others, by Zipf's law with this exponent: 0.99 as in YCSB; of a million blocks
+    /// the hottest gets 6.5% of all operations then. Where they are is random, and the same on all cores.
+    #[arg(long, value_name = "THETA")]
+    pub zipf: Option<f64>,
+    /// What is visited more often than others.
+    #[arg(long, value_enum, requires = "zipf", default_value_t = ZipfOver::Blocks)]
+    pub zipf_over: ZipfOver,
+    /// Begin at any byte rather than at multiples of --block. Writes keep apart from each other.
+    #[arg(long)]
+    pub unaligned: bool,
     #[command(flatten)]
     pub run: RunArgs,
     /// Reads handed over in one call, which count as so many in flight. A call returns when the slowest of them has come, so
@@ -252,6 +390,15 @@ pub struct LoadArgs {
     pub ceiling: Option<PathBuf>,
 }
 
+/// What --zipf ranks.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ZipfOver {
+    /// Blocks of all files.
+    Blocks,
+    /// Files; all blocks of one are alike.
+    Files,
+}
+
 /// Where a report goes as JSON.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Json<'a> {
@@ -265,17 +412,37 @@ impl Verb {
     /// Where the report goes as JSON.
     pub fn json(&self) -> Json<'_> {
         let path = match self {
-            Self::Disk(args) => &args.run.json,
-            Self::Randread(args) | Self::Randwrite(args) | Self::Seqread(args) | Self::Seqwrite(args) => {
-                &args.run.json
-            }
-            Self::Compare(args) => &args.load.run.json,
             Self::Meta(args) => &args.json,
+            Self::ServeBare(_) | Self::Report(_) => &None,
+            Self::Diff(args) => return if args.json { Json::Stdout } else { Json::Nowhere },
+            _ => self.run().map_or(&None, |run| &run.json),
         };
         match path.as_deref() {
             None => Json::Nowhere,
             Some(path) if path == Path::new(STDOUT) => Json::Stdout,
             Some(path) => Json::File(path),
+        }
+    }
+
+    /// Where else it goes.
+    pub fn outputs(&self) -> Option<&OutputArgs> {
+        match self {
+            Self::Meta(args) => Some(&args.outputs),
+            Self::Report(args) => Some(&args.outputs),
+            _ => self.run().map(|run| &run.outputs),
+        }
+    }
+
+    fn run(&self) -> Option<&RunArgs> {
+        match self {
+            Self::Disk(args) => Some(&args.run),
+            Self::Randread(args) | Self::Randwrite(args) | Self::Seqread(args) | Self::Seqwrite(args) => {
+                Some(&args.run)
+            }
+            Self::Compare(args) => Some(&args.load.run),
+            Self::Mixed(args) => Some(&args.load.run),
+            Self::Wire(args) | Self::Bare(args) => Some(&args.run),
+            Self::Meta(_) | Self::Diff(_) | Self::Report(_) | Self::ServeBare(_) => None,
         }
     }
 }
@@ -299,11 +466,24 @@ impl Access {
 impl RunArgs {
     /// The closed-loop run that these flags ask for on at least `working_set` bytes; `BadConfig` for what makes no sense.
     pub fn workload(&self, access: Access, working_set: u64) -> Result<Workload> {
+        self.of_blocks(access, working_set, Blocks::Direct)
+    }
+
+    fn of_blocks(&self, access: Access, working_set: u64, blocks: Blocks) -> Result<Workload> {
         let random = access.order() == Order::Random;
         let block = self.block.map_or(if random { BLOCK as u64 } else { 1 << 20 }, |bytes| bytes.0);
         let depth = self.depth.unwrap_or(if random { 128 } else { 8 });
-        if !block.is_multiple_of(BLOCK as u64) || block > BLOCK_MAX as u64 {
-            return bad(format!("--block {block}: a multiple of {BLOCK} bytes, at most {BLOCK_MAX}"));
+        match blocks {
+            Blocks::Direct if !block.is_multiple_of(BLOCK as u64) || block > BLOCK_MAX as u64 => {
+                return bad(format!(
+                    "--block {block}: with O_DIRECT, as raw disks and mounted files are accessed, a multiple of {BLOCK} \
+                     bytes, at most {BLOCK_MAX}; give --manager ADDRESS for the native client, which takes any size"
+                ));
+            }
+            Blocks::Any if !(BLOCK_LEAST..=BLOCK_MOST).contains(&block) => {
+                return bad(format!("--block {block}: between {BLOCK_LEAST} and {BLOCK_MOST} bytes"));
+            }
+            _ => {}
         }
         if depth == 0 || depth > DEPTH_MAX {
             return bad(format!("--depth {depth}: between 1 and {DEPTH_MAX} operations can be in flight"));
@@ -339,30 +519,56 @@ impl RunArgs {
             rate: None,
             verify: false,
             seed: self.seed,
-            round: 0,
+            ..Workload::layout(0, self.seed)
         })
     }
+}
+
+impl BareArgs {
+    /// The run that these flags ask for; `BadConfig` for what makes no sense.
+    pub fn workload(&self, working_set: u64) -> Result<Workload> {
+        let mut run = self.run.workload(Access::Randread, working_set)?;
+        if self.servers == 0 || self.servers as usize > SHARDS_MAX {
+            return bad(format!("--servers {}: between 1 and {SHARDS_MAX}", self.servers));
+        }
+        run.batch = self.batch;
+        check_batch(&run)?;
+        Ok(run)
+    }
+}
+
+/// Whether reads can go together so.
+fn check_batch(run: &Workload) -> Result<()> {
+    let (batch, share) = (run.batch, run.depth / run.cores);
+    if batch == 0 || batch as usize > READ_BATCH_MAX {
+        return bad(format!("--batch {batch}: between 1 and {READ_BATCH_MAX} reads go together"));
+    }
+    if batch > 1 && run.direction == Direction::Write {
+        return bad(format!("--batch {batch}: only reads go in batches; use --depth for writes"));
+    }
+    if batch > share {
+        return bad(format!("--batch {batch}: more than a core's share of --depth {} ({share})", run.depth));
+    }
+    Ok(())
+}
+
+/// Which sizes an operation may have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Blocks {
+    /// What O_DIRECT and a buffer take.
+    Direct,
+    /// The native client's: it cuts what is large, and widens what is not whole.
+    Any,
 }
 
 impl LoadArgs {
     /// The run that these flags ask for; `BadConfig` for what makes no sense.
     pub fn workload(&self, access: Access, working_set: u64) -> Result<Workload> {
-        let mut run = self.run.workload(access, working_set)?;
-        let share = run.depth / run.cores;
-        let batch = self.batch;
-        run.batch = batch;
-        if batch == 0 || batch as usize > READ_BATCH_MAX {
-            return bad(format!("--batch {batch}: between 1 and {READ_BATCH_MAX} reads go together"));
-        }
-        if batch > 1 && run.direction == Direction::Write {
-            return bad(format!("--batch {batch}: only reads go in batches; use --depth for writes"));
-        }
-        if batch > share {
-            return bad(format!(
-                "--batch {batch}: more than a core's share of --depth {} ({share})",
-                run.depth
-            ));
-        }
+        let blocks = if self.is_native() { Blocks::Any } else { Blocks::Direct };
+        let mut run = self.run.of_blocks(access, working_set, blocks)?;
+        self.place(&mut run, working_set)?;
+        run.batch = self.batch;
+        check_batch(&run)?;
         if let Some(rate) = self.rate
             && !(0.1..=1e9).contains(&rate)
         {
@@ -370,12 +576,54 @@ impl LoadArgs {
         }
         run.rate = self.rate;
         run.verify = self.verify;
-        let crowded =
-            |core| (run.span(core).end - run.span(core).start) / run.block < 4 * u64::from(run.lanes());
+        let crowded = |core| run.slots(core).end - run.slots(core).start < 4 * u64::from(run.lanes());
         if run.verify && run.direction == Direction::Write && (0..run.cores).any(crowded) {
             return bad("--verify needs --size of at least 4 blocks for each write in flight".into());
         }
         Ok(run)
+    }
+
+    /// Which files the run is of, and which of their blocks it visits how often.
+    fn place(&self, run: &mut Workload, working_set: u64) -> Result<()> {
+        let files = self.spread;
+        if files == 0 || files > FILES_MAX {
+            return bad(format!("--files {files}: between 1 and {FILES_MAX}"));
+        }
+        if self.unaligned && !self.is_native() {
+            return bad(
+                "--unaligned: O_DIRECT wants whole blocks; give --manager ADDRESS for the native client"
+                    .into(),
+            );
+        }
+        // Of each file the last block may have to make room for an odd beginning.
+        let least = if self.unaligned { 2 * run.block } else { run.block };
+        let share = working_set / u64::from(files) / run.block * run.block;
+        if share < least {
+            let what =
+                format!("--size {}: less than {least} bytes for each of {files} files", Bytes(working_set));
+            return bad(what);
+        }
+        (run.files, run.unaligned, run.working_set) = (files, self.unaligned, share * u64::from(files));
+        let Some(theta) = self.zipf else { return Ok(()) };
+        if !(0.01..=THETA_MAX).contains(&theta) {
+            return bad(format!("--zipf {theta}: an exponent between 0.01 and {THETA_MAX}"));
+        }
+        if run.order == Order::Sequential {
+            return bad("--zipf: a sequential run visits all blocks alike".into());
+        }
+        if self.zipf_over == ZipfOver::Files && files < run.cores.max(2) {
+            return bad(format!("--zipf-over files: give --files, at least {}", run.cores.max(2)));
+        }
+        let over = match self.zipf_over {
+            ZipfOver::Blocks => Over::Blocks,
+            ZipfOver::Files => Over::Files,
+        };
+        run.skew = Some(Skew { theta, over });
+        Ok(())
+    }
+
+    fn is_native(&self) -> bool {
+        !self.mounted && !self.manager.is_empty()
     }
 
     /// The managers of the native client; none when a mounted file is measured.
@@ -388,6 +636,15 @@ impl LoadArgs {
 
     pub fn secret(&self) -> Result<Option<Secret>> {
         self.secret_file.as_deref().map(read_secret).transpose()
+    }
+}
+
+impl MixedArgs {
+    /// The run that these flags ask for; `BadConfig` for what makes no sense.
+    pub fn workload(&self, working_set: u64) -> Result<Workload> {
+        // Whatever holds for writes holds for both together.
+        let run = self.load.workload(Access::Randwrite, working_set)?;
+        Ok(Workload { direction: Direction::Mixed { reads: self.reads }, ..run })
     }
 }
 
@@ -410,138 +667,4 @@ fn bad<T>(what: String) -> Result<T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(subcommand)]
-        verb: Verb,
-    }
-
-    fn parse(line: &str) -> std::result::Result<Verb, String> {
-        let words = std::iter::once("perf").chain(line.split(' '));
-        Cli::try_parse_from(words).map(|cli| cli.verb).map_err(|error| error.to_string())
-    }
-
-    fn access(verb: &Verb) -> Access {
-        match verb {
-            Verb::Randread(_) => Access::Randread,
-            Verb::Randwrite(_) => Access::Randwrite,
-            Verb::Seqread(_) => Access::Seqread,
-            _ => Access::Seqwrite,
-        }
-    }
-
-    fn load(line: &str) -> Result<Workload> {
-        let verb = parse(line).unwrap();
-        let (Verb::Randread(args) | Verb::Randwrite(args) | Verb::Seqread(args) | Verb::Seqwrite(args)) =
-            &verb
-        else {
-            panic!("{line} isn't a load");
-        };
-        args.workload(access(&verb), args.run.size.map_or(2 << 30, |size| size.0))
-    }
-
-    #[test]
-    fn the_defaults_are_the_main_measurement() {
-        let run = load("randread --manager 127.0.0.1:7400").unwrap();
-        assert_eq!((run.block, run.depth, run.batch, run.lanes()), (4096, 128, 1, 128));
-        let run = load("seqwrite").unwrap();
-        assert_eq!((run.block, run.depth, run.batch), (1 << 20, 8, 1));
-        assert_eq!(load("randread --depth 4 --batch 4").unwrap().lanes(), 1);
-        assert_eq!(load("randread --size 10000").unwrap().working_set, 8192);
-    }
-
-    #[test]
-    fn every_flag_of_the_command_is_there() {
-        let line = "randread --manager 10.0.0.1:1,10.0.0.2:1 --path /x --size 8GiB --block 8KiB --depth 64 --batch 8 \
-                    --cores 2 --seconds 0.5 --runtime-warmup 0 --rate 1000 --verify --seed 9 --json out.json";
-        let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
-        let run = load(&line).unwrap();
-        assert_eq!((run.working_set, run.block, run.depth, run.batch, run.cores), (8 << 30, 8192, 64, 8, 2));
-        assert!(run.verify && run.rate == Some(1000.0) && run.seed == 9);
-        let Verb::Randread(args) = parse(&line).unwrap() else { panic!() };
-        assert_eq!(args.managers().unwrap().len(), 2);
-        assert!(args.verify);
-        assert_eq!(parse(&line).unwrap().json(), Json::File(Path::new("out.json")));
-        assert_eq!(parse("disk --json").unwrap().json(), Json::Stdout);
-        assert_eq!(parse("meta --local .").unwrap().json(), Json::Nowhere);
-    }
-
-    #[test]
-    fn nonsense_is_refused_with_its_flag() {
-        for (line, flag) in [
-            ("randread --block 5000", "--block"),
-            ("randread --block 4MiB", "--block"),
-            ("randread --depth 0", "--depth"),
-            ("randread --depth 5000", "--depth"),
-            ("randread --depth 2 --cores 4", "--depth"),
-            ("randread --cores 0", "--cores"),
-            ("randread --size 100", "--size"),
-            ("randread --batch 0", "--batch"),
-            ("randread --batch 257", "--batch"),
-            ("randread --batch 64 --depth 32", "--batch"),
-            ("randwrite --batch 2", "--batch"),
-            ("randread --seconds 0", "--seconds"),
-            ("randread --seconds NaN", "--seconds"),
-            ("randread --seconds 1e300", "--seconds"),
-            ("randread --runtime-warmup=-1", "--runtime-warmup"),
-            ("randread --rate 0", "--rate"),
-            ("randread --rate inf", "--rate"),
-            ("randwrite --verify --size 1MiB", "--verify"),
-        ] {
-            let error = load(line).expect_err(line);
-            assert!(error.code == ErrorCode::BadConfig && error.message.contains(flag), "{line}: {error}");
-        }
-        for (line, what) in [
-            ("randread --size 0", "makes no sense"),
-            ("randread --size=-1", "negative"),
-            ("randread --size 99999999PiB", "16EiB"),
-            ("randread --size 4furlongs", "no unit"),
-            ("randread --sise 4KiB", "unexpected argument"),
-            ("disk --access backwards", "possible values"),
-        ] {
-            let error = parse(line).expect_err(line);
-            assert!(error.contains(what), "{line}: {error}");
-        }
-    }
-
-    #[test]
-    fn trees_are_planned_or_refused() {
-        let plan = |line: &str| match parse(line).unwrap() {
-            Verb::Meta(args) => args.plan(),
-            _ => panic!("{line}"),
-        };
-        let line = "meta --local /x --files 100 --directories 5 --deep 3 --threads 8";
-        assert_eq!(plan(line), Ok(Plan { files: 100, directories: 5, deep: 3, lanes: 8 }));
-        for (line, flag) in [
-            ("meta --local /x --files 0", "--files"),
-            ("meta --local /x --files 10 --directories 11", "--directories"),
-            ("meta --local /x --directories 0", "--directories"),
-            ("meta --local /x --deep 101", "--deep"),
-            ("meta --local /x --threads 0", "--threads"),
-            ("meta --local /x --threads 513", "--threads"),
-            ("meta --manager a:1 --cores 0", "--cores"),
-            ("meta", "--local"),
-        ] {
-            let error = plan(line).expect_err(line);
-            assert!(error.code == ErrorCode::BadConfig && error.message.contains(flag), "{line}: {error}");
-        }
-    }
-
-    #[test]
-    fn secrets_are_read_or_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("secret");
-        let Verb::Randread(mut args) = parse("randread").unwrap() else { panic!() };
-        assert_eq!(args.secret(), Ok(None));
-        args.secret_file = Some(path.clone());
-        assert!(args.secret().is_err());
-        std::fs::write(&path, "ab".repeat(32) + "\n").unwrap();
-        assert!(args.secret().unwrap().is_some());
-        std::fs::write(&path, "short").unwrap();
-        assert_eq!(args.secret().unwrap_err().code, ErrorCode::BadConfig);
-    }
-}
+mod tests;

@@ -1,6 +1,9 @@
 //! `corefs perf compare`: several measurements in turns, again and again, so that what a shared machine does to one it does to
 //! all. A figure is the median of the rounds, a ratio is the median of each round's own ratio, and the spread is printed.
 //!
+//! The raw disk and fio do what the first of corefs's contestants does. Writes of corefs are acknowledged when they are durable, so fio's
+//! are too (O_DSYNC), and the cost of a flush in the same minutes is a row of its own; the raw loop's are not, it is the disk's bound.
+//!
 //! What is compared is of one age: both files are written in this run and read at places that no round before has read. A
 //! hypervisor keeps what was written or read lately: on one virtual disk the very same random reads gave 55,000 a second of a
 //! file just written, and 16,000 of one an hour old.
@@ -10,15 +13,19 @@ use crate::command::configure;
 use crate::disk::{self, Ground, SIZE_DEFAULT};
 use crate::driver::Live;
 use crate::machine::Machine;
+use crate::names::posix;
 use crate::native::Native;
 use crate::progress::Watch;
-use crate::report::{DISK, Report, Rounds, Row, Tally};
+use crate::report::{DISK, Ratio, Report, Rounds, Row, Tally};
 use crate::workload::{Direction, Workload};
-use crate::{fio, report};
+use crate::{bare, fio, report};
+use corefs_wire::limits::SHARDS_MAX;
 use corefs_wire::{Error, ErrorCode, Result};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// The row of a flush's cost.
+const FLUSH: &str = "local_flush";
 
 /// One of those that are compared, and what its rounds gave.
 struct Lane {
@@ -28,10 +35,24 @@ struct Lane {
     iops: Vec<f64>,
 }
 
+/// What the contestants run on.
+#[derive(Default)]
+struct Sides {
+    ground: Option<Ground>,
+    wire: Option<bare::Server>,
+    bare: Option<bare::Server>,
+    native: Option<Native>,
+}
+
+/// Whether it needs the raw disk's file.
+fn on_disk(contestant: Contestant) -> bool {
+    matches!(contestant, Contestant::Disk | Contestant::Fio | Contestant::Bare)
+}
+
 /// Measures each contestant once a round.
 pub fn run(args: &CompareArgs, live: &Arc<Live>, watch: Watch) -> Result<Report> {
     let mut lanes = lanes(args)?;
-    let on_disk = lanes.iter().any(|lane| lane.contestant.access().is_none());
+    let on_disk = lanes.iter().any(|lane| on_disk(lane.contestant));
     let on_corefs = lanes.iter().any(|lane| lane.contestant.access().is_some());
     if lanes.iter().any(|lane| lane.contestant == Contestant::Fio) && !fio::installed() {
         let what = "fio isn't installed (Debian's package is called fio); leave it out, or install it";
@@ -42,31 +63,57 @@ pub fn run(args: &CompareArgs, live: &Arc<Live>, watch: Watch) -> Result<Report>
         let what = "give --manager ADDRESS: `corefs up` prints it in its ready line";
         return Err(Error::new(ErrorCode::BadConfig, what));
     }
-    let raw = Workload { verify: false, ..lanes[0].workload.clone() };
+    let access = access(args);
+    let raw =
+        Workload { verify: false, rate: None, ..args.load.workload(access, lanes[0].workload.working_set)? };
+    if access != Access::Randread
+        && lanes.iter().any(|lane| matches!(lane.contestant, Contestant::Bare | Contestant::Wire))
+    {
+        let what = "wire and bare are bounds of random reads; leave them out, or name randread first";
+        return Err(Error::new(ErrorCode::BadConfig, what));
+    }
     let place = args.load.ceiling.clone().unwrap_or_else(|| ".".into());
     let mut report = Report::new(Machine::look(Some(&place)));
-    configure(&mut report, &lanes[0].workload);
+    configure(&mut report, &raw);
+    report.set("verify", args.load.verify);
     report.set("repeat", args.repeat);
     report.set("path", args.load.path.display().to_string());
     report.set("manager", args.load.manager.join(","));
-    let ground = match on_disk {
-        true => Some(Ground::find(&place, Some(raw.working_set), Direction::Read, raw.seed, live, watch)?),
-        false => None,
-    };
-    let native = match on_corefs {
-        true => {
-            let poll = Duration::from_micros(args.load.busy_poll);
-            Some(Native::connect(managers, args.load.secret()?, raw.cores, poll)?)
+    let mut sides = Sides::default();
+    if on_disk {
+        sides.ground =
+            Some(Ground::find(&place, Some(raw.working_set), raw.direction, raw.seed, live, watch)?);
+    }
+    if raw.direction == Direction::Write && place.is_dir() {
+        let mut row = posix::flushes(&place)?.into_row(FLUSH);
+        row.bytes_per_second = None;
+        report.add(row);
+    }
+    let poll = Duration::from_micros(args.load.busy_poll);
+    let servers =
+        args.servers.map_or_else(|| core_affinity::get_core_ids().map_or(1, |ids| ids.len()), |n| n as usize);
+    if !(1..=SHARDS_MAX).contains(&servers) {
+        let what = format!("--servers {servers}: between 1 and {SHARDS_MAX}");
+        return Err(Error::new(ErrorCode::BadConfig, what));
+    }
+    report.set("servers", servers);
+    report.set("busy_poll", args.load.busy_poll);
+    if lanes.iter().any(|lane| lane.contestant == Contestant::Wire) {
+        sides.wire = Some(bare::Server::start(None, servers, poll)?);
+    }
+    if lanes.iter().any(|lane| lane.contestant == Contestant::Bare) {
+        sides.bare = Some(bare::Server::start(sides.ground.as_ref().map(Ground::path), servers, poll)?);
+    }
+    if on_corefs {
+        sides.native = Some(Native::connect(managers, args.load.secret()?, raw.cores, poll)?);
+    }
+    let outcome = match &sides.native {
+        Some(native) => {
+            on_fresh_file(native, args, &raw, live, watch, || rounds(args, &mut lanes, &sides, live, watch))
         }
-        false => None,
+        None => rounds(args, &mut lanes, &sides, live, watch),
     };
-    let outcome = match &native {
-        Some(native) => on_fresh_file(native, args, &raw, live, watch, |native| {
-            rounds(args, &mut lanes, ground.as_ref(), Some(native), live, watch)
-        }),
-        None => rounds(args, &mut lanes, ground.as_ref(), None, live, watch),
-    };
-    let ended = native.map_or(Ok(()), Native::stop);
+    let ended = sides.native.take().map_or(Ok(()), Native::stop);
     outcome?;
     ended?;
     for lane in lanes.iter() {
@@ -81,10 +128,17 @@ fn lanes(args: &CompareArgs) -> Result<Vec<Lane>> {
         let what = format!("--repeat {}: between 1 and 1000 rounds", args.repeat);
         return Err(Error::new(ErrorCode::BadConfig, what));
     }
+    if args.load.spread > 1 {
+        let what = "--files: what is compared is in one file each; leave it out";
+        return Err(Error::new(ErrorCode::BadConfig, what));
+    }
     let size = args.load.run.size.map_or(SIZE_DEFAULT, |size| size.0);
     let lane = |contestant: &Contestant| {
-        let access = contestant.access().unwrap_or(Access::Randread);
+        let access = contestant.access().unwrap_or(access(args));
         let workload = args.load.workload(access, size)?;
+        if contestant.access().is_none() {
+            disk::suits(&workload)?;
+        }
         Ok(Lane { contestant: *contestant, workload, sum: Tally::default(), iops: Vec::new() })
     };
     args.contestants.iter().map(lane).collect()
@@ -97,7 +151,7 @@ fn on_fresh_file(
     workload: &Workload,
     live: &Arc<Live>,
     watch: Watch,
-    work: impl FnOnce(&Native) -> Result<()>,
+    work: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let path = &args.load.path;
     if native.length(path)?.is_some() {
@@ -108,7 +162,7 @@ fn on_fresh_file(
         return Err(Error::new(ErrorCode::BadConfig, what));
     }
     let outcome =
-        native.prepare(path, workload.working_set, workload.seed, live, watch).and_then(|()| work(native));
+        native.prepare(path, workload.working_set, workload.seed, live, watch).and_then(|()| work());
     let removed = native.remove(path);
     outcome?;
     removed
@@ -117,8 +171,7 @@ fn on_fresh_file(
 fn rounds(
     args: &CompareArgs,
     lanes: &mut [Lane],
-    ground: Option<&Ground>,
-    native: Option<&Native>,
+    sides: &Sides,
     live: &Arc<Live>,
     watch: Watch,
 ) -> Result<()> {
@@ -128,7 +181,7 @@ fn rounds(
                 return Err(Error::new(ErrorCode::Os, "interrupted"));
             }
             lane.workload.round = round;
-            let (tally, iops) = once(lane, &args.load.path, ground, native, live, watch)?;
+            let (tally, iops) = once(lane, args, sides, live, watch)?;
             lane.iops.push(iops);
             lane.sum.extend(tally);
         }
@@ -139,19 +192,27 @@ fn rounds(
 /// One round of one contestant: what was counted, and its operations a second.
 fn once(
     lane: &Lane,
-    path: &Path,
-    ground: Option<&Ground>,
-    native: Option<&Native>,
+    args: &CompareArgs,
+    sides: &Sides,
     live: &Arc<Live>,
     watch: Watch,
 ) -> Result<(Tally, f64)> {
-    // The raw loop and fio have no rounds: they go elsewhere by another seed, since what they read is not verified.
+    // What is not corefs has no rounds: it goes elsewhere by another seed, since what it reads is not verified.
     let seed = lane.workload.seed.wrapping_add(u64::from(lane.workload.round) << 32);
     let raw = Workload { seed, verify: false, ..lane.workload.clone() };
-    let tally = match (lane.contestant, ground, native) {
-        (Contestant::Disk, Some(ground), _) => disk::measure(ground.path(), &raw, live, watch)?,
-        (Contestant::Fio, Some(ground), _) => return Ok((Tally::default(), fio::run(ground.path(), &raw)?)),
-        (_, _, Some(native)) => native.run(path, &lane.workload, live, watch)?,
+    let poll = Duration::from_micros(args.load.busy_poll);
+    let tally = match (lane.contestant, sides) {
+        (Contestant::Disk, Sides { ground: Some(ground), .. }) => {
+            disk::measure(ground.path(), &raw, live, watch)?
+        }
+        (Contestant::Fio, Sides { ground: Some(ground), .. }) => {
+            return Ok((Tally::default(), fio::run(ground.path(), &raw, fio::Sync::Each)?));
+        }
+        (Contestant::Wire, Sides { wire: Some(server), .. }) => server.run(&raw, poll, live, watch)?,
+        (Contestant::Bare, Sides { bare: Some(server), .. }) => server.run(&raw, poll, live, watch)?,
+        (_, Sides { native: Some(native), .. }) => {
+            native.run(&args.load.path, &lane.workload, live, watch)?
+        }
         _ => return Err(ErrorCode::Internal.into()),
     };
     let seconds = tally.elapsed.as_secs_f64();
@@ -167,14 +228,26 @@ fn row(lane: &Lane, all: &[Lane]) -> Row {
     };
     row.iops = median(&lane.iops);
     row.bytes_per_second = row.iops.map(|iops| iops * lane.workload.block as f64);
-    let mut ratios = Vec::new();
-    let disk = all.iter().find(|lane| lane.contestant == Contestant::Disk);
-    let comparable = matches!(lane.contestant, Contestant::Randread | Contestant::Fio);
-    if let Some(disk) = disk.filter(|_| comparable) {
-        let each = lane.iops.iter().zip(&disk.iops).filter(|(_, disk)| **disk > 0.0);
-        ratios = each.map(|(ours, disk)| ours / disk).collect();
-    }
+    // Figures of different accesses have no ratio.
+    let same = |other: &Lane| {
+        let (ours, theirs) = (&lane.workload, &other.workload);
+        (ours.direction, ours.order, ours.block) == (theirs.direction, theirs.order, theirs.block)
+    };
+    let ratios_to = |other: Contestant| -> Vec<f64> {
+        let other = all.iter().find(|lane| lane.contestant == other).filter(|other| same(other));
+        let each = other.into_iter().flat_map(|other| lane.iops.iter().zip(&other.iops));
+        each.filter(|(_, theirs)| **theirs > 0.0).map(|(ours, theirs)| ours / theirs).collect()
+    };
+    let ratios = match lane.contestant {
+        Contestant::Disk | Contestant::Wire => Vec::new(),
+        _ => ratios_to(Contestant::Disk),
+    };
     row.ratio_to_disk = median(&ratios);
+    if lane.contestant.access().is_some() {
+        for bound in [Contestant::Fio, Contestant::Bare, Contestant::Wire] {
+            row.extras.ratios.extend(spread(&ratios_to(bound)).map(|ratio| (bound.mode().to_owned(), ratio)));
+        }
+    }
     row.extras.rounds = Some(Rounds { iops: lane.iops.clone(), ratio_to_disk: ratios });
     row
 }
@@ -188,6 +261,17 @@ fn agree(report: &mut Report) {
         disk.extras.fio_iops = Some(fio);
         disk.extras.ratio_valid = disk.iops.map(|ours| disk::agree(ours, fio));
     }
+}
+
+/// What the disk and fio do: as the first of corefs's own contestants.
+fn access(args: &CompareArgs) -> Access {
+    args.contestants.iter().find_map(|contestant| contestant.access()).unwrap_or(Access::Randread)
+}
+
+fn spread(values: &[f64]) -> Option<Ratio> {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(0.0, f64::max);
+    median(values).map(|median| Ratio { median, least, most })
 }
 
 /// The middle one; of an even number the mean of the two in the middle.
@@ -249,7 +333,9 @@ mod tests {
         let report = run(&args(&line), &live, Watch::Nothing).unwrap();
         let rounds = report.rows[0].extras.rounds.clone().unwrap();
         assert_eq!((report.rows.len(), rounds.iops.len(), rounds.ratio_to_disk.len()), (2, 3, 0));
-        for (line, what) in [("disk --repeat 0", "--repeat"), ("randread", "--manager")] {
+        for (line, what) in
+            [("disk --repeat 0", "--repeat"), ("randread", "--manager"), ("disk --files 2", "--files")]
+        {
             let error = run(&args(line), &live, Watch::Nothing).unwrap_err();
             assert!(error.code == ErrorCode::BadConfig && error.message.contains(what), "{error}");
         }

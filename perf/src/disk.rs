@@ -6,17 +6,19 @@
 use crate::cpu::{CpuTime, Whose};
 use crate::driver::Live;
 use crate::fio;
-use crate::histogram::Latencies;
 use crate::progress::{Progress, Unit, Watch};
 use crate::report::{DISK, Row, Tally};
+use crate::series::Recorder;
 use crate::workload::{Direction, Order, Until, Workload};
 use corefs_engine::disk::bench;
+use corefs_net::buffer::BLOCK_MAX;
+use corefs_wire::limits::BLOCK;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::fs::{self, File};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Ours and fio's figures may differ by so much.
 const AGREE: f64 = 0.05;
@@ -118,17 +120,38 @@ fn refuse_unwritten(path: &Path, bytes: u64) -> Result<()> {
     Err(Error::new(ErrorCode::BadConfig, what))
 }
 
+/// `BadConfig` for what the raw loop can't do: it goes to whole blocks of one file, without any buffer of the kernel, and
+/// to all of them alike.
+pub fn suits(workload: &Workload) -> Result<()> {
+    let block = workload.block;
+    let what = if !block.is_multiple_of(BLOCK as u64) || block > BLOCK_MAX as u64 {
+        format!(
+            "--block {block}: the raw disk takes multiples of {BLOCK} bytes up to {BLOCK_MAX} (O_DIRECT); other \
+             sizes are for corefs alone"
+        )
+    } else if workload.rate.is_some() {
+        "--rate is for corefs; the raw disk is measured in a closed loop".into()
+    } else if workload.files > 1 {
+        "--files is for corefs; the raw disk is measured in one file".into()
+    } else if workload.skew.is_some() {
+        "--zipf is for corefs; all blocks of a raw disk are visited alike".into()
+    } else if workload.unaligned {
+        "--unaligned is for corefs; O_DIRECT wants whole blocks".into()
+    } else if matches!(workload.direction, Direction::Mixed { .. }) {
+        "the raw disk is read or written; reads and writes mixed are for corefs".into()
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorCode::BadConfig, what))
+}
+
 /// Measures `workload` on what is at `path`. Closed loop only.
 pub fn measure(path: &Path, workload: &Workload, live: &Live, watch: Watch) -> Result<Tally> {
     let Until::Elapsed { warmup, measured } = workload.until else {
         return Err(Error::new(ErrorCode::Internal, "the raw disk is measured by time"));
     };
-    if workload.rate.is_some() {
-        return Err(Error::new(
-            ErrorCode::BadConfig,
-            "--rate is for corefs; the raw disk is measured in a closed loop",
-        ));
-    }
+    suits(workload)?;
+    live.begin();
     let begin = Instant::now();
     let end = warmup + measured;
     let (send, receive) = mpsc::channel();
@@ -151,7 +174,11 @@ pub fn measure(path: &Path, workload: &Workload, live: &Live, watch: Watch) -> R
                     all.join(core?);
                     left -= 1;
                 }
-                Err(mpsc::RecvTimeoutError::Timeout) => progress.at(begin.elapsed().as_millis() as u64),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    let elapsed = begin.elapsed();
+                    let measured = elapsed.min(end).saturating_sub(warmup);
+                    progress.tell(elapsed.as_millis() as u64, || live.line(measured));
+                }
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     return Err(Error::new(
                         ErrorCode::Internal,
@@ -176,7 +203,7 @@ fn options(path: &Path, workload: &Workload, core: u32) -> Result<bench::Options
         warmup,
         direction: match workload.direction {
             Direction::Read => bench::Direction::Read,
-            Direction::Write => bench::Direction::Write,
+            _ => bench::Direction::Write,
         },
         order: match workload.order {
             Order::Random => bench::Order::Random,
@@ -189,24 +216,29 @@ fn options(path: &Path, workload: &Workload, core: u32) -> Result<bench::Options
 
 /// One core: its own histogram, and its own thread's CPU time from the end of the warm-up.
 fn drive(options: &bench::Options, live: &Live) -> Result<Tally> {
-    let mut latencies = Latencies::new();
+    let mut recorder = None;
     let mut before = None;
     let report = bench::run(
         options,
         &mut |latency_ns| {
-            if before.is_none() {
+            let now = Instant::now();
+            let (recorder, first) = recorder.get_or_insert_with(|| {
                 before = Some(CpuTime::own(Whose::Thread));
-            }
-            latencies.record(latency_ns);
+                (Recorder::new(SystemTime::now(), Some(options.duration)), now)
+            });
+            recorder.record(now - *first, latency_ns, 1, live);
         },
         &mut || live.stopped(),
     )?;
+    let recorded = recorder.map(|(recorder, _)| recorder.finish(report.elapsed));
+    let (series, latencies) = recorded.unwrap_or_default();
     Ok(Tally {
         operations: report.operations,
         bytes: report.bytes,
         errors: report.errors,
         elapsed: report.elapsed,
         latencies,
+        series,
         client: before.map(|before| CpuTime::own(Whose::Thread).since(before)),
         ..Tally::default()
     })
@@ -227,7 +259,7 @@ pub fn measure_against_fio(path: &Path, workload: &Workload, live: &Live, watch:
     for number in 0..TURNS {
         let seeded = Workload { seed: turn.seed.wrapping_add(u64::from(number) << 32), ..turn.clone() };
         ours.extend(measure(path, &seeded, live, watch)?);
-        theirs += fio::run(path, &seeded)? / f64::from(TURNS);
+        theirs += fio::run(path, &seeded, fio::Sync::Never)? / f64::from(TURNS);
     }
     let mut row = row(workload, ours);
     row.extras.fio_iops = Some(theirs);
@@ -265,6 +297,8 @@ mod tests {
             let tally = measure(ground.path(), &workload(access), &live, Watch::Nothing).unwrap();
             assert!(tally.operations > 0 && tally.errors == 0);
             assert_eq!(tally.latencies.count(), tally.operations);
+            let points = tally.series.points().unwrap().points;
+            assert_eq!(points.iter().map(|point| point.operations).sum::<u64>(), tally.operations);
             assert!(tally.client.is_some());
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -301,6 +335,24 @@ mod tests {
         assert!(
             measure(ground.path(), &run, &live, Watch::Nothing).unwrap().elapsed < Duration::from_secs(3600)
         );
+    }
+
+    #[test]
+    fn what_only_corefs_can_do_is_refused_with_its_flag() {
+        use crate::workload::{Over, Skew};
+        let run = workload(Direction::Read);
+        assert_eq!(suits(&run), Ok(()));
+        for (run, flag) in [
+            (Workload { block: 5000, ..run.clone() }, "--block 5000"),
+            (Workload { block: 4 << 20, ..run.clone() }, "--block"),
+            (Workload { files: 2, ..run.clone() }, "--files"),
+            (Workload { skew: Some(Skew { theta: 1.0, over: Over::Blocks }), ..run.clone() }, "--zipf"),
+            (Workload { unaligned: true, ..run.clone() }, "--unaligned"),
+            (Workload { direction: Direction::Mixed { reads: 50 }, ..run.clone() }, "mixed"),
+        ] {
+            let error = suits(&run).unwrap_err();
+            assert!(error.code == ErrorCode::BadConfig && error.message.contains(flag), "{error}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Tables and histograms for a terminal of 80 columns; plain ASCII when it isn't one.
 
 use crate::histogram::Latencies;
-use crate::report::{CpuPerOp, Row};
+use crate::report::{CpuPerOp, Ratio, Row};
 use std::io::IsTerminal;
 
 /// How to draw.
@@ -80,7 +80,7 @@ fn cpu_table(rows: &[Row]) -> String {
 }
 
 /// What a reader must know beside the figures.
-fn remarks(row: &Row, text: &mut String) {
+pub(crate) fn remarks(row: &Row, text: &mut String) {
     let extras = &row.extras;
     let mut say = |what: String| text.push_str(&format!("{}: {what}\n", row.mode));
     if let (Some(files), Some(bytes)) = (extras.files, extras.bytes) {
@@ -97,7 +97,24 @@ fn remarks(row: &Row, text: &mut String) {
         if !rounds.ratio_to_disk.is_empty() {
             what += &format!(", {} of the disk", range(&rounds.ratio_to_disk, |ratio| format!("{ratio:.2}")));
         }
+        for (mode, Ratio { median, least, most }) in &extras.ratios {
+            what += &format!(", {median:.2} of {mode} ({least:.2} to {most:.2})");
+        }
         say(what);
+    }
+    if !extras.server_per_op.is_empty() {
+        let costs = extras.server_per_op.iter();
+        let costs: Vec<String> =
+            costs.map(|(name, cost)| format!("{cost:.3} {}", name.replace('_', " "))).collect();
+        say("each operation cost the servers".into());
+        costs.chunks(3).for_each(|few| text.push_str(&format!("    {}\n", few.join(", "))));
+    }
+    let mut say = |what: String| text.push_str(&format!("{}: {what}\n", row.mode));
+    if let (Some(count), Some(bytes)) = (extras.connections, extras.server_bytes_per_connection) {
+        say(format!("{count} idle connections to each shard took {bytes:.0} bytes of the servers each"));
+    }
+    if let Some(allocations) = extras.client_allocations_per_op {
+        say(format!("{allocations:.3} allocations of the client for each operation"));
     }
     if let Some(fio) = extras.fio_iops {
         let verdict = match extras.ratio_valid {
@@ -105,6 +122,9 @@ fn remarks(row: &Row, text: &mut String) {
             _ => "NOT within 5%: ratios are invalid",
         };
         say(format!("fio on the same file got {}, {verdict}", count(fio)));
+    }
+    if let Some(reads) = extras.mixed_reads {
+        say(format!("of a run with {reads}% reads; CPU time is of an operation of either kind"));
     }
     if let (Some(rate), Some(iops)) = (extras.rate, row.iops)
         && iops < rate * 0.99
@@ -129,7 +149,7 @@ fn or_dash<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
 }
 
 /// A number of operations in at most seven characters.
-fn count(value: f64) -> String {
+pub(crate) fn count(value: f64) -> String {
     match value {
         value if value >= 9_999_999.5 => format!("{:.1}M", value / 1e6),
         value if value >= 99.95 => format!("{value:.0}"),
@@ -138,7 +158,7 @@ fn count(value: f64) -> String {
 }
 
 /// Microseconds as people read them, in at most six characters: `96us`, `1.24ms`, `3.1s`.
-fn time(us: f64) -> String {
+pub(crate) fn time(us: f64) -> String {
     let three = |value: f64, unit: &str| match value {
         value if value >= 99.5 => format!("{value:.0}{unit}"),
         value if value >= 9.95 => format!("{value:.1}{unit}"),

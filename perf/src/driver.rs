@@ -2,18 +2,19 @@
 //! that watches the cores, takes CPU times around the measured part and adds everything up.
 
 use crate::cpu::CpuTime;
-use crate::histogram::Latencies;
 use crate::progress::{Progress, Unit, Watch};
 use crate::report::Tally;
-use crate::workload::{Direction, Offsets, Pattern, Schedule, Until, Workload};
+use crate::series::Recorder;
+use crate::workload::{Direction, Kinds, Offsets, Pattern, Schedule, Until, Workload};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime};
+
+pub use crate::live::Live;
 
 /// How long a lane rests after an error, so that a dead server isn't hammered.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
@@ -21,10 +22,12 @@ const ERROR_PAUSE: Duration = Duration::from_millis(10);
 const LOOK: Duration = Duration::from_millis(50);
 /// A core tells how far it is after so many bytes: a shared counter costs, even if it is only added to.
 const TELL_BYTES: u64 = 4 << 20;
-/// Blocks read back together after a verified write.
-const READ_BACK: usize = 16;
+/// Blocks read back together after a verified write, and most bytes of them.
+const READ_BACK: u64 = 16;
+const READ_BACK_BYTES: u64 = 16 << 20;
 
-/// A file that a workload runs on, as one core sees it.
+/// The file that a workload runs on, as one core sees it, or all its files: offsets are in the space of all
+/// ([`Workload::place`]), and no range that is asked for lies in two.
 #[allow(async_fn_in_trait)] // Used with concrete types on one thread only.
 pub trait Target {
     /// Reads `length` bytes at each of the offsets; `each` gets the position in `offsets` and what came.
@@ -36,56 +39,54 @@ pub trait Target {
     async fn pause(&self, duration: Duration);
 }
 
-/// What a running workload shows to other threads, and hears from them.
-#[derive(Default, Debug)]
-pub struct Live {
-    bytes: AtomicU64,
-    stop: AtomicBool,
-}
-
-impl Live {
-    /// Ends the run soon; what was measured until then is reported.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-
-    pub fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    /// Bytes done so far, roughly.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    pub fn add(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
 /// The first generation of a run: later than those of any earlier run, so that a lost write can't hide behind equal bytes.
 pub fn fresh_generation() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    (since.as_millis() as u64) << 20
+    generation_at(since)
 }
+
+const fn generation_at(since_1970: Duration) -> u64 {
+    (since_1970.as_millis() as u64) << 20
+}
+
+/// No write is older: it is the autumn of 2023, when there was no corefs.
+const EARLIEST: u64 = generation_at(Duration::from_secs(1_700_000_000));
+/// Clocks of those who wrote may have been so much ahead of ours.
+const AHEAD: u64 = generation_at(Duration::from_secs(86_400));
 
 /// One core's share of a run.
 pub struct CoreRun {
     workload: Arc<Workload>,
     live: Arc<Live>,
-    pattern: Pattern,
+    /// The generations of this core's writes are this one and every so many-th after it.
     generation: u64,
+    /// What whoever wrote before, or writes now, can have written.
+    generations: Range<u64>,
     begin: Instant,
     /// Completions (closed loop) or due times (open loop) in this range are counted.
     counted: Range<Instant>,
     offsets: RefCell<Offsets>,
+    kinds: RefCell<Kinds>,
     schedule: RefCell<Option<Schedule>>,
-    tally: RefCell<Tally>,
+    /// What was counted; of a mixed run the reads, and then the writes.
+    sides: RefCell<Vec<Side>>,
     /// With `verify`: what each written block must hold; `None` when its write failed and it may hold either.
     written: RefCell<BTreeMap<u64, Option<u64>>>,
     writing: RefCell<BTreeSet<u64>>,
     writes: Cell<u64>,
     untold: Cell<u64>,
+}
+
+struct Side {
+    tally: Tally,
+    recorder: Recorder,
+}
+
+impl Side {
+    fn finish(mut self, end: Duration) -> Tally {
+        (self.tally.series, self.tally.latencies) = self.recorder.finish(end);
+        self.tally
+    }
 }
 
 impl CoreRun {
@@ -97,22 +98,32 @@ impl CoreRun {
         generation: u64,
         live: &Arc<Live>,
     ) -> Self {
-        let counted = match workload.until {
-            Until::Elapsed { warmup, measured } => begin + warmup..begin + warmup + measured,
+        let (counted, length) = match workload.until {
+            Until::Elapsed { warmup, measured } => {
+                (begin + warmup..begin + warmup + measured, Some(measured))
+            }
             // Long enough for any file, short enough for Instant.
-            Until::Once => begin..begin + Duration::from_secs(1 << 30),
+            Until::Once => (begin..begin + Duration::from_secs(1 << 30), None),
         };
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        let began = clock + counted.start.saturating_duration_since(now);
         let verify_errors = workload.verify.then_some(0);
+        let side = || Side {
+            tally: Tally { verify_errors, ..Tally::default() },
+            recorder: Recorder::new(began, length),
+        };
+        let mixed = matches!(workload.direction, Direction::Mixed { .. });
         Self {
             workload: Arc::clone(workload),
             live: Arc::clone(live),
-            pattern: Pattern::new(workload.seed),
-            generation,
+            generation: generation + u64::from(core),
+            generations: EARLIEST..fresh_generation() + AHEAD,
             begin,
             counted,
             offsets: RefCell::new(workload.offsets(core)),
+            kinds: RefCell::new(workload.kinds(core)),
             schedule: RefCell::new(workload.schedule()),
-            tally: RefCell::new(Tally { verify_errors, latencies: Latencies::new(), ..Tally::default() }),
+            sides: RefCell::new((0..if mixed { 2 } else { 1 }).map(|_| side()).collect()),
             written: RefCell::default(),
             writing: RefCell::default(),
             writes: Cell::new(0),
@@ -129,13 +140,14 @@ impl CoreRun {
         loop {
             let Some(start) = self.wait_until_due(target).await else { return };
             offsets.clear();
-            self.draw(&mut offsets);
+            let kind = self.kinds.borrow_mut().draw();
+            self.draw(kind, &mut offsets);
             if offsets.is_empty() {
                 return;
             }
-            let failed = match self.workload.direction {
+            let failed = match kind {
                 Direction::Read => self.read(target, &offsets, start).await,
-                Direction::Write => self.write(target, offsets[0], start).await,
+                _ => self.write(target, offsets[0], start).await,
             };
             if failed {
                 target.pause(ERROR_PAUSE).await;
@@ -161,17 +173,18 @@ impl CoreRun {
         (start.max(now) < self.counted.end && !self.live.stopped()).then_some(start)
     }
 
-    fn draw(&self, out: &mut Vec<u64>) {
+    fn draw(&self, kind: Direction, out: &mut Vec<u64>) {
         let mut offsets = self.offsets.borrow_mut();
+        let exclusive = self.workload.verify && kind != Direction::Read;
+        if !exclusive {
+            out.extend(offsets.by_ref().take(self.workload.batch as usize));
+            return;
+        }
+        // Two writes of one block at once may end in either order, so what it must hold would be unknown. There are several
+        // blocks for each lane, so another one is found soon.
         let mut writing = self.writing.borrow_mut();
-        let exclusive = self.workload.verify && self.workload.direction == Direction::Write;
-        while out.len() < self.workload.batch as usize {
-            let Some(offset) = offsets.next() else { return };
-            // Two writes of one block at once may end in either order, so what it must hold would be unknown. There are
-            // several blocks for each lane, so another one is found soon.
-            if exclusive && !writing.insert(offset) {
-                continue;
-            }
+        if let Some(offset) = offsets.next_free(|offset| writing.contains(&offset)) {
+            writing.insert(offset);
             out.push(offset);
         }
     }
@@ -181,6 +194,8 @@ impl CoreRun {
         let mut good = 0;
         let mut errors = Vec::new();
         let mut mismatches = 0;
+        // Only mixed runs, whose batches are of one, read what they write.
+        let known = self.known(offsets[0]);
         target
             .read(offsets, block, &mut |number, outcome| match outcome {
                 Ok(bytes) if bytes.len() != block => {
@@ -189,47 +204,80 @@ impl CoreRun {
                 }
                 Ok(bytes) => {
                     good += 1;
-                    if self.workload.verify && !self.pattern.fits(offsets[number], bytes) {
-                        mismatches += 1;
-                    }
+                    mismatches +=
+                        u64::from(self.workload.verify && !self.fits(offsets[number], known, bytes));
                 }
                 Err(error) => errors.push(error),
             })
             .await;
         let failed = !errors.is_empty();
-        self.count(start, good, mismatches, errors);
+        self.count(Direction::Read, start, good, mismatches, errors);
         failed
+    }
+
+    /// What a slot must hold now; `None` when nobody can say: it wasn't written in this run, or just is.
+    fn known(&self, offset: u64) -> Option<u64> {
+        if self.workload.direction == Direction::Read || self.writing.borrow().contains(&offset) {
+            return None;
+        }
+        self.written.borrow().get(&offset).copied().flatten()
+    }
+
+    /// Whether these are the bytes of a slot, which held `before` when they were asked for.
+    fn fits(&self, offset: u64, before: Option<u64>, bytes: &[u8]) -> bool {
+        let (pattern, place) = self.pattern(offset);
+        match before.filter(|_| self.known(offset) == before) {
+            // Nobody wrote there meanwhile: older bytes are as wrong as others.
+            Some(generation) => pattern.holds(place, generation, bytes),
+            None => pattern.fits(place, bytes, &self.generations),
+        }
+    }
+
+    /// The pattern of the file that a byte of the space is in, and where in the file it is.
+    fn pattern(&self, offset: u64) -> (Pattern, u64) {
+        let (file, place) = self.workload.place(offset);
+        (Pattern::of_file(self.workload.seed, file), place)
     }
 
     async fn write(&self, target: &impl Target, offset: u64, start: Instant) -> bool {
         self.writes.set(self.writes.get() + 1);
-        let generation = self.generation + self.writes.get();
-        let mut fill = |bytes: &mut [u8]| self.pattern.fill(offset, generation, bytes);
+        // No two cores have a generation in common.
+        let generation = self.generation + self.writes.get() * u64::from(self.workload.cores);
+        let (pattern, place) = self.pattern(offset);
+        let mut fill = |bytes: &mut [u8]| pattern.fill(place, generation, bytes);
         let outcome = target.write(offset, self.workload.block as usize, &mut fill).await;
         if self.workload.verify {
             self.writing.borrow_mut().remove(&offset);
             self.written.borrow_mut().insert(offset, outcome.is_ok().then_some(generation));
         }
         let failed = outcome.is_err();
-        self.count(start, u64::from(!failed), 0, outcome.err().into_iter().collect());
+        self.count(Direction::Write, start, u64::from(!failed), 0, outcome.err().into_iter().collect());
         failed
     }
 
-    fn count(&self, start: Instant, good: u64, mismatches: u64, errors: Vec<Error>) {
+    fn count(&self, kind: Direction, start: Instant, good: u64, mismatches: u64, errors: Vec<Error>) {
         let now = Instant::now();
-        let mut tally = self.tally.borrow_mut();
+        let mut sides = self.sides.borrow_mut();
+        let Side { tally, recorder } = if kind == Direction::Read {
+            &mut sides[0]
+        } else {
+            sides.last_mut().unwrap_or_else(|| unreachable!("there is a side for every kind"))
+        };
         let open = self.workload.rate.is_some();
+        let at = now.saturating_duration_since(self.counted.start);
         if self.counted.contains(if open { &start } else { &now }) {
             tally.operations += good;
             tally.bytes += good * self.workload.block;
-            tally.latencies.record_n((now - start).as_nanos() as u64, good);
-            tally.elapsed = now - self.counted.start;
+            recorder.record(at, (now - start).as_nanos() as u64, good, &self.live);
+            tally.elapsed = at;
         }
         // What is wrong is wrong at any time.
-        tally.errors += errors.len() as u64;
-        note_mismatches(&mut tally, mismatches);
-        if tally.first_error.is_none() {
-            tally.first_error = errors.first().map(Error::to_string);
+        note_mismatches(tally, mismatches);
+        if !errors.is_empty() {
+            tally.errors += errors.len() as u64;
+            recorder.fail(at, errors.len() as u64, &self.live);
+            self.live.fail(errors.len() as u64);
+            tally.first_error.get_or_insert_with(|| errors[0].to_string());
         }
         let untold = self.untold.get() + good * self.workload.block;
         self.untold.set(if untold >= TELL_BYTES { self.tell(untold) } else { untold });
@@ -242,30 +290,36 @@ impl CoreRun {
 
     /// After the lanes have ended: makes writes durable, reads them back if asked to, and gives the figures.
     pub async fn finish(&self, target: &impl Target) -> Tally {
-        if self.workload.direction == Direction::Write {
+        if self.workload.direction.writes() {
             let outcome = target.sync().await;
             self.note(outcome.err());
             if self.workload.until == Until::Once {
                 // A write-once run is over when everything is durable.
-                let mut tally = self.tally.borrow_mut();
-                tally.elapsed = self.begin.elapsed();
+                self.sides.borrow_mut().iter_mut().for_each(|side| side.tally.elapsed = self.begin.elapsed());
             }
             self.read_back(target).await;
         }
-        let mut tally = self.tally.take();
+        let mut sides = self.sides.take();
+        let mut elapsed = sides.iter().map(|side| side.tally.elapsed).max().unwrap_or_default();
         if let Until::Elapsed { measured, .. } = self.workload.until
             && !self.live.stopped()
         {
             // A closed loop's window is what was asked for; an open loop ends with its last operation.
-            tally.elapsed = if self.workload.rate.is_some() { tally.elapsed.max(measured) } else { measured };
+            elapsed = if self.workload.rate.is_some() { elapsed.max(measured) } else { measured };
         }
+        sides.iter_mut().for_each(|side| side.tally.elapsed = elapsed);
+        let mut sides = sides.into_iter().map(|side| side.finish(elapsed));
+        let mut tally = sides.next().unwrap_or_default();
+        tally.writes = sides.next().map(Box::new);
         tally
     }
 
     async fn read_back(&self, target: &impl Target) {
         let written: Vec<(u64, Option<u64>)> =
             self.written.borrow().iter().map(|(at, what)| (*at, *what)).collect();
-        for part in written.chunks(READ_BACK) {
+        // Large blocks one by one: that many at once would be all the memory there is.
+        let together = (READ_BACK_BYTES / self.workload.block).clamp(1, READ_BACK);
+        for part in written.chunks(together as usize) {
             let offsets: Vec<u64> = part.iter().map(|(offset, _)| *offset).collect();
             let mut wrong = 0;
             let mut error = None;
@@ -275,22 +329,27 @@ impl CoreRun {
                     match outcome {
                         Err(why) => error = Some(why),
                         Ok(bytes) => {
-                            let found = self.pattern.check(offset, bytes).ok();
+                            let (pattern, place) = self.pattern(offset);
                             let whole = bytes.len() as u64 == self.workload.block;
                             // A write that failed may have left the old bytes: those of another run even.
-                            wrong += u64::from(generation.is_some() && (!whole || found != generation));
+                            let right = |generation| whole && pattern.holds(place, generation, bytes);
+                            wrong += u64::from(generation.is_some_and(|generation| !right(generation)));
                         }
                     }
                 })
                 .await;
-            note_mismatches(&mut self.tally.borrow_mut(), wrong);
+            if let Some(side) = self.sides.borrow_mut().last_mut() {
+                note_mismatches(&mut side.tally, wrong);
+            }
             self.note(error);
         }
     }
 
+    /// An error of the end, which is one of the writes.
     fn note(&self, error: Option<Error>) {
-        if let Some(error) = error {
-            let mut tally = self.tally.borrow_mut();
+        if let Some(error) = error
+            && let Some(Side { tally, .. }) = self.sides.borrow_mut().last_mut()
+        {
             tally.errors += 1;
             tally.first_error.get_or_insert_with(|| error.to_string());
         }
@@ -324,6 +383,7 @@ pub fn conduct(
         Some(end) => Progress::new(watch, what, end.as_millis() as u64, Unit::Milliseconds),
         None => Progress::new(watch, what, workload.working_set, Unit::Bytes),
     };
+    live.begin();
     let (mut before, mut after) = (None, None);
     let mut all = Tally::default();
     let mut left = workload.cores;
@@ -348,7 +408,10 @@ pub fn conduct(
         if after.is_none() && end.is_some_and(|end| elapsed >= end) {
             after = Some(meter());
         }
-        progress.at(if end.is_some() { elapsed.as_millis() as u64 } else { live.bytes() });
+        let done = if end.is_some() { elapsed.as_millis() as u64 } else { live.bytes() };
+        // What is measured is over while cores read back what they wrote.
+        let measured = elapsed.min(end.unwrap_or(elapsed)).saturating_sub(warmup);
+        progress.tell(done, || live.line(measured));
     }
     let after = after.unwrap_or_else(meter);
     if let Some(before) = before {

@@ -11,9 +11,16 @@ pub fn installed() -> bool {
     Command::new("fio").arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
+/// Whether a write is over only when it is durable (O_DSYNC), or when the disk's cache has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sync {
+    Each,
+    Never,
+}
+
 /// Operations a second that fio gets with the accesses of `workload`. `BadConfig` if it isn't installed, `Os` if it fails.
-pub fn run(path: &Path, workload: &Workload) -> Result<f64> {
-    let output = match Command::new("fio").args(arguments(path, workload)).output() {
+pub fn run(path: &Path, workload: &Workload, sync: Sync) -> Result<f64> {
+    let output = match Command::new("fio").args(arguments(path, workload, sync)).output() {
         Ok(output) => output,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let what = "--against-fio: fio isn't installed (Debian's package is called fio)";
@@ -31,13 +38,13 @@ pub fn run(path: &Path, workload: &Workload) -> Result<f64> {
 }
 
 /// One job a core, with registered files and buffers, as our own loop has.
-fn arguments(path: &Path, workload: &Workload) -> Vec<OsString> {
+fn arguments(path: &Path, workload: &Workload, sync: Sync) -> Vec<OsString> {
     let Until::Elapsed { warmup, measured } = workload.until else { return Vec::new() };
     let kind = match (workload.order, workload.direction) {
         (Order::Random, Direction::Read) => "randread",
-        (Order::Random, Direction::Write) => "randwrite",
         (Order::Sequential, Direction::Read) => "read",
-        (Order::Sequential, Direction::Write) => "write",
+        (Order::Random, _) => "randwrite",
+        (Order::Sequential, _) => "write",
     };
     // A colon separates file names for fio.
     let name = path.to_string_lossy().replace(':', "\\:");
@@ -56,9 +63,12 @@ fn arguments(path: &Path, workload: &Workload) -> Vec<OsString> {
     let fixed = "--ioengine=io_uring --direct=1 --time_based --group_reporting --norandommap --registerfiles \
                  --fixedbufs --invalidate=0 --allow_file_create=0 --output-format=json";
     let harmless = (workload.direction == Direction::Read).then(|| "--readonly".to_owned());
+    let durable =
+        (workload.direction == Direction::Write && sync == Sync::Each).then(|| "--sync=dsync".to_owned());
     words
         .into_iter()
         .chain(harmless)
+        .chain(durable)
         .chain(fixed.split_whitespace().map(str::to_owned))
         .map(OsString::from)
         .collect()
@@ -71,7 +81,7 @@ fn read_iops(json: &[u8], direction: Direction) -> Option<f64> {
     let report: serde_json::Value = serde_json::from_slice(&json[start..]).ok()?;
     let side = match direction {
         Direction::Read => "read",
-        Direction::Write => "write",
+        _ => "write",
     };
     report["jobs"][0][side]["iops"].as_f64()
 }
@@ -107,7 +117,14 @@ mod tests {
             until,
             ..Workload::layout(1 << 20, 1)
         };
-        assert!(run(&path, &read).unwrap() > 0.0);
-        assert_eq!(run(&dir.path().join("missing/file"), &read).unwrap_err().code, ErrorCode::Os);
+        assert!(run(&path, &read, Sync::Never).unwrap() > 0.0);
+        let write = Workload { direction: Direction::Write, ..read.clone() };
+        assert!(run(&path, &write, Sync::Each).unwrap() > 0.0);
+        let durable = |sync| arguments(&path, &write, sync).contains(&"--sync=dsync".into());
+        assert!(durable(Sync::Each) && !durable(Sync::Never));
+        assert_eq!(
+            run(&dir.path().join("missing/file"), &read, Sync::Never).unwrap_err().code,
+            ErrorCode::Os
+        );
     }
 }

@@ -1,6 +1,9 @@
 //! Latencies: one histogram a core, merged at the end, so that recording shares nothing.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
 
 /// Longest latency told apart from longer ones (nanoseconds): ten minutes.
 pub const LATENCY_MAX_NS: u64 = 600 * 1_000_000_000;
@@ -20,6 +23,40 @@ pub struct Bucket {
     pub from_ns: f64,
     pub to_ns: f64,
     pub count: u64,
+}
+
+/// What a histogram holds, without its empty places: latencies (nanoseconds) and how often each was seen, ascending.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Counts(Vec<(u64, u64)>);
+
+impl Counts {
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Adds what was counted elsewhere.
+    pub fn merge(&mut self, other: &Self) {
+        if self.0.is_empty() {
+            self.0.clone_from(&other.0);
+            return;
+        }
+        let mut merged: Vec<(u64, u64)> = Vec::with_capacity(self.0.len().max(other.0.len()));
+        let (mut one, mut two) = (self.0.iter().peekable(), other.0.iter().peekable());
+        while let (Some(a), Some(b)) = (one.peek(), two.peek()) {
+            let next = if a.0 <= b.0 { one.next() } else { two.next() };
+            push(&mut merged, next.copied());
+        }
+        one.chain(two).for_each(|rest| push(&mut merged, Some(*rest)));
+        self.0 = merged;
+    }
+}
+
+fn push(counts: &mut Vec<(u64, u64)>, next: Option<(u64, u64)>) {
+    let Some((latency, count)) = next else { return };
+    match counts.last_mut() {
+        Some(last) if last.0 == latency => last.1 += count,
+        _ => counts.push((latency, count)),
+    }
 }
 
 impl Default for Latencies {
@@ -60,8 +97,57 @@ impl Latencies {
         self.histogram.add(&other.histogram).unwrap_or_else(|error| unreachable!("equal bounds: {error}"));
     }
 
+    /// What was counted, for keeping.
+    pub fn counts(&self) -> Counts {
+        let seen = self.histogram.iter_recorded();
+        Counts(seen.map(|value| (value.value_iterated_to(), value.count_since_last_iteration())).collect())
+    }
+
+    /// Adds what was kept.
+    pub fn add(&mut self, counts: &Counts) {
+        counts.0.iter().for_each(|(latency_ns, count)| self.record_n(*latency_ns, *count));
+    }
+
+    /// Says how many of those that were added had been longer than [`LATENCY_MAX_NS`].
+    pub fn note_clamped(&mut self, count: u64) {
+        self.clamped = count;
+    }
+
+    /// Begins again; what was clamped is forgotten too.
+    pub fn clear(&mut self) {
+        self.histogram.reset();
+        self.clamped = 0;
+    }
+
     pub fn count(&self) -> u64 {
         self.histogram.len()
+    }
+
+    /// The histogram itself, for those who write it elsewhere.
+    pub fn as_histogram(&self) -> &Histogram<u64> {
+        &self.histogram
+    }
+
+    /// HdrHistogram's compressed encoding V2 (nanoseconds) in base64, which its libraries in other languages read.
+    pub fn encode(&self) -> String {
+        let mut bytes = Vec::new();
+        match V2DeflateSerializer::new().serialize(&self.histogram, &mut bytes) {
+            Ok(_) => BASE64.encode(bytes),
+            Err(error) => unreachable!("a histogram of this size can be written to memory: {error}"),
+        }
+    }
+
+    /// What [`encode`](Self::encode), or another library, wrote; in words why it isn't that.
+    pub fn decode(text: &str) -> Result<Self, String> {
+        let bytes = BASE64.decode(text).map_err(|error| error.to_string())?;
+        let read: Histogram<u64> =
+            Deserializer::new().deserialize(&mut &bytes[..]).map_err(|error| error.to_string())?;
+        // Others may have had other bounds.
+        let mut latencies = Self::new();
+        for value in read.iter_recorded() {
+            latencies.record_n(value.value_iterated_to(), value.count_since_last_iteration());
+        }
+        Ok(latencies)
     }
 
     /// How many were longer than [`LATENCY_MAX_NS`].
@@ -107,9 +193,29 @@ impl Latencies {
     }
 }
 
+/// How a row's latencies are written in JSON: as [`Latencies::encode`] does.
+pub mod encoded {
+    use super::Latencies;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(latencies: &Option<Latencies>, to: S) -> Result<S::Ok, S::Error> {
+        match latencies {
+            Some(latencies) => to.serialize_str(&latencies.encode()),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Latencies>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        let wrong = |why| D::Error::custom(format!("`histogram` is no HdrHistogram: {why}"));
+        text.map(|text| Latencies::decode(&text).map_err(wrong)).transpose()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn merged_cores_are_one_distribution() {
@@ -153,5 +259,41 @@ mod tests {
         assert_eq!(buckets.iter().map(|bucket| bucket.count).sum::<u64>(), latencies.count());
         assert!(buckets.windows(2).all(|pair| pair[0].to_ns == pair[1].from_ns));
         assert!(buckets[0].count > 0 && buckets[buckets.len() - 1].count > 0);
+    }
+
+    #[test]
+    fn garbage_is_no_histogram() {
+        for text in ["", "!", "AAAA", "HISTFAAAABw", &BASE64.encode([0x1c, 0x84, 0x93, 0x14, 0, 0, 0, 9, 1])]
+        {
+            assert!(Latencies::decode(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        /// Whatever way latencies go, kept and added or written and read, they come out as they were.
+        #[test]
+        fn nothing_is_lost_on_the_way(
+            one in proptest::collection::vec((0..LATENCY_MAX_NS, 1..1000u64), 0..60),
+            two in proptest::collection::vec((0..LATENCY_MAX_NS, 1..1000u64), 0..60),
+        ) {
+            let of = |all: &[(u64, u64)]| {
+                let mut latencies = Latencies::new();
+                all.iter().for_each(|(ns, count)| latencies.record_n(*ns, *count));
+                latencies
+            };
+            let (mut all, other) = (of(&one), of(&two));
+            let mut counts = all.counts();
+            counts.merge(&other.counts());
+            all.merge(&other);
+            prop_assert_eq!(counts.total(), all.count());
+            let mut added = Latencies::new();
+            added.add(&counts);
+            for back in [added, Latencies::decode(&all.encode()).unwrap()] {
+                prop_assert_eq!(back.counts(), all.counts());
+                prop_assert_eq!(back.max_us(), all.max_us());
+                prop_assert_eq!(back.mean_us(), all.mean_us());
+                prop_assert_eq!(back.quantile_us(0.99), all.quantile_us(0.99));
+            }
+        }
     }
 }

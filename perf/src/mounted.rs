@@ -3,16 +3,17 @@
 
 use crate::cpu::{CpuTime, Whose};
 use crate::driver::{CoreRun, Live, Target, conduct, fresh_generation};
+use crate::files;
 use crate::progress::Watch;
 use crate::report::Tally;
-use crate::workload::{Direction, Workload};
+use crate::workload::Workload;
 use corefs_net::{Buffer, Pool};
 use corefs_wire::{Error, ErrorCode, Result};
 use futures_lite::future::block_on;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -38,7 +39,7 @@ impl Processes {
     }
 }
 
-/// Runs `workload` on the file at `path`; its cores count as one, with a thread for each operation in flight.
+/// Runs `workload` on the file at `path`, or its files; its cores count as one, with a thread for each operation in flight.
 pub fn run(
     path: &Path,
     workload: &Workload,
@@ -53,20 +54,24 @@ pub fn run(
     // Each thread is a core of its own with one operation in flight.
     let each = Arc::new(Workload { cores: workload.depth, batch: 1, ..workload.clone() });
     let generation = fresh_generation();
-    let begin = Instant::now() + Duration::from_millis(20);
     let (send, receive) = mpsc::channel();
     let mut threads = Vec::new();
+    let all = open_all(path, &each)?;
+    let begin = Instant::now() + Duration::from_millis(20);
     for core in 0..each.cores {
-        let file = open(path, each.direction)?;
+        // One file is opened by every thread, as by so many programs; of many that would be more than a process may have open.
+        let files = if each.files == 1 { open_all(path, &each)? } else { Arc::clone(&all) };
         let (each, live, send) = (Arc::clone(&each), Arc::clone(live), send.clone());
         let work = move || {
             let outcome = Pool::new(each.block as usize).and_then(|pool| {
                 let buffer = pool.get(each.block as usize).ok_or(ErrorCode::Overloaded)?;
-                let file = DirectFile { file, buffer: RefCell::new(buffer) };
+                let written = files.iter().map(|_| Cell::new(false)).collect();
+                let (workload, buffer) = (Arc::clone(&each), RefCell::new(buffer));
+                let target = DirectFiles { files, written, workload, buffer };
                 Ok(block_on(async {
                     let run = CoreRun::new(&each, core, begin, generation, &live);
-                    run.lane(&file).await;
-                    run.finish(&file).await
+                    run.lane(&target).await;
+                    run.finish(&target).await
                 }))
             });
             // The conductor may have given up already.
@@ -91,21 +96,22 @@ pub fn run(
 
 /// Makes a file of `bytes` that is fully written with the pattern of `seed`, unless it is there already and long enough.
 pub fn prepare(path: &Path, bytes: u64, seed: u64, live: &Arc<Live>, watch: Watch) -> Result<()> {
-    match std::fs::metadata(path) {
-        Ok(there) if there.len() >= bytes => return Ok(()),
-        Ok(there) => {
-            let what = format!(
-                "{} has {} bytes and {bytes} are needed; remove it, or name another",
-                path.display(),
-                there.len()
-            );
-            return Err(Error::new(ErrorCode::BadConfig, what));
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(Error::from(error).of(path.display())),
+    prepare_for(path, &Workload::layout(bytes, seed), live, watch)
+}
+
+/// Makes whatever files `workload` touches, likewise.
+pub fn prepare_for(path: &Path, workload: &Workload, live: &Arc<Live>, watch: Watch) -> Result<()> {
+    let length = |path: PathBuf| match std::fs::metadata(&path) {
+        Ok(there) => Ok((path, Some(there.len()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok((path, None)),
+        Err(error) => Err(Error::from(error).of(path.display())),
+    };
+    let lengths: Vec<_> =
+        files::paths(path, workload.files).into_iter().map(length).collect::<Result<_>>()?;
+    if !files::must_be_written(&lengths, workload)? {
+        return Ok(());
     }
-    let layout = Workload::layout(bytes, seed);
-    let tally = run(path, &layout, &Processes::default(), live, watch)?;
+    let tally = run(path, &workload.ground(), &Processes::default(), live, watch)?;
     if tally.errors > 0 || live.stopped() {
         let why = tally.first_error.unwrap_or_else(|| "interrupted".into());
         return Err(Error::new(ErrorCode::Os, format!("writing {}: {why}", path.display())));
@@ -113,25 +119,39 @@ pub fn prepare(path: &Path, bytes: u64, seed: u64, live: &Arc<Live>, watch: Watc
     Ok(())
 }
 
-struct DirectFile {
-    file: File,
+struct DirectFiles {
+    files: Arc<Vec<File>>,
+    /// Which of them this thread must make durable.
+    written: Vec<Cell<bool>>,
+    workload: Arc<Workload>,
     /// The one operation that is in flight owns it.
     buffer: RefCell<Buffer>,
 }
 
-fn open(path: &Path, direction: Direction) -> Result<File> {
-    let write = direction == Direction::Write;
-    let file =
-        OpenOptions::new().read(true).write(write).create(write).custom_flags(libc::O_DIRECT).open(path);
-    file.map_err(|error| Error::from(error).of(path.display()))
+impl DirectFiles {
+    fn place(&self, offset: u64) -> (usize, u64) {
+        let (file, place) = self.workload.place(offset);
+        (file as usize, place)
+    }
 }
 
-impl Target for DirectFile {
+fn open_all(path: &Path, workload: &Workload) -> Result<Arc<Vec<File>>> {
+    let write = workload.direction.writes();
+    let open = |path: &PathBuf| {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(write).create(write).custom_flags(libc::O_DIRECT);
+        options.open(path).map_err(|error| Error::from(error).of(path.display()))
+    };
+    Ok(Arc::new(files::paths(path, workload.files).iter().map(open).collect::<Result<_>>()?))
+}
+
+impl Target for DirectFiles {
     async fn read(&self, offsets: &[u64], length: usize, each: &mut dyn FnMut(usize, Result<&[u8]>)) {
         for (number, offset) in offsets.iter().enumerate() {
             let mut buffer = self.buffer.borrow_mut();
             let Some(bytes) = buffer.get_mut() else { unreachable!("the buffer has one handle") };
-            match read_whole(&self.file, &mut bytes[..length], *offset) {
+            let (file, place) = self.place(*offset);
+            match read_whole(&self.files[file], &mut bytes[..length], place) {
                 Ok(count) => each(number, Ok(&bytes[..count])),
                 Err(error) => each(number, Err(Error::from(error))),
             }
@@ -142,11 +162,14 @@ impl Target for DirectFile {
         let mut buffer = self.buffer.borrow_mut();
         let Some(bytes) = buffer.get_mut() else { unreachable!("the buffer has one handle") };
         fill(&mut bytes[..length]);
-        Ok(self.file.write_all_at(&bytes[..length], offset)?)
+        let (file, place) = self.place(offset);
+        self.written[file].set(true);
+        Ok(self.files[file].write_all_at(&bytes[..length], place)?)
     }
 
     async fn sync(&self) -> Result<()> {
-        Ok(self.file.sync_all()?)
+        let mut written = self.files.iter().zip(&self.written).filter(|(_, written)| written.get());
+        Ok(written.try_for_each(|(file, _)| file.sync_all())?)
     }
 
     async fn pause(&self, duration: Duration) {

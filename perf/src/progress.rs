@@ -33,6 +33,7 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     started: Instant,
     what: String,
+    told: String,
     total: u64,
     unit: Unit,
     watch: Watch,
@@ -40,11 +41,17 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(watch: Watch, what: impl Into<String>, total: u64, unit: Unit) -> Self {
-        Self { bar: None, started: Instant::now(), what: what.into(), total, unit, watch }
+        let (what, told) = (what.into(), String::new());
+        Self { bar: None, started: Instant::now(), what, told, total, unit, watch }
     }
 
     /// `done` of the total is done.
     pub fn at(&mut self, done: u64) {
+        self.tell(done, String::new);
+    }
+
+    /// The same, and how it goes, which is put behind what is done.
+    pub fn tell(&mut self, done: u64, how: impl FnOnce() -> String) {
         if self.watch == Watch::Nothing || (self.bar.is_none() && self.started.elapsed() < AFTER) {
             return;
         }
@@ -53,6 +60,11 @@ impl Progress {
             bar.set_style(style(self.unit));
             bar
         });
+        let how = how();
+        if how != self.told {
+            bar.set_message(format!("{}{how}", self.what));
+            self.told = how;
+        }
         bar.set_position(done.min(self.total));
     }
 }

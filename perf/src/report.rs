@@ -4,7 +4,9 @@ use crate::cpu::CpuTime;
 use crate::draw;
 use crate::histogram::Latencies;
 use crate::machine::Machine;
+use crate::series::{Points, Series};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Everything that one command measured.
@@ -36,9 +38,17 @@ pub struct Row {
     pub ratio_to_disk: Option<f64>,
     #[serde(flatten)]
     pub extras: Extras,
-    /// For drawing; not part of the JSON.
-    #[serde(skip)]
+    /// All latencies, in HdrHistogram's own encoding.
+    #[serde(
+        rename = "histogram",
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "crate::histogram::encoded"
+    )]
     pub latencies: Option<Latencies>,
+    /// For the log of intervals; the JSON has their figures only.
+    #[serde(skip)]
+    pub series: Option<Series>,
 }
 
 /// Microseconds.
@@ -84,6 +94,20 @@ pub struct Extras {
     /// The figures of each round, when there were several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rounds: Option<Rounds>,
+    /// What servers did for each operation: system calls, ring entries, messages between cores, allocations, ...
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub server_per_op: BTreeMap<String, f64>,
+    /// How often a client's thread asked for memory, for each operation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_allocations_per_op: Option<f64>,
+    /// Connections to each shard that were open beside and asked for nothing, and what each took of the servers' memory (bytes).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_bytes_per_connection: Option<f64>,
+    /// To other rows of a comparison, by their modes: `fio`, `bare`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub ratios: BTreeMap<String, Ratio>,
     /// What fio got on the same file in the same minutes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fio_iops: Option<f64>,
@@ -93,6 +117,12 @@ pub struct Extras {
     /// The first error of the run, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_error: Option<String>,
+    /// Percent of reads in the mixed run whose reads, or writes, these are. CPU time is of an operation of either kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mixed_reads: Option<u8>,
+    /// What was done in each second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub series: Option<Points>,
 }
 
 /// What each round of a comparison gave; the row has the medians.
@@ -101,6 +131,14 @@ pub struct Rounds {
     pub iops: Vec<f64>,
     /// To the raw disk in the same round.
     pub ratio_to_disk: Vec<f64>,
+}
+
+/// Each round's own ratio to another row: the middle one and the extremes.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Ratio {
+    pub median: f64,
+    pub least: f64,
+    pub most: f64,
 }
 
 /// What a run counted, before it becomes a row.
@@ -116,11 +154,41 @@ pub struct Tally {
     pub client: Option<CpuTime>,
     pub server: Option<CpuTime>,
     pub first_error: Option<String>,
+    /// What the servers counted from the start of the run to its end, warm-up included.
+    pub counted: BTreeMap<String, u64>,
+    /// How often the threads that drove it asked for memory, and in how many operations.
+    pub allocations: (u64, u64),
+    /// Idle connections to each shard, and what each took of the servers' memory (bytes).
+    pub crowd: Option<(u64, f64)>,
+    pub series: Series,
+    /// The writes of a mixed run, whose reads the rest is; CPU time is of both.
+    pub writes: Option<Box<Self>>,
 }
+
+/// Counters of servers that are reported for each operation, and how the report calls them.
+const COSTS: [(&str, &str); 6] = [
+    ("ring_enters", "system_calls"),
+    ("ring_submissions", "ring_entries"),
+    ("cross_core_messages", "cross_core_messages"),
+    ("allocations", "allocations"),
+    ("disk_writes", "disk_writes"),
+    ("flushes", "flushes"),
+];
 
 impl Tally {
     /// Adds what another core counted in the same time.
     pub fn join(&mut self, other: Self) {
+        self.add(other, Series::join);
+    }
+
+    /// Adds what the same run counted at another time.
+    pub fn extend(&mut self, later: Self) {
+        let elapsed = self.elapsed + later.elapsed;
+        self.add(later, Series::extend);
+        self.elapsed = elapsed;
+    }
+
+    fn add(&mut self, other: Self, series: fn(&mut Series, Series)) {
         self.operations += other.operations;
         self.bytes += other.bytes;
         self.errors += other.errors;
@@ -130,20 +198,56 @@ impl Tally {
         self.client = sum(self.client, other.client, CpuTime::plus);
         self.server = sum(self.server, other.server, CpuTime::plus);
         self.first_error = self.first_error.take().or(other.first_error);
+        for (name, count) in other.counted {
+            *self.counted.entry(name).or_default() += count;
+        }
+        self.allocations.0 += other.allocations.0;
+        self.allocations.1 += other.allocations.1;
+        series(&mut self.series, other.series);
+        if let Some(theirs) = other.writes {
+            self.writes.get_or_insert_default().add(*theirs, series);
+        }
     }
 
-    /// Adds what the same run counted at another time.
-    pub fn extend(&mut self, later: Self) {
-        let elapsed = self.elapsed + later.elapsed;
-        self.join(later);
-        self.elapsed = elapsed;
+    /// The servers' counters, for each of the operations that they counted.
+    fn costs(&self) -> BTreeMap<String, f64> {
+        let count = |name: &str| self.counted.get(name).map_or(0.0, |count| *count as f64);
+        let operations = count("reads") + count("updates");
+        if operations == 0.0 {
+            return BTreeMap::new();
+        }
+        let each = COSTS.iter().filter(|(counter, _)| self.counted.contains_key(*counter));
+        let mut costs: BTreeMap<String, f64> =
+            each.map(|(counter, name)| ((*name).to_owned(), count(counter) / operations)).collect();
+        if count("update_bytes") > 0.0 {
+            // Data, journal and checkpoints.
+            costs.insert("write_amplification".into(), count("disk_write_bytes") / count("update_bytes"));
+        }
+        costs
+    }
+
+    /// The rows of a run: one, or the reads and the writes of a mixed one.
+    pub fn into_rows(mut self, mode: &str, mixed_reads: Option<u8>) -> Vec<Row> {
+        let Some(mut writes) = self.writes.take() else { return vec![self.into_row(mode)] };
+        // Nobody can say which of the two took the time.
+        let operations = self.operations + writes.operations;
+        (writes.client, writes.server) = (self.client, self.server);
+        let row = |tally: Self, name| {
+            let cpu = CpuPerOp::of(tally.client, tally.server, operations);
+            let mut row = Row { cpu_us_per_op: cpu, ..tally.into_row(format!("{mode}_{name}")) };
+            row.extras.mixed_reads = mixed_reads;
+            row
+        };
+        vec![row(self, "read"), row(*writes, "write")]
     }
 
     pub fn into_row(self, mode: impl Into<String>) -> Row {
         let seconds = self.elapsed.as_secs_f64();
         let each_second = |count: u64| (seconds > 0.0).then(|| count as f64 / seconds);
-        let each = |time: u64| (self.operations > 0).then(|| time as f64 / self.operations as f64);
         let clamped = self.latencies.clamped();
+        let server_per_op = self.costs();
+        let (allocations, of) = self.allocations;
+        let crowd = self.crowd;
         Row {
             mode: mode.into(),
             iops: each_second(self.operations),
@@ -152,20 +256,21 @@ impl Tally {
             errors: Some(self.errors),
             verify_errors: self.verify_errors,
             latency_us: LatencyUs::of(&self.latencies),
-            cpu_us_per_op: CpuPerOp {
-                client_user: self.client.and_then(|cpu| each(cpu.user_us)),
-                client_system: self.client.and_then(|cpu| each(cpu.system_us)),
-                server_user: self.server.and_then(|cpu| each(cpu.user_us)),
-                server_system: self.server.and_then(|cpu| each(cpu.system_us)),
-            },
+            cpu_us_per_op: CpuPerOp::of(self.client, self.server, self.operations),
             ratio_to_disk: None,
             extras: Extras {
                 seconds: Some(seconds),
                 clamped: (clamped > 0).then_some(clamped),
                 first_error: self.first_error,
+                server_per_op,
+                connections: crowd.map(|(count, _)| count),
+                server_bytes_per_connection: crowd.map(|(_, bytes)| bytes),
+                client_allocations_per_op: (of > 0).then(|| allocations as f64 / of as f64),
+                series: self.series.points(),
                 ..Extras::default()
             },
             latencies: Some(self.latencies),
+            series: self.series.began().is_some().then_some(self.series),
         }
     }
 }
@@ -174,6 +279,18 @@ fn sum<T>(one: Option<T>, other: Option<T>, add: impl Fn(T, T) -> T) -> Option<T
     match (one, other) {
         (Some(one), Some(other)) => Some(add(one, other)),
         (one, other) => one.or(other),
+    }
+}
+
+impl CpuPerOp {
+    fn of(client: Option<CpuTime>, server: Option<CpuTime>, operations: u64) -> Self {
+        let each = |time: u64| (operations > 0).then(|| time as f64 / operations as f64);
+        Self {
+            client_user: client.and_then(|cpu| each(cpu.user_us)),
+            client_system: client.and_then(|cpu| each(cpu.system_us)),
+            server_user: server.and_then(|cpu| each(cpu.user_us)),
+            server_system: server.and_then(|cpu| each(cpu.system_us)),
+        }
     }
 }
 
@@ -242,6 +359,9 @@ impl Report {
 }
 
 #[cfg(test)]
+pub(crate) mod sample;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -296,7 +416,8 @@ mod tests {
         assert_eq!(native["verify_errors"], 0);
         assert!(native["cpu_us_per_op"]["server_user"].is_null());
         assert!(disk["verify_errors"].is_null() && disk["ratio_to_disk"].is_null());
-        assert!(disk.get("files").is_none() && disk.get("latencies").is_none());
+        assert!(disk.get("files").is_none() && disk.get("series").is_none());
+        assert!(disk["histogram"].as_str().unwrap().starts_with("HIST"), "{}", disk["histogram"]);
         assert!(json["rows"][2]["ratio_to_disk"].is_null(), "a write has no ratio to random reads");
         assert!(json["config"].is_object() && json["machine"].is_object());
     }
@@ -308,6 +429,30 @@ mod tests {
         let back: Report = serde_json::from_str(&report.to_json()).unwrap();
         assert_eq!(back.rows[0].extras, report.rows[0].extras);
         assert_eq!(back.to_json(), report.to_json());
+        assert_eq!(back.to_text(draw::Style::Ascii), report.to_text(draw::Style::Ascii));
+        let broken = report.to_json().replace("HIST", "MIST");
+        assert!(serde_json::from_str::<Report>(&broken).unwrap_err().to_string().contains("HdrHistogram"));
+        // An earlier version wrote no histograms.
+        let mut old = serde_json::to_value(&report).unwrap();
+        old["rows"][0].as_object_mut().unwrap().remove("histogram");
+        assert!(serde_json::from_value::<Report>(old).unwrap().rows[0].latencies.is_none());
+    }
+
+    #[test]
+    fn a_mixed_run_has_a_row_for_each_kind_that_share_the_cpu_time() {
+        let cpu = Some(CpuTime { user_us: 6000, system_us: 0 });
+        let core = || Tally { writes: Some(Box::new(tally(100, 2))), ..tally(200, 2) };
+        let mut all = core();
+        all.join(core());
+        all.client = cpu;
+        let rows = all.into_rows("native_mixed", Some(67));
+        let modes: Vec<&str> = rows.iter().map(|row| row.mode.as_str()).collect();
+        assert_eq!(modes, ["native_mixed_read", "native_mixed_write"]);
+        assert_eq!((rows[0].iops, rows[1].iops), (Some(200.0), Some(100.0)));
+        for row in &rows {
+            assert_eq!((row.cpu_us_per_op.client_user, row.extras.mixed_reads), (Some(10.0), Some(67)));
+        }
+        assert_eq!(tally(1, 1).into_rows("native_randread", None).len(), 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use crate::directory::{Directory, Shape};
 use crate::supervise::{Spec, Supervisor};
-use corefs_wire::limits::{CHUNK_DEFAULT, CHUNK_MAX, CHUNK_MIN, REPLICAS_MAX, SHARDS_MAX};
+use corefs_wire::limits::{CHUNK_DEFAULT, CHUNK_MAX, CHUNK_MIN, REPLICAS_MAX, SHARDS_A_CORE_MAX, SHARDS_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -99,9 +99,13 @@ fn check(shape: &Shape, free: u64) -> Result<()> {
     if *nodes > 64 {
         return bad(format!("--nodes {nodes}: at most 64 on one machine"));
     }
-    let present = cpus().min(SHARDS_MAX as u32);
-    if *cores == 0 || *cores > present {
-        return bad(format!("--cores {cores}: a node can have 1 to {present} shards here, one a core"));
+    let most = (cpus() * SHARDS_A_CORE_MAX as u32).min(SHARDS_MAX as u32);
+    if *cores == 0 || *cores > most {
+        let what = format!(
+            "--cores {cores}: a node can have 1 to {most} shards here; more than {} share cores and gain nothing",
+            cpus()
+        );
+        return bad(what);
     }
     if *targets == 0 || *targets > 1024 {
         return bad(format!("--targets {targets}: between 1 and 1024 targets a node are possible"));

@@ -8,14 +8,20 @@ mod cmd;
 mod config;
 mod connect;
 mod directory;
+mod limits;
 mod output;
 mod role;
+mod scratch;
 mod signals;
 mod supervise;
 mod tree;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+
+/// Counts, so that the data path can show that it asks for no memory.
+#[global_allocator]
+static HEAP: corefs_net::heap::Counting = corefs_net::heap::Counting;
 
 /// A distributed file system for AI training and inference: thread per core, replicated chunks, POSIX through a
 /// mount, 4 KiB random reads at the disk's limit through the native client.
@@ -52,6 +58,7 @@ enum Command {
 fn main() -> ExitCode {
     // Before any thread exists, so that every thread inherits it: stop signals are taken by one thread alone.
     signals::block();
+    limits::open_many_files();
     let cli = Cli::parse();
     if let Err(error) = output::start_log(&cli.log) {
         return output::fail(&error);

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::mounted::{self, Processes};
-use crate::workload::Order;
+use crate::workload::{Order, Over, Skew};
+use futures_lite::future::zip;
 use std::path::{Path, PathBuf};
 
 const SIZE: u64 = 1 << 20;
@@ -149,4 +150,125 @@ fn failed_writes_are_errors_and_not_read_back() {
     assert!(tally.errors > 0 && tally.operations == 0);
     assert_eq!(tally.verify_errors, Some(0));
     assert!(tally.first_error.unwrap().contains("this file takes nothing"));
+}
+
+#[test]
+fn a_mixed_run_on_many_files_verifies_and_counts_both_kinds() {
+    let (dir, path) = scratch();
+    let direction = Direction::Mixed { reads: 60 };
+    let skew = Some(Skew { theta: 0.9, over: Over::Blocks });
+    let run = Workload { files: 3, skew, working_set: 3 * SIZE, ..timed(direction, Order::Random) };
+    let live = Arc::new(Live::default());
+    mounted::prepare_for(&path, &run, &live, Watch::Nothing).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    let reads = go(&path, &run);
+    let writes = reads.writes.as_deref().unwrap();
+    for side in [&reads, writes] {
+        assert!(side.operations > 0 && side.errors == 0, "{:?}", side.first_error);
+        assert_eq!((side.verify_errors, side.latencies.count()), (Some(0), side.operations));
+        let points = side.series.points().unwrap().points;
+        assert_eq!(points.iter().map(|point| point.operations).sum::<u64>(), side.operations);
+    }
+    // Each file has a pattern of its own, which a run of the same shape knows.
+    let read = Workload { direction: Direction::Read, skew: None, ..run.clone() };
+    assert_eq!(go(&path, &read).verify_errors, Some(0));
+    std::fs::rename(dir.path().join("file.0"), dir.path().join("x")).unwrap();
+    std::fs::rename(dir.path().join("file.1"), dir.path().join("file.0")).unwrap();
+    std::fs::rename(dir.path().join("x"), dir.path().join("file.1")).unwrap();
+    assert!(go(&path, &read).verify_errors > Some(0), "files that changed places");
+}
+
+/// A file in memory, which may lose writes: all of every eighth, or its second half. It stops the run after so many operations,
+/// however long they take.
+struct Memory {
+    bytes: RefCell<Vec<u8>>,
+    lost: Loss,
+    writes: Cell<u64>,
+    left: Cell<u64>,
+    live: Arc<Live>,
+}
+
+impl Memory {
+    async fn others(&self) {
+        match self.left.get().checked_sub(1) {
+            Some(left) => self.left.set(left),
+            None => self.live.stop(),
+        }
+        futures_lite::future::yield_now().await;
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Loss {
+    Nothing,
+    All,
+    Half,
+}
+
+impl Target for Memory {
+    async fn read(&self, offsets: &[u64], length: usize, each: &mut dyn FnMut(usize, Result<&[u8]>)) {
+        self.others().await;
+        let bytes = self.bytes.borrow();
+        for (number, offset) in offsets.iter().enumerate() {
+            each(number, Ok(&bytes[*offset as usize..][..length]));
+        }
+    }
+    async fn write(&self, offset: u64, length: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
+        self.others().await;
+        self.writes.set(self.writes.get() + 1);
+        let mut written = vec![0; length];
+        fill(&mut written);
+        let kept = match self.lost {
+            Loss::All if self.writes.get().is_multiple_of(8) => 0,
+            Loss::Half if self.writes.get().is_multiple_of(8) => length / 2,
+            _ => length,
+        };
+        self.bytes.borrow_mut()[offset as usize..][..kept].copy_from_slice(&written[..kept]);
+        self.others().await;
+        Ok(())
+    }
+    async fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+    async fn pause(&self, _: Duration) {
+        futures_lite::future::yield_now().await;
+    }
+}
+
+/// A run of a few lanes in memory, whose bytes an earlier run has written.
+fn in_memory(workload: &Workload, lost: Loss) -> Tally {
+    let mut bytes = vec![0; workload.working_set as usize];
+    Pattern::new(workload.seed).fill(0, fresh_generation(), &mut bytes);
+    let live = Arc::new(Live::default());
+    let (writes, left) = (Cell::new(0), Cell::new(400));
+    let target = Memory { bytes: RefCell::new(bytes), lost, writes, left, live: Arc::clone(&live) };
+    let until = Until::Elapsed { warmup: Duration::ZERO, measured: Duration::from_secs(3600) };
+    let workload = Arc::new(Workload { until, ..workload.clone() });
+    let run = CoreRun::new(&workload, 0, Instant::now(), fresh_generation() + 1, &live);
+    let lane = || run.lane(&target);
+    futures_lite::future::block_on(async {
+        zip(lane(), zip(lane(), lane())).await;
+        run.finish(&target).await
+    })
+}
+
+#[test]
+fn blocks_of_any_size_at_any_place_verify_and_lost_writes_are_found() {
+    for (block, unaligned) in [(512, false), (777, true), (12_345, false), (70_001, true)] {
+        for direction in [Direction::Read, Direction::Write, Direction::Mixed { reads: 50 }] {
+            let run = Workload { block, unaligned, depth: 3, ..timed(direction, Order::Random) };
+            let good = in_memory(&run, Loss::Nothing);
+            let writes = good.writes.as_ref().map_or(0, |writes| writes.verify_errors.unwrap());
+            assert_eq!((good.verify_errors, writes), (Some(0), 0), "{block} {direction:?}");
+            assert!(good.operations > 0);
+        }
+        for lost in [Loss::All, Loss::Half] {
+            let run = Workload { block, unaligned, depth: 3, ..timed(Direction::Write, Order::Random) };
+            assert!(in_memory(&run, lost).verify_errors > Some(0), "{block} {lost:?}");
+            // A mixed run sees it at once, in its reads, which come by often where there are few blocks.
+            let direction = Direction::Mixed { reads: 50 };
+            let run = Workload { direction, working_set: 20 * block, ..run };
+            assert!(in_memory(&run, lost).verify_errors > Some(0), "{block} {lost:?}, mixed");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::cluster::{self, Cluster, Wishes};
 use crate::directory::Directory;
+use crate::scratch::Scratch;
 use crate::tree::{self, Copied};
 use crate::{output, signals};
 use corefs_perf::args::Bytes;
@@ -61,7 +62,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         return Err(Error::new(ErrorCode::BadConfig, what));
     }
     let live = Arc::new(Live::default());
-    let scratch = Scratch::new(args.dir.as_deref())?;
+    let scratch = Scratch::new(args.dir.as_deref(), "corefs-quickstart")?;
     let mut job = Job {
         args: &args,
         live: Arc::clone(&live),
@@ -74,42 +75,6 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let text = if args.json { job.report.to_json() } else { job.report.to_text(Style::of_stdout()) };
     output::line(text.trim_end())?;
     Ok(ExitCode::from(u8::from(job.report.failed())))
-}
-
-/// The directory of the run; removed at the end when nobody named it.
-struct Scratch {
-    path: PathBuf,
-    remove: bool,
-}
-
-impl Scratch {
-    fn new(named: Option<&Path>) -> Result<Self> {
-        let path = match named {
-            Some(path) => path.to_owned(),
-            None => PathBuf::from(format!("corefs-quickstart-{}", std::process::id())),
-        };
-        if path.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-            let what = format!("--dir {}: not empty; quickstart wants a fresh directory", path.display());
-            return Err(Error::new(ErrorCode::DirectoryInUse, what));
-        }
-        std::fs::create_dir_all(&path).map_err(|error| Error::from(error).of(path.display()))?;
-        let path = path.canonicalize().map_err(|error| Error::from(error).of(path.display()))?;
-        Ok(Self { path, remove: named.is_none() })
-    }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if self.remove
-            && let Err(error) = std::fs::remove_dir_all(&self.path)
-        {
-            eprintln!("corefs: {} could not be removed: {error}", self.path.display());
-        }
-    }
 }
 
 struct Job<'a> {
@@ -157,8 +122,7 @@ impl Job<'_> {
             until: Until::Elapsed { warmup: WARMUP, measured: Duration::from_secs_f64(self.args.seconds) },
             rate: None,
             verify,
-            seed: SEED,
-            round: 0,
+            ..Workload::layout(self.size, SEED)
         }
     }
 
