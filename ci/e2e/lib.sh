@@ -36,9 +36,10 @@ need_mount() { can_mount || skip "mounting needs /dev/fuse and root"; }
 need_tool() { command -v "$1" >/dev/null || skip "$1 is not installed"; }
 
 # up [flags of corefs up]: starts the cluster in $work/cluster and waits for its ready line. Sets up_pid, manager.
+# On a port of the test's own: a cluster that was killed must find its port free, whoever else starts one meanwhile.
 up() {
   : >"$work/up.out"
-  "$COREFS" up --dir "$work/cluster" "$@" >"$work/up.out" 2>>"$work/up.log" &
+  "$COREFS" up --dir "$work/cluster" --port $((10000 + $$ % 20000)) "$@" >"$work/up.out" 2>>"$work/up.log" &
   up_pid=$!
   for _ in $(seq 1200); do
     if grep -q '^ready ' "$work/up.out"; then

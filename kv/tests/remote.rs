@@ -283,7 +283,7 @@ fn nonsense_is_refused_and_harms_nobody() {
         set(&client, b"k", b"1").await;
         let call = async |op: u16, body: &[u8]| {
             let reply = enemy.node().call(&served.address, op, body, None, Duration::from_secs(5)).await;
-            reply.map(|reply| reply.body)
+            reply.map(|reply| reply.body.to_vec())
         };
         // What is left of a large transaction is not taken for the whole.
         let mut tail = CommitRequestT::default();

@@ -5,20 +5,25 @@ use crate::source::Source;
 use crate::tree::Tree;
 
 /// Where `unsafe` may be, and for what.
-const PLACES: [(&str, &str); 15] = [
+const PLACES: [(&str, &str); 20] = [
+    ("wire/src/checksum", "instructions that the processor was asked for"),
     ("net/src/ring", "entries name memory that the kernel writes"),
     ("net/src/buffer", "the arena hands out its mapped memory"),
     ("net/src/tcp", "entries name memory; socket calls"),
+    ("net/src/heap", "an allocator is unsafe to implement"),
     ("net/src/process", "clock_gettime(2), getrusage(2), sysconf(3)"),
     ("engine/src/disk", "entries name buffers"),
     ("engine/src/shard", "entries name buffers"),
+    ("engine/src/store/prefetch", "a hint to the processor, of any address"),
     ("client/src/attr", "getgroups(2)"),
     ("client/src/join", "pinning a list of futures"),
     ("fuse/src/mount", "mount(2), umount2(2)"),
+    ("tools/src/limits", "setrlimit(2)"),
     ("tools/src/signals", "signal masks and sigwait(3)"),
     ("tools/src/supervise", "kill(2), and calls between fork and exec"),
     ("tools/src/cluster", "statvfs(2)"),
     ("tools/src/tree", "times and owners of files"),
+    ("perf/src/bare", "entries name buffers"),
     ("perf/src/cpu", "getrusage(2), sysconf(3)"),
     ("perf/src/extents", "ioctl(2)"),
 ];
