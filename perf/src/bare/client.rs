@@ -2,8 +2,8 @@
 
 use super::identity;
 use crate::driver::Live;
-use crate::histogram::Latencies;
 use crate::report::Tally;
+use crate::series::Recorder;
 use crate::workload::{Offsets, Until, Workload};
 use corefs_net::{
     Address, Buffer, Completion, ConnId, Flow, FrameSink, Peer, Placement, Pool, Ring, RingConfig, Role,
@@ -15,7 +15,7 @@ use corefs_wire::frame::{Header, Kind};
 use corefs_wire::limits::{BLOCK, READ_BATCH_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use zerocopy::IntoBytes;
 
 /// How often the loop looks whether it is to stop, even if nothing completes.
@@ -44,13 +44,16 @@ pub fn drive(
         let buffer = pool.get(workload.block as usize).ok_or(ErrorCode::Internal)?;
         Ok(Slot { lane: number / workload.batch as usize, buffer: Some(buffer) })
     };
+    let until_counted = (begin + warmup).saturating_duration_since(Instant::now());
     let mut desk = Desk {
         slots: (0..slots).map(slot).collect::<Result<_>>()?,
         lanes: vec![Lane { left: 0, good: 0, start: begin }; lanes],
         idle: Vec::with_capacity(lanes),
         open: 0,
         block: workload.block as usize,
-        tally: Tally { latencies: Latencies::new(), ..Tally::default() },
+        tally: Tally::default(),
+        recorder: Recorder::new(SystemTime::now() + until_counted, Some(measured)),
+        live,
         counted: begin + warmup..begin + warmup + measured,
         now: begin,
         lost: None,
@@ -87,13 +90,14 @@ pub fn drive(
         true => desk.now.saturating_duration_since(desk.counted.start),
         false => measured,
     };
+    (tally.series, tally.latencies) = desk.recorder.finish(tally.elapsed);
     Ok(tally)
 }
 
 fn turn(
     ring: &mut Ring,
     tcp: &mut Tcp,
-    desk: &mut Desk,
+    desk: &mut Desk<'_>,
     completions: &mut Vec<Completion>,
     ticking: &mut bool,
 ) -> Result<()> {
@@ -132,7 +136,7 @@ struct Lane {
 }
 
 /// Takes replies.
-struct Desk {
+struct Desk<'a> {
     slots: Vec<Slot>,
     lanes: Vec<Lane>,
     /// Lanes whose batch is done.
@@ -140,12 +144,14 @@ struct Desk {
     open: usize,
     block: usize,
     tally: Tally,
+    recorder: Recorder,
+    live: &'a Live,
     counted: Range<Instant>,
     now: Instant,
     lost: Option<Error>,
 }
 
-impl FrameSink for Desk {
+impl FrameSink for Desk<'_> {
     fn place(&mut self, _conn: ConnId, header: &Header, _body: &[u8]) -> Placement {
         let slot = self.slots.get_mut(header.request() as usize);
         match slot.and_then(|slot| slot.buffer.take()) {
@@ -172,7 +178,8 @@ impl FrameSink for Desk {
             if self.counted.contains(&self.now) {
                 self.tally.operations += lane.good;
                 self.tally.bytes += lane.good * self.block as u64;
-                self.tally.latencies.record_n((self.now - lane.start).as_nanos() as u64, lane.good);
+                let latency = (self.now - lane.start).as_nanos() as u64;
+                self.recorder.record(self.now - self.counted.start, latency, lane.good, self.live);
             }
             self.idle.push(slot.lane);
         }
@@ -198,7 +205,7 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    fn ask(&mut self, lane: usize, desk: &mut Desk, tcp: &mut Tcp) -> Result<()> {
+    fn ask(&mut self, lane: usize, desk: &mut Desk<'_>, tcp: &mut Tcp) -> Result<()> {
         let batch = self.workload.batch as usize;
         desk.lanes[lane] = Lane { left: batch as u32, good: 0, start: desk.now };
         for slot in lane * batch..(lane + 1) * batch {

@@ -74,31 +74,27 @@ mod tests {
     #[test]
     fn other_places_and_missing_arguments_are_found() {
         assert_eq!(findings(check, &[("meta/src/key.rs", ARGUED)]).len(), 1);
-        let found =
-            findings(check, &[("perf/src/cpu.rs", "unsafe { f() }"), ("perf/src/extents.rs", ARGUED)]);
+        let found = findings(check, &[("fuse/src/mount.rs", "unsafe { f() }")]);
         assert_eq!(found.len(), 1);
         assert!(found[0].contains("SAFETY"), "{found:?}");
         let far = format!("// SAFETY: of something else.\n{}unsafe {{ f() }}", "x();\n".repeat(20));
-        assert_eq!(findings(check, &[("perf/src/cpu.rs", &far), ("perf/src/extents.rs", ARGUED)]).len(), 1);
+        assert_eq!(findings(check, &[("fuse/src/mount.rs", &far)]).len(), 1);
     }
 
     #[test]
     fn argued_uses_in_named_places_and_tests_are_fine() {
-        let files =
-            [("perf/src/cpu.rs", ARGUED), ("perf/src/extents.rs", ARGUED), ("perf/tests/x.rs", ARGUED)];
+        let files = [("fuse/src/mount.rs", ARGUED), ("fuse/tests/x.rs", ARGUED)];
         assert!(findings(check, &files).is_empty());
         let documented = "/// # Safety\n/// `to` is owned.\npub unsafe fn read(to: *mut u8) {}";
-        assert!(
-            findings(check, &[("perf/src/cpu.rs", documented), ("perf/src/extents.rs", ARGUED)]).is_empty()
-        );
+        assert!(findings(check, &[("fuse/src/mount.rs", documented)]).is_empty());
         let named = "// unsafe\n#![forbid(unsafe_code)]\ntype Call = unsafe extern \"C\" fn(u8);";
         assert!(findings(check, &[("meta/src/key.rs", named)]).is_empty());
     }
 
     #[test]
     fn a_place_that_needs_none_is_stale() {
-        let found = findings(check, &[("perf/src/cpu.rs", ARGUED), ("perf/src/lib.rs", "")]);
+        let found = findings(check, &[("client/src/attr.rs", ARGUED), ("client/src/lib.rs", "")]);
         assert_eq!(found.len(), 1);
-        assert!(found[0].contains("perf/src/extents"), "{found:?}");
+        assert!(found[0].contains("client/src/join"), "{found:?}");
     }
 }
