@@ -25,6 +25,13 @@ fn nothing_is_lost_in_a_thousand_cuts() {
     assert!(counts.acknowledged > 5_000 && counts.dropped > 500 && counts.duplicates > 20);
 }
 
+/// A batch that only removed what never was leaves no other trace than a tombstone. The check took the state before it for the
+/// state after it, and then complained of the next update of that chunk.
+#[test]
+fn a_removal_of_what_never_was_survives_unnoticed() {
+    run(20_261_167, 20, None).unwrap_or_else(|failure| panic!("{failure}"));
+}
+
 #[test]
 fn one_seed_is_one_run_bit_for_bit() {
     let images = [(); 2].map(|()| {
