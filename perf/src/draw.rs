@@ -36,23 +36,30 @@ pub fn table(rows: &[Row]) -> String {
         "", "IOPS", "MiB/s", "p50", "p90", "p99", "p99.9", "max", "of disk"
     );
     for row in rows {
-        let latency = &row.latency_us;
+        let [iops, mib, p50, p90, p99, p99_9, max, ratio] = figures(row);
         text.push_str(&format!(
-            "{:<17}{:>8}{:>9}{:>7}{:>7}{:>7}{:>7}{:>7}{:>8}\n",
-            row.mode,
-            or_dash(row.iops, count),
-            or_dash(row.bytes_per_second, |bytes| format!("{:.1}", bytes / f64::from(1 << 20))),
-            or_dash(latency.p50, time),
-            or_dash(latency.p90, time),
-            or_dash(latency.p99, time),
-            or_dash(latency.p99_9, time),
-            or_dash(latency.max, time),
-            or_dash(row.ratio_to_disk, |ratio| format!("{ratio:.2}")),
+            "{:<17}{iops:>8}{mib:>9}{p50:>7}{p90:>7}{p99:>7}{p99_9:>7}{max:>7}{ratio:>8}\n",
+            row.mode
         ));
     }
     text.push_str(&cpu_table(rows));
     rows.iter().for_each(|row| remarks(row, &mut text));
     text
+}
+
+/// A row's throughput, latencies and ratio, as every table shows them.
+pub fn figures(row: &Row) -> [String; 8] {
+    let latency = &row.latency_us;
+    [
+        or_dash(row.iops, count),
+        or_dash(row.bytes_per_second, |bytes| format!("{:.1}", bytes / f64::from(1 << 20))),
+        or_dash(latency.p50, time),
+        or_dash(latency.p90, time),
+        or_dash(latency.p99, time),
+        or_dash(latency.p99_9, time),
+        or_dash(latency.max, time),
+        or_dash(row.ratio_to_disk, |ratio| format!("{ratio:.2}")),
+    ]
 }
 
 fn cpu_table(rows: &[Row]) -> String {

@@ -2,7 +2,7 @@
 
 mod chart;
 
-use crate::draw::{count, remarks, time};
+use crate::draw::{count, figures, remarks, time};
 use crate::histogram::Latencies;
 use crate::report::{Report, Row};
 use crate::series::Points;
@@ -61,19 +61,9 @@ fn subtitle(report: &Report) -> String {
 fn table(rows: &[Row]) -> String {
     let mut text = head(&["", "IOPS", "MiB/s", "p50", "p90", "p99", "p99.9", "max", "of disk", "errors"]);
     for row in rows {
-        let latency = &row.latency_us;
         let wrong = row.errors.unwrap_or(0) + row.verify_errors.unwrap_or(0);
         let known = row.errors.or(row.verify_errors).map(|_| wrong);
-        let cells = [
-            or_dash(row.iops, count),
-            or_dash(row.bytes_per_second, |bytes| format!("{:.1}", bytes / f64::from(1 << 20))),
-            or_dash(latency.p50, time),
-            or_dash(latency.p90, time),
-            or_dash(latency.p99, time),
-            or_dash(latency.p99_9, time),
-            or_dash(latency.max, time),
-            or_dash(row.ratio_to_disk, |ratio| format!("{ratio:.2}")),
-        ];
+        let cells = figures(row);
         let bad = if wrong > 0 { " class=\"bad\"" } else { "" };
         text += &format!(
             "<tr><td>{}</td>{}<td{bad}>{}</td></tr>\n",

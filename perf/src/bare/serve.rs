@@ -257,13 +257,23 @@ impl Thread {
         let head = ReadReply { blocks: (blocks as u32).into(), ..ReadReply::default() };
         self.body.extend_from_slice(head.as_bytes());
         self.body.extend_from_slice([U32::ZERO; CRCS_MAX][..blocks].as_bytes());
-        // A peer that is gone needs no answer.
-        let _gone = self.tcp.send(conn, Kind::Reply, op::READ, request, 0, &self.body, Some(data));
+        let sent = self.tcp.send(conn, Kind::Reply, op::READ, request, 0, &self.body, Some(data));
+        self.sent(conn, sent);
     }
 
     fn refuse(&mut self, conn: ConnId, request: u64, error: &Error) {
         let body = encode_error(error);
-        let _gone = self.tcp.send(conn, Kind::Reply, op::READ, request, error.code as u32, &body, None);
+        let sent = self.tcp.send(conn, Kind::Reply, op::READ, request, error.code as u32, &body, None);
+        self.sent(conn, sent);
+    }
+
+    /// A peer that is gone needs no answer; one that would miss an answer is cut off, and its run fails.
+    fn sent(&mut self, conn: ConnId, sent: Result<()>) {
+        if let Err(error) = sent
+            && error.code == ErrorCode::Overloaded
+        {
+            self.tcp.close(conn);
+        }
     }
 }
 
