@@ -65,6 +65,12 @@ whole() {
 }
 
 whole
+# The load is at work before anything is hurt: on a busy machine it takes its time to start.
+for _ in $(seq 600); do
+  [ "$(grep -c ' write$' "$work/log" 2>/dev/null)" -lt 20 ] 2>/dev/null || break
+  kill -0 "$load_pid" 2>/dev/null || { cat "$work/load.out"; die "the load ended before it wrote"; }
+  sleep 0.1
+done
 at=$(now); kill -KILL "$(node 2)"
 waited=$(writes_after "$at") || die "writes don't go on: $waited"
 say "one node killed: $waited"
