@@ -15,15 +15,9 @@ enum Slot<F: Future> {
 /// Runs all of `futures`; their results in order.
 ///
 /// Everything is polled once, which starts it. Afterwards, of few futures all are polled at each wake-up; of many only
-/// the first that isn't done, as [`started`] does.
+/// the first that isn't done: these cost n polls and not n squared.
 pub fn all<F: Future>(futures: impl IntoIterator<Item = F>) -> All<F> {
     join(futures, FEW)
-}
-
-/// As [`all`], for futures that need no more polls once started, as reads do unless they fail: at a wake-up only the first that
-/// isn't done is polled, so that a batch of n costs n polls and not n squared. Those that fail are retried when their turn comes.
-pub fn started<F: Future>(futures: impl IntoIterator<Item = F>) -> All<F> {
-    join(futures, 0)
 }
 
 fn join<F: Future>(futures: impl IntoIterator<Item = F>, few: usize) -> All<F> {

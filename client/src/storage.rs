@@ -1,12 +1,12 @@
 //! Chunks: reads batched per owner, updates tagged and retried, lists.
 //!
 //! The read path is built for the cost of one operation. What one read does, besides the kernel's work: pick a replica (two
-//! array accesses), take a buffer, reserve a request number, append 56 bytes to the owner's batch; when its reply has
-//! come, check a CRC per block. Nothing of it allocates, locks or spawns; errors leave it for `read_again`.
+//! array accesses), reserve a request number, append 56 bytes to the owner's batch; when its reply has
+//! come, check a CRC per block, where it arrived. Nothing of it allocates, locks or spawns; errors leave it for `read_again`.
 //!
 //! Invariants
 //! - Entries gathered for an owner leave at the end of the turn in which they were gathered, or when the batch is full.
-//! - Each attempt owns its buffer until its reply or the end of its connection: the node keeps it, so a read that is dropped
+//! - Each attempt that names a buffer owns it until its reply or the end of its connection: the node keeps it, so a read that is dropped
 //!   or timed out can't be written into by a late reply.
 //! - A channel carries one update at a time; one whose last outcome is unknown is never used again.
 
@@ -15,6 +15,7 @@ mod list;
 mod read;
 mod update;
 
+pub use read::{Asking, Unfinished, read_entry};
 pub use update::Update;
 
 use crate::ground::Ground;
@@ -282,10 +283,10 @@ impl Storage {
         &self,
         owner: OwnerIndex,
         mut entry: ReadEntry,
-        buffer: Buffer,
+        place: Option<Buffer>,
         within: Duration,
     ) -> Result<Reply> {
-        let (conn, expected) = self.expect(owner, Some(buffer)).await?;
+        let (conn, expected) = self.expect(owner, place).await?;
         let _counted = self.count(owner);
         entry.request = expected.request_id().into();
         self.gather(owner, &entry);

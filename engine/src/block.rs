@@ -1,7 +1,7 @@
 //! Whole checksum blocks made of a payload and of what is kept of old blocks. Pure.
 
 use crate::store::Merge;
-use corefs_wire::checksum::crc32c;
+use corefs_wire::checksum::{crc32c, crcs_before};
 use corefs_wire::data::segments;
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{Error, ErrorCode, Result};
@@ -43,11 +43,11 @@ pub fn crcs(blocks: &[u8], payload: &Range<usize>, known: &[u32], out: &mut Vec<
     }
 }
 
-/// Compares the CRCs of blocks read from the disk; the error says how many blocks differ.
-pub fn verify(blocks: &[u8], expected: &[u32]) -> Result<(), Mismatch> {
+/// Compares the CRCs of whole blocks read from the disk; the error says how many blocks differ. `next` is where the blocks are that are
+/// verified next: a hint.
+pub fn verify(blocks: &[u8], expected: &[u32], next: *const u8) -> Result<(), Mismatch> {
     let mut found = None;
-    for (block, expected) in blocks.chunks_exact(BLOCK).zip(expected) {
-        let actual = crc32c(block);
+    for (actual, expected) in crcs_before(blocks, next).zip(expected) {
         if actual != *expected {
             let mismatch = found.get_or_insert(Mismatch { expected: *expected, actual, blocks: 0 });
             mismatch.blocks += 1;
@@ -90,9 +90,9 @@ mod tests {
         let mut found = Vec::new();
         crcs(&blocks, &payload, &[99], &mut found);
         assert_eq!(found, [crc32c(&blocks)], "a part's checksum isn't the block's");
-        assert_eq!(verify(&blocks, &found), Ok(()));
+        assert_eq!(verify(&blocks, &found, std::ptr::null()), Ok(()));
         blocks[4000] ^= 1;
-        assert_eq!(verify(&blocks, &found).map_err(|mismatch| mismatch.blocks), Err(1));
+        assert_eq!(verify(&blocks, &found, std::ptr::null()).map_err(|mismatch| mismatch.blocks), Err(1));
         assert_eq!(merge(&mut blocks, &Merge { crc: 1, ..kept }, &old).unwrap_err().code, ErrorCode::Corrupt);
     }
 

@@ -142,7 +142,7 @@ struct Asked {
 }
 
 impl FrameSink for Asked {
-    fn place(&mut self, _: ConnId, _: &Header, _: &[u8]) -> Placement {
+    fn place(&mut self, _: ConnId, _: &Header, _: &[u8], _: Option<Buffer>) -> Placement {
         Placement::Discard
     }
 
@@ -205,7 +205,7 @@ struct Taker {
 }
 
 impl FrameSink for Taker {
-    fn place(&mut self, _: ConnId, header: &Header, _: &[u8]) -> Placement {
+    fn place(&mut self, _: ConnId, header: &Header, _: &[u8], _: Option<Buffer>) -> Placement {
         match self.pool.get(header.data_len()) {
             Some(buffer) => Placement::Into { buffer, offset: 0 },
             None => Placement::Discard,

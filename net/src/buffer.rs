@@ -14,6 +14,7 @@ mod arena;
 mod buddy;
 
 use arena::Arena;
+use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -48,7 +49,14 @@ impl Pool {
     pub fn get(&self, len: usize) -> Option<Buffer> {
         assert!(len <= BLOCK_MAX, "a buffer of {len} bytes: the largest block has {BLOCK_MAX}");
         let (page, order) = self.0.take(len)?;
-        Some(Buffer { arena: Rc::clone(&self.0), page, order, len: len as u32 })
+        Some(Buffer {
+            arena: Rc::clone(&self.0),
+            page,
+            order,
+            carved: Cell::new(false),
+            start: 0,
+            len: len as u32,
+        })
     }
 
     /// Bytes of the arena.
@@ -72,11 +80,16 @@ impl Pool {
     }
 }
 
-/// A handle of one block: a range of bytes, aligned to [`BLOCK_MIN`]. `!Send`; a clone shares the block.
+/// A handle of one block: a range of its bytes, which begins with it and is aligned to [`BLOCK_MIN`] unless it is a
+/// [`part`](Self::part). `!Send`; a clone shares the block.
 pub struct Buffer {
     arena: Rc<Arena>,
     page: u32,
     order: u8,
+    /// Nobody else has bytes of the range, though others have other parts of the block.
+    carved: Cell<bool>,
+    /// Where in the block the range begins.
+    start: u32,
     len: u32,
 }
 
@@ -91,27 +104,68 @@ impl Buffer {
         self.len == 0
     }
 
-    /// Bytes of the block: a power of two, at least `len`.
+    /// Bytes of the block from where this handle begins, at least `len`; of a whole block a power of two.
     #[inline]
     pub fn capacity(&self) -> usize {
-        BLOCK_MIN << self.order
+        (BLOCK_MIN << self.order) - self.start as usize
     }
 
-    /// Changes the length of this handle, up to the capacity. Bytes that come into view are old ones.
+    /// Changes the length of this handle, up to the capacity. Bytes that come into view are old ones; of a block that has
+    /// other handles none may.
     pub fn set_len(&mut self, len: usize) {
         assert!(len <= self.capacity(), "{len} bytes in a block of {}", self.capacity());
+        let alone = || self.arena.count(self.page) == 1;
+        assert!(len <= self.len() || alone(), "what comes into view may be another's");
         self.len = len as u32;
+    }
+
+    /// A handle of a part of this range, which shares the block.
+    pub fn part(&self, part: Range<usize>) -> Self {
+        assert!(part.start <= part.end && part.end <= self.len(), "{part:?} of {self:?}");
+        let mut handle = self.clone();
+        (handle.start, handle.len) = (self.start + part.start as u32, part.len() as u32);
+        handle
     }
 
     #[inline]
     pub fn as_slice(&self) -> &[u8] {
         // SAFETY: the block belongs to this handle, lies in the mapping, which the Rc keeps, and is initialised memory
         // (anonymous pages). Nobody writes while it is shared: `get_mut` refuses, and whoever gives the pointer to the
-        // kernel for writing owns the only handle (see `as_mut_ptr`).
+        // kernel for writing owns the only handle, or has lent out other parts only (see `as_mut_ptr`).
         unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len()) }
     }
 
-    /// The bytes for writing, unless the block has another handle.
+    /// Two handles of what lies before and behind `at`, each of which may write its own. The handle must be unique.
+    pub fn split(self, at: usize) -> (Self, Self) {
+        assert!(self.is_unique() && at <= self.len(), "{at} of {self:?}");
+        let (mut front, mut back) = (self.part(0..at), self.part(at..self.len()));
+        front.carved = Cell::new(true);
+        back.carved = Cell::new(true);
+        (front, back)
+    }
+
+    /// One handle again of all that were [`split`](Self::split), in order and none missing; else what was given.
+    pub fn join(parts: Vec<Self>) -> Result<Self, Vec<Self>> {
+        let follows = |pair: &[Self]| {
+            let [one, next] = pair else { return false };
+            Rc::ptr_eq(&one.arena, &next.arena) && one.page == next.page && one.start + one.len == next.start
+        };
+        if !parts.windows(2).all(follows) || !parts.iter().all(|part| part.carved.get()) {
+            return Err(parts);
+        }
+        let len = parts.iter().map(|part| part.len).sum();
+        let mut parts = parts.into_iter();
+        match parts.next() {
+            Some(first) => {
+                let mut joined = first;
+                joined.len = len;
+                Ok(joined)
+            }
+            None => Err(Vec::new()),
+        }
+    }
+
+    /// The bytes for writing, unless somebody else may look at them.
     #[inline]
     pub fn get_mut(&mut self) -> Option<&mut [u8]> {
         if !self.is_unique() {
@@ -121,9 +175,10 @@ impl Buffer {
         Some(unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr(), self.len()) })
     }
 
+    /// Whether nobody else has bytes of the range.
     #[inline]
     pub fn is_unique(&self) -> bool {
-        self.arena.count(self.page) == 1
+        self.carved.get() || self.arena.count(self.page) == 1
     }
 
     /// Fills `range` with zeros; `None` if the block is shared.
@@ -139,10 +194,11 @@ impl Buffer {
     }
 
     /// The address for the kernel. Whoever lets it be written through must own the only handle until the
-    /// completion, and keep that handle alive until then.
+    /// completion, and keep that handle alive until then. One exception: who owned the only handle may lend
+    /// [`part`](Self::part)s of it, and go on to write what no part has and no reference is made to.
     #[inline]
     pub fn as_mut_ptr(&self) -> *mut u8 {
-        self.arena.address(self.page)
+        self.arena.address(self.page).wrapping_add(self.start as usize)
     }
 }
 
@@ -150,7 +206,9 @@ impl Clone for Buffer {
     #[inline]
     fn clone(&self) -> Self {
         self.arena.retain(self.page);
-        Self { arena: Rc::clone(&self.arena), page: self.page, order: self.order, len: self.len }
+        self.carved.set(false);
+        let (page, order, start, len) = (self.page, self.order, self.start, self.len);
+        Self { arena: Rc::clone(&self.arena), page, order, carved: Cell::new(false), start, len }
     }
 }
 
@@ -245,6 +303,56 @@ mod tests {
         drop(clone);
         assert_eq!(pool.in_use(), 0);
         assert!(pool.get(BLOCK_MAX).is_some(), "freed blocks merge again");
+    }
+
+    #[test]
+    fn parts_share_the_block() {
+        let pool = Pool::new(1).unwrap();
+        let mut whole = pool.get(8192).unwrap();
+        whole.get_mut().unwrap()[5000..5100].fill(3);
+        let mut part = whole.part(4990..5100).part(10..110);
+        assert_eq!((part.as_slice(), part.capacity()), ([3; 100].as_slice(), 8192 - 5000));
+        assert!(part.get_mut().is_none() && whole.get_mut().is_none());
+        drop(whole);
+        part.set_len(3192);
+        part.get_mut().unwrap()[3191] = 9;
+        drop(part);
+        assert_eq!(pool.in_use(), 0);
+    }
+
+    #[test]
+    fn what_is_split_is_written_side_by_side_and_joined_again() {
+        let pool = Pool::new(1).unwrap();
+        let (mut one, rest) = pool.get(12_000).unwrap().split(4096);
+        let (mut two, mut three) = rest.split(4000);
+        for (part, byte) in [(&mut one, 1), (&mut two, 2), (&mut three, 3)] {
+            part.get_mut().unwrap().fill(byte);
+        }
+        let [one, two, three] = Buffer::join(vec![one, three, two]).unwrap_err().try_into().unwrap();
+        let parts = Buffer::join(vec![one, two.clone(), three]).unwrap_err();
+        assert!(parts[1].is_empty() || !parts[1].is_unique(), "a clone may look at it");
+        drop((two, parts));
+        assert_eq!(pool.in_use(), 0);
+        let (one, two) = pool.get(9000).unwrap().split(8192);
+        let mut whole = Buffer::join(vec![one, two]).unwrap();
+        assert!(whole.get_mut().is_some_and(|bytes| bytes.len() == 9000));
+        whole.set_len(16_384);
+        drop(whole);
+        assert_eq!(pool.in_use(), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "another's")]
+    fn a_part_that_was_split_off_does_not_grow() {
+        let (mut one, _two) = Pool::new(1).unwrap().get(8192).unwrap().split(4096);
+        one.set_len(4097);
+    }
+
+    #[test]
+    #[should_panic(expected = "another's")]
+    fn a_part_of_a_shared_block_does_not_grow() {
+        let whole = Pool::new(1).unwrap().get(8192).unwrap();
+        whole.part(0..10).set_len(11);
     }
 
     #[test]

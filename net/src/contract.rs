@@ -41,6 +41,8 @@ pub enum Placement {
     /// To `buffer[offset..offset + data_len]`. The buffer must be unique and long enough; it comes back in
     /// [`FrameSink::frame`], or is dropped with the connection.
     Into { buffer: Buffer, offset: usize },
+    /// They stay where they are: what `place` was given as `here`.
+    Here(Buffer),
     /// No buffer is free now: the connection stops receiving until [`Tcp::resume`](crate::Tcp::resume), then asks again.
     Wait,
     /// Nobody wants them: they are read and thrown away, and the frame is announced without data.
@@ -57,10 +59,13 @@ pub enum Flow {
 
 /// Who takes the frames of a [`Tcp`](crate::Tcp). Calls come only from within `Tcp::complete` and `Tcp::advance`.
 pub trait FrameSink {
-    /// Where the `header.data_len()` (> 0) bytes behind this frame go. Header and body have been checked.
-    fn place(&mut self, conn: ConnId, header: &Header, body: &[u8]) -> Placement;
+    /// Where the `header.data_len()` (> 0) bytes behind this frame go. Header and body have been checked. `here`: the data, if all
+    /// of them have arrived in memory that may be lent ([`Tcp::lend`](crate::Tcp::lend)); to take them so costs no copy,
+    /// and keeps the block that they arrived in from other use until they are dropped.
+    fn place(&mut self, conn: ConnId, header: &Header, body: &[u8], here: Option<Buffer>) -> Placement;
 
-    /// A whole frame. `data` is the placed buffer, absent for frames without data and for discarded ones.
+    /// A whole frame. `data` is the placed buffer, or the data that stayed where they were; absent for frames without data and for
+    /// discarded ones.
     fn frame(&mut self, conn: ConnId, header: &Header, body: &[u8], data: Option<Buffer>) -> Flow;
 
     /// The handshake succeeded: frames may flow.

@@ -84,7 +84,8 @@ pub struct Request {
 #[derive(Debug)]
 pub struct Reply {
     pub body: Body,
-    /// The data: in the buffer (and at the offset) that `expect` named, else from the start of one of the pool.
+    /// The data: in the buffer (and at the offset) that `expect` named, else from the start of one that may be a part of a
+    /// block, the rest of which is other replies'.
     pub data: Option<Buffer>,
     /// Bytes of data that came; 0 if none did, even when a buffer comes back.
     pub data_len: usize,
@@ -135,8 +136,10 @@ impl Node {
         let ring = Ring::new(&config.ring)?;
         let (mail, receiver) = mailbox(config.mailbox.max(1), ring.alarm());
         let (pool, bell) = (Pool::new(config.pool_bytes)?, Bell::new());
+        let mut tcp = Tcp::new(TcpConfig::new(config.identity));
+        tcp.lend(pool.clone());
         let inner = Inner {
-            tcp: RefCell::new(Tcp::new(TcpConfig::new(config.identity))),
+            tcp: RefCell::new(tcp),
             pool,
             pool_bell: Bell::echo(&bell),
             bell,
@@ -241,8 +244,8 @@ impl Node {
         self.wake();
     }
 
-    /// Reserves a request number on `conn`; its reply's data go to `dest` (a unique buffer, an offset in it), or to a buffer
-    /// of the pool. Follow with [`post`](Self::post). `ConnectionLost`, or `Overloaded` at
+    /// Reserves a request number on `conn`; its reply's data go to `dest` (a unique buffer, an offset in it), or stay where they
+    /// arrive if they are few, or go to a buffer of the pool. Follow with [`post`](Self::post). `ConnectionLost`, or `Overloaded` at
     /// limits::CONNECTION_REQUESTS_MAX. A buffer whose data were on their way when the connection ended is lost with it.
     pub fn expect(&self, conn: ConnId, dest: Option<(Buffer, usize)>) -> Result<Expected> {
         if !self.0.tcp.borrow().is_open(conn) {

@@ -19,7 +19,7 @@ mod slots;
 mod socket;
 
 use crate::address::Address;
-use crate::buffer::Payload;
+use crate::buffer::{Payload, Pool};
 use crate::contract::FrameSink;
 use crate::handshake::{Identity, Peer};
 use crate::ring::{Completion, Ring, Source, Token};
@@ -71,7 +71,8 @@ pub struct ConnCounters {
     pub bytes_out: u64,
     pub receives: u64,
     pub sends: u64,
-    /// Bytes of bulk data that were copied out of the receive buffer, and that went straight to their place.
+    /// Bytes of bulk data that were copied out of the receive buffer, and that went straight to their place. Those that were lent
+    /// are neither.
     pub copied: u64,
     pub direct: u64,
 }
@@ -79,6 +80,8 @@ pub struct ConnCounters {
 /// The driver of one executor's sockets. Passive: acts only in `complete`, `advance` and `flush`.
 pub struct Tcp {
     config: TcpConfig,
+    /// Where data are lent.
+    pool: Option<Pool>,
     connections: Slots<Connection>,
     listeners: Vec<Option<Listener>>,
     /// Connections that `flush` is to look at.
@@ -100,6 +103,7 @@ impl Tcp {
         Self {
             connections: Slots::new(config.connections_max),
             config,
+            pool: None,
             listeners: Vec::new(),
             dirty: Vec::new(),
             ready: Vec::new(),
@@ -110,9 +114,15 @@ impl Tcp {
         }
     }
 
+    /// From now on connections that this side makes may receive into blocks of `pool`, and lend small data where they lie.
+    pub fn lend(&mut self, pool: Pool) {
+        self.pool = Some(pool);
+    }
+
     /// Starts a connection. [`FrameSink::opened`] or [`FrameSink::closed`] follows. `Overloaded` at the bound.
     pub fn connect(&mut self, address: &Address) -> Result<ConnId> {
-        let mut connection = Connection::to(address.clone()).map_err(|error| error.of(address))?;
+        let mut connection =
+            Connection::to(address.clone(), self.pool.clone()).map_err(|error| error.of(address))?;
         connection.deadline = Some(self.deadline());
         let full = || Error::new(ErrorCode::Overloaded, "too many connections");
         let id = self.connections.insert(connection).ok_or_else(full)?;

@@ -73,7 +73,7 @@ struct Desk {
 }
 
 impl FrameSink for Desk {
-    fn place(&mut self, _conn: ConnId, _header: &Header, _body: &[u8]) -> Placement {
+    fn place(&mut self, _conn: ConnId, _header: &Header, _body: &[u8], _here: Option<Buffer>) -> Placement {
         Placement::Discard
     }
 

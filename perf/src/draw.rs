@@ -117,6 +117,12 @@ pub(crate) fn remarks(row: &Row, text: &mut String) {
         costs.chunks(3).for_each(|few| text.push_str(&format!("    {}\n", few.join(", "))));
     }
     let mut say = |what: String| text.push_str(&format!("{}: {what}\n", row.mode));
+    if !extras.stages_us.is_empty() {
+        let stages = extras.stages_us.iter();
+        let stages: Vec<String> =
+            stages.map(|(name, time)| format!("{} {time:.0} us", name.replace('_', " "))).collect();
+        say(format!("mean latency: {}", stages.join(", ")));
+    }
     if let (Some(count), Some(bytes)) = (extras.connections, extras.server_bytes_per_connection) {
         say(format!("{count} idle connections to each shard took {bytes:.0} bytes of the servers each"));
     }

@@ -97,6 +97,11 @@ pub struct Extras {
     /// What servers did for each operation: system calls, ring entries, messages between cores, allocations, ...
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub server_per_op: BTreeMap<String, f64>,
+    /// Where the mean latency went (microseconds), by the servers' clocks: waiting for memory, disk, the rest; of writes their time
+    /// in servers with all successors, a flush in it, the rest. The rest is sockets, wake-ups, the client, and
+    /// of a batch its slowest.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub stages_us: BTreeMap<String, f64>,
     /// How often a client's thread asked for memory, for each operation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_allocations_per_op: Option<f64>,
@@ -226,6 +231,27 @@ impl Tally {
         costs
     }
 
+    /// Where the time of an operation went, if all were of one kind.
+    fn stages(&self) -> BTreeMap<String, f64> {
+        let count = |name: &str| self.counted.get(name).map_or(0.0, |count| *count as f64);
+        let each = |name: &str, of: &str| count(name) / count(of) / 1000.0;
+        let (reads, updates) = (count("reads") > 0.0, count("updates") > 0.0);
+        let (mut stages, within) = match (reads, updates) {
+            (true, false) => {
+                let (wait, disk) = (each("read_wait_nanos", "reads"), each("read_disk_nanos", "reads"));
+                (vec![("wait_for_memory", wait), ("disk", disk)], wait + disk)
+            }
+            (false, true) => {
+                let server = each("update_nanos", "updates");
+                (vec![("server", server), ("a_flush", each("flush_nanos", "flushes"))], server)
+            }
+            _ => return BTreeMap::new(),
+        };
+        stages.extend(self.latencies.mean_us().map(|mean| ("rest", (mean - within).max(0.0))));
+        stages.retain(|(_, time)| time.is_finite());
+        stages.into_iter().map(|(name, time)| (name.to_owned(), time)).collect()
+    }
+
     /// The rows of a run: one, or the reads and the writes of a mixed one.
     pub fn into_rows(mut self, mode: &str, mixed_reads: Option<u8>) -> Vec<Row> {
         let Some(mut writes) = self.writes.take() else { return vec![self.into_row(mode)] };
@@ -245,7 +271,7 @@ impl Tally {
         let seconds = self.elapsed.as_secs_f64();
         let each_second = |count: u64| (seconds > 0.0).then(|| count as f64 / seconds);
         let clamped = self.latencies.clamped();
-        let server_per_op = self.costs();
+        let (server_per_op, stages_us) = (self.costs(), self.stages());
         let (allocations, of) = self.allocations;
         let crowd = self.crowd;
         Row {
@@ -263,6 +289,7 @@ impl Tally {
                 clamped: (clamped > 0).then_some(clamped),
                 first_error: self.first_error,
                 server_per_op,
+                stages_us,
                 connections: crowd.map(|(count, _)| count),
                 server_bytes_per_connection: crowd.map(|(_, bytes)| bytes),
                 client_allocations_per_op: (of > 0).then(|| allocations as f64 / of as f64),

@@ -402,14 +402,14 @@ impl Numbers {
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
 #[inline]
-fn finish(z: u64) -> u64 {
+const fn finish(z: u64) -> u64 {
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
 }
 
 #[inline]
-fn mix(value: u64) -> u64 {
+const fn mix(value: u64) -> u64 {
     finish(value.wrapping_add(STEP))
 }
 

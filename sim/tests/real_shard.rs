@@ -53,6 +53,7 @@ fn with_shard(disk: &Path, log: &Path, format: bool, work: impl AsyncFnOnce(&Nod
         resync_rate: corefs_engine::chain::RATE_DEFAULT,
         pool_bytes: 16 << 20,
         record: Some(log.to_path_buf()),
+        strict: false,
     };
     let (started, wait) = mpsc::channel();
     let thread = std::thread::spawn(move || {

@@ -11,7 +11,7 @@
 //! A read batch gets one reply frame for each entry, under the entry's own request number, in any order, each
 //! leaving when its own read ends. The batch frame's own number is not answered unless the whole frame is refused.
 
-use crate::checksum::crc32c;
+use crate::checksum::{crc32c, crcs};
 use crate::error::{Error, ErrorCode, Result};
 use crate::id::{ChainId, ChunkId, ClientId, InodeId, TargetId, UpdateTag};
 use crate::limits::{BLOCK, CHUNK_MAX, FRAME_DATA_MAX, READ_BATCH_MAX};
@@ -286,7 +286,7 @@ pub fn segment_crcs(offset: usize, payload: &[u8], mut each: impl FnMut(u32)) {
     if !head.is_empty() {
         each(crc32c(head));
     }
-    rest.chunks(BLOCK).for_each(|segment| each(crc32c(segment)));
+    crcs(rest).for_each(each);
 }
 
 /// What a committed update made of its chunk.

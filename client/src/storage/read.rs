@@ -1,16 +1,23 @@
 //! Reads of whole blocks of one chunk.
 
-use super::{ATTEMPT, FIRST_ATTEMPT, Place, Storage};
+use super::{ATTEMPT, FIRST_ATTEMPT, OWNER_READS_MAX, Outstanding, Place, Storage};
 use crate::route::select::{Positions, choose};
 use crate::route::{At, Next, OwnerIndex, Tracker, Work};
-use corefs_net::{Buffer, Reply};
-use corefs_wire::checksum::crc32c;
+use corefs_net::rpc::Expected;
+use corefs_net::{Buffer, ConnId, Reply};
+use corefs_wire::checksum::crcs_before;
 use corefs_wire::data::{ReadEntry, read_reply};
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{Error, ErrorCode, Result};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+/// Longer reads name the place of their data: most of these arrive straight there.
+const STAY_MAX: usize = 32 << 10;
 
 /// An attempt that failed, and which replica of how many it asked.
-pub(super) struct Failure {
+pub struct Failure {
     pub error: Error,
     pub position: usize,
     pub of: usize,
@@ -32,23 +39,97 @@ impl Asked {
     }
 }
 
-impl Storage {
-    /// `length` bytes at `offset` of chunk `index`, both whole blocks, at most a frame. What was never written is zeros.
-    /// Every block's checksum has been verified. `ChecksumMismatch` or `Corrupt` when no replica has good bytes.
+/// What remains to be done when a reply has come that isn't the whole.
+pub enum Unfinished {
+    /// The chunk ends before, or there is none: what there is.
+    Short(Option<Buffer>),
+    Failed(Failure),
+}
+
+/// A read that was asked for and has no answer yet. Resolves with the verified blocks, or says what remains; see
+/// [`Storage::finish`].
+pub struct Asking<'a> {
+    storage: &'a Storage,
+    pub place: &'a Place,
+    pub entry: ReadEntry,
+    asked: Asked,
+    conn: ConnId,
+    expected: Expected,
+    /// Until the answer is known.
+    _counted: Outstanding<'a>,
+}
+
+impl Future for Asking<'_> {
+    type Output = Result<Buffer, Unfinished>;
+
     #[inline]
-    pub async fn read(&self, place: &Place, index: u32, offset: u32, length: u32) -> Result<Buffer> {
-        self.ground.counters.borrow_mut().reads += 1;
-        let mut entry = ReadEntry {
-            inode: place.inode.0.into(),
-            index: index.into(),
-            offset: offset.into(),
-            length: length.into(),
-            ..ReadEntry::default()
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let reply = ready!(Pin::new(&mut self.expected).poll(context));
+        self.storage.note(self.asked.owner, self.conn, &reply);
+        Poll::Ready(self.storage.judge(reply, self.entry.length.get() as usize, self.asked))
+    }
+}
+
+impl Storage {
+    /// Whole blocks of one chunk, see [`read_entry`]; at most a frame, into `dest` if all goes well at once, else into
+    /// other memory. What was never written is zeros. Every block's checksum has been verified. `ChecksumMismatch` or `Corrupt` when no replica has good bytes.
+    #[inline]
+    pub async fn read(&self, place: &Place, entry: ReadEntry, dest: Option<Buffer>) -> Result<Buffer> {
+        match self.ask_at_once(place, entry, dest) {
+            Some(asking) => match asking.await {
+                Ok(buffer) => Ok(buffer),
+                Err(unfinished) => Box::pin(self.finish(place, entry, unfinished)).await,
+            },
+            None => Box::pin(self.read_patiently(place, entry)).await,
+        }
+    }
+
+    /// Asks for a read, unless something must be waited for first: a connection, room at the owner, memory. A reply goes to `dest`,
+    /// a unique buffer of the entry's length.
+    #[inline]
+    pub fn ask_at_once<'a>(
+        &'a self,
+        place: &'a Place,
+        mut entry: ReadEntry,
+        dest: Option<Buffer>,
+    ) -> Option<Asking<'a>> {
+        let asked = self.pick(place, &mut entry, At::Any, Positions::NONE).ok()?;
+        let owner = asked.owner;
+        if self.load(owner) >= OWNER_READS_MAX {
+            return None;
+        }
+        let conn = self.open(owner)?;
+        let length = entry.length.get() as usize;
+        let dest = match dest {
+            Some(buffer) => Some((buffer, 0)),
+            None if self.may_stay(length) => None,
+            None => Some((self.ground.pool.get(length)?, 0)),
         };
-        debug_assert!(entry.check().is_ok(), "{entry:?}");
+        let within = if asked.of > 1 { FIRST_ATTEMPT } else { ATTEMPT };
+        let expected = self.node.expect(conn, dest).ok()?.within(within);
+        let _counted = self.count(owner);
+        entry.request = expected.request_id().into();
+        self.gather(owner, &entry);
+        self.ground.counters.borrow_mut().reads += 1;
+        Some(Asking { storage: self, place, entry, asked, conn, expected, _counted })
+    }
+
+    /// A read that has to wait before it can be asked for.
+    #[cold]
+    pub async fn read_patiently(&self, place: &Place, mut entry: ReadEntry) -> Result<Buffer> {
+        self.ground.counters.borrow_mut().reads += 1;
         match self.try_read(place, &mut entry, At::Any, Positions::NONE).await {
             Ok(buffer) => Ok(buffer),
-            Err(failure) => Box::pin(self.read_again(place, entry, failure)).await,
+            Err(failure) => self.read_again(place, entry, failure).await,
+        }
+    }
+
+    /// What remains of a read.
+    #[cold]
+    pub async fn finish(&self, place: &Place, entry: ReadEntry, unfinished: Unfinished) -> Result<Buffer> {
+        match unfinished {
+            Unfinished::Short(sent) => self.lengthen(sent, entry.length.get() as usize).await,
+            Unfinished::Failed(failure) => self.read_again(place, entry, failure).await,
         }
     }
 
@@ -86,26 +167,43 @@ impl Storage {
     ) -> Result<Buffer, Failure> {
         let asked = self.pick(place, entry, at, avoid)?;
         let length = entry.length.get() as usize;
-        let buffer = match self.ground.pool.get(length) {
-            Some(buffer) => buffer,
-            None => self.buffer(length).await.map_err(|error| asked.failed(error))?,
+        let place = match self.may_stay(length) {
+            true => None,
+            false => Some(self.buffer(length).await.map_err(|error| asked.failed(error))?),
         };
         let others = asked.of > 1 && avoid == Positions::NONE && at == At::Any;
         let within = if others { FIRST_ATTEMPT } else { ATTEMPT };
-        let reply = match self.ask_read(asked.owner, *entry, buffer, within).await {
-            Err(error) if error.code == ErrorCode::NoSuchChunk => {
-                return self.zeros(length).await.map_err(|error| asked.failed(error));
+        let reply = self.ask_read(asked.owner, *entry, place, within).await;
+        match self.judge(reply, length, asked) {
+            Ok(buffer) => Ok(buffer),
+            Err(Unfinished::Short(sent)) => {
+                self.lengthen(sent, length).await.map_err(|error| asked.failed(error))
             }
-            reply => reply.and_then(|reply| verified(reply, length)),
+            Err(Unfinished::Failed(failure)) => Err(failure),
+        }
+    }
+
+    /// What a reply to a read comes to.
+    #[inline]
+    fn judge(&self, reply: Result<Reply>, length: usize, asked: Asked) -> Result<Buffer, Unfinished> {
+        let error = match reply.and_then(|reply| verified(reply, length)) {
+            Ok(Some(buffer)) if buffer.len() == length => return Ok(buffer),
+            Ok(sent) => return Err(Unfinished::Short(sent)),
+            Err(error) if error.code == ErrorCode::NoSuchChunk => return Err(Unfinished::Short(None)),
+            Err(error) => error,
         };
-        if matches!(&reply, Err(error) if error.code == ErrorCode::ChecksumMismatch) {
+        if error.code == ErrorCode::ChecksumMismatch {
             self.ground.counters.borrow_mut().checksum_mismatches += 1;
         }
-        match reply {
-            Ok(Some(buffer)) => Ok(buffer),
-            Ok(None) => self.zeros(length).await.map_err(|error| asked.failed(error)),
-            Err(error) => Err(asked.failed(error)),
-        }
+        Err(Unfinished::Failed(asked.failed(error)))
+    }
+
+    /// Whether data of a read may stay in the memory that they arrive in. That keeps whole blocks of the pool from other use; and
+    /// who runs out of memory is to wait here, before anything is asked for.
+    #[inline]
+    fn may_stay(&self, length: usize) -> bool {
+        let pool = &self.ground.pool;
+        length <= STAY_MAX && pool.in_use() <= pool.capacity() / 2
     }
 
     /// Chooses the replica and writes it into the entry.
@@ -138,15 +236,33 @@ impl Storage {
         picked.unwrap_or_else(|error| Err(Failure { error, position: 0, of: 0, version: 0 }))
     }
 
+    /// What was sent, and zeros behind it.
     #[cold]
-    async fn zeros(&self, length: usize) -> Result<Buffer> {
+    async fn lengthen(&self, sent: Option<Buffer>, length: usize) -> Result<Buffer> {
+        let sent = sent.as_deref().unwrap_or_default();
         let mut buffer = self.buffer(length).await?;
-        buffer.zero(0..length).ok_or(ErrorCode::Internal)?;
+        let (front, rest) = buffer.get_mut().ok_or(ErrorCode::Internal)?.split_at_mut(sent.len());
+        front.copy_from_slice(sent);
+        rest.fill(0);
         Ok(buffer)
     }
 }
 
-/// The blocks of a reply, checked; past the end of the chunk there are zeros. `None`: the reply has no data at all.
+/// A read of `length` bytes at `offset` of chunk `index`, both whole blocks; whom it is for is not chosen yet.
+#[inline]
+pub fn read_entry(place: &Place, index: u32, offset: u32, length: u32) -> ReadEntry {
+    let entry = ReadEntry {
+        inode: place.inode.0.into(),
+        index: index.into(),
+        offset: offset.into(),
+        length: length.into(),
+        ..ReadEntry::default()
+    };
+    debug_assert!(entry.check().is_ok(), "{entry:?}");
+    entry
+}
+
+/// The blocks of a reply, checked: as many as there were, which may be fewer than `length`. `None`: the reply has no data at all.
 #[inline]
 fn verified(reply: Reply, length: usize) -> Result<Option<Buffer>> {
     let (head, crcs) = read_reply(&reply.body)?;
@@ -154,19 +270,21 @@ fn verified(reply: Reply, length: usize) -> Result<Option<Buffer>> {
     if sent != reply.data_len || sent > length {
         return Err(bad("a read reply with another length than its checksums say, or than was asked for"));
     }
-    let Some(mut buffer) = reply.data.filter(|buffer| buffer.capacity() >= length) else {
-        return if crcs.is_empty() { Ok(None) } else { Err(bad("a read reply without its data")) };
+    if sent == 0 {
+        return Ok(None);
+    }
+    let Some(mut buffer) = reply.data.filter(|buffer| buffer.len() >= sent) else {
+        return Err(bad("a read reply without its data"));
     };
-    buffer.set_len(length);
-    let Some(bytes) = buffer.get_mut() else { return Err(ErrorCode::Internal.into()) };
-    for (at, (block, crc)) in bytes.chunks_exact(BLOCK).zip(crcs).enumerate() {
-        let found = crc32c(block);
+    buffer.set_len(sent);
+    // What lies behind is often the next reply.
+    let behind = buffer.as_ptr_range().end;
+    for (at, (found, crc)) in crcs_before(&buffer, behind).zip(crcs).enumerate() {
         if found != crc.get() {
             let what = format!("block {at} of a read at version {}", head.commit_version);
             return Err(Error::mismatch(ErrorCode::ChecksumMismatch, crc.get().into(), found.into(), what));
         }
     }
-    bytes[sent..].fill(0);
     Ok(Some(buffer))
 }
 

@@ -45,6 +45,7 @@ pub fn serve(file: DiskFile, bytes: u64, format: bool, started: mpsc::Sender<Sta
             resync_rate: corefs_engine::chain::RATE_DEFAULT,
             pool_bytes: 128 << 20,
             record: None,
+            strict: false,
         };
         let shard = Shard::start(config)?;
         // SAFETY: a plain query.
@@ -100,7 +101,7 @@ pub struct Client {
 }
 
 impl FrameSink for Desk {
-    fn place(&mut self, _: ConnId, header: &Header, _: &[u8]) -> Placement {
+    fn place(&mut self, _: ConnId, header: &Header, _: &[u8], _: Option<Buffer>) -> Placement {
         let buffer = self.pool.get(header.data_len()).expect("memory for all that is in flight");
         Placement::Into { buffer, offset: 0 }
     }

@@ -7,7 +7,7 @@ use super::BlockingDisk;
 use super::file::DiskFile;
 use super::open::Extent;
 use super::record::Recorder;
-use crate::event::DiskIndex;
+use crate::event::{DiskIndex, Nanos};
 use crate::store::disk_log::Acknowledged;
 use corefs_net::ring::{File, Sync};
 use corefs_net::{Ring, Source, Token};
@@ -77,6 +77,8 @@ struct Disk {
     file: File,
     /// Held open, and locked.
     open: DiskFile,
+    /// When its last flush began.
+    flush_began: Nanos,
 }
 
 /// Where a slice is.
@@ -99,7 +101,7 @@ impl Disks {
     /// Takes a disk over and registers it with the ring.
     pub fn add(&mut self, ring: &mut Ring, open: DiskFile) -> DiskIndex {
         let index = DiskIndex(self.disks.len() as u16);
-        self.disks.push(Disk { file: ring.add_file(open.fd()), open });
+        self.disks.push(Disk { file: ring.add_file(open.fd()), open, flush_began: 0 });
         index
     }
 
@@ -168,7 +170,7 @@ impl Disks {
         unsafe { ring.write(file, from, len, offset, io.token()) }
     }
 
-    pub fn flush(&mut self, ring: &mut Ring, disk: DiskIndex) {
+    pub fn flush(&mut self, ring: &mut Ring, disk: DiskIndex, now: Nanos) {
         let token = Io::Flush { disk }.token();
         if let Some(recorder) = &mut self.recorder {
             let there = |(index, place): (usize, &Option<Place>)| {
@@ -176,7 +178,14 @@ impl Disks {
             };
             recorder.flush(self.places.iter().enumerate().filter_map(there), token);
         }
-        ring.sync(self.disks[usize::from(disk.0)].file, Sync::Data, token);
+        let disk = &mut self.disks[usize::from(disk.0)];
+        disk.flush_began = now;
+        ring.sync(disk.file, Sync::Data, token);
+    }
+
+    /// When the last flush of a disk began.
+    pub fn flush_began(&self, disk: DiskIndex) -> Nanos {
+        self.disks[usize::from(disk.0)].flush_began
     }
 
     /// A write or flush has succeeded.

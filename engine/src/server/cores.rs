@@ -80,6 +80,7 @@ pub async fn start(
             resync_rate: (options.resync_rate / options.cores as u64).max(1),
             pool_bytes: options.pool_bytes,
             record: options.record.as_ref().map(|path| numbered(path, index)),
+            strict: std::env::var_os("COREFS_STRICT").is_some(),
         };
         let core = places.get((options.first_core + index) % places.len().max(1)).map(|core| core.id);
         drop(listener);

@@ -21,6 +21,9 @@ counters! {
     /// Reads answered with data, and the blocks in them.
     reads,
     read_blocks,
+    /// Nanoseconds, by the starts of turns: that answered reads waited for memory, and that the disk had them.
+    read_wait_nanos,
+    read_disk_nanos,
     /// Reads answered with an error.
     reads_refused,
     /// Stored blocks whose checksum did not match.
@@ -30,6 +33,8 @@ counters! {
     /// Updates answered with success, and the payload bytes that came in.
     updates,
     update_bytes,
+    /// Nanoseconds from their arrival to their answers, successors' included.
+    update_nanos,
     updates_refused,
     /// Payloads whose checksum did not match.
     corrupt_payloads,
@@ -40,6 +45,8 @@ counters! {
     disk_writes,
     disk_write_bytes,
     flushes,
+    /// Nanoseconds that flushes took.
+    flush_nanos,
     batches,
     /// Frames that made no sense.
     bad_frames,

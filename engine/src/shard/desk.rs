@@ -11,7 +11,7 @@ use crate::block;
 use crate::event::{Ack, Event, Nanos, Offer, OpId, Outputs};
 use crate::store::{BatchId, InlineVec, UpdateKind};
 use crate::targets::Targets;
-use corefs_net::{Buffer, ConnId, Flow, FrameSink, Peer, Placement, Pool};
+use corefs_net::{Buffer, ConnId, Flow, FrameSink, Peer, Placement, Pool, heap};
 use corefs_wire::data::{self, ReadEntry, UpdateReply, op};
 use corefs_wire::error::decode_error;
 use corefs_wire::frame::{Header, Kind};
@@ -31,6 +31,7 @@ pub struct Ready {
 pub struct Starved {
     requester: Requester,
     entry: ReadEntry,
+    since: Nanos,
 }
 
 /// What a connection has unanswered.
@@ -41,7 +42,12 @@ struct Account {
     paused: bool,
 }
 
+/// Reads after which tables have grown to what a steady load needs.
+const WARM: u64 = 4096;
+
 pub struct Desk {
+    /// Debug builds end where a warmed-up read asks for memory.
+    strict: bool,
     pub pool: Pool,
     pub targets: Targets,
     pub ops: Ops,
@@ -64,8 +70,9 @@ pub struct Desk {
 }
 
 impl Desk {
-    pub fn new(pool: Pool, targets: Targets) -> Self {
+    pub fn new(pool: Pool, targets: Targets, strict: bool) -> Self {
         Self {
+            strict,
             pool,
             targets,
             ops: Ops::default(),
@@ -138,10 +145,11 @@ impl Desk {
 
     /// Once a turn: whoever waited for memory tries again.
     pub fn feed(&mut self) {
-        while let Some(Starved { requester, entry }) = self.starved.front() {
-            let (requester, entry) = (*requester, *entry);
+        while let Some(Starved { requester, entry, since }) = self.starved.front() {
+            let (requester, entry, since) = (*requester, *entry, *since);
             let Some(buffer) = self.claim_read(entry.length.get() as usize) else { break };
             self.starved.pop_front();
+            self.counters.read_wait_nanos += self.now - since;
             self.begin_read(requester, &entry, buffer);
         }
         let in_use = self.pool.in_use();
@@ -167,6 +175,7 @@ impl Desk {
             Err(error) => return self.bad_frame(conn, header, error),
         };
         let flow = self.open_account(conn, entries.len());
+        let _steady = heap::forbid(self.is_steady());
         if entries.len() > 1 {
             self.targets.expect(entries);
         }
@@ -185,17 +194,25 @@ impl Desk {
                 Some(buffer) => self.begin_read(requester, entry, buffer),
                 None => {
                     self.counters.starved += 1;
-                    self.starved.push_back(Starved { requester, entry: *entry });
+                    self.starved.push_back(Starved { requester, entry: *entry, since: self.now });
                 }
             }
         }
         flow
     }
 
+    /// Whether a read may not ask for memory any more: all tables have grown to what the load needs. Only when somebody looks
+    /// for those that do, see [`heap::forbid`].
+    #[inline]
+    pub fn is_steady(&self) -> bool {
+        cfg!(debug_assertions) && self.strict && self.counters.reads >= WARM
+    }
+
     #[inline]
     fn begin_read(&mut self, requester: Requester, entry: &ReadEntry, buffer: Buffer) {
         let slice = SliceIndex(0);
-        let read = ReadOp { requester, buffer, slice, plan: None, left: 0, failed: None };
+        let began = self.now;
+        let read = ReadOp { requester, began, buffer, slice, plan: None, left: 0, failed: None };
         let op = self.ops.insert(Op::Read(read));
         self.targets.handle(self.now, Event::Read { op, entry }, &mut self.outputs);
     }
@@ -242,6 +259,7 @@ impl Desk {
         let offer = offer(update)?;
         let op = UpdateOp {
             requester: Some(requester),
+            began: self.now,
             target: update.target(),
             chunk: offer.chunk,
             slice: self.targets.slice_of(update.target()).unwrap_or_default(),
@@ -330,7 +348,7 @@ impl Desk {
 }
 
 impl FrameSink for Desk {
-    fn place(&mut self, conn: ConnId, header: &Header, body: &[u8]) -> Placement {
+    fn place(&mut self, conn: ConnId, header: &Header, body: &[u8], _here: Option<Buffer>) -> Placement {
         if header.kind() != Kind::Request || header.op() != op::UPDATE {
             return Placement::Discard;
         }

@@ -73,6 +73,8 @@ pub struct ShardConfig {
     pub pool_bytes: usize,
     /// Where to log everything that the disks are asked.
     pub record: Option<PathBuf>,
+    /// In debug builds: ends the process where a read of a warmed-up shard asks for memory.
+    pub strict: bool,
 }
 
 /// Memory of a batch's write on its way to the disk.
@@ -102,6 +104,8 @@ pub struct Shard {
     address: Address,
     recovered: Vec<(SliceIndex, RecoveryReport)>,
     completions: Vec<Completion>,
+    /// The memory of the read that is finished next, or null: only to be fetched ahead.
+    upcoming: *const u8,
     /// Scratch space for bodies and CRCs.
     body: Vec<u8>,
     crcs: Vec<u32>,
@@ -156,7 +160,7 @@ impl Shard {
             ring,
             tcp,
             disks,
-            desk: Desk::new(pool, targets),
+            desk: Desk::new(pool, targets, config.strict),
             batches: Slab::new(),
             handle,
             mailbox,
@@ -164,6 +168,7 @@ impl Shard {
             address,
             recovered,
             completions: Vec::with_capacity(1024),
+            upcoming: std::ptr::null(),
             body: Vec::new(),
             crcs: Vec::new(),
             timer: None,

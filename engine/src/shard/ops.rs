@@ -1,6 +1,6 @@
 //! What a shard is doing for whom: one entry for each read and each update, from its frame to its end.
 
-use crate::event::OpId;
+use crate::event::{Nanos, OpId};
 use crate::store::{BatchId, DataWrite, InlineVec, Merge, ReadPlan};
 use corefs_net::{Buffer, ConnId};
 use corefs_wire::{ChunkId, SliceIndex, TargetId, data};
@@ -17,6 +17,8 @@ pub struct Requester {
 /// One read of a batch.
 pub struct ReadOp {
     pub requester: Requester,
+    /// When it had its memory.
+    pub began: Nanos,
     /// Owned by the disk while `left` is not 0.
     pub buffer: Buffer,
     pub slice: SliceIndex,
@@ -31,6 +33,8 @@ pub struct ReadOp {
 pub struct UpdateOp {
     /// Nobody for a recovered one.
     pub requester: Option<Requester>,
+    /// When it arrived.
+    pub began: Nanos,
     pub target: TargetId,
     pub chunk: ChunkId,
     pub slice: SliceIndex,

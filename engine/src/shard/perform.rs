@@ -60,7 +60,7 @@ impl Shard {
             Output::WriteBatch { slice, writes } => self.write_batch(slice, writes),
             Output::Flush { disk } => {
                 self.desk.counters.flushes += 1;
-                self.disks.flush(&mut self.ring, disk);
+                self.disks.flush(&mut self.ring, disk, self.desk.now);
             }
             Output::Forward { op, target, chunk, attempt, to, version, chain_version, base } => {
                 self.forward(op, target, chunk, attempt, Route { to, version, chain_version, base });
@@ -95,7 +95,10 @@ impl Shard {
             Io::Data { op, part } => self.data_done(id(op), part, result),
             Io::Batch { slot } => self.batch_done(slot, result),
             Io::Flush { disk } => match check_transfer(result, 0) {
-                Ok(()) => self.desk.tell(Event::Flushed { disk }),
+                Ok(()) => {
+                    self.desk.counters.flush_nanos += self.desk.now - self.disks.flush_began(disk);
+                    self.desk.tell(Event::Flushed { disk });
+                }
                 Err(error) => self.desk.tell(Event::FlushFailed { disk, error }),
             },
         }

@@ -5,10 +5,11 @@ use crate::block;
 use crate::disk::uring::Io;
 use crate::event::{Event, OpId};
 use crate::store::ReadPlan;
-use corefs_net::Payload;
+use corefs_net::{Completion, Payload, Source, heap};
 use corefs_wire::data::{ReadReply, op};
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{Error, ErrorCode, Result, SliceIndex};
+use std::ptr;
 use zerocopy::IntoBytes;
 
 impl Shard {
@@ -42,6 +43,7 @@ impl Shard {
 
     #[inline]
     pub(super) fn read_done(&mut self, op: OpId, part: u16, result: i32) {
+        let _steady = heap::forbid(self.desk.is_steady());
         let read = self.desk.ops.read(op);
         read.left -= 1;
         let piece = read.plan.as_ref().and_then(|plan| plan.pieces.get(usize::from(part)));
@@ -51,6 +53,15 @@ impl Shard {
         }
         if read.left == 0 {
             self.finish_read(op);
+        }
+    }
+
+    /// Where a completion's data are, if it is of a read.
+    #[inline]
+    pub(super) fn memory_of(&mut self, completion: &Completion) -> *const u8 {
+        match (completion.token.source(), Io::of(completion.token)) {
+            (Source::DISK, Io::Read { op, .. }) => self.desk.ops.read(OpId(op.into())).buffer.as_ptr(),
+            _ => ptr::null(),
         }
     }
 
@@ -65,10 +76,12 @@ impl Shard {
                 self.desk.counters.disk_read_errors += 1;
                 Err(disk_error(error))
             }
-            None => block::verify(&read.buffer.as_slice()[..bytes], &plan.crcs).map_err(|mismatch| {
-                self.desk.counters.corrupt_blocks += mismatch.blocks;
-                Error::from(mismatch)
-            }),
+            None => block::verify(&read.buffer.as_slice()[..bytes], &plan.crcs, self.upcoming).map_err(
+                |mismatch| {
+                    self.desk.counters.corrupt_blocks += mismatch.blocks;
+                    Error::from(mismatch)
+                },
+            ),
         };
         let reply = verified.map(|()| {
             self.body.clear();
@@ -84,6 +97,7 @@ impl Shard {
         match reply {
             Ok(()) => {
                 self.desk.counters.reads += 1;
+                self.desk.counters.read_disk_nanos += self.desk.now - read.began;
                 self.desk.counters.read_blocks += (bytes / BLOCK) as u64;
                 let data = Payload::new(read.buffer, 0..bytes);
                 self.answer(read.requester, op::READ, Ok(()), Some(data));

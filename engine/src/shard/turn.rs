@@ -6,6 +6,7 @@ use crate::event::{Event, Nanos};
 use crate::mesh::ShardMessage;
 use corefs_net::{Source, Token};
 use corefs_wire::Result;
+use std::ptr;
 use std::time::{Duration, Instant};
 
 /// How long a shard that is told to stop waits for what is under way (nanoseconds).
@@ -67,13 +68,18 @@ impl Shard {
             self.read_mail();
         }
         let mut completions = std::mem::take(&mut self.completions);
-        for completion in completions.drain(..) {
+        let mut each = completions.drain(..).peekable();
+        while let Some(completion) = each.next() {
             match completion.token.source() {
                 Source::TCP => self.tcp.complete(completion, &mut self.desk),
-                Source::DISK => self.disk_done(completion),
+                Source::DISK => {
+                    self.upcoming = each.peek().map_or(ptr::null(), |next| self.memory_of(next));
+                    self.disk_done(completion);
+                }
                 _ => self.timer = None,
             }
         }
+        drop(each);
         self.completions = completions;
         self.tcp.advance(Instant::now(), &mut self.desk);
         self.perform();

@@ -175,11 +175,12 @@ impl Shard {
     /// Answers whoever asked for an update.
     pub(super) fn reply_update(&mut self, op: OpId, result: Result<Ack>) {
         let update = self.desk.ops.update(op);
-        let (slice, target, chunk) = (update.slice, update.target, update.chunk);
+        let (slice, target, chunk, began) = (update.slice, update.target, update.chunk, update.began);
         let Some(requester) = update.requester else { return };
         match result {
             Ok(Ack { version, length, merged_crc }) => {
                 self.desk.counters.updates += 1;
+                self.desk.counters.update_nanos += self.desk.now - began;
                 self.disks.acknowledged(slice, target, chunk, version);
                 let reply = UpdateReply {
                     version: version.into(),
@@ -223,6 +224,7 @@ impl Shard {
         let short = bytes > 0 && buffer.is_none();
         let update = UpdateOp {
             requester: None,
+            began: self.desk.now,
             target,
             chunk: pending.chunk,
             slice,
@@ -286,7 +288,7 @@ impl Shard {
             result = match &update.buffer {
                 None => Err(Error::new(ErrorCode::Overloaded, "no memory to read it back now")),
                 Some(_) if update.failed => Err(disk_error(0)),
-                Some(buffer) => block::verify(buffer.as_slice(), &plan.crcs)
+                Some(buffer) => block::verify(buffer.as_slice(), &plan.crcs, std::ptr::null())
                     .map(|()| merged_crc(&plan.crcs))
                     .map_err(Error::from),
             };

@@ -119,6 +119,7 @@ impl Cluster {
             resync_rate: corefs_engine::chain::RATE_DEFAULT,
             pool_bytes: 16 << 20,
             record: self.record.then(|| self.dir.join(format!("record-{node}"))),
+            strict: true,
         };
         let (started, wait) = mpsc::channel();
         let thread = std::thread::spawn(move || {

@@ -49,12 +49,16 @@ struct Inlet<'a> {
 }
 
 impl FrameSink for Inlet<'_> {
-    fn place(&mut self, conn: ConnId, header: &Header, _body: &[u8]) -> Placement {
+    fn place(&mut self, conn: ConnId, header: &Header, _body: &[u8], here: Option<Buffer>) -> Placement {
         if header.kind() == Kind::Reply {
             match self.inner.table.borrow_mut().place(conn, header.request(), header.data_len()) {
                 Place::Given(buffer, offset) => return Placement::Into { buffer, offset },
                 Place::Nowhere => return Placement::Discard,
-                Place::Any => (),
+                Place::Any => {
+                    if let Some(here) = here {
+                        return Placement::Here(here);
+                    }
+                }
             }
         }
         match self.inner.pool.get(header.data_len()) {

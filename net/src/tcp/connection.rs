@@ -13,6 +13,7 @@ use super::outbox::Outbox;
 use super::socket::{self, RawAddress};
 use super::{ConnCounters, ConnId, token};
 use crate::address::Address;
+use crate::buffer::Pool;
 use crate::contract::{Flow, FrameSink};
 use crate::handshake::{self, Handshake, Identity, Message, Peer, Step, op};
 use crate::ring::{Completion, Ring};
@@ -70,27 +71,31 @@ pub enum Operation {
 }
 
 impl Connection {
-    /// A connection to be made to `address`.
-    pub fn to(address: Address) -> Result<Self> {
+    /// A connection to be made to `address`; data that come on it may be lent in blocks of `pool`.
+    pub fn to(address: Address, pool: Option<Pool>) -> Result<Self> {
         let target = Box::new(RawAddress::new(&address)?);
         let socket = socket::stream(&address)?;
-        Ok(Self { target: Some(target), known: true, ..Self::new(socket, address, Stage::Connecting, false) })
+        Ok(Self {
+            target: Some(target),
+            known: true,
+            ..Self::new(socket, address, Stage::Connecting, false, pool)
+        })
     }
 
     /// A connection that somebody made to us.
     pub fn from(socket: OwnedFd, address: Address) -> Result<Self> {
         let handshake = Handshake::accept(address.clone(), handshake::random()?);
         let stage = Stage::Handshake(Box::new(handshake));
-        Ok(Self::new(socket, address, stage, true))
+        Ok(Self::new(socket, address, stage, true, None))
     }
 
-    fn new(socket: OwnedFd, address: Address, stage: Stage, accepted: bool) -> Self {
+    fn new(socket: OwnedFd, address: Address, stage: Stage, accepted: bool, pool: Option<Pool>) -> Self {
         Self {
             socket,
             address,
             accepted,
             stage,
-            inbox: Inbox::default(),
+            inbox: Inbox::new(pool),
             outbox: Outbox::default(),
             target: None,
             connecting: false,
@@ -378,11 +383,11 @@ impl Connection {
     }
 
     fn place(&mut self, id: ConnId, sink: &mut impl FrameSink) -> Result<Flow> {
-        let (header, body) = self.inbox.current();
+        let (header, body, here) = self.inbox.current();
         if !self.is_open() || header.kind() == Kind::Handshake {
             return Err(Error::new(ErrorCode::BadFrame, "a handshake carries no data"));
         }
-        let placement = sink.place(id, header, body);
+        let placement = sink.place(id, header, body, here);
         Ok(if self.inbox.place(placement) { Flow::Continue } else { Flow::Pause })
     }
 

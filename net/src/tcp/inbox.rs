@@ -4,19 +4,25 @@
 //!  buffer  |--- done ---|-- head, body --|-- what follows --|--- free ---|
 //!                     start             .                  end
 //! ```
-//! The frame under way begins at `start` and its head and body stay there until it is announced. Its data never stay: the
-//! part that arrives with the head is copied out, the rest is received straight into the placed buffer, with the free
-//! space behind `end` as the second piece, so that one system call also brings what follows.
+//! The frame under way begins at `start` and its head and body stay there until it is announced. Its data, if they have a
+//! place elsewhere, don't: the part that arrives with the head is copied out, the rest is received straight into the
+//! placed buffer, with the free space behind `end` as the second piece, so that one system call also brings what follows.
 //!
-//! Invariants: `start <= end <= buffer.len()`; while data are awaited (`Data`, `Skip`), nothing but the head and body of their
-//! frame is in the buffer. The buffer starts small, grows only as bytes really arrive (a peer that announces a large body
-//! costs nothing before it sends it), and shrinks again.
+//! A busy connection that may lend its memory receives into blocks of a pool. Small data that have arrived in one are lent to
+//! whoever wants them where they are: a batch of small replies is received once and copied nowhere.
+//!
+//! Invariants: `start <= end <= memory.len()`; what is lent lies before `start`, and nothing is moved there; while data
+//! are awaited (`Data`, `Skip`), nothing but the head and body of their frame lies behind `start`. The memory starts small,
+//! grows only as bytes really arrive (a peer that announces a large body costs nothing before it sends it), and shrinks again.
 
-use crate::buffer::Buffer;
+mod memory;
+
+use crate::buffer::{Buffer, Pool};
 use crate::contract::Placement;
 use crate::ring::Try;
 use corefs_wire::Result;
 use corefs_wire::frame::{HEADER, Header};
+use memory::Memory;
 
 /// Receive buffer of a quiet connection (bytes).
 const START: usize = 16 << 10;
@@ -24,9 +30,13 @@ const START: usize = 16 << 10;
 const BUSY: usize = 64 << 10;
 /// Receives in a row that filled less than a quarter, after which the buffer is halved.
 const QUIET: u32 = 256;
+/// Larger data are never lent: most of them arrive straight in their place.
+const LENT_MAX: usize = 32 << 10;
 
 pub struct Inbox {
-    buffer: Box<[u8]>,
+    memory: Memory,
+    /// Where blocks come from that data are lent in.
+    pool: Option<Pool>,
     start: usize,
     end: usize,
     state: State,
@@ -58,8 +68,8 @@ enum State {
         header: Header,
         left: usize,
     },
-    /// Head, body and data are whole.
-    Whole(Header, Option<Buffer>),
+    /// Head, body and data are whole. So many bytes of data still lie behind the body.
+    Whole(Header, Option<Buffer>, usize),
 }
 
 /// What is in flight: how many bytes were asked for, for the data's place and for the buffer.
@@ -85,11 +95,13 @@ pub enum Receive {
     Message { message: *mut libc::msghdr, when: Try },
 }
 
-impl Default for Inbox {
-    fn default() -> Self {
+impl Inbox {
+    /// With a pool, data of small frames may be lent.
+    pub fn new(pool: Option<Pool>) -> Self {
         let piece = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         Self {
-            buffer: vec![0; START].into(),
+            memory: Memory::own(START),
+            pool,
             start: 0,
             end: 0,
             state: State::Head,
@@ -104,9 +116,7 @@ impl Default for Inbox {
             direct: 0,
         }
     }
-}
 
-impl Inbox {
     pub fn in_flight(&self) -> bool {
         self.receiving.is_some()
     }
@@ -122,7 +132,7 @@ impl Inbox {
         loop {
             match &mut self.state {
                 State::Head => {
-                    let Some(bytes) = self.buffer[self.start..self.end].first_chunk::<HEADER>() else {
+                    let Some(bytes) = self.memory.bytes(self.start..self.end).first_chunk::<HEADER>() else {
                         return Ok(Next::Receive);
                     };
                     self.state = State::Body(Header::parse(bytes, body_max)?);
@@ -132,9 +142,9 @@ impl Inbox {
                     if self.end - self.start < HEADER + header.body_len() {
                         return Ok(Next::Receive);
                     }
-                    header.check_body(&self.buffer[self.start + HEADER..][..header.body_len()])?;
+                    header.check_body(self.body(&header))?;
                     self.state = match header.data_len() {
-                        0 => State::Whole(header, None),
+                        0 => State::Whole(header, None, 0),
                         _ => State::Unplaced(header),
                     };
                 }
@@ -148,81 +158,78 @@ impl Inbox {
 
     fn finish_data(&mut self) {
         self.state = match std::mem::replace(&mut self.state, State::Head) {
-            State::Data { header, buffer, .. } => State::Whole(header, Some(buffer)),
-            State::Skip { header, .. } => State::Whole(header, None),
+            State::Data { header, buffer, .. } => State::Whole(header, Some(buffer), 0),
+            State::Skip { header, .. } => State::Whole(header, None, 0),
             other => other,
         };
     }
 
-    /// Header and body of the frame that wants a place.
-    pub fn current(&self) -> (&Header, &[u8]) {
-        let (State::Unplaced(header) | State::Whole(header, _)) = &self.state else {
-            unreachable!("asked for a frame whose body is not whole")
-        };
-        (header, &self.buffer[self.start + HEADER..][..header.body_len()])
+    /// The body of the frame under way.
+    #[inline]
+    fn body(&self, header: &Header) -> &[u8] {
+        let from = self.start + HEADER;
+        self.memory.bytes(from..from + header.body_len())
+    }
+
+    /// Header and body of the frame that wants a place, and its data if they are all here and may be lent.
+    pub fn current(&self) -> (&Header, &[u8], Option<Buffer>) {
+        let State::Unplaced(header) = &self.state else { unreachable!("no frame wants a place") };
+        let from = self.start + HEADER + header.body_len();
+        let (len, here) = (header.data_len(), self.end - from);
+        let lent = if len <= LENT_MAX && len <= here { self.memory.lend(from..from + len) } else { None };
+        (header, self.body(header), lent)
     }
 
     /// Says where the current frame's data go. `false` if they can't go anywhere now.
     pub fn place(&mut self, placement: Placement) -> bool {
         let State::Unplaced(header) = self.state else { unreachable!("no frame wants a place") };
-        let left = header.data_len();
-        self.state = match placement {
-            Placement::Wait => return false,
-            Placement::Discard => State::Skip { header, left },
-            Placement::Into { buffer, offset } => {
-                assert!(
-                    buffer.is_unique(),
-                    "data are placed into a buffer that somebody else may be reading"
-                );
-                assert!(
-                    offset <= buffer.len() && left <= buffer.len() - offset,
-                    "the data don't fit their place"
-                );
-                State::Data { header, buffer, at: offset, left }
-            }
-        };
         // What has arrived already lies behind the body.
         let from = self.start + HEADER + header.body_len();
-        let here = left.min(self.end - from);
-        self.settle(from, here);
-        true
-    }
-
-    /// Moves `len` data bytes at `from` of the buffer to their place, and what follows them down.
-    fn settle(&mut self, from: usize, len: usize) {
-        match &mut self.state {
-            State::Data { buffer, at, left, .. } => {
-                if let Some(to) = buffer.get_mut() {
-                    to[*at..*at + len].copy_from_slice(&self.buffer[from..from + len]);
-                }
-                (*at, *left) = (*at + len, *left - len);
-                self.copied += len as u64;
+        let len = header.data_len();
+        let here = len.min(self.end - from);
+        let place = match placement {
+            Placement::Wait => return false,
+            Placement::Discard => None,
+            Placement::Here(data) => {
+                assert!(here == len && data.len() == len, "data that `current` has lent");
+                Some((data, 0))
             }
-            State::Skip { left, .. } => *left -= len,
-            _ => unreachable!("only data settle"),
-        }
-        if from + len == self.end {
+            Placement::Into { mut buffer, offset } => {
+                assert!(
+                    offset <= buffer.len() && len <= buffer.len() - offset,
+                    "the data don't fit their place"
+                );
+                let Some(to) = buffer.get_mut() else {
+                    panic!("data are placed into a buffer that somebody else may be reading")
+                };
+                to[offset..offset + here].copy_from_slice(self.memory.bytes(from..from + here));
+                self.copied += here as u64;
+                Some((buffer, offset))
+            }
+        };
+        let left = len - here;
+        if left > 0 {
             self.end = from;
-            return;
         }
-        // More frames follow. Instead of moving them down over the data, move this frame's head and body up to them.
-        let keep = from - self.start;
-        self.buffer.copy_within(self.start..from, self.start + len);
-        self.start += len;
-        debug_assert_eq!(self.start + keep, from + len);
+        self.state = match place {
+            place if left == 0 => State::Whole(header, place.map(|(buffer, _)| buffer), len),
+            Some((buffer, offset)) => State::Data { header, buffer, at: offset + here, left },
+            None => State::Skip { header, left },
+        };
+        true
     }
 
     /// The whole frame; its data leave with it.
     pub fn take(&mut self) -> (Header, &[u8], Option<Buffer>) {
-        let State::Whole(header, data) = &mut self.state else { unreachable!("no frame is whole") };
+        let State::Whole(header, data, _) = &mut self.state else { unreachable!("no frame is whole") };
         let (header, data) = (*header, data.take());
-        (header, &self.buffer[self.start + HEADER..][..header.body_len()], data)
+        (header, self.body(&header), data)
     }
 
     /// The frame has been announced: go on behind it.
     pub fn consume(&mut self) {
-        let State::Whole(header, _) = &self.state else { unreachable!("no frame is whole") };
-        self.start += HEADER + header.body_len();
+        let State::Whole(header, _, behind) = &self.state else { unreachable!("no frame is whole") };
+        self.start += HEADER + header.body_len() + behind;
         self.state = State::Head;
     }
 
@@ -232,6 +239,9 @@ impl Inbox {
             self.state = State::Head;
             self.hungry = true;
             (self.start, self.end) = (0, 0);
+            if self.memory.is_lent() {
+                self.memory = Memory::own(START);
+            }
         }
     }
 
@@ -243,8 +253,8 @@ impl Inbox {
         self.hungry = false;
         self.make_room();
         let when = self.when;
-        let free = self.buffer.len() - self.end;
-        let tail = self.buffer[self.end..].as_mut_ptr();
+        let free = self.memory.len() - self.end;
+        let tail = self.memory.at(self.end);
         let State::Data { buffer, at, left, .. } = &self.state else {
             self.receiving = Some(Receiving { placed: 0, buffered: free });
             return Some(Receive::Buffer { to: tail, len: free as u32, when });
@@ -274,8 +284,12 @@ impl Inbox {
         let buffered = bytes - placed;
         self.end += buffered;
         self.learn(buffered, asked.buffered);
-        if let State::Skip { left, .. } = self.state {
-            self.settle(self.end - buffered, left.min(buffered));
+        if let State::Skip { left, .. } = &mut self.state {
+            // Frames that follow stay; this one's head and body, all that lies before, are moved up to them.
+            let skipped = buffered.min(*left);
+            *left -= skipped;
+            self.memory.shift(self.start..self.end - buffered, self.start + skipped);
+            self.start += skipped;
         }
     }
 
@@ -287,35 +301,52 @@ impl Inbox {
 
     /// Grows for a busy connection, notices a quiet one.
     fn learn(&mut self, filled: usize, asked: usize) {
-        if filled == asked && asked > 0 && self.buffer.len() < BUSY {
-            self.resize(self.buffer.len() * 2);
+        let len = self.memory.len();
+        self.quiet = if filled * 4 < len { self.quiet + 1 } else { 0 };
+        if filled > START / 2
+            && len <= BUSY
+            && !self.memory.is_block()
+            && let Some(block) = self.block()
+        {
+            self.move_to(block);
+        } else if filled == asked && asked > 0 && len < BUSY {
+            self.move_to(Memory::own(len * 2));
         }
-        self.quiet = if filled * 4 < self.buffer.len() { self.quiet + 1 } else { 0 };
+    }
+
+    /// A block whose parts may be lent, if there is one to be had.
+    fn block(&self) -> Option<Memory> {
+        self.pool.as_ref().and_then(|pool| Memory::block(pool, BUSY))
     }
 
     /// Moves what is kept to the front, and makes free space behind it if there is none.
     fn make_room(&mut self) {
-        if self.start > 0 {
-            self.buffer.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
+        let (len, kept) = (self.memory.len(), self.end - self.start);
+        if self.memory.is_lent() {
+            // What is lent stays as it is: on behind it while there is room, then elsewhere.
+            if len - self.end < len / 2 {
+                self.move_to(self.block().unwrap_or_else(|| Memory::own(len)));
+            }
+        } else if self.start > 0 {
+            self.memory.shift(self.start..self.end, 0);
+            (self.start, self.end) = (0, kept);
         }
-        let len = self.buffer.len();
+        let len = self.memory.len();
         if self.end == 0 && len > BUSY {
-            self.resize(BUSY);
-        } else if self.quiet >= QUIET && len > START && self.end <= len / 2 {
+            self.move_to(Memory::own(BUSY));
+        } else if self.quiet >= QUIET && len > START && kept <= len / 2 {
             self.quiet = 0;
-            self.resize(len / 2);
+            self.move_to(Memory::own(len / 2));
         } else if self.end == len && !matches!(self.state, State::Data { .. }) {
-            self.resize(len * 2);
+            self.move_to(Memory::own(len * 2));
         }
     }
 
-    fn resize(&mut self, len: usize) {
-        let mut buffer = vec![0; len].into_boxed_slice();
-        let kept = self.end - self.start;
-        buffer[..kept].copy_from_slice(&self.buffer[self.start..self.end]);
-        self.buffer = buffer;
-        (self.start, self.end) = (0, kept);
+    /// Goes on in other memory, with what is kept at its front.
+    fn move_to(&mut self, mut memory: Memory) {
+        memory.fill(self.memory.bytes(self.start..self.end));
+        self.memory = memory;
+        (self.start, self.end) = (0, self.end - self.start);
     }
 }
 

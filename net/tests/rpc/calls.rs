@@ -1,6 +1,6 @@
 //! Calls and how they end.
 
-use crate::{LONG, config, local, op, run, serve, until};
+use crate::{LONG, RECEIVE_BLOCK, config, local, op, run, serve, until};
 use corefs_net::{Address, Node, NodeConfig};
 use corefs_wire::ErrorCode;
 use corefs_wire::control::{Message, process};
@@ -60,7 +60,8 @@ fn without_an_answer_a_call_times_out_and_the_late_reply_harms_nobody() {
         let (_, responder) = service.held.borrow_mut().pop().unwrap();
         responder.ok(b"late", Some(vec![1; 100_000].into()));
         let reply = client.call(&address, op::ECHO, b"in time", None, LONG).await.unwrap();
-        assert_eq!((&*reply.body, client.pool().in_use()), (b"in time".as_slice(), 0));
+        assert_eq!(&*reply.body, b"in time");
+        assert!(client.pool().in_use() <= RECEIVE_BLOCK, "what came late is thrown away");
     });
 }
 

@@ -1,6 +1,6 @@
 //! The pieces that the data path uses: expected replies, their places, hooks of the turn.
 
-use crate::{LONG, config, op, run, serve, until};
+use crate::{LONG, RECEIVE_BLOCK, config, op, run, serve, until};
 use corefs_net::Node;
 use corefs_wire::ErrorCode;
 use corefs_wire::frame::Kind;
@@ -30,7 +30,7 @@ fn data_land_where_they_were_expected() {
             assert!(buffer[10..10 + len].iter().all(|byte| *byte == 5));
             assert!(buffer[..10].iter().chain(&buffer[10 + len..]).all(|byte| *byte == 0xEE));
         }
-        assert_eq!(client.pool().in_use(), 0);
+        assert!(client.pool().in_use() <= RECEIVE_BLOCK);
     });
 }
 

@@ -16,6 +16,9 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// What a busy connection has of the pool, to receive into (bytes).
+pub const RECEIVE_BLOCK: usize = 64 << 10;
+
 /// Far beyond what anything here takes, so that a hang fails and load doesn't.
 pub const LONG: Duration = Duration::from_secs(60);
 

@@ -48,7 +48,7 @@ pub struct Sink {
 const OFFSET: usize = 17;
 
 impl FrameSink for Sink {
-    fn place(&mut self, _conn: ConnId, header: &Header, _body: &[u8]) -> Placement {
+    fn place(&mut self, _conn: ConnId, header: &Header, _body: &[u8], _here: Option<Buffer>) -> Placement {
         self.asked += 1;
         match self.policy {
             Policy::Wait => Placement::Wait,

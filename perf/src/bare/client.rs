@@ -152,7 +152,7 @@ struct Desk<'a> {
 }
 
 impl FrameSink for Desk<'_> {
-    fn place(&mut self, _conn: ConnId, header: &Header, _body: &[u8]) -> Placement {
+    fn place(&mut self, _conn: ConnId, header: &Header, _body: &[u8], _here: Option<Buffer>) -> Placement {
         let slot = self.slots.get_mut(header.request() as usize);
         match slot.and_then(|slot| slot.buffer.take()) {
             Some(buffer) if header.data_len() <= buffer.len() => Placement::Into { buffer, offset: 0 },

