@@ -19,8 +19,8 @@ pub const MAILBOX: usize = 4096;
 /// The threads of a pool.
 #[derive(Clone, Debug)]
 pub struct PoolOptions {
-    /// Cores to pin to, one shard each; empty: one shard that isn't pinned.
-    pub cores: Vec<usize>,
+    /// The core of each shard, or `None` if the kernel is to place it; empty: one shard that isn't pinned.
+    pub cores: Vec<Option<usize>>,
     /// Work that may be at each shard, waiting or in progress; at most [`MAILBOX`].
     pub mailbox: usize,
 }
@@ -70,7 +70,7 @@ impl ClientPool {
     pub fn start(options: ClientOptions, pool: PoolOptions) -> Result<Self> {
         let cores: Vec<Option<usize>> = match pool.cores.is_empty() {
             true => vec![None],
-            false => pool.cores.iter().copied().map(Some).collect(),
+            false => pool.cores,
         };
         let mut started = Shared {
             shards: Vec::new(),

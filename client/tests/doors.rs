@@ -37,6 +37,7 @@ impl Elsewhere {
     }
 
     fn pool(&self, cores: Vec<usize>, mailbox: usize) -> ClientPool {
+        let cores = cores.into_iter().map(Some).collect();
         let mut options = corefs_client::ClientOptions::new(vec![self.manager.clone()], None);
         options.pool_bytes = 16 << 20;
         options.busy_poll = Duration::ZERO;

@@ -127,7 +127,8 @@ pub struct RunArgs {
     /// Operations in flight, all cores together [default: 128 for random, 8 for sequential].
     #[arg(long, value_name = "N")]
     pub depth: Option<u32>,
-    /// Cores that drive the load, each with its own executor, connections and histogram.
+    /// Threads that drive the load, each with its own executor, connections and histogram. The kernel places them, unless they poll
+    /// (--busy-poll): then each has a core, from the last one downwards.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cores: u32,
     /// How long to measure.

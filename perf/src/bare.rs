@@ -107,8 +107,9 @@ fn measure(
     std::thread::scope(|scope| {
         for core in 0..workload.cores {
             let (send, workload) = (send.clone(), Arc::clone(&workload));
-            // The last cores first, as the native client.
+            // The last cores first, and only who polls, as the native client.
             let place = places.iter().rev().cycle().nth(core as usize).copied();
+            let place = place.filter(|_| !busy_poll.is_zero());
             scope.spawn(move || {
                 place.map(core_affinity::set_for_current);
                 let outcome = client::drive(addresses, &workload, core, begin, busy_poll, live);

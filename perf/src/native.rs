@@ -43,7 +43,7 @@ pub struct Native {
 }
 
 impl Native {
-    /// Connects a client on each of `cores` cores, which polls for `busy_poll` before it sleeps.
+    /// Connects a client for each of `cores` cores, which polls for `busy_poll` before it sleeps; those that poll are pinned.
     pub fn connect(
         managers: Vec<Address>,
         secret: Option<Secret>,
@@ -53,9 +53,14 @@ impl Native {
         let mut options = ClientOptions { busy_poll, ..ClientOptions::new(managers, secret) };
         options.name = "perf".into();
         let available = core_affinity::get_core_ids().unwrap_or_default();
-        // The last cores first: servers pin themselves to the first ones.
-        let pinned = available.iter().rev().cycle().take(cores as usize).map(|core| core.id).collect();
-        let pool = ClientPool::start(options, PoolOptions { cores: pinned, ..PoolOptions::default() })?;
+        // The last cores first: servers pin themselves to the first ones. One that sleeps is placed by the kernel, which knows
+        // better which core has time.
+        let place = |core| {
+            let core = available.iter().rev().cycle().nth(core)?;
+            (!busy_poll.is_zero()).then_some(core.id)
+        };
+        let cores = (0..cores as usize).map(place).collect();
+        let pool = ClientPool::start(options, PoolOptions { cores, ..PoolOptions::default() })?;
         Ok(Self { pool, servers: Vec::new() })
     }
 

@@ -164,6 +164,8 @@ impl Writer {
                 reply.send(Err(closed()));
             }
         }
+        // Whoever asks once this is known is refused, and not left without an answer.
+        drop(jobs);
         if let Some(told) = told {
             told.send(());
         }
