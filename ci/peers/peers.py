@@ -209,8 +209,8 @@ def measure(bench, out):
         if cached > 0.02:
             which = f"{one['who']} with {one['depth']} in flight"
             notes.append(f"LOOK: {cached:.0%} of what was read came from a cache in memory, not from the disk: {which}")
-    if busy > 0.5:
-        notes.append(f"LOOK: the load average was {busy:.1f} before this began: others were at work on this machine, and the figures are theirs too.")
+    if busy > 1:
+        notes.append(f"LOOK: the load average was {busy:.1f} before this began: if others were still at work, the figures are theirs too.")
     report = {
         "load_before": busy,
         "config": {"size": bench.size, "block": bench.block, "seconds": bench.seconds, "warmup": bench.warmup, "repeat": bench.repeat},
