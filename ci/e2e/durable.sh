@@ -8,6 +8,7 @@ rounds=${COREFS_KILL_ROUNDS:-4}
 mkdir "$work/mnt"
 writer=$(dirname "$(realpath "$0")")/writer.py
 total=0
+: >"$work/log"
 up --capacity 2GiB --replicas "${COREFS_KILL_REPLICAS:-1}" --mount "$work/mnt"
 for round in $(seq "$rounds"); do
   python3 "$writer" write "$work/mnt" "$work/log" "$round" >"$work/writer.out" 2>&1 &

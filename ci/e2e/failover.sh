@@ -66,8 +66,9 @@ whole() {
 
 whole
 # The load is at work before anything is hurt: on a busy machine it takes its time to start.
+: >>"$work/log"
 for _ in $(seq 600); do
-  [ "$(grep -c ' write$' "$work/log" 2>/dev/null)" -lt 20 ] 2>/dev/null || break
+  [ "$(grep -c ' write$' "$work/log" || true)" -lt 20 ] || break
   kill -0 "$load_pid" 2>/dev/null || { cat "$work/load.out"; die "the load ended before it wrote"; }
   sleep 0.1
 done

@@ -17,12 +17,8 @@ enum Slot<F: Future> {
 /// Everything is polled once, which starts it. Afterwards, of few futures all are polled at each wake-up; of many only
 /// the first that isn't done: these cost n polls and not n squared.
 pub fn all<F: Future>(futures: impl IntoIterator<Item = F>) -> All<F> {
-    join(futures, FEW)
-}
-
-fn join<F: Future>(futures: impl IntoIterator<Item = F>, few: usize) -> All<F> {
     let slots: Vec<Slot<F>> = futures.into_iter().map(Slot::Running).collect();
-    All { slots: Box::into_pin(slots.into_boxed_slice()), first: 0, started: false, few }
+    All { slots: Box::into_pin(slots.into_boxed_slice()), first: 0, started: false }
 }
 
 /// The future of [`all`].
@@ -31,8 +27,6 @@ pub struct All<F: Future> {
     /// All before it are done.
     first: usize,
     started: bool,
-    /// Up to so many are all polled.
-    few: usize,
 }
 
 /// Polls a slot that is running; whether it is done.
@@ -66,7 +60,7 @@ impl<F: Future> Future for All<F> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let len = self.slots.len();
-        if !self.started || len <= self.few {
+        if !self.started || len <= FEW {
             self.started = true;
             for at in self.first..len {
                 poll(self.slot(at), context);
@@ -100,7 +94,7 @@ mod tests {
 
     #[test]
     fn results_come_in_order_whoever_ends_first() {
-        for (many, few) in [(3usize, FEW), (3, 0), (40, FEW)] {
+        for many in [3usize, 40] {
             let waiters: Vec<Waiters> = (0..many).map(|_| Waiters::default()).collect();
             let begun = Cell::new(0);
             let futures = waiters.iter().enumerate().map(|(at, waiters)| {
@@ -111,7 +105,7 @@ mod tests {
                     at
                 }
             });
-            let mut joined = join(futures, few);
+            let mut joined = all(futures);
             assert!(block_on(poll_once(&mut joined)).is_none());
             assert_eq!(begun.get(), many);
             for waiters in waiters.iter().rev() {

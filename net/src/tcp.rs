@@ -18,6 +18,8 @@ mod outbox;
 mod slots;
 mod socket;
 
+pub use inbox::LENT_MAX;
+
 use crate::address::Address;
 use crate::buffer::{Payload, Pool};
 use crate::contract::FrameSink;

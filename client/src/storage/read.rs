@@ -4,6 +4,7 @@ use super::{ATTEMPT, FIRST_ATTEMPT, OWNER_READS_MAX, Outstanding, Place, Storage
 use crate::route::select::{Positions, choose};
 use crate::route::{At, Next, OwnerIndex, Tracker, Work};
 use corefs_net::rpc::Expected;
+use corefs_net::tcp::LENT_MAX;
 use corefs_net::{Buffer, ConnId, Reply};
 use corefs_wire::checksum::crcs_before;
 use corefs_wire::data::{ReadEntry, read_reply};
@@ -12,9 +13,6 @@ use corefs_wire::{Error, ErrorCode, Result};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-
-/// Longer reads name the place of their data: most of these arrive straight there.
-const STAY_MAX: usize = 32 << 10;
 
 /// An attempt that failed, and which replica of how many it asked.
 pub struct Failure {
@@ -202,8 +200,7 @@ impl Storage {
     /// who runs out of memory is to wait here, before anything is asked for.
     #[inline]
     fn may_stay(&self, length: usize) -> bool {
-        let pool = &self.ground.pool;
-        length <= STAY_MAX && pool.in_use() <= pool.capacity() / 2
+        length <= LENT_MAX && self.ground.pool.is_ample()
     }
 
     /// Chooses the replica and writes it into the entry.

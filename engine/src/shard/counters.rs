@@ -21,7 +21,7 @@ counters! {
     /// Reads answered with data, and the blocks in them.
     reads,
     read_blocks,
-    /// Nanoseconds, by the starts of turns: that answered reads waited for memory, and that the disk had them.
+    /// Nanoseconds, by the starts of turns: that reads waited for memory, and that the disk had those that were answered.
     read_wait_nanos,
     read_disk_nanos,
     /// Reads answered with an error.

@@ -30,8 +30,8 @@ const START: usize = 16 << 10;
 const BUSY: usize = 64 << 10;
 /// Receives in a row that filled less than a quarter, after which the buffer is halved.
 const QUIET: u32 = 256;
-/// Larger data are never lent: most of them arrive straight in their place.
-const LENT_MAX: usize = 32 << 10;
+/// Larger data are never lent (bytes): most of them arrive straight in their place.
+pub const LENT_MAX: usize = 32 << 10;
 
 pub struct Inbox {
     memory: Memory,

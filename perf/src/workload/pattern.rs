@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn the_pattern_is_frozen() {
-        // Golden: files written by an earlier version are still verified.
+        // Golden: what this version writes is verified by later ones, until the changelog says otherwise.
         let mut block = [0; BLOCK];
         Pattern::new(1).fill(4096, 2, &mut block);
         assert_eq!(corefs_wire::checksum::crc32c(&block), 0x1581_E04C);

@@ -17,10 +17,9 @@ impl Memory {
         Self::Own(vec![0; len].into())
     }
 
-    /// A block, unless the pool has less than half of its memory left: lent parts keep whole blocks from other use.
+    /// A block, if the pool has ample memory.
     pub fn block(pool: &Pool, len: usize) -> Option<Self> {
-        let ample = pool.in_use() <= pool.capacity() / 2;
-        if ample { pool.get(len).map(Self::Block) } else { None }
+        if pool.is_ample() { pool.get(len).map(Self::Block) } else { None }
     }
 
     pub fn len(&self) -> usize {
