@@ -6,7 +6,7 @@ use corefs_net::Address;
 use corefs_wire::control::mgmtd::GetRoutingT;
 use corefs_wire::control::{Call, Message};
 use corefs_wire::frame::Kind;
-use corefs_wire::limits::REPLICAS_MAX;
+use corefs_wire::limits::MEMBERS_MAX;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::time::Duration;
@@ -16,7 +16,7 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 /// One manager's chance to give us routing when an operation waits for it.
 const FETCH: Duration = Duration::from_secs(1);
 /// Servers that one operation tries: the tracker remembers so many.
-const TRIED_MAX: usize = REPLICAS_MAX;
+const TRIED_MAX: usize = MEMBERS_MAX;
 
 impl Ground {
     /// A call to whichever manager leads, retried until the patience ends.

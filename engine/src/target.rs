@@ -124,6 +124,14 @@ impl Target {
         self.handle(scene, Input::Died);
     }
 
+    /// It is no member of its chain any more: everybody is told, plans are given back, and its chunks may go.
+    pub fn leave(&mut self, scene: &mut Scene<'_>) {
+        self.dispose(scene.slice);
+        self.end_fillers(scene);
+        (self.resync, self.filled) = (None, None);
+        self.handle(scene, Input::Left);
+    }
+
     /// Gives back what it holds of the store.
     pub fn dispose(&mut self, slice: &mut Slice) {
         for (_, staging) in std::mem::take(&mut self.staged) {

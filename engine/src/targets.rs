@@ -17,10 +17,13 @@ use corefs_wire::control::mgmtd::{SliceInfoT, TargetHealthT};
 use corefs_wire::data::{LIST_MAX, List, ReadEntry};
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ChainId, Error, ErrorCode, InodeId, NodeId, Result, ShardIndex, SliceIndex, TargetId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Reads whose cache misses are begun together: about as many as a core can have.
 const EXPECTED: usize = 16;
+
+/// How often it is tried again to make or remove targets (nanoseconds).
+const UPKEEP_EVERY: Nanos = 50_000_000;
 
 /// What a disk is doing for its slices' sealed batches.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -43,6 +46,18 @@ pub struct Targets {
     pace: Pace,
     lease_until: Nanos,
     draining: bool,
+    upkeep: Upkeep,
+}
+
+/// What routing asks for and couldn't be done at once; tried again now and then.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+struct Upkeep {
+    /// Targets that are to be here, in which slice (a position), and their roles.
+    missing: BTreeMap<TargetId, (usize, ChainId, Option<Role>)>,
+    /// Targets that are no members of any chain: their chunks go.
+    gone: BTreeSet<TargetId>,
+    /// When to try again.
+    due: Option<Nanos>,
 }
 
 impl Targets {
@@ -57,6 +72,7 @@ impl Targets {
             pace: Pace::default(),
             lease_until: 0,
             draining: false,
+            upkeep: Upkeep::default(),
         }
     }
 
@@ -209,7 +225,7 @@ impl Targets {
     /// When [`Event::TurnEnd`] should be told though nothing else happens.
     pub fn next_deadline(&self) -> Option<Nanos> {
         let timer = self.timers.first().map(|(at, ..)| *at);
-        self.slices.iter().filter_map(Slice::next_deadline).chain(timer).min()
+        self.slices.iter().filter_map(Slice::next_deadline).chain(timer).chain(self.upkeep.due).min()
     }
 
     /// Until when the lease runs.
@@ -283,7 +299,13 @@ impl Targets {
             }
             health
         };
-        self.targets.iter().map(health).collect()
+        let there = self.targets.iter().filter(|(_, target)| !target.replica().is_gone());
+        let missing = self.upkeep.missing.keys().map(|target| {
+            let mut health = TargetHealthT::default();
+            (health.target, health.failed) = (target.0, true);
+            health
+        });
+        there.map(health).chain(missing).collect()
     }
 
     fn moment(&self, now: Nanos) -> Moment {
@@ -371,27 +393,76 @@ impl Targets {
             if !owner.is_some_and(|owner| owner.node == self.node && owner.shard == self.shard) {
                 continue;
             }
-            if !self.targets.contains_key(&target.id)
-                && let Some(position) = self.position(target.slice)
-                && self.slices[position].alive()
-            {
-                let slice = &mut self.slices[position];
-                match slice.store.create_target(target.id, target.chain) {
-                    Ok(_) => {
-                        slice.hurry();
-                        self.targets.insert(target.id, Target::new(target.id, position));
-                    }
-                    Err(error) => {
-                        out.push(Output::TargetFailed { target: target.id, error });
-                        continue;
-                    }
-                }
-            }
             let chain = routing.chains.get(&target.chain);
-            if let Some(role) = chain.and_then(|chain| Role::of(target.id, chain)) {
+            let role = chain.and_then(|chain| Role::of(target.id, chain));
+            if !self.targets.contains_key(&target.id) {
+                if let Some(position) = self.position(target.slice).filter(|at| self.slices[*at].alive()) {
+                    self.create(now, target.id, (position, target.chain, role), out);
+                }
+            } else if let Some(role) = role {
                 self.tell(now, target.id, Input::Role(role), out);
             }
         }
+        // Numbers of targets are never used again, and routing only goes forward: what it doesn't name any more is gone for good.
+        let gone = |(id, target): &(&TargetId, &Target)| {
+            !routing.targets.contains_key(*id) && !target.replica().is_gone()
+        };
+        let gone: Vec<TargetId> = self.targets.iter().filter(gone).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.with(now, id, out, Target::leave);
+            self.upkeep.gone.insert(id);
+        }
+        self.upkeep.missing.retain(|id, _| routing.targets.contains_key(id));
+        self.look_after(now, out);
+    }
+
+    fn create(
+        &mut self,
+        now: Nanos,
+        id: TargetId,
+        wanted: (usize, ChainId, Option<Role>),
+        out: &mut Outputs,
+    ) {
+        let (position, chain, role) = wanted;
+        let slice = &mut self.slices[position];
+        match slice.store.create_target(id, chain) {
+            Ok(_) => {
+                slice.hurry();
+                self.upkeep.missing.remove(&id);
+                self.targets.insert(id, Target::new(id, position));
+                if let Some(role) = role {
+                    self.tell(now, id, Input::Role(role), out);
+                }
+            }
+            Err(error) => {
+                if self.upkeep.missing.insert(id, (position, chain, role)).is_none() {
+                    out.push(Output::TargetFailed { target: id, error });
+                }
+            }
+        }
+    }
+
+    /// Makes targets that are to be here and removes those that aren't any more, as far as that can be done now.
+    fn look_after(&mut self, now: Nanos, out: &mut Outputs) {
+        for id in std::mem::take(&mut self.upkeep.gone) {
+            let Some(position) = self.targets.get(&id).map(Target::slice) else { continue };
+            let slice = &mut self.slices[position];
+            if !slice.alive() {
+                continue;
+            }
+            match slice.store.remove_target(id) {
+                Ok(_) => slice.hurry(),
+                // An update is being prepared, or the journal waits for its checkpoint.
+                Err(_) => drop(self.upkeep.gone.insert(id)),
+            }
+        }
+        for (id, wanted) in self.upkeep.missing.clone() {
+            if self.slices[wanted.0].alive() {
+                self.create(now, id, wanted, out);
+            }
+        }
+        let more = !self.upkeep.gone.is_empty() || !self.upkeep.missing.is_empty();
+        self.upkeep.due = more.then_some(now + UPKEEP_EVERY);
     }
 
     #[inline]
@@ -401,6 +472,9 @@ impl Targets {
         {
             self.timers.pop_first();
             self.with(now, target, out, |target, scene| target.due(scene, chunk, attempt));
+        }
+        if self.upkeep.due.is_some_and(|due| due <= now) {
+            self.look_after(now, out);
         }
         for disk in 0..self.groups.len() {
             let index = DiskIndex(disk as u16);

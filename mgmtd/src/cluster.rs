@@ -10,12 +10,14 @@
 //! | [`lease`] | which manager leads |
 //! | [`transition`] | the declared state table of targets |
 //! | [`reconfigure`] | the table applied to what is known, and why nothing is lost |
+//! | [`moves`] | which targets move, so that nodes and disks can come and go |
 //! | [`routing`] | the [`RoutingInfo`](corefs_wire::routing::RoutingInfo) that all of this amounts to |
 //! | [`problems`] | what is wrong, and what to type |
 
 pub mod formation;
 pub mod lease;
 pub mod liveness;
+pub mod moves;
 pub mod placement;
 pub mod problems;
 pub mod reconfigure;

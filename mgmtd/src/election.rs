@@ -3,6 +3,7 @@
 use crate::clock::Clock;
 use crate::cluster::lease::{Holder, Reign, Stored, Verdict};
 use crate::cluster::liveness::Liveness;
+use crate::cluster::moves;
 use crate::cluster::reconfigure::is_due;
 use crate::cluster::state::State;
 use crate::primary::{Leading, Primary, count};
@@ -12,6 +13,8 @@ use corefs_kv::{Isolation, KvEngine, Transaction};
 use corefs_wire::{ClientId, Error, ErrorCode, Result};
 use std::time::Duration;
 
+/// How often it is looked what should move (milliseconds).
+const MOVES_EVERY_MS: u64 = 250;
 /// The pause after a store that failed (milliseconds).
 const PAUSE_MS: u64 = 50;
 
@@ -147,9 +150,9 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
     }
 
     /// What has to be done now and then while leading: declares the silent dead, changes chains accordingly, ends clients
-    /// whose lease ran out, forgets metadata servers, forms the cluster if that has become possible.
+    /// whose lease ran out, forgets metadata servers, forms the cluster if that has become possible, has targets move.
     pub async fn upkeep(&self) -> Result<()> {
-        let (died, clients, metas, unformed, due) = self.leading(|leading, now_ms| {
+        let (died, clients, metas, unformed, due, moves) = self.leading(|leading, now_ms| {
             let before = alive_nodes(leading);
             if leading.liveness.expire(now_ms) {
                 leading.touch();
@@ -160,10 +163,16 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
             if !due {
                 leading.liveness.settled();
             }
-            (before - alive_nodes(leading), clients, metas, !leading.state.formed(), due)
+            let moves = now_ms >= leading.moves_due_ms && {
+                leading.moves_due_ms = now_ms + MOVES_EVERY_MS;
+                let (state, liveness) = (&leading.state, &leading.liveness);
+                !moves::next(state, liveness).is_empty()
+                    || (state.moving.balance && moves::is_done(state, liveness))
+            };
+            (before - alive_nodes(leading), clients, metas, !leading.state.formed(), due, moves)
         })?;
         self.counts.nodes_died.set(self.counts.nodes_died.get() + died as u64);
-        if clients.is_empty() && metas.is_empty() && !unformed && !due {
+        if clients.is_empty() && metas.is_empty() && !unformed && !due && !moves {
             return Ok(());
         }
         let plan = |draft: &mut crate::primary::Draft<'_>| {
@@ -174,8 +183,9 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
                 draft.state_mut().metas.remove(address);
             }
             // The chains aren't settled by this: what was heard of meanwhile may ask for more.
-            let changed = if due { draft.reconfigure(None) } else { 0 };
-            Ok((draft.form(|_, _| None)?, changed))
+            let begun = if moves { draft.begin_moves() } else { 0 };
+            let changed = if due || begun > 0 { draft.reconfigure(None) } else { 0 };
+            Ok((draft.form(|_, _| None)?, changed, begun))
         };
         let finish = |leading: &mut Leading, _: u64, _: &_| {
             for client in &clients {
@@ -184,11 +194,12 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
             }
             metas.iter().for_each(|address| leading.liveness.forget_meta(address));
         };
-        let (formed, changed) = self.change(plan, finish).await?;
+        let (formed, changed, begun) = self.change(plan, finish).await?;
         if changed > 0 {
             self.counts.chains_changed.set(self.counts.chains_changed.get() + changed as u64);
             tracing::info!("{changed} chains changed");
         }
+        self.counts.moves_begun.set(self.counts.moves_begun.get() + begun as u64);
         self.counts.clients_expired.set(self.counts.clients_expired.get() + clients.len() as u64);
         if let Some(imbalance) = formed {
             tracing::info!("formed the cluster: {imbalance}");

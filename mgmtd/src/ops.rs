@@ -3,6 +3,8 @@
 //!
 //! All answer `NotPrimary` on a manager that doesn't lead; its message names the one that does, if one is known.
 
+mod change_moving;
+mod change_node;
 mod check_clients;
 mod end_client;
 mod get_routing;
@@ -12,6 +14,8 @@ mod register_meta;
 mod register_node;
 mod renew_client;
 
+pub use change_moving::change_moving;
+pub use change_node::change_node;
 pub use check_clients::check_clients;
 pub use end_client::end_client;
 pub use get_routing::{WAIT_MS_MAX, WAITERS_MAX, get_routing};

@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::cluster::formation::Wanted;
 use crate::cluster::lease::{Candidate, Holder, Reign};
 use crate::cluster::liveness::{Liveness, Terms};
+use crate::cluster::moves;
 use crate::cluster::reconfigure::reconfigure;
 use crate::cluster::state::State;
 use crate::cluster::{placement::Imbalance, routing};
@@ -53,6 +54,7 @@ pub struct Counts {
     pub nodes_died: Cell<u64>,
     pub chains_changed: Cell<u64>,
     pub clients_expired: Cell<u64>,
+    pub moves_begun: Cell<u64>,
 }
 
 /// Adds one.
@@ -72,11 +74,14 @@ pub struct Leading {
     routing: Option<Rc<RoutingT>>,
     /// Clients whose end is being stored: they can't renew any more, and aren't reported dead yet.
     pub(crate) ending: BTreeSet<ClientId>,
+    /// When it is time to look what should move.
+    pub(crate) moves_due_ms: u64,
 }
 
 impl Leading {
     pub(crate) fn new(reign: Reign, beat: u64, state: State, numbers: Numbers, liveness: Liveness) -> Self {
-        Self { reign, beat, state, liveness, numbers, changes: 0, routing: None, ending: BTreeSet::new() }
+        let ending = BTreeSet::new();
+        Self { reign, beat, state, liveness, numbers, changes: 0, routing: None, ending, moves_due_ms: 0 }
     }
 
     pub fn state(&self) -> &State {
@@ -365,6 +370,18 @@ impl<'a> Draft<'a> {
         let liveness = &self.leading.liveness;
         let state = self.state.get_or_insert_with(|| self.leading.state.clone());
         reconfigure(state, liveness, restarted)
+    }
+
+    /// Begins what should move now, and ends the evening out of shares when it is done. How many steps that were.
+    pub fn begin_moves(&mut self) -> usize {
+        let liveness = self.leading.liveness.clone();
+        let state = self.state_mut();
+        let steps = moves::next(state, &liveness);
+        steps.iter().for_each(|step| moves::apply(state, *step));
+        if steps.is_empty() && moves::is_done(state, &liveness) {
+            state.moving.balance = false;
+        }
+        steps.len()
     }
 
     /// Gives out a client's number.

@@ -8,10 +8,11 @@
 //! |---|---|---|---|
 //! | `B` | | the primary's beat: u64 | several times a second |
 //! | `C` | | generation, next numbers of nodes, targets, chains, clients | with every other change but `B` and `P` |
-//! | `H` | chain: u64 | version, members (target, node, slice, state), the last serving set (targets) | when a member dies, comes back, is filled |
+//! | `H` | chain: u64 | version, members (target, node, slice, state, leaving), the last serving set (targets) | when a member dies, comes back, is filled, moves |
 //! | `L` | client: u64 | incarnation, name: its lease runs | when it comes and goes |
 //! | `M` | address | incarnation of the metadata server there | when it comes and is forgotten |
-//! | `N` | node: u32 | incarnation, domain, addresses, slices (store, shard, capacity) | when it starts |
+//! | `N` | node: u32 | incarnation, domain, addresses, slices (store, shard, capacity, standing) | when it starts |
+//! | `O` | | whether moving is paused, and whether shares are evened out; absent: neither | when people say so |
 //! | `P` | | the primary: epoch, process, address, released | when the lead changes |
 //! | `R` | | cluster uuid, formation | once; the formation until chains exist |
 //! | `T` | table: u32, version: u32, page: u32 | up to [`TABLE_PAGE`] chains | once |
@@ -19,17 +20,17 @@
 use crate::cluster::formation::Formation;
 use crate::cluster::lease::Holder;
 use crate::cluster::routing::EPOCH_MAX;
-use crate::cluster::state::{Chain, Counters, Member, Meta, Node, Slice, State};
+use crate::cluster::state::{Chain, Counters, Member, Meta, Moving, Node, Slice, Standing, State};
 use crate::cluster::transition::Public;
 use corefs_kv::{Isolation, KeyRange, Pair, Transaction};
-use corefs_wire::control::mgmtd::TargetState;
+use corefs_wire::control::mgmtd::{self, TargetState};
 use corefs_wire::{ChainId, ClientId, Error, ErrorCode, NodeId, Result, SliceIndex, TargetId, Uuid};
 use std::collections::BTreeMap;
 
 /// Format version 1, file-system id 0: the cluster itself.
 const PREFIX: [u8; 5] = [1, 0, 0, 0, 0];
-/// Encoding of values.
-const VERSION: u8 = 1;
+/// Encoding of values. 1 had no standing of slices, and no members that are to leave.
+const VERSION: u8 = 2;
 /// Chains in one row of a table: a row stays well below the store's 100 KB.
 pub const TABLE_PAGE: usize = 4096;
 /// Rows that are loaded at most: the bounds of formation, of nodes and of clients together are below it.
@@ -43,6 +44,7 @@ mod letter {
     pub const CLIENT: u8 = b'L';
     pub const META: u8 = b'M';
     pub const NODE: u8 = b'N';
+    pub const MOVING: u8 = b'O';
     pub const HOLDER: u8 = b'P';
     pub const ROOT: u8 = b'R';
     pub const TABLE: u8 = b'T';
@@ -119,13 +121,15 @@ impl Writer {
 struct Reader<'a> {
     rest: &'a [u8],
     what: &'a str,
+    version: u8,
 }
 
 impl<'a> Reader<'a> {
     fn new(what: &'a str, value: &'a [u8]) -> Result<Self> {
-        let mut out = Self { rest: value, what };
-        match out.u8()? {
-            VERSION => Ok(out),
+        let mut out = Self { rest: value, what, version: 0 };
+        out.version = out.u8()?;
+        match out.version {
+            1..=VERSION => Ok(out),
             other => {
                 let text = format!("{what}: encoding version {other} is newer than this build");
                 Err(Error::mismatch(ErrorCode::BadFormat, u64::from(VERSION), u64::from(other), text))
@@ -249,22 +253,32 @@ pub fn write_client(incarnation: u32, name: &str) -> Vec<u8> {
 fn write_node(node: &Node) -> Vec<u8> {
     let out = Writer::new().u64(node.incarnation).text(&node.domain).text(&node.control);
     let out = out.list(&node.shards, |out, shard| out.text(shard));
-    out.list(&node.slices, |out, slice| out.bytes(&slice.store.0).u16(slice.shard).u64(slice.capacity)).0
+    let write = |out: Writer, slice: &Slice| {
+        let out = out.bytes(&slice.store.0).u16(slice.shard).u64(slice.capacity);
+        out.u8(slice.standing.to_wire().0)
+    };
+    out.list(&node.slices, write).0
 }
 
 fn read_node(value: &[u8]) -> Result<Node> {
     let mut row = Reader::new("node", value)?;
     let (incarnation, domain, control) = (row.u64()?, row.text()?, row.text()?);
     let shards = row.list(Reader::text)?;
-    let slices =
-        row.list(|row| Ok(Slice { store: Uuid(row.take()?), shard: row.u16()?, capacity: row.u64()? }))?;
+    let slices = row.list(|row| {
+        let (store, shard, capacity) = (Uuid(row.take()?), row.u16()?, row.u64()?);
+        let standing = match row.version {
+            1 => Standing::Active,
+            _ => Standing::from_wire(mgmtd::Standing(row.u8()?)).ok_or_else(|| row.damaged())?,
+        };
+        Ok(Slice { store, shard, capacity, standing })
+    })?;
     row.end(Node { incarnation, domain, control, shards, slices })
 }
 
 fn write_chain(chain: &Chain) -> Vec<u8> {
     let write = |out: Writer, member: &Member| {
         let out = out.u64(member.target.0).u32(member.node.0).u16(member.slice.0);
-        out.u8(member.state.to_wire().0)
+        out.u8(member.state.to_wire().0).u8(u8::from(member.leaving))
     };
     let last: Vec<TargetId> = chain.last_set.iter().copied().collect();
     let out = Writer::new().u64(chain.version).list(&chain.members, write);
@@ -277,7 +291,8 @@ fn read_chain(value: &[u8]) -> Result<Chain> {
     let members = row.list(|row| {
         let (target, node, slice) = (TargetId(row.u64()?), NodeId(row.u32()?), SliceIndex(row.u16()?));
         let state = Public::from_wire(TargetState(row.u8()?)).ok_or_else(|| row.damaged())?;
-        Ok(Member { target, node, slice, state })
+        let leaving = row.version > 1 && row.u8()? != 0;
+        Ok(Member { target, node, slice, state, leaving })
     })?;
     let last_set = row.list(|row| Ok(TargetId(row.u64()?)))?.into_iter().collect();
     row.end(Chain { version, members, last_set })
@@ -286,6 +301,10 @@ fn read_chain(value: &[u8]) -> Result<Chain> {
 /// Every row of the cluster's state but the counters'.
 pub fn of_state(state: &State) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut out = BTreeMap::from([(root_key(), write_root(state.cluster, state.formation))]);
+    if state.moving != Moving::default() {
+        let Moving { paused, balance } = state.moving;
+        out.insert(key(letter::MOVING, &[]), Writer::new().u8(u8::from(paused)).u8(u8::from(balance)).0);
+    }
     for (id, node) in &state.nodes {
         out.insert(key(letter::NODE, &id.0.to_be_bytes()), write_node(node));
     }
@@ -321,6 +340,7 @@ fn from_pairs(pairs: &[Pair]) -> Result<Option<(State, Numbers, Vec<ClientId>)>>
     let mut numbers = Numbers::default();
     let mut clients = Vec::new();
     let mut rooted = false;
+    let mut unsaid = Vec::new();
     for (key, value) in pairs {
         let Some((letter, rest)) = key.strip_prefix(&PREFIX).and_then(|rest| rest.split_first()) else {
             return Err(Error::new(ErrorCode::Corrupt, "a cluster row without a table"));
@@ -332,7 +352,9 @@ fn from_pairs(pairs: &[Pair]) -> Result<Option<(State, Numbers, Vec<ClientId>)>>
             }
             letter::COUNTERS => numbers = read_numbers(value)?,
             letter::NODE => {
-                state.nodes.insert(NodeId(u32::from_be_bytes(id_of(rest)?)), read_node(value)?);
+                let id = NodeId(u32::from_be_bytes(id_of(rest)?));
+                state.nodes.insert(id, read_node(value)?);
+                unsaid.extend((value.first() == Some(&1)).then_some(id));
             }
             letter::CHAIN => {
                 state.chains.insert(ChainId(u64::from_be_bytes(id_of(rest)?)), read_chain(value)?);
@@ -352,6 +374,11 @@ fn from_pairs(pairs: &[Pair]) -> Result<Option<(State, Numbers, Vec<ClientId>)>>
                 // Pages come in order: their number ends the key.
                 state.tables.entry(name).or_default().extend(row.end(page)?);
             }
+            letter::MOVING => {
+                let mut row = Reader::new("moving", value)?;
+                let moving = Moving { paused: row.u8()? != 0, balance: row.u8()? != 0 };
+                state.moving = row.end(moving)?;
+            }
             letter::HOLDER | letter::BEAT => {}
             other => {
                 let text = format!("a cluster row of unknown kind {other}: stored by a newer version?");
@@ -362,6 +389,11 @@ fn from_pairs(pairs: &[Pair]) -> Result<Option<(State, Numbers, Vec<ClientId>)>>
     state.counters = numbers.counters;
     if !rooted {
         return Ok(None);
+    }
+    // Before standings were stored, a node was in use if it had a target.
+    unsaid.retain(|id| state.members().all(|(_, member)| member.node != *id));
+    for (_, node) in state.nodes.iter_mut().filter(|(id, _)| unsaid.contains(id)) {
+        node.slices.iter_mut().for_each(|slice| slice.standing = Standing::Spare);
     }
     state.check()?;
     Ok(Some((state, numbers, clients)))
@@ -374,7 +406,8 @@ fn id_of<const N: usize>(rest: &[u8]) -> Result<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::state::tests::formed;
+    use crate::cluster::state::Arrival;
+    use crate::cluster::state::tests::{formed, node};
 
     fn pairs(state: &State) -> Vec<Pair> {
         let numbers = Numbers { generation: 9, counters: state.counters, client: 4 };
@@ -393,6 +426,34 @@ mod tests {
         assert_eq!(read, state);
         assert_eq!((numbers.generation, numbers.client, clients), (9, 4, vec![ClientId(3)]));
         assert_eq!(from_pairs(&[]), Ok(None));
+    }
+
+    /// As the first version wrote them.
+    #[test]
+    fn rows_without_standings_are_read() {
+        let mut state = formed(2, 2);
+        state.register(Arrival { id: None, node: node(3, 1, 2) }).unwrap();
+        let mut rows = pairs(&state);
+        for (key, value) in &mut rows {
+            match key[5] {
+                letter::NODE => {
+                    let count = if key.ends_with(&3u32.to_be_bytes()) { 2 } else { 8 };
+                    for slice in (1..=count).rev() {
+                        let end = value.len() - (count - slice) * 26;
+                        value.remove(end - 1);
+                    }
+                }
+                // Two members of 16 bytes behind the encoding, the version and their count.
+                letter::CHAIN => {
+                    for end in [13 + 32, 13 + 16] {
+                        value.remove(end - 1);
+                    }
+                }
+                _ => {}
+            }
+            value[0] = 1;
+        }
+        assert_eq!(from_pairs(&rows).unwrap().unwrap().0, state);
     }
 
     #[test]
@@ -429,7 +490,7 @@ mod tests {
                 let _outcome = from_pairs(&flipped);
             }
         }
-        let newer = vec![(root_key(), vec![2])];
+        let newer = vec![(root_key(), vec![VERSION + 1])];
         assert_eq!(from_pairs(&newer).map(drop).unwrap_err().code, ErrorCode::BadFormat);
         let unknown = vec![(key(b'Z', &[]), vec![1])];
         assert_eq!(from_pairs(&unknown).map(drop).unwrap_err().code, ErrorCode::BadFormat);

@@ -275,6 +275,12 @@ impl<E: KvEngine> Answers<E> {
             mgmtd::GetStatusT::OP => {
                 carry(body, async |request| ops::get_status(primary, request).await).await
             }
+            mgmtd::ChangeNodeT::OP => {
+                carry(body, async |request| ops::change_node(primary, request).await).await
+            }
+            mgmtd::ChangeMovingT::OP => {
+                carry(body, async |request| ops::change_moving(primary, request).await).await
+            }
             GetProcessT::OP => carry(body, async |_: GetProcessT| Ok(self.report())).await,
             other => {
                 let text = format!("a manager has no operation {other:#06x}");
@@ -299,6 +305,7 @@ impl<E: KvEngine> Answers<E> {
             ("nodes_died", &counts.nodes_died),
             ("chains_changed", &counts.chains_changed),
             ("clients_expired", &counts.clients_expired),
+            ("moves_begun", &counts.moves_begun),
         ];
         let mut counters: Vec<(String, u64)> =
             own.iter().map(|(name, value)| ((*name).to_owned(), value.get())).collect();

@@ -22,7 +22,8 @@ fn the_documentation_is_fresh() {
 /// What becomes of every state under every event in every situation: a change of the table shows here as what it means.
 #[test]
 fn every_state_against_every_event() {
-    let mut out = String::from("# public local serving-elsewhere syncing-elsewhere first last-set -> next\n");
+    let mut out =
+        String::from("# public local serving-elsewhere syncing-elsewhere first last-set stay -> next\n");
     let bit = |bit: bool| u8::from(bit);
     for public in Public::ALL {
         for local in Local::ALL {
@@ -31,8 +32,13 @@ fn every_state_against_every_event() {
                 let flags = [bit(at.serving), bit(at.syncing), bit(at.first), bit(at.last_set)];
                 writeln!(
                     out,
-                    "{public:?} {local:?} {} {} {} {} -> {next:?}",
-                    flags[0], flags[1], flags[2], flags[3]
+                    "{public:?} {local:?} {} {} {} {} {:?} -> {}",
+                    flags[0],
+                    flags[1],
+                    flags[2],
+                    flags[3],
+                    at.stay,
+                    next.map_or_else(|| "gone".into(), |next| format!("{next:?}"))
                 )
                 .unwrap();
             }

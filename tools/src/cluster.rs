@@ -46,6 +46,7 @@ impl Wishes {
             chunk_size: u32::try_from(self.chunk_size.unwrap_or(CHUNK_DEFAULT.into())).unwrap_or(u32::MAX),
             capacity: self.capacity.unwrap_or(by_default) & !0xFFFFF,
             manager: format!("127.0.0.1:{}", free_port(self.port)?),
+            added: 0,
         };
         check(&shape, free)?;
         Ok(shape)
@@ -54,7 +55,12 @@ impl Wishes {
     /// Refuses wishes that an existing cluster doesn't have: silently serving something else would be a lie.
     fn agree(&self, shape: &Shape) -> Result<()> {
         let wishes = [
-            ("--nodes", self.nodes.map(u64::from), u64::from(shape.nodes)),
+            // However it is counted.
+            (
+                "--nodes",
+                self.nodes.filter(|nodes| *nodes != shape.all_nodes()).map(u64::from),
+                u64::from(shape.nodes),
+            ),
             ("--cores", self.cores.map(u64::from), u64::from(shape.cores)),
             ("--replicas", self.replicas.map(u64::from), u64::from(shape.replicas)),
             ("--targets", self.targets.map(u64::from), u64::from(shape.targets)),
@@ -161,9 +167,7 @@ pub fn start(directory: &Directory, wishes: &Wishes, say: &mut dyn FnMut(String)
         say(format!("starting {name}"));
         // All listeners are on loopback, where no secret is asked for (docs/adr/0006).
         let mut all = args;
-        if let Ok(filter) = std::env::var("COREFS_LOG") {
-            all.extend(["--log".into(), filter.into()]);
-        }
+        all.extend(log_filter());
         supervisor.start(Spec { name: name.to_owned(), args: all, log })
     };
     let kv = launch(
@@ -197,31 +201,65 @@ pub fn start(directory: &Directory, wishes: &Wishes, say: &mut dyn FnMut(String)
             number(shape.chunk_size),
         ],
     )?;
-    for node in 1..=shape.nodes {
-        let name = format!("storage node-{node}");
-        let log = directory.log(&format!("node-{node}"));
-        let rate = wishes.resync_rate.map(|rate| ["--resync-rate".into(), rate.to_string().into()]);
-        let mut args = vec![
-            "storage".into(),
-            "--dir".into(),
-            directory.node(node).into(),
-            "--manager".into(),
-            manager.clone().into(),
-            "--cores".into(),
-            number(shape.cores),
-            "--first-core".into(),
-            number((node - 1) * shape.cores % cpus()),
-            "--capacity".into(),
-            shape.capacity.to_string().into(),
-            "--busy-poll".into(),
-            wishes.busy_poll.to_string().into(),
-        ];
-        args.extend(rate.into_iter().flatten());
+    for node in 1..=shape.all_nodes() {
+        let (name, log, args) = storage(directory, wishes, &shape, &manager, node);
         launch(&name, log, args)?;
     }
     let meta = vec!["meta".into(), "--kv".into(), kv.into(), "--manager".into(), manager.clone().into()];
     launch("meta", directory.log("meta"), meta)?;
     Ok(Cluster { supervisor, manager, shape })
+}
+
+/// How a storage node is started.
+fn storage(
+    directory: &Directory,
+    wishes: &Wishes,
+    shape: &Shape,
+    manager: &str,
+    node: u32,
+) -> (String, PathBuf, Vec<OsString>) {
+    let rate = wishes.resync_rate.map(|rate| ["--resync-rate".into(), rate.to_string().into()]);
+    let mut args: Vec<OsString> = vec![
+        "storage".into(),
+        "--dir".into(),
+        directory.node(node).into(),
+        "--manager".into(),
+        manager.into(),
+        "--cores".into(),
+        shape.cores.to_string().into(),
+        "--first-core".into(),
+        ((node - 1) * shape.cores % cpus()).to_string().into(),
+        "--capacity".into(),
+        shape.capacity.to_string().into(),
+        "--busy-poll".into(),
+        wishes.busy_poll.to_string().into(),
+    ];
+    args.extend(rate.into_iter().flatten());
+    (format!("storage node-{node}"), directory.log(&format!("node-{node}")), args)
+}
+
+/// Starts nodes that `corefs node add --dir` has asked for since.
+pub fn grow(
+    directory: &Directory,
+    wishes: &Wishes,
+    cluster: &mut Cluster,
+    say: &mut dyn FnMut(String),
+) -> Result<()> {
+    let Some(shape) = directory.shape()? else { return Ok(()) };
+    while cluster.shape.added < shape.added {
+        let node = cluster.shape.all_nodes() + 1;
+        let (name, log, mut args) = storage(directory, wishes, &shape, &cluster.manager, node);
+        say(format!("starting {name}"));
+        args.extend(log_filter());
+        // One that can't be started isn't tried again until `corefs up` is.
+        cluster.shape.added += 1;
+        cluster.supervisor.start(Spec { name, args, log })?;
+    }
+    Ok(())
+}
+
+fn log_filter() -> Vec<OsString> {
+    std::env::var("COREFS_LOG").map(|filter| vec!["--log".into(), filter.into()]).unwrap_or_default()
 }
 
 /// Adds a mount to a running cluster, as one more supervised process.

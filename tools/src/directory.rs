@@ -1,7 +1,7 @@
 //! The directory of a cluster on one machine.
 //!
 //! ```text
-//! DIR/cluster.toml   what was chosen when it was made: nodes, replicas, ports; never edited afterwards
+//! DIR/cluster.toml   what was chosen when it was made (nodes, replicas, ports), and how many nodes were added since
 //! DIR/secret         the cluster's secret, 64 hexadecimal digits, readable by its owner only
 //! DIR/lock           held by the `corefs up` that runs on it
 //! DIR/kv/            the embedded key-value store
@@ -18,7 +18,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// What a cluster is made of; written once, then only read.
+/// What a cluster is made of; only the number of added nodes changes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shape {
@@ -31,6 +31,20 @@ pub struct Shape {
     pub capacity: u64,
     /// Address of the manager, stable over restarts because clients are told it.
     pub manager: String,
+    /// Nodes that were added since it was made.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub added: u32,
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
+impl Shape {
+    /// Nodes that run on this machine.
+    pub fn all_nodes(&self) -> u32 {
+        self.nodes.saturating_add(self.added)
+    }
 }
 
 /// An opened and locked cluster directory.
@@ -98,12 +112,47 @@ impl Directory {
     /// Makes the cluster: secret first, shape last, so that a shape means that everything is there.
     pub fn create(&self, shape: &Shape) -> Result<()> {
         write_synced(&self.secret_file(), Secret::generate()?.to_hex().as_bytes(), 0o600)?;
-        let text =
-            toml::to_string(shape).map_err(|error| Error::new(ErrorCode::Internal, error.to_string()))?;
-        let text =
-            format!("# Made by `corefs up`; what a cluster is made of can't be changed by editing.\n{text}");
-        write_synced(&self.root.join("cluster.toml"), text.as_bytes(), 0o644)
+        write_shape(&self.root, shape)
     }
+}
+
+fn write_shape(root: &Path, shape: &Shape) -> Result<()> {
+    let text = toml::to_string(shape).map_err(|error| Error::new(ErrorCode::Internal, error.to_string()))?;
+    let text =
+        format!("# Made by `corefs up`; what a cluster is made of can't be changed by editing.\n{text}");
+    write_synced(&root.join("cluster.toml"), text.as_bytes(), 0o644)
+}
+
+/// Writes down that the cluster in `root` has one node more, which the `corefs up` that runs on it then starts. `manager` is the
+/// cluster that the caller talks to. The number of the node's directory.
+///
+/// Errors: `BadConfig` if no cluster is there, or another one; `NotReady` if no `corefs up` runs on it; `NoSpace`.
+pub fn add_node(root: &Path, manager: &str) -> Result<u32> {
+    let bad = |code, what: String| Error::new(code, format!("{}: {what}", root.display()));
+    let Some(mut shape) = read_shape(root)? else {
+        return Err(bad(ErrorCode::BadConfig, "no cluster of `corefs up` is here".into()));
+    };
+    if shape.manager != manager {
+        let what = format!("the manager of this cluster is {}, not {manager}; give --manager", shape.manager);
+        return Err(bad(ErrorCode::BadConfig, what));
+    }
+    // Two of us at once would write the same number.
+    let turn = root.join("run").join("grow");
+    let turn = File::options().create(true).append(true).open(&turn).map_err(Error::from)?;
+    turn.lock().map_err(|error| Error::from(error).of(root.display()))?;
+    let lock = File::options().append(true).open(root.join("lock")).map_err(Error::from)?;
+    if lock.try_lock().is_ok() {
+        let what = "no `corefs up` runs on this directory; start it, then add the node";
+        return Err(bad(ErrorCode::NotReady, what.into()));
+    }
+    let free = crate::cluster::free_space(root)?;
+    if shape.capacity > free {
+        let what = format!("a node needs {} bytes, {free} are free", shape.capacity);
+        return Err(bad(ErrorCode::NoSpace, what));
+    }
+    shape.added += 1;
+    write_shape(root, &shape)?;
+    Ok(shape.all_nodes())
 }
 
 /// The shape of the cluster in `root`, without locking it.
@@ -171,6 +220,7 @@ mod tests {
             chunk_size: 65536,
             capacity: 1 << 30,
             manager,
+            added: 0,
         };
         directory.create(&shape).unwrap();
         assert_eq!(directory.shape().unwrap(), Some(shape));

@@ -8,6 +8,7 @@ mod cmd;
 mod config;
 mod connect;
 mod directory;
+mod grow;
 mod limits;
 mod output;
 mod role;
@@ -43,6 +44,10 @@ enum Command {
     Quickstart(cmd::quickstart::Args),
     Up(cmd::up::Args),
     Status(cmd::status::Args),
+    Node(cmd::node::Args),
+    Chain(cmd::chain::Args),
+    Target(cmd::chain::TargetArgs),
+    Moves(cmd::moves::Args),
     Mount(cmd::mount::Args),
     Umount(cmd::mount::UmountArgs),
     Fs(cmd::fs::Args),
@@ -67,6 +72,10 @@ fn main() -> ExitCode {
         Command::Quickstart(args) => cmd::quickstart::run(args),
         Command::Up(args) => cmd::up::run(args),
         Command::Status(args) => cmd::status::run(args),
+        Command::Node(args) => cmd::node::run(args),
+        Command::Chain(args) => cmd::chain::run(args),
+        Command::Target(args) => cmd::chain::run_target(args),
+        Command::Moves(args) => cmd::moves::run(args),
         Command::Mount(args) => cmd::mount::run(args),
         Command::Umount(args) => cmd::mount::umount(args),
         Command::Fs(args) => cmd::fs::run(args),

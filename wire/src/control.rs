@@ -69,7 +69,8 @@ messages! {
          NodeHeartbeatReply/NodeHeartbeatReplyT, RegisterMeta/RegisterMetaT, MetaRegistered/MetaRegisteredT,
          GetRouting/GetRoutingT, RoutingReply/RoutingReplyT, RenewClient/RenewClientT, ClientLease/ClientLeaseT,
          EndClient/EndClientT, EndClientReply/EndClientReplyT, CheckClients/CheckClientsT,
-         CheckClientsReply/CheckClientsReplyT, GetStatus/GetStatusT, Status/StatusT, Routing/RoutingT}
+         CheckClientsReply/CheckClientsReplyT, GetStatus/GetStatusT, Status/StatusT, Routing/RoutingT,
+         ChangeNode/ChangeNodeT, ChangeMoving/ChangeMovingT, Moves/MovesT}
     meta::{Lookup/LookupT, AttrReply/AttrReplyT, GetAttr/GetAttrT, GetAttrReply/GetAttrReplyT, Create/CreateT,
          CreateReply/CreateReplyT, Open/OpenT, OpenReply/OpenReplyT, Close/CloseT, SyncLength/SyncLengthT,
          ReadDir/ReadDirT, ReadDirReply/ReadDirReplyT, Unlink/UnlinkT, RmDir/RmDirT, Rename/RenameT, Link/LinkT,
@@ -105,6 +106,8 @@ calls! {
     0x0206 "mgmtd.end_client" mgmtd::EndClientT => mgmtd::EndClientReplyT;
     0x0207 "mgmtd.check_clients" mgmtd::CheckClientsT => mgmtd::CheckClientsReplyT;
     0x0208 "mgmtd.get_status" mgmtd::GetStatusT => mgmtd::StatusT;
+    0x0209 "mgmtd.change_node" mgmtd::ChangeNodeT => mgmtd::MovesT;
+    0x020A "mgmtd.change_moving" mgmtd::ChangeMovingT => mgmtd::MovesT;
 
     0x0301 "meta.lookup" meta::LookupT => meta::AttrReplyT;
     0x0302 "meta.get_attr" meta::GetAttrT => meta::GetAttrReplyT;

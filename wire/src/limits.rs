@@ -57,8 +57,10 @@ pub const ATTR_BATCH_MAX: usize = 1024;
 /// Most entries in one page of a directory, whatever the request asks for: a page with attributes fits a frame.
 pub const DIR_PAGE_MAX: usize = 4096;
 
-/// Replicas of a chain.
-pub const REPLICAS_MAX: usize = 8;
+/// Copies of a chunk.
+pub const REPLICAS_MAX: usize = 6;
+/// Members of a chain: its replicas, and for a while those that take another's place.
+pub const MEMBERS_MAX: usize = REPLICAS_MAX + 2;
 /// Shards (cores) of a node.
 pub const SHARDS_MAX: usize = 256;
 /// Shards that may share a core: more than one gains nothing, and shows what many shards cost.

@@ -4,7 +4,7 @@ use crate::control::mgmtd::{self, RoutingT, TargetState};
 use crate::error::{Error, ErrorCode, Result};
 use crate::id::{ChainId, NodeId, ShardIndex, SliceIndex, TargetId, Uuid};
 use crate::layout::Layout;
-use crate::limits::{CHUNK_MAX, CHUNK_MIN, REPLICAS_MAX, SHARDS_MAX, SLICES_MAX};
+use crate::limits::{CHUNK_MAX, CHUNK_MIN, MEMBERS_MAX, SHARDS_MAX, SLICES_MAX};
 use std::collections::BTreeMap;
 
 /// A storage node: where its shards listen, and which shard has which slice.
@@ -170,7 +170,7 @@ impl RoutingInfo {
                 .iter()
                 .map(|member| Member { target: TargetId(member.target), state: member.state })
                 .collect();
-            if members.is_empty() || members.len() > REPLICAS_MAX {
+            if members.is_empty() || members.len() > MEMBERS_MAX {
                 return Err(bad(format!("chain {} has {} members", chain.id, members.len())));
             }
             if let Some(member) = members.iter().find(|member| !out.targets.contains_key(&member.target)) {

@@ -7,7 +7,7 @@
 //!   when no chain names it and its user says that nothing is under way.
 
 use corefs_wire::layout::{Layout, pick};
-use corefs_wire::limits::REPLICAS_MAX;
+use corefs_wire::limits::MEMBERS_MAX;
 use corefs_wire::routing::{Chain, RoutingInfo};
 use corefs_wire::{ChainId, Error, ErrorCode, Result, TargetId};
 use std::collections::BTreeMap;
@@ -114,7 +114,7 @@ impl Cache {
             Some(Replica { target, owner })
         };
         let serving: Vec<Replica> = chain.serving().filter_map(&mut replica).collect();
-        assert!(serving.len() <= REPLICAS_MAX, "routing was checked when it was read");
+        assert!(serving.len() <= MEMBERS_MAX, "routing was checked when it was read");
         let head = chain.head().and_then(&mut replica);
         ChainRoute { id: chain.id, version: chain.version, serving, head }
     }

@@ -5,7 +5,7 @@
 
 use super::{OwnerIndex, Replica, Rng};
 
-/// A set of positions in a chain, `limits::REPLICAS_MAX` at most.
+/// A set of positions in a chain, `limits::MEMBERS_MAX` at most.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Positions(u8);
 

@@ -100,6 +100,8 @@ pub enum Input {
     Loaded { chunk: ChunkId, op: OpId, result: Result<u32> },
     /// The slice is dead.
     Died,
+    /// Routing doesn't name the target any more.
+    Left,
 }
 
 /// Something that a replica wants done, in order.

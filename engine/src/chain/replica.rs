@@ -31,7 +31,8 @@ pub struct Replica {
     refused: BTreeMap<(ChunkId, UpdateTag), ErrorCode>,
     /// When an update was refused that a replica being filled must take: it can't be filled for a while.
     failed: Option<Nanos>,
-    dead: bool,
+    /// Nothing can be asked of it any more, and why.
+    dead: Option<ErrorCode>,
 }
 
 impl Replica {
@@ -100,6 +101,11 @@ impl Replica {
         self.lanes.values().any(|lane| lane.fill || lane.active.phase == Phase::Filling)
     }
 
+    /// It is no member of its chain any more.
+    pub fn is_gone(&self) -> bool {
+        self.dead == Some(ErrorCode::WrongShard)
+    }
+
     /// It can't be filled for the time being.
     pub fn failed(&self, now: Nanos) -> bool {
         self.failed.is_some_and(|at| now < at + FAILED_FOR)
@@ -128,8 +134,8 @@ impl Replica {
     }
 
     pub(crate) fn admit(&self, moment: Moment) -> Result<&Role> {
-        if self.dead {
-            return refuse(ErrorCode::SliceDead);
+        if let Some(why) = self.dead {
+            return refuse(why);
         }
         if !moment.leased {
             return refuse(ErrorCode::LeaseExpired);
@@ -158,12 +164,13 @@ impl Replica {
             Input::Loaded { chunk, op, result } => self.loaded(moment, chunk, op, result, steps),
             Input::Fill { chunk } => self.want_fill(moment, chunk, steps),
             Input::Filled { chunk, attempt, result } => self.filled(moment, chunk, attempt, result, steps),
-            Input::Died => self.died(steps),
+            Input::Died => self.died(ErrorCode::SliceDead, steps),
+            Input::Left => self.died(ErrorCode::WrongShard, steps),
         }
     }
 
     fn enter_role(&mut self, moment: Moment, role: Role, steps: &mut Vec<Step>) {
-        if self.dead || self.role.as_ref().is_some_and(|ours| ours.version >= role.version) {
+        if self.dead.is_some() || self.role.as_ref().is_some_and(|ours| ours.version >= role.version) {
             return;
         }
         self.role = Some(role.clone());
@@ -356,7 +363,7 @@ impl Replica {
     }
 
     fn want_fill(&mut self, moment: Moment, chunk: ChunkId, steps: &mut Vec<Step>) {
-        if self.dead || !self.role.as_ref().is_some_and(|role| role.filling) {
+        if self.dead.is_some() || !self.role.as_ref().is_some_and(|role| role.filling) {
             return;
         }
         match self.lanes.get_mut(&chunk) {
@@ -531,9 +538,9 @@ impl Replica {
         }
     }
 
-    fn died(&mut self, steps: &mut Vec<Step>) {
-        self.dead = true;
-        let dead = || Error::from(ErrorCode::SliceDead);
+    fn died(&mut self, why: ErrorCode, steps: &mut Vec<Step>) {
+        self.dead = Some(why);
+        let dead = || Error::from(why);
         for (_, mut lane) in std::mem::take(&mut self.lanes) {
             lane.sift(steps, |_| Some(dead()));
             lane.active.end(Err(dead()), steps);

@@ -32,6 +32,8 @@ pub struct Member {
     pub control: String,
     pub shards: Vec<String>,
     pub slices: Vec<SliceInfoT>,
+    /// Bytes a second at which it fills others at most.
+    pub resync_rate: u64,
 }
 
 /// A manager's answer, and when the lease in it began.
@@ -149,6 +151,7 @@ impl Membership {
             let member = self.member.borrow();
             request.node = member.node.map_or(0, |node| node.0);
             request.incarnation = member.incarnation;
+            request.resync_rate = member.resync_rate;
         }
         request.routing_version = self.routing_version.get();
         for report in reports {

@@ -108,6 +108,7 @@ impl StorageServer {
             control: String::new(),
             shards: reserved.iter().map(|(_, address)| address.to_string()).collect(),
             slices: membership::planned_slices(&home.slices(), options.cores),
+            resync_rate: options.resync_rate,
         };
         let identity = |node: Option<NodeId>, cluster: Uuid| Identity {
             role: Role::Storage,

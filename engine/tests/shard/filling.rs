@@ -136,3 +136,57 @@ fn a_chunk_larger_than_a_frame_goes_in_parts() {
         }
     });
 }
+
+/// Bytes in use on a node, once nothing is left to free.
+fn used(cluster: &Cluster, node: u32) -> u64 {
+    cluster.report(node).slices.iter().map(|slice| slice.used).sum()
+}
+
+fn wait_until_used(cluster: &Cluster, node: u32, bytes: u64) {
+    let began = std::time::Instant::now();
+    while used(cluster, node) != bytes {
+        assert!(began.elapsed() < PATIENCE, "{} bytes are used, not {bytes}", used(cluster, node));
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_target_that_left_its_chain_goes_with_its_chunks() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), THREE);
+    let write = async |client: &Client, index| {
+        client.write(HEAD, chunk(1, index), 0, &pattern(1, 50_000)).await.unwrap();
+    };
+    let empty = used(&cluster, 3);
+    with_client(&cluster, async |client| write(client, 0).await);
+    assert!(used(&cluster, 3) > empty);
+    // While it runs, and while a client still believes in it.
+    let before = cluster.routing();
+    cluster.left.insert(Cluster::target(0, 2));
+    cluster.publish();
+    wait_until_used(&cluster, 3, empty);
+    let named = |cluster: &Cluster, node| {
+        cluster.report(node).targets.iter().any(|target| target.target == Cluster::target(0, 2).0)
+    };
+    assert!(!named(&cluster, 3) && before.targets.contains_key(&Cluster::target(0, 2)));
+    with_client(&cluster, async |client| {
+        write(client, 1).await;
+        let entry = corefs_wire::data::ReadEntry {
+            target: Cluster::target(0, 2).0.into(),
+            ..client.entry(HEAD, chunk(1, 0), 0, 4096)
+        };
+        // By way of a target that is still there, on the same node.
+        let gone = client.read_batch(At { chain: 1, replica: 1 }, &[entry]).await.remove(0);
+        assert_eq!(gone.unwrap_err().code, ErrorCode::WrongShard);
+    });
+    // While it is away: the next start removes it, and the one after finds nothing.
+    cluster.kill(2);
+    cluster.left.insert(Cluster::target(0, 1));
+    cluster.publish();
+    cluster.restart(2).unwrap();
+    wait_until_used(&cluster, 2, empty);
+    cluster.stop(2);
+    cluster.restart(2).unwrap();
+    assert!(used(&cluster, 2) == empty && !named(&cluster, 2));
+    with_client(&cluster, async |client| write(client, 2).await);
+}

@@ -17,7 +17,7 @@ use corefs_wire::{
 };
 use glommio::{LocalExecutor, Placement};
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -27,7 +27,7 @@ use zerocopy::IntoBytes;
 
 pub const CLUSTER: Uuid = Uuid([7; 16]);
 pub const CHUNK: u32 = 64 << 10;
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 fn executor() -> LocalExecutor {
     corefs_net::executor::builder(Placement::Unbound).make().unwrap()
@@ -62,6 +62,8 @@ pub struct Cluster {
     pub chain_version: u64,
     /// States of the targets of nodes that don't serve.
     pub states: BTreeMap<u32, TargetState>,
+    /// Targets that have left their chains.
+    pub left: BTreeSet<TargetId>,
     pub record: bool,
     pub lease_at_start: bool,
 }
@@ -76,6 +78,7 @@ impl Cluster {
             version: 0,
             chain_version: 0,
             states: BTreeMap::new(),
+            left: BTreeSet::new(),
             record: false,
             lease_at_start: true,
         };
@@ -171,6 +174,9 @@ impl Cluster {
             let mut members = Vec::new();
             for replica in 0..self.shape.replicas {
                 let id = Self::target(chain, replica);
+                if self.left.contains(&id) {
+                    continue;
+                }
                 let node = NodeId((chain as u32 + replica) % self.shape.nodes + 1);
                 let slice = SliceIndex((chain % u64::from(self.shape.slices)) as u16);
                 let target = routing::Target { id, node, slice, chain: ChainId(chain + 1) };

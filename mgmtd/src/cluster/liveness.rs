@@ -51,6 +51,9 @@ pub struct TargetHealth {
     pub failed: bool,
     /// Whom it fills, and how far that has come.
     pub fills: Option<Filling>,
+    /// Bytes of its chunks, and how many there are.
+    pub used: u64,
+    pub chunks: u64,
 }
 
 /// How far a target has come with filling another.
@@ -75,13 +78,15 @@ pub struct Liveness {
     unsettled: bool,
     metas: BTreeMap<String, Heard>,
     clients: BTreeMap<ClientId, u64>,
+    /// Bytes a second at which each node fills others at most.
+    rates: BTreeMap<NodeId, u64>,
 }
 
 impl Liveness {
     pub fn new(terms: Terms) -> Self {
         let (nodes, slices, targets, by_target) = Default::default();
-        let (metas, clients) = Default::default();
-        Self { terms, nodes, slices, targets, by_target, unsettled: true, metas, clients }
+        let (metas, clients, rates) = Default::default();
+        Self { terms, nodes, slices, targets, by_target, unsettled: true, metas, clients, rates }
     }
 
     pub fn terms(&self) -> Terms {
@@ -121,6 +126,25 @@ impl Liveness {
     /// Another process has the node's number now: what the old one said of its targets counts no more.
     pub fn forget_targets(&mut self, node: NodeId) {
         self.targets.remove(&node);
+    }
+
+    /// How fast a node fills others at most (bytes a second).
+    pub fn hear_rate(&mut self, node: NodeId, rate: u64) {
+        self.rates.insert(node, rate);
+    }
+
+    /// How fast all nodes that live fill others together at most (bytes a second).
+    pub fn resync_rate(&self) -> u64 {
+        let alive = self.rates.iter().filter(|(node, _)| self.node_alive(**node));
+        alive.fold(0, |sum, (_, rate)| sum.saturating_add(*rate))
+    }
+
+    /// The node is no node of the cluster any more.
+    pub fn forget_node(&mut self, node: NodeId) {
+        self.nodes.remove(&node);
+        self.slices.remove(&node);
+        self.targets.remove(&node);
+        self.rates.remove(&node);
     }
 
     /// Whether chains may have to change.

@@ -11,9 +11,13 @@
 //! 3. A member comes in only when it says that it was filled completely under the very chain version that is still the
 //!    chain's, or after a total loss if it belongs to the last set that served: everything that was acknowledged is on each
 //!    of that set.
-//! 4. Every change raises the chain version, in the transaction that checks the manager's lease; messages of other versions
+//! 4. A member leaves when all that stay serve. It has everything as well until then, and could be read; so it first becomes
+//!    one that is being filled, which answers no reads, and nothing is committed without it. It goes when it says that it has
+//!    everything under that very chain version: then it knows that it doesn't serve, and what is committed without it can't
+//!    be missed by anybody who reads there.
+//! 5. Every change raises the chain version, in the transaction that checks the manager's lease; messages of other versions
 //!    are refused. So updates of an old and of a new configuration never mix.
-//! 5. A node is recognised by the store uuids of its slices, and its directory is locked by one process.
+//! 6. A node is recognised by the store uuids of its slices, and its directory is locked by one process.
 
 use super::liveness::Liveness;
 use super::state::{Chain, Member, State};
@@ -57,6 +61,7 @@ fn step(chain: &mut Chain, liveness: &Liveness, restarted: Option<NodeId>, first
         target: member.target,
         public: member.state,
         local: local(chain.version, member, liveness, restarted, first),
+        leaving: member.leaving,
     };
     let seats: Vec<Seat> = chain.members.iter().map(seat).collect();
     let (order, changed) = advance(&seats, &chain.last_set);
@@ -71,6 +76,9 @@ fn step(chain: &mut Chain, liveness: &Liveness, restarted: Option<NodeId>, first
     if serving().next().is_some() {
         chain.last_set = serving().map(|member| member.target).collect();
     }
+    debug_assert!(
+        chain.last_set.iter().all(|last| chain.members.iter().any(|member| member.target == *last))
+    );
     true
 }
 

@@ -3,18 +3,50 @@
 //! Invariants, checked by [`State::check`] after each change and each load:
 //! - a node, target or chain number below its counter was given out once and is never given out again;
 //! - a store uuid belongs to one slice of one node;
-//! - a chain's members are on different nodes, each on a slice that its node has; they are ordered by state, somebody serves
-//!   or holds the last complete copy, and at most one is being filled (see [`reconfigure`](super::reconfigure));
+//! - a chain's members are on different nodes but for one that is to leave, each on a slice that its node has; they are ordered
+//!   by state, somebody serves or holds the last complete copy, at most one is being filled (see
+//!   [`reconfigure`](super::reconfigure)), and not all are to leave;
 //! - tables name chains that exist, and never change once made.
 
 use super::formation::Formation;
 use super::placement::{self, Imbalance, Room};
 use super::transition::Public;
+use corefs_wire::control::mgmtd;
+use corefs_wire::limits::MEMBERS_MAX;
 use corefs_wire::{ChainId, Error, ErrorCode, NodeId, Result, SliceIndex, TargetId, Uuid};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The table that formation makes.
 pub const FIRST_TABLE: (u32, u32) = (1, 1);
+
+/// What people want of a slice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum Standing {
+    /// It came after the chains were made, and nobody has taken it into use.
+    #[default]
+    Spare,
+    /// It carries its share of the targets.
+    Active,
+    /// Its targets are to be elsewhere.
+    Leaving,
+}
+
+impl Standing {
+    const ALL: [Self; 3] = [Self::Spare, Self::Active, Self::Leaving];
+
+    /// Its number on the wire and in stored rows.
+    pub fn to_wire(self) -> mgmtd::Standing {
+        match self {
+            Self::Spare => mgmtd::Standing::Spare,
+            Self::Active => mgmtd::Standing::Active,
+            Self::Leaving => mgmtd::Standing::Leaving,
+        }
+    }
+
+    pub fn from_wire(standing: mgmtd::Standing) -> Option<Self> {
+        Self::ALL.into_iter().find(|ours| ours.to_wire() == standing)
+    }
+}
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Slice {
@@ -24,6 +56,7 @@ pub struct Slice {
     pub shard: u16,
     /// Bytes.
     pub capacity: u64,
+    pub standing: Standing,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -41,6 +74,15 @@ pub struct Member {
     pub node: NodeId,
     pub slice: SliceIndex,
     pub state: Public,
+    /// It is to leave the chain when all that stay serve.
+    pub leaving: bool,
+}
+
+impl Member {
+    /// One that stays.
+    pub fn new(target: TargetId, node: NodeId, slice: SliceIndex, state: Public) -> Self {
+        Self { target, node, slice, state, leaving: false }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -50,6 +92,15 @@ pub struct Chain {
     pub members: Vec<Member>,
     /// Who served under the last version in which somebody did: everything acknowledged is on each of them.
     pub last_set: BTreeSet<TargetId>,
+}
+
+/// What people have said about moving targets between slices.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Moving {
+    /// No further targets begin to move.
+    pub paused: bool,
+    /// Slices in use are to have their share of the targets, also by taking from others.
+    pub balance: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -80,6 +131,7 @@ pub struct State {
     pub chains: BTreeMap<ChainId, Chain>,
     pub tables: BTreeMap<(u32, u32), Vec<ChainId>>,
     pub metas: BTreeMap<String, Meta>,
+    pub moving: Moving,
 }
 
 /// What a registering node asked for, and is.
@@ -108,6 +160,7 @@ impl State {
             chains: BTreeMap::new(),
             tables: BTreeMap::new(),
             metas: BTreeMap::new(),
+            moving: Moving::default(),
         }
     }
 
@@ -135,7 +188,7 @@ impl State {
             (None, Some((_, owner))) => *owner,
             (Some(id), _) if !self.nodes.contains_key(&id) => {
                 return conflict(format!(
-                    "this cluster has never had a {id}; was the directory of another copied?"
+                    "this cluster has no {id}: it was removed, or the directory is of another cluster; start with an empty directory"
                 ));
             }
             (Some(id), _) => id,
@@ -161,9 +214,9 @@ impl State {
     }
 
     /// Takes a node in: assigns a number to a new one, updates a known one. A known node may bring further slices behind those
-    /// it had. Registering twice is registering once. Of one that `restarted` the caller must tell its chains, in the same
+    /// it had. What is new is spare: people decide when it is used. Registering twice is registering once. Of one that `restarted` the caller must tell its chains, in the same
     /// transaction ([`reconfigure`](super::reconfigure::reconfigure)). Errors of [`identify`](Self::identify).
-    pub fn register(&mut self, arrival: Arrival) -> Result<Registered> {
+    pub fn register(&mut self, mut arrival: Arrival) -> Result<Registered> {
         let id = match self.identify(&arrival)? {
             Some(id) => id,
             None => {
@@ -172,6 +225,10 @@ impl State {
                 id
             }
         };
+        let known = self.nodes.get(&id).map_or(&[][..], |known| &known.slices);
+        for (at, slice) in arrival.node.slices.iter_mut().enumerate() {
+            slice.standing = known.get(at).map_or(Standing::Spare, |known| known.standing);
+        }
         let before = self.nodes.insert(id, arrival.node);
         let restarted = before.is_some_and(|before| before.incarnation != self.nodes[&id].incarnation);
         Ok(Registered { id, restarted })
@@ -209,14 +266,54 @@ impl State {
                 let target = TargetId(self.counters.target);
                 self.counters.target += 1;
                 let node = rooms[replica.room].node;
-                members.push(Member { target, node, slice: replica.slice, state: Public::Serving });
+                members.push(Member::new(target, node, replica.slice, Public::Serving));
             }
             let last_set = members.iter().map(|member| member.target).collect();
             self.chains.insert(id, Chain { version: 1, members, last_set });
             table.push(id);
         }
         self.tables.insert(FIRST_TABLE, table);
+        let used = rooms.iter().flat_map(|room| room.slices.iter().map(|slice| (room.node, *slice)));
+        used.for_each(|(node, slice)| self.set_standing(node, slice, Standing::Active));
         Ok(Some(imbalance))
+    }
+
+    /// What people want of a slice from now on; nothing if there is no such slice.
+    pub fn set_standing(&mut self, node: NodeId, slice: SliceIndex, standing: Standing) {
+        let node = self.nodes.get_mut(&node);
+        if let Some(slice) = node.and_then(|node| node.slices.get_mut(usize::from(slice.0))) {
+            slice.standing = standing;
+        }
+    }
+
+    /// `None` if there is no such slice.
+    pub fn standing(&self, node: NodeId, slice: SliceIndex) -> Option<Standing> {
+        Some(self.nodes.get(&node)?.slices.get(usize::from(slice.0))?.standing)
+    }
+
+    /// Adds a new target on that slice to a chain, in the place of a member if one is to leave. It is filled before that one
+    /// goes.
+    pub fn add_member(
+        &mut self,
+        chain: ChainId,
+        leaves: Option<TargetId>,
+        node: NodeId,
+        slice: SliceIndex,
+    ) -> Option<TargetId> {
+        let chain = self.chains.get_mut(&chain)?;
+        let target = TargetId(self.counters.target);
+        self.counters.target += 1;
+        for member in &mut chain.members {
+            member.leaving |= Some(member.target) == leaves;
+        }
+        chain.members.push(Member::new(target, node, slice, Public::Offline));
+        chain.version += 1;
+        Some(target)
+    }
+
+    /// Members of all chains.
+    pub fn members(&self) -> impl Iterator<Item = (ChainId, &Member)> {
+        self.chains.iter().flat_map(|(id, chain)| chain.members.iter().map(|member| (*id, member)))
     }
 
     /// Holds the invariants above against what was loaded or is about to be stored (`Corrupt`).
@@ -240,16 +337,21 @@ impl State {
             for member in &chain.members {
                 let slices = self.nodes.get(&member.node).map_or(0, |node| node.slices.len());
                 let fits = usize::from(member.slice.0) < slices && member.target.0 < self.counters.target;
-                if !fits || !targets.insert(member.target) || !nodes.insert(member.node) {
+                let alone = member.leaving || nodes.insert(member.node);
+                if !fits || !targets.insert(member.target) || !alone {
                     return bad(format!("{} of {id} is misplaced", member.target));
                 }
             }
             let states = || chain.members.iter().map(|member| member.state);
+            let stays = chain.members.iter().any(|member| !member.leaving);
             let complete = states().any(|state| matches!(state, Public::Serving | Public::LastServing));
             let filled = states().filter(|state| *state == Public::Syncing).count();
             let known = |target: &TargetId| chain.members.iter().any(|member| member.target == *target);
             let remembered = !chain.last_set.is_empty() && chain.last_set.iter().all(known);
-            if !complete || filled > 1 || !states().is_sorted() || !remembered {
+            if chain.members.len() > MEMBERS_MAX {
+                return bad(format!("{id} has {} members", chain.members.len()));
+            }
+            if !stays || !complete || filled > 1 || !states().is_sorted() || !remembered {
                 return bad(format!("{id} has members in states that can't be together"));
             }
         }
@@ -276,7 +378,8 @@ pub(crate) mod tests {
                 .map(|slice| {
                     let mut store = [name; 16];
                     store[15] = slice;
-                    Slice { store: Uuid(store), shard: u16::from(slice % 2), capacity: 1 << 30 }
+                    let standing = Standing::Spare;
+                    Slice { store: Uuid(store), shard: u16::from(slice % 2), capacity: 1 << 30, standing }
                 })
                 .collect(),
         }
@@ -307,7 +410,7 @@ pub(crate) mod tests {
         assert_eq!(again, Ok(Registered { id: NodeId(2), restarted: false }));
         assert_eq!(state, formed(3, 3));
         assert!(conflict(&state, Some(2), node(3, 1, 8)).contains("of node-3"));
-        assert!(conflict(&state, Some(7), node(7, 1, 8)).contains("never had a node-7"));
+        assert!(conflict(&state, Some(7), node(7, 1, 8)).contains("has no node-7"));
         let mut swapped = node(2, 1, 8);
         swapped.slices.swap(0, 1);
         assert!(conflict(&state, Some(2), swapped).contains("slice 0 should be store"));

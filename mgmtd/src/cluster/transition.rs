@@ -78,17 +78,37 @@ pub struct Situation {
     pub first: bool,
     /// This member belongs to the serving set of the last chain version that could commit.
     pub last_set: bool,
+    /// This member is to leave the chain, and why it can't or can yet.
+    pub stay: Stay,
+}
+
+/// Whether a member stays in its chain.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Stay {
+    /// For good.
+    Stays,
+    /// It is to leave as soon as all that stay serve.
+    Leaving,
+    /// All that stay serve: the chain doesn't need it any more.
+    Released,
+}
+
+impl Stay {
+    pub const ALL: [Self; 3] = [Self::Stays, Self::Leaving, Self::Released];
 }
 
 impl Situation {
-    /// All sixteen.
+    /// All that can be: whoever is released leaves others that serve.
     pub fn all() -> impl Iterator<Item = Self> {
-        (0..16).map(|bits| Self {
+        let of = |bits: u8, stay| Self {
             serving: bits & 8 != 0,
             syncing: bits & 4 != 0,
             first: bits & 2 != 0,
             last_set: bits & 1 != 0,
-        })
+            stay,
+        };
+        let every = Stay::ALL.into_iter().flat_map(move |stay| (0..16).map(move |bits| of(bits, stay)));
+        every.filter(|at| at.serving || at.stay != Stay::Released)
     }
 }
 
@@ -99,9 +119,14 @@ pub struct When {
     pub syncing: Option<bool>,
     pub first: Option<bool>,
     pub last_set: Option<bool>,
+    /// Any of these.
+    pub stay: &'static [Stay],
 }
 
-const ANY: When = When { serving: None, syncing: None, first: None, last_set: None };
+const ANY: When = When { serving: None, syncing: None, first: None, last_set: None, stay: &Stay::ALL };
+const NEEDED: When = When { stay: &[Stay::Stays, Stay::Leaving], ..ANY };
+const STAYS: When = When { stay: &[Stay::Stays], ..ANY };
+const RELEASED: When = When { stay: &[Stay::Released], ..ANY };
 const SERVED: When = When { serving: Some(true), ..ANY };
 const UNSERVED: When = When { serving: Some(false), ..ANY };
 
@@ -112,6 +137,7 @@ impl When {
             && agrees(self.syncing, situation.syncing)
             && agrees(self.first, situation.first)
             && agrees(self.last_set, situation.last_set)
+            && self.stay.contains(&situation.stay)
     }
 
     fn render(self) -> String {
@@ -120,7 +146,15 @@ impl When {
             Some(false) => Some(no),
             None => None,
         };
+        let stay = match self.stay {
+            [Stay::Stays] => Some("stays in the chain"),
+            [Stay::Leaving] => Some("to leave, but some that stay don't serve yet"),
+            [Stay::Released] => Some("to leave, and all that stay serve"),
+            [Stay::Stays, Stay::Leaving] => Some("stays, or is needed until all that stay serve"),
+            _ => None,
+        };
         let parts = [
+            stay,
             say(self.serving, "somebody else serves", "nobody else serves"),
             say(self.syncing, "somebody is being filled", "nobody is being filled"),
             say(self.first, "first of those that served", "not first of those that served"),
@@ -136,7 +170,8 @@ pub struct Row {
     pub public: &'static [Public],
     pub local: &'static [Local],
     pub when: When,
-    pub next: Public,
+    /// `None`: it is no member any more.
+    pub next: Option<Public>,
     pub why: &'static str,
 }
 
@@ -149,15 +184,29 @@ pub const TABLE: &[Row] = &[
     Row {
         public: &[Public::Serving],
         local: SAME,
-        when: ANY,
-        next: Public::Serving,
+        when: NEEDED,
+        next: Some(Public::Serving),
         why: "nothing happened",
+    },
+    Row {
+        public: &[Public::Serving],
+        local: SAME,
+        when: When { syncing: Some(false), ..RELEASED },
+        next: Some(Public::Syncing),
+        why: "it answers no more reads, and everything is still sent to it until it knows that",
+    },
+    Row {
+        public: &[Public::Serving],
+        local: SAME,
+        when: When { syncing: Some(true), ..RELEASED },
+        next: Some(Public::Serving),
+        why: "one at a time",
     },
     Row {
         public: &[Public::Serving],
         local: GONE,
         when: SERVED,
-        next: Public::Offline,
+        next: Some(Public::Offline),
         why: "the others go on without it, so it misses updates from now on; a new incarnation means that the old \
               one died",
     },
@@ -165,105 +214,126 @@ pub const TABLE: &[Row] = &[
         public: &[Public::Serving],
         local: GONE,
         when: When { first: Some(true), ..UNSERVED },
-        next: Public::LastServing,
+        next: Some(Public::LastServing),
         why: "it holds every acknowledged update and nobody else goes on",
     },
     Row {
         public: &[Public::Serving],
         local: GONE,
         when: When { first: Some(false), ..UNSERVED },
-        next: Public::Offline,
+        next: Some(Public::Offline),
         why: "complete as well, and remembered in the last serving set",
     },
     Row {
         public: &[Public::LastServing],
         local: ALIVE,
         when: UNSERVED,
-        next: Public::Serving,
+        next: Some(Public::Serving),
         why: "the copy is complete: nothing was committed since",
     },
     Row {
         public: &[Public::LastServing],
         local: &[Local::Offline],
         when: UNSERVED,
-        next: Public::LastServing,
+        next: Some(Public::LastServing),
         why: "still the last complete copy",
     },
     Row {
         public: &[Public::LastServing],
         local: &Local::ALL,
         when: SERVED,
-        next: Public::Offline,
+        next: Some(Public::Offline),
         why: "another one of the last serving set came back first",
     },
     Row {
         public: &[Public::Syncing],
         local: &[Local::UpToDate],
-        when: ANY,
-        next: Public::Serving,
+        when: NEEDED,
+        next: Some(Public::Serving),
         why: "it has everything, under this very chain version",
+    },
+    Row {
+        public: &[Public::Syncing],
+        local: &[Local::UpToDate],
+        when: RELEASED,
+        next: None,
+        why: "it knows the chain version under which it answers no reads: nobody can read there what is out of date",
     },
     Row {
         public: &[Public::Syncing],
         local: &[Local::Online],
         when: SERVED,
-        next: Public::Syncing,
+        next: Some(Public::Syncing),
         why: "filling goes on",
     },
     Row {
         public: &[Public::Syncing],
         local: &[Local::Online],
         when: UNSERVED,
-        next: Public::Waiting,
+        next: Some(Public::Waiting),
         why: "whoever filled it is gone",
     },
     Row {
         public: &[Public::Syncing],
         local: &[Local::Restarted],
         when: ANY,
-        next: Public::Waiting,
+        next: Some(Public::Waiting),
         why: "the process that was being filled died: filling starts over under a new chain version",
     },
     Row {
         public: &[Public::Syncing],
         local: &[Local::Offline],
         when: ANY,
-        next: Public::Offline,
+        next: Some(Public::Offline),
         why: "it misses updates from now on",
     },
     Row {
         public: &[Public::Waiting, Public::Offline],
+        local: &Local::ALL,
+        when: RELEASED,
+        next: None,
+        why: "its place is taken",
+    },
+    Row {
+        public: &[Public::Waiting, Public::Offline],
         local: ALIVE,
-        when: When { syncing: Some(false), ..SERVED },
-        next: Public::Syncing,
+        when: When { stay: &[Stay::Leaving], ..SERVED },
+        next: Some(Public::Waiting),
+        why: "another one is filled instead",
+    },
+    Row {
+        public: &[Public::Waiting, Public::Offline],
+        local: ALIVE,
+        when: When { serving: Some(true), syncing: Some(false), ..STAYS },
+        next: Some(Public::Syncing),
         why: "there is somebody to fill it",
     },
     Row {
         public: &[Public::Waiting, Public::Offline],
         local: ALIVE,
-        when: When { syncing: Some(true), ..SERVED },
-        next: Public::Waiting,
+        when: When { serving: Some(true), syncing: Some(true), ..STAYS },
+        next: Some(Public::Waiting),
         why: "one at a time",
     },
     Row {
         public: &[Public::Waiting, Public::Offline],
         local: ALIVE,
         when: When { last_set: Some(true), ..UNSERVED },
-        next: Public::Serving,
+        next: Some(Public::Serving),
         why: "first of the last serving set to come back: every acknowledged update is durable on each of that set",
     },
     Row {
         public: &[Public::Waiting, Public::Offline],
         local: ALIVE,
         when: When { last_set: Some(false), ..UNSERVED },
-        next: Public::Waiting,
+        next: Some(Public::Waiting),
         why: "nobody is there to fill it",
     },
     Row {
         public: &[Public::Waiting, Public::Offline],
         local: &[Local::Offline],
-        when: ANY,
-        next: Public::Offline,
+        when: NEEDED,
+        next: Some(Public::Offline),
         why: "still gone",
     },
 ];
@@ -282,33 +352,43 @@ pub struct Seat {
     pub target: TargetId,
     pub public: Public,
     pub local: Local,
+    /// It is to leave the chain.
+    pub leaving: bool,
 }
 
 /// Applies the table to a chain once: members in order, each seeing what those before it have become. Returns the
-/// members in their new order (by state, else as they were), and whether anything changed, which raises the chain
-/// version. `last_set` is the serving set of the last chain version that could commit.
+/// members in their new order (by state, else as they were; without those that have left), and whether anything changed,
+/// which raises the chain version. `last_set` is the serving set of the last chain version that could commit.
 pub fn advance(seats: &[Seat], last_set: &BTreeSet<TargetId>) -> (Vec<(TargetId, Public)>, bool) {
-    let mut now: Vec<Public> = seats.iter().map(|seat| seat.public).collect();
+    let mut now: Vec<Option<Public>> = seats.iter().map(|seat| Some(seat.public)).collect();
     let first = seats.iter().position(|seat| seat.public == Public::Serving);
     for (at, seat) in seats.iter().enumerate() {
         // One that only now came to serve lives; one that served before does if its process stayed.
         let serves = |other: usize| {
             let came = seats[other].public != Public::Serving;
-            now[other] == Public::Serving && (came || seats[other].local.stays())
+            now[other] == Some(Public::Serving) && (came || seats[other].local.stays())
         };
         let others = || (0..seats.len()).filter(|other| *other != at);
+        let mut staying = others().filter(|other| !seats[*other].leaving).peekable();
+        let stay = match seat.leaving {
+            false => Stay::Stays,
+            true if staying.peek().is_some() && staying.all(serves) => Stay::Released,
+            true => Stay::Leaving,
+        };
         let situation = Situation {
             serving: others().any(serves),
-            syncing: others().any(|other| now[other] == Public::Syncing),
+            syncing: others().any(|other| now[other] == Some(Public::Syncing)),
             first: first == Some(at),
             last_set: last_set.contains(&seat.target),
+            stay,
         };
         now[at] = row(seat.public, seat.local, situation).next;
     }
-    let mut members: Vec<(TargetId, Public)> =
-        seats.iter().zip(&now).map(|(seat, public)| (seat.target, *public)).collect();
+    let left = |(seat, public): (&Seat, &Option<Public>)| Some((seat.target, (*public)?));
+    let mut members: Vec<(TargetId, Public)> = seats.iter().zip(&now).filter_map(left).collect();
     members.sort_by_key(|(_, public)| *public);
-    let changed = members.iter().zip(seats).any(|(new, old)| *new != (old.target, old.public));
+    let changed = members.len() != seats.len()
+        || members.iter().zip(seats).any(|(new, old)| *new != (old.target, old.public));
     (members, changed)
 }
 
@@ -327,13 +407,16 @@ pub fn render() -> String {
          Local state: *UpToDate* names the chain version of the sync that made it so, other claims count as Online;\n\
          *Restarted* is alive with a new incarnation; *Offline* is a lease that ran out, a dead slice, or a target that couldn't\n\
          take what it was to be filled with and says so for some seconds.\n\n\
+         A member can be asked to leave its chain (its disk or node is to be emptied, or another one is to have its share).\n\
+         Another member takes its place first.\n\n\
          | public | local | condition | next | why |\n|---|---|---|---|---|\n",
     );
     for row in TABLE {
         let public = names(row.public.iter().map(|public| format!("{public:?}")).collect());
         let local = names(row.local.iter().map(|local| format!("{local:?}")).collect());
+        let next = row.next.map_or_else(|| "*gone*".into(), |next| format!("{next:?}"));
         let _infallible =
-            writeln!(out, "| {public} | {local} | {} | {:?} | {} |", row.when.render(), row.next, row.why);
+            writeln!(out, "| {public} | {local} | {} | {next} | {} |", row.when.render(), row.why);
     }
     out
 }
@@ -368,15 +451,16 @@ mod tests {
     }
 
     fn seats() -> impl Strategy<Value = Vec<Seat>> {
-        let member = (0..5usize, 0..4usize);
+        let member = (0..5usize, 0..4usize, any::<bool>());
         proptest::collection::vec(member, 1..5).prop_map(|members| {
             let mut seats: Vec<Seat> = members
                 .into_iter()
                 .enumerate()
-                .map(|(at, (public, local))| Seat {
+                .map(|(at, (public, local, leaving))| Seat {
                     target: TargetId(at as u64),
                     public: Public::ALL[public],
                     local: Local::ALL[local],
+                    leaving,
                 })
                 .collect();
             seats.sort_by_key(|seat| seat.public);
@@ -419,7 +503,7 @@ mod tests {
 
     #[test]
     fn of_two_that_come_back_after_total_loss_one_serves_and_one_is_filled() {
-        let seat = |id, public, local| Seat { target: TargetId(id), public, local };
+        let seat = |id, public, local| Seat { target: TargetId(id), public, local, leaving: false };
         let last_set = [TargetId(1), TargetId(2)].into();
         let both = [seat(1, Public::Serving, Local::Offline), seat(2, Public::Serving, Local::Offline)];
         let (members, _) = advance(&both, &last_set);

@@ -3,11 +3,13 @@
 use crate::clock::Clock;
 use crate::cluster::liveness::SliceHealth;
 use crate::cluster::problems::problems;
-use crate::cluster::state::Node;
+use crate::cluster::state::{Member, Node};
 use crate::cluster::transition::Public;
 use crate::primary::{Leading, Primary};
 use corefs_kv::KvEngine;
-use corefs_wire::control::mgmtd::{FillT, GetStatusT, MetaStatusT, NodeStatusT, SliceInfoT, StatusT};
+use corefs_wire::control::mgmtd::{
+    FillT, GetStatusT, MetaStatusT, NodeStatusT, SliceInfoT, StatusT, TargetStatusT,
+};
 use corefs_wire::{NodeId, Result};
 
 pub async fn get_status<E: KvEngine, C: Clock>(
@@ -31,6 +33,8 @@ pub async fn get_status<E: KvEngine, C: Clock>(
             leading.state.metas.keys().map(|address| meta_status(leading, address, now_ms)).collect();
         status.problems = problems(&leading.state, &leading.liveness, now_ms);
         status.fills = fills(leading);
+        status.targets = targets(leading);
+        (status.paused, status.balance) = (leading.state.moving.paused, leading.state.moving.balance);
         *status.routing = (*leading.routing()).clone();
         status
     })
@@ -55,6 +59,7 @@ fn node_status(leading: &Leading, id: NodeId, node: &Node, now_ms: u64) -> NodeS
         info.shard = slice.shard;
         info.store = slice.store.0.to_vec();
         (info.capacity, info.used, info.dead) = (health.capacity, health.used, health.dead);
+        info.standing = slice.standing.to_wire();
         out.slices.push(info);
     }
     out
@@ -77,6 +82,17 @@ fn fills(leading: &Leading) -> Vec<FillT> {
         out.push(fill);
     }
     out
+}
+
+fn targets(leading: &Leading) -> Vec<TargetStatusT> {
+    let one = |(_, member): (_, &Member)| {
+        let health = leading.liveness.target(member.target).unwrap_or_default();
+        let mut out = TargetStatusT::default();
+        (out.target, out.leaving) = (member.target.0, member.leaving);
+        (out.used, out.chunks) = (health.used, health.chunks);
+        out
+    };
+    leading.state.members().map(one).collect()
 }
 
 fn meta_status(leading: &Leading, address: &str, now_ms: u64) -> MetaStatusT {

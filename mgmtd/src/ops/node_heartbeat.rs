@@ -39,6 +39,7 @@ pub async fn node_heartbeat<E: KvEngine, C: Clock>(
         }
         let targets = request.targets.iter().map(|target| (TargetId(target.target), target_health(target)));
         leading.liveness.hear_targets(id, targets.collect());
+        leading.liveness.hear_rate(id, request.resync_rate);
         let health =
             |slice: &SliceInfoT| SliceHealth { capacity: slice.capacity, used: slice.used, dead: slice.dead };
         if leading.liveness.hear_node(id, request.slices.iter().map(health).collect(), now_ms) {
@@ -65,5 +66,7 @@ fn target_health(said: &TargetHealthT) -> TargetHealth {
         up_to_date: said.up_to_date.then_some(said.chain_version),
         failed: said.failed,
         fills: (said.filling != 0).then_some(filling),
+        used: said.used,
+        chunks: said.chunks,
     }
 }

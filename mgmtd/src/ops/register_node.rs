@@ -4,7 +4,7 @@ use super::{check_address, check_name, invalid};
 use crate::clock::Clock;
 use crate::cluster::formation::NODES_MAX;
 use crate::cluster::liveness::SliceHealth;
-use crate::cluster::state::{Arrival, Node, Registered, Slice};
+use crate::cluster::state::{Arrival, Node, Registered, Slice, Standing};
 use crate::primary::{Draft, Primary};
 use corefs_kv::KvEngine;
 use corefs_wire::control::mgmtd::{NodeRegisteredT, RegisterNodeT, SliceInfoT};
@@ -116,7 +116,9 @@ fn understand_slices(infos: &[SliceInfoT], shards: usize) -> Result<(Vec<Slice>,
         if info.capacity == 0 && !info.dead {
             return Err(invalid(format!("slice {position} has no capacity")));
         }
-        slices.push(Slice { store, shard: info.shard, capacity: info.capacity });
+        // What it is to the cluster is the cluster's to say.
+        let standing = Standing::default();
+        slices.push(Slice { store, shard: info.shard, capacity: info.capacity, standing });
         health.push(SliceHealth { capacity: info.capacity, used: info.used, dead: info.dead });
     }
     Ok((slices, health))

@@ -6,7 +6,7 @@ use corefs_mgmtd::cluster::formation::Formation;
 use corefs_mgmtd::cluster::liveness::{Liveness, SliceHealth, TargetHealth, Terms};
 use corefs_mgmtd::cluster::reconfigure::{is_due, may_renew, reconfigure};
 use corefs_mgmtd::cluster::routing;
-use corefs_mgmtd::cluster::state::{Arrival, Node, Slice, State};
+use corefs_mgmtd::cluster::state::{Arrival, Node, Slice, Standing, State};
 use corefs_mgmtd::cluster::transition::Public;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{NodeId, Result, TargetId, Uuid};
@@ -58,7 +58,12 @@ fn description(node: usize, incarnation: u64) -> Node {
         domain: String::new(),
         control: format!("127.0.{node}.{}:1", incarnation % 250),
         shards: vec![format!("127.0.{node}.{}:2", incarnation % 250)],
-        slices: vec![Slice { store: store(node), shard: 0, capacity: SLICE_BYTES }],
+        slices: vec![Slice {
+            store: store(node),
+            shard: 0,
+            capacity: SLICE_BYTES,
+            standing: Standing::default(),
+        }],
     }
 }
 

@@ -561,7 +561,7 @@ impl World {
         let health = |said: &corefs_wire::control::mgmtd::TargetHealthT| TargetHealth {
             up_to_date: (said.up_to_date || skips).then_some(said.chain_version),
             failed: said.failed,
-            fills: None,
+            ..TargetHealth::default()
         };
         let targets = self.nodes[node].healths(sent);
         let targets = targets.iter().map(|said| (TargetId(said.target), health(said))).collect();

@@ -1,5 +1,6 @@
 //! One file for each subcommand.
 
+pub mod chain;
 pub mod config;
 pub mod fs;
 pub mod fsck;
@@ -7,6 +8,8 @@ pub mod kv;
 pub mod meta;
 pub mod mgmtd;
 pub mod mount;
+pub mod moves;
+pub mod node;
 pub mod perf;
 pub mod quickstart;
 pub mod status;

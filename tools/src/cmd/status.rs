@@ -1,5 +1,6 @@
 //! `corefs status`: what the cluster is made of, how it is, and what to do about what is wrong.
 
+use super::node;
 use crate::connect::Cluster;
 use crate::output;
 use corefs_wire::control::mgmtd::{ChainT, FillT, GetStatusT, NodeStatusT, StatusT, TargetState};
@@ -91,11 +92,13 @@ fn space(nodes: &[NodeStatusT]) -> (u64, u64) {
     slices.fold((0, 0), |(total, used), slice| (total + slice.capacity, used + slice.used))
 }
 
-fn whole(chain: &ChainT) -> bool {
+/// All of a chain's members serve.
+pub fn whole(chain: &ChainT) -> bool {
     chain.members.iter().all(|member| member.state == TargetState::Serving)
 }
 
-fn state_name(state: TargetState) -> &'static str {
+/// What a target is to the cluster.
+pub fn state_name(state: TargetState) -> &'static str {
     state.variant_name().unwrap_or("unknown")
 }
 
@@ -106,7 +109,7 @@ fn cluster_name(status: &StatusT) -> String {
 fn as_json(status: &StatusT) -> Value {
     let (total, used) = space(&status.nodes);
     let node = |node: &NodeStatusT| {
-        let slice = |slice: &corefs_wire::control::mgmtd::SliceInfoT| json!({"index": slice.index, "shard": slice.shard, "capacity": slice.capacity, "used": slice.used, "dead": slice.dead});
+        let slice = |slice: &corefs_wire::control::mgmtd::SliceInfoT| json!({"index": slice.index, "shard": slice.shard, "capacity": slice.capacity, "used": slice.used, "dead": slice.dead, "standing": node::standing(slice)});
         json!({
             "node": node.node, "alive": node.alive, "incarnation": node.incarnation, "seen_ms_ago": node.seen_ms_ago,
             "domain": node.domain, "control": node.control, "shards": node.shards,

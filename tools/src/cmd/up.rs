@@ -77,6 +77,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     announce(&args, &directory, &cluster)?;
     while !signals::wait_for(Duration::from_millis(100)) {
         cluster.supervisor.look(&mut |line| eprintln!("corefs: {line}"));
+        if let Err(error) =
+            cluster::grow(&directory, &wishes, &mut cluster, &mut |line| eprintln!("corefs: {line}"))
+        {
+            eprintln!("corefs: {error}");
+        }
     }
     eprintln!("corefs: stopping");
     let complaints = cluster.supervisor.stop();

@@ -114,6 +114,285 @@ pub mod corefs {
         }
 
         impl ::flatbuffers::SimpleToVerifyInSlice for TargetState {}
+        #[deprecated(
+            since = "2.0.0",
+            note = "Use associated constants instead. This will no longer be generated in 2021."
+        )]
+        pub const ENUM_MIN_STANDING: u8 = 0;
+        #[deprecated(
+            since = "2.0.0",
+            note = "Use associated constants instead. This will no longer be generated in 2021."
+        )]
+        pub const ENUM_MAX_STANDING: u8 = 2;
+        #[deprecated(
+            since = "2.0.0",
+            note = "Use associated constants instead. This will no longer be generated in 2021."
+        )]
+        #[allow(non_camel_case_types)]
+        pub const ENUM_VALUES_STANDING: [Standing; 3] =
+            [Standing::Spare, Standing::Active, Standing::Leaving];
+
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[repr(transparent)]
+        pub struct Standing(pub u8);
+        #[allow(non_upper_case_globals)]
+        impl Standing {
+            pub const Spare: Self = Self(0);
+            pub const Active: Self = Self(1);
+            pub const Leaving: Self = Self(2);
+
+            pub const ENUM_MIN: u8 = 0;
+            pub const ENUM_MAX: u8 = 2;
+            pub const ENUM_VALUES: &'static [Self] = &[Self::Spare, Self::Active, Self::Leaving];
+            /// Returns the variant's name or "" if unknown.
+            pub fn variant_name(self) -> Option<&'static str> {
+                match self {
+                    Self::Spare => Some("Spare"),
+                    Self::Active => Some("Active"),
+                    Self::Leaving => Some("Leaving"),
+                    _ => None,
+                }
+            }
+        }
+        impl ::core::fmt::Debug for Standing {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+                if let Some(name) = self.variant_name() {
+                    f.write_str(name)
+                } else {
+                    f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+                }
+            }
+        }
+        impl<'a> ::flatbuffers::Follow<'a> for Standing {
+            type Inner = Self;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+                Self(b)
+            }
+        }
+
+        impl ::flatbuffers::Push for Standing {
+            type Output = Standing;
+            #[inline]
+            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+                unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+            }
+        }
+
+        impl ::flatbuffers::EndianScalar for Standing {
+            type Scalar = u8;
+            #[inline]
+            fn to_little_endian(self) -> u8 {
+                self.0.to_le()
+            }
+            #[inline]
+            #[allow(clippy::wrong_self_convention)]
+            fn from_little_endian(v: u8) -> Self {
+                let b = u8::from_le(v);
+                Self(b)
+            }
+        }
+
+        impl<'a> ::flatbuffers::Verifiable for Standing {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                u8::run_verifier(v, pos)
+            }
+        }
+
+        impl ::flatbuffers::SimpleToVerifyInSlice for Standing {}
+        #[deprecated(
+            since = "2.0.0",
+            note = "Use associated constants instead. This will no longer be generated in 2021."
+        )]
+        pub const ENUM_MIN_NODE_CHANGE: u8 = 0;
+        #[deprecated(
+            since = "2.0.0",
+            note = "Use associated constants instead. This will no longer be generated in 2021."
+        )]
+        pub const ENUM_MAX_NODE_CHANGE: u8 = 2;
+        #[deprecated(
+            since = "2.0.0",
+            note = "Use associated constants instead. This will no longer be generated in 2021."
+        )]
+        #[allow(non_camel_case_types)]
+        pub const ENUM_VALUES_NODE_CHANGE: [NodeChange; 3] =
+            [NodeChange::Use, NodeChange::Empty, NodeChange::Forget];
+
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[repr(transparent)]
+        pub struct NodeChange(pub u8);
+        #[allow(non_upper_case_globals)]
+        impl NodeChange {
+            pub const Use: Self = Self(0);
+            pub const Empty: Self = Self(1);
+            pub const Forget: Self = Self(2);
+
+            pub const ENUM_MIN: u8 = 0;
+            pub const ENUM_MAX: u8 = 2;
+            pub const ENUM_VALUES: &'static [Self] = &[Self::Use, Self::Empty, Self::Forget];
+            /// Returns the variant's name or "" if unknown.
+            pub fn variant_name(self) -> Option<&'static str> {
+                match self {
+                    Self::Use => Some("Use"),
+                    Self::Empty => Some("Empty"),
+                    Self::Forget => Some("Forget"),
+                    _ => None,
+                }
+            }
+        }
+        impl ::core::fmt::Debug for NodeChange {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+                if let Some(name) = self.variant_name() {
+                    f.write_str(name)
+                } else {
+                    f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+                }
+            }
+        }
+        impl<'a> ::flatbuffers::Follow<'a> for NodeChange {
+            type Inner = Self;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+                Self(b)
+            }
+        }
+
+        impl ::flatbuffers::Push for NodeChange {
+            type Output = NodeChange;
+            #[inline]
+            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+                unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+            }
+        }
+
+        impl ::flatbuffers::EndianScalar for NodeChange {
+            type Scalar = u8;
+            #[inline]
+            fn to_little_endian(self) -> u8 {
+                self.0.to_le()
+            }
+            #[inline]
+            #[allow(clippy::wrong_self_convention)]
+            fn from_little_endian(v: u8) -> Self {
+                let b = u8::from_le(v);
+                Self(b)
+            }
+        }
+
+        impl<'a> ::flatbuffers::Verifiable for NodeChange {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                u8::run_verifier(v, pos)
+            }
+        }
+
+        impl ::flatbuffers::SimpleToVerifyInSlice for NodeChange {}
+        #[deprecated(
+            since = "2.0.0",
+            note = "Use associated constants instead. This will no longer be generated in 2021."
+        )]
+        pub const ENUM_MIN_MOVING_CHANGE: u8 = 0;
+        #[deprecated(
+            since = "2.0.0",
+            note = "Use associated constants instead. This will no longer be generated in 2021."
+        )]
+        pub const ENUM_MAX_MOVING_CHANGE: u8 = 3;
+        #[deprecated(
+            since = "2.0.0",
+            note = "Use associated constants instead. This will no longer be generated in 2021."
+        )]
+        #[allow(non_camel_case_types)]
+        pub const ENUM_VALUES_MOVING_CHANGE: [MovingChange; 4] = [
+            MovingChange::Look,
+            MovingChange::Pause,
+            MovingChange::Resume,
+            MovingChange::Balance,
+        ];
+
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[repr(transparent)]
+        pub struct MovingChange(pub u8);
+        #[allow(non_upper_case_globals)]
+        impl MovingChange {
+            pub const Look: Self = Self(0);
+            pub const Pause: Self = Self(1);
+            pub const Resume: Self = Self(2);
+            pub const Balance: Self = Self(3);
+
+            pub const ENUM_MIN: u8 = 0;
+            pub const ENUM_MAX: u8 = 3;
+            pub const ENUM_VALUES: &'static [Self] = &[Self::Look, Self::Pause, Self::Resume, Self::Balance];
+            /// Returns the variant's name or "" if unknown.
+            pub fn variant_name(self) -> Option<&'static str> {
+                match self {
+                    Self::Look => Some("Look"),
+                    Self::Pause => Some("Pause"),
+                    Self::Resume => Some("Resume"),
+                    Self::Balance => Some("Balance"),
+                    _ => None,
+                }
+            }
+        }
+        impl ::core::fmt::Debug for MovingChange {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+                if let Some(name) = self.variant_name() {
+                    f.write_str(name)
+                } else {
+                    f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+                }
+            }
+        }
+        impl<'a> ::flatbuffers::Follow<'a> for MovingChange {
+            type Inner = Self;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+                Self(b)
+            }
+        }
+
+        impl ::flatbuffers::Push for MovingChange {
+            type Output = MovingChange;
+            #[inline]
+            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+                unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+            }
+        }
+
+        impl ::flatbuffers::EndianScalar for MovingChange {
+            type Scalar = u8;
+            #[inline]
+            fn to_little_endian(self) -> u8 {
+                self.0.to_le()
+            }
+            #[inline]
+            #[allow(clippy::wrong_self_convention)]
+            fn from_little_endian(v: u8) -> Self {
+                let b = u8::from_le(v);
+                Self(b)
+            }
+        }
+
+        impl<'a> ::flatbuffers::Verifiable for MovingChange {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                u8::run_verifier(v, pos)
+            }
+        }
+
+        impl ::flatbuffers::SimpleToVerifyInSlice for MovingChange {}
         pub enum SliceInfoOffset {}
         #[derive(Copy, Clone, PartialEq)]
 
@@ -138,6 +417,7 @@ pub mod corefs {
             pub const VT_CAPACITY: ::flatbuffers::VOffsetT = 10;
             pub const VT_USED: ::flatbuffers::VOffsetT = 12;
             pub const VT_DEAD: ::flatbuffers::VOffsetT = 14;
+            pub const VT_STANDING: ::flatbuffers::VOffsetT = 16;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -156,6 +436,7 @@ pub mod corefs {
                 }
                 builder.add_shard(args.shard);
                 builder.add_index(args.index);
+                builder.add_standing(args.standing);
                 builder.add_dead(args.dead);
                 builder.finish()
             }
@@ -170,6 +451,7 @@ pub mod corefs {
                 let capacity = self.capacity();
                 let used = self.used();
                 let dead = self.dead();
+                let standing = self.standing();
                 SliceInfoT {
                     index,
                     shard,
@@ -177,6 +459,7 @@ pub mod corefs {
                     capacity,
                     used,
                     dead,
+                    standing,
                 }
             }
 
@@ -229,6 +512,17 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<bool>(SliceInfo::VT_DEAD, Some(false)).unwrap() }
             }
+            #[inline]
+            pub fn standing(&self) -> Standing {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<Standing>(SliceInfo::VT_STANDING, Some(Standing::Spare))
+                        .unwrap()
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for SliceInfo<'_> {
@@ -248,6 +542,7 @@ pub mod corefs {
                     .visit_field::<u64>("capacity", Self::VT_CAPACITY, false)?
                     .visit_field::<u64>("used", Self::VT_USED, false)?
                     .visit_field::<bool>("dead", Self::VT_DEAD, false)?
+                    .visit_field::<Standing>("standing", Self::VT_STANDING, false)?
                     .finish();
                 Ok(())
             }
@@ -259,6 +554,7 @@ pub mod corefs {
             pub capacity: u64,
             pub used: u64,
             pub dead: bool,
+            pub standing: Standing,
         }
         impl<'a> Default for SliceInfoArgs<'a> {
             #[inline]
@@ -270,6 +566,7 @@ pub mod corefs {
                     capacity: 0,
                     used: 0,
                     dead: false,
+                    standing: Standing::Spare,
                 }
             }
         }
@@ -305,6 +602,11 @@ pub mod corefs {
                 self.fbb_.push_slot::<bool>(SliceInfo::VT_DEAD, dead, false);
             }
             #[inline]
+            pub fn add_standing(&mut self, standing: Standing) {
+                self.fbb_
+                    .push_slot::<Standing>(SliceInfo::VT_STANDING, standing, Standing::Spare);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SliceInfoBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 SliceInfoBuilder {
@@ -329,6 +631,7 @@ pub mod corefs {
                 ds.field("capacity", &self.capacity());
                 ds.field("used", &self.used());
                 ds.field("dead", &self.dead());
+                ds.field("standing", &self.standing());
                 ds.finish()
             }
         }
@@ -341,6 +644,7 @@ pub mod corefs {
             pub capacity: u64,
             pub used: u64,
             pub dead: bool,
+            pub standing: Standing,
         }
         impl Default for SliceInfoT {
             fn default() -> Self {
@@ -351,6 +655,7 @@ pub mod corefs {
                     capacity: 0,
                     used: 0,
                     dead: false,
+                    standing: Standing::Spare,
                 }
             }
         }
@@ -368,6 +673,7 @@ pub mod corefs {
                 let capacity = self.capacity;
                 let used = self.used;
                 let dead = self.dead;
+                let standing = self.standing;
                 SliceInfo::create(
                     _fbb,
                     &SliceInfoArgs {
@@ -377,6 +683,7 @@ pub mod corefs {
                         capacity,
                         used,
                         dead,
+                        standing,
                     },
                 )
             }
@@ -1380,6 +1687,7 @@ pub mod corefs {
             pub const VT_ROUTING_VERSION: ::flatbuffers::VOffsetT = 8;
             pub const VT_SLICES: ::flatbuffers::VOffsetT = 10;
             pub const VT_TARGETS: ::flatbuffers::VOffsetT = 12;
+            pub const VT_RESYNC_RATE: ::flatbuffers::VOffsetT = 14;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1391,6 +1699,7 @@ pub mod corefs {
                 args: &'args NodeHeartbeatArgs<'args>,
             ) -> ::flatbuffers::WIPOffset<NodeHeartbeat<'bldr>> {
                 let mut builder = NodeHeartbeatBuilder::new(_fbb);
+                builder.add_resync_rate(args.resync_rate);
                 builder.add_routing_version(args.routing_version);
                 builder.add_incarnation(args.incarnation);
                 if let Some(x) = args.targets {
@@ -1415,12 +1724,14 @@ pub mod corefs {
                     let x = self.targets();
                     x.iter().map(|t| t.unpack()).collect()
                 };
+                let resync_rate = self.resync_rate();
                 NodeHeartbeatT {
                     node,
                     incarnation,
                     routing_version,
                     slices,
                     targets,
+                    resync_rate,
                 }
             }
 
@@ -1481,6 +1792,17 @@ pub mod corefs {
                         .unwrap()
                 }
             }
+            #[inline]
+            pub fn resync_rate(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(NodeHeartbeat::VT_RESYNC_RATE, Some(0))
+                        .unwrap()
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for NodeHeartbeat<'_> {
@@ -1499,6 +1821,7 @@ pub mod corefs {
                     .visit_field::<::flatbuffers::ForwardsUOffset<
                         ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<TargetHealth>>,
                     >>("targets", Self::VT_TARGETS, true)?
+                    .visit_field::<u64>("resync_rate", Self::VT_RESYNC_RATE, false)?
                     .finish();
                 Ok(())
             }
@@ -1517,6 +1840,7 @@ pub mod corefs {
                     ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TargetHealth<'a>>>,
                 >,
             >,
+            pub resync_rate: u64,
         }
         impl<'a> Default for NodeHeartbeatArgs<'a> {
             #[inline]
@@ -1527,6 +1851,7 @@ pub mod corefs {
                     routing_version: 0,
                     slices: None,  // required field
                     targets: None, // required field
+                    resync_rate: 0,
                 }
             }
         }
@@ -1571,6 +1896,11 @@ pub mod corefs {
                     .push_slot_always::<::flatbuffers::WIPOffset<_>>(NodeHeartbeat::VT_TARGETS, targets);
             }
             #[inline]
+            pub fn add_resync_rate(&mut self, resync_rate: u64) {
+                self.fbb_
+                    .push_slot::<u64>(NodeHeartbeat::VT_RESYNC_RATE, resync_rate, 0);
+            }
+            #[inline]
             pub fn new(
                 _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
             ) -> NodeHeartbeatBuilder<'a, 'b, A> {
@@ -1597,6 +1927,7 @@ pub mod corefs {
                 ds.field("routing_version", &self.routing_version());
                 ds.field("slices", &self.slices());
                 ds.field("targets", &self.targets());
+                ds.field("resync_rate", &self.resync_rate());
                 ds.finish()
             }
         }
@@ -1608,6 +1939,7 @@ pub mod corefs {
             pub routing_version: u64,
             pub slices: alloc::vec::Vec<SliceInfoT>,
             pub targets: alloc::vec::Vec<TargetHealthT>,
+            pub resync_rate: u64,
         }
         impl Default for NodeHeartbeatT {
             fn default() -> Self {
@@ -1617,6 +1949,7 @@ pub mod corefs {
                     routing_version: 0,
                     slices: Default::default(),
                     targets: Default::default(),
+                    resync_rate: 0,
                 }
             }
         }
@@ -1638,6 +1971,7 @@ pub mod corefs {
                     let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
                     _fbb.create_vector(&w)
                 });
+                let resync_rate = self.resync_rate;
                 NodeHeartbeat::create(
                     _fbb,
                     &NodeHeartbeatArgs {
@@ -1646,6 +1980,7 @@ pub mod corefs {
                         routing_version,
                         slices,
                         targets,
+                        resync_rate,
                     },
                 )
             }
@@ -3408,6 +3743,1177 @@ pub mod corefs {
                 CheckClientsReply::create(_fbb, &CheckClientsReplyArgs { alive })
             }
         }
+        pub enum ChangeNodeOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct ChangeNode<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for ChangeNode<'a> {
+            type Inner = ChangeNode<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> ChangeNode<'a> {
+            pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+            pub const VT_SLICES: ::flatbuffers::VOffsetT = 6;
+            pub const VT_CHANGE: ::flatbuffers::VOffsetT = 8;
+            pub const VT_DRY_RUN: ::flatbuffers::VOffsetT = 10;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                ChangeNode { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args ChangeNodeArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<ChangeNode<'bldr>> {
+                let mut builder = ChangeNodeBuilder::new(_fbb);
+                if let Some(x) = args.slices {
+                    builder.add_slices(x);
+                }
+                builder.add_node(args.node);
+                builder.add_dry_run(args.dry_run);
+                builder.add_change(args.change);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> ChangeNodeT {
+                let node = self.node();
+                let slices = {
+                    let x = self.slices();
+                    x.into_iter().collect()
+                };
+                let change = self.change();
+                let dry_run = self.dry_run();
+                ChangeNodeT {
+                    node,
+                    slices,
+                    change,
+                    dry_run,
+                }
+            }
+
+            #[inline]
+            pub fn node(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(ChangeNode::VT_NODE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn slices(&self) -> ::flatbuffers::Vector<'a, u16> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u16>>>(
+                            ChangeNode::VT_SLICES,
+                            None,
+                        )
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn change(&self) -> NodeChange {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<NodeChange>(ChangeNode::VT_CHANGE, Some(NodeChange::Use))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn dry_run(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<bool>(ChangeNode::VT_DRY_RUN, Some(false))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for ChangeNode<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u32>("node", Self::VT_NODE, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u16>>>(
+                        "slices",
+                        Self::VT_SLICES,
+                        true,
+                    )?
+                    .visit_field::<NodeChange>("change", Self::VT_CHANGE, false)?
+                    .visit_field::<bool>("dry_run", Self::VT_DRY_RUN, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct ChangeNodeArgs<'a> {
+            pub node: u32,
+            pub slices: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u16>>>,
+            pub change: NodeChange,
+            pub dry_run: bool,
+        }
+        impl<'a> Default for ChangeNodeArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                ChangeNodeArgs {
+                    node: 0,
+                    slices: None, // required field
+                    change: NodeChange::Use,
+                    dry_run: false,
+                }
+            }
+        }
+
+        pub struct ChangeNodeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ChangeNodeBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_node(&mut self, node: u32) {
+                self.fbb_.push_slot::<u32>(ChangeNode::VT_NODE, node, 0);
+            }
+            #[inline]
+            pub fn add_slices(&mut self, slices: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u16>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(ChangeNode::VT_SLICES, slices);
+            }
+            #[inline]
+            pub fn add_change(&mut self, change: NodeChange) {
+                self.fbb_
+                    .push_slot::<NodeChange>(ChangeNode::VT_CHANGE, change, NodeChange::Use);
+            }
+            #[inline]
+            pub fn add_dry_run(&mut self, dry_run: bool) {
+                self.fbb_
+                    .push_slot::<bool>(ChangeNode::VT_DRY_RUN, dry_run, false);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> ChangeNodeBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                ChangeNodeBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<ChangeNode<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, ChangeNode::VT_SLICES, "slices");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for ChangeNode<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("ChangeNode");
+                ds.field("node", &self.node());
+                ds.field("slices", &self.slices());
+                ds.field("change", &self.change());
+                ds.field("dry_run", &self.dry_run());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ChangeNodeT {
+            pub node: u32,
+            pub slices: alloc::vec::Vec<u16>,
+            pub change: NodeChange,
+            pub dry_run: bool,
+        }
+        impl Default for ChangeNodeT {
+            fn default() -> Self {
+                Self {
+                    node: 0,
+                    slices: Default::default(),
+                    change: NodeChange::Use,
+                    dry_run: false,
+                }
+            }
+        }
+        impl ChangeNodeT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<ChangeNode<'b>> {
+                let node = self.node;
+                let slices = Some({
+                    let x = &self.slices;
+                    _fbb.create_vector(x)
+                });
+                let change = self.change;
+                let dry_run = self.dry_run;
+                ChangeNode::create(
+                    _fbb,
+                    &ChangeNodeArgs {
+                        node,
+                        slices,
+                        change,
+                        dry_run,
+                    },
+                )
+            }
+        }
+        pub enum ChangeMovingOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct ChangeMoving<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for ChangeMoving<'a> {
+            type Inner = ChangeMoving<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> ChangeMoving<'a> {
+            pub const VT_CHANGE: ::flatbuffers::VOffsetT = 4;
+            pub const VT_DRY_RUN: ::flatbuffers::VOffsetT = 6;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                ChangeMoving { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args ChangeMovingArgs,
+            ) -> ::flatbuffers::WIPOffset<ChangeMoving<'bldr>> {
+                let mut builder = ChangeMovingBuilder::new(_fbb);
+                builder.add_dry_run(args.dry_run);
+                builder.add_change(args.change);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> ChangeMovingT {
+                let change = self.change();
+                let dry_run = self.dry_run();
+                ChangeMovingT { change, dry_run }
+            }
+
+            #[inline]
+            pub fn change(&self) -> MovingChange {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<MovingChange>(ChangeMoving::VT_CHANGE, Some(MovingChange::Look))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn dry_run(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<bool>(ChangeMoving::VT_DRY_RUN, Some(false))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for ChangeMoving<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<MovingChange>("change", Self::VT_CHANGE, false)?
+                    .visit_field::<bool>("dry_run", Self::VT_DRY_RUN, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct ChangeMovingArgs {
+            pub change: MovingChange,
+            pub dry_run: bool,
+        }
+        impl<'a> Default for ChangeMovingArgs {
+            #[inline]
+            fn default() -> Self {
+                ChangeMovingArgs {
+                    change: MovingChange::Look,
+                    dry_run: false,
+                }
+            }
+        }
+
+        pub struct ChangeMovingBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ChangeMovingBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_change(&mut self, change: MovingChange) {
+                self.fbb_
+                    .push_slot::<MovingChange>(ChangeMoving::VT_CHANGE, change, MovingChange::Look);
+            }
+            #[inline]
+            pub fn add_dry_run(&mut self, dry_run: bool) {
+                self.fbb_
+                    .push_slot::<bool>(ChangeMoving::VT_DRY_RUN, dry_run, false);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> ChangeMovingBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                ChangeMovingBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<ChangeMoving<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for ChangeMoving<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("ChangeMoving");
+                ds.field("change", &self.change());
+                ds.field("dry_run", &self.dry_run());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ChangeMovingT {
+            pub change: MovingChange,
+            pub dry_run: bool,
+        }
+        impl Default for ChangeMovingT {
+            fn default() -> Self {
+                Self {
+                    change: MovingChange::Look,
+                    dry_run: false,
+                }
+            }
+        }
+        impl ChangeMovingT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<ChangeMoving<'b>> {
+                let change = self.change;
+                let dry_run = self.dry_run;
+                ChangeMoving::create(_fbb, &ChangeMovingArgs { change, dry_run })
+            }
+        }
+        pub enum MoveOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Move<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Move<'a> {
+            type Inner = Move<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Move<'a> {
+            pub const VT_CHAIN: ::flatbuffers::VOffsetT = 4;
+            pub const VT_FROM_TARGET: ::flatbuffers::VOffsetT = 6;
+            pub const VT_FROM_NODE: ::flatbuffers::VOffsetT = 8;
+            pub const VT_FROM_SLICE: ::flatbuffers::VOffsetT = 10;
+            pub const VT_TO_NODE: ::flatbuffers::VOffsetT = 12;
+            pub const VT_TO_SLICE: ::flatbuffers::VOffsetT = 14;
+            pub const VT_BYTES: ::flatbuffers::VOffsetT = 16;
+            pub const VT_BEGUN: ::flatbuffers::VOffsetT = 18;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Move { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args MoveArgs,
+            ) -> ::flatbuffers::WIPOffset<Move<'bldr>> {
+                let mut builder = MoveBuilder::new(_fbb);
+                builder.add_bytes(args.bytes);
+                builder.add_from_target(args.from_target);
+                builder.add_chain(args.chain);
+                builder.add_to_node(args.to_node);
+                builder.add_from_node(args.from_node);
+                builder.add_to_slice(args.to_slice);
+                builder.add_from_slice(args.from_slice);
+                builder.add_begun(args.begun);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> MoveT {
+                let chain = self.chain();
+                let from_target = self.from_target();
+                let from_node = self.from_node();
+                let from_slice = self.from_slice();
+                let to_node = self.to_node();
+                let to_slice = self.to_slice();
+                let bytes = self.bytes();
+                let begun = self.begun();
+                MoveT {
+                    chain,
+                    from_target,
+                    from_node,
+                    from_slice,
+                    to_node,
+                    to_slice,
+                    bytes,
+                    begun,
+                }
+            }
+
+            #[inline]
+            pub fn chain(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Move::VT_CHAIN, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn from_target(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Move::VT_FROM_TARGET, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn from_node(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(Move::VT_FROM_NODE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn from_slice(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u16>(Move::VT_FROM_SLICE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn to_node(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(Move::VT_TO_NODE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn to_slice(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u16>(Move::VT_TO_SLICE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn bytes(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Move::VT_BYTES, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn begun(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<bool>(Move::VT_BEGUN, Some(false)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Move<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("chain", Self::VT_CHAIN, false)?
+                    .visit_field::<u64>("from_target", Self::VT_FROM_TARGET, false)?
+                    .visit_field::<u32>("from_node", Self::VT_FROM_NODE, false)?
+                    .visit_field::<u16>("from_slice", Self::VT_FROM_SLICE, false)?
+                    .visit_field::<u32>("to_node", Self::VT_TO_NODE, false)?
+                    .visit_field::<u16>("to_slice", Self::VT_TO_SLICE, false)?
+                    .visit_field::<u64>("bytes", Self::VT_BYTES, false)?
+                    .visit_field::<bool>("begun", Self::VT_BEGUN, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct MoveArgs {
+            pub chain: u64,
+            pub from_target: u64,
+            pub from_node: u32,
+            pub from_slice: u16,
+            pub to_node: u32,
+            pub to_slice: u16,
+            pub bytes: u64,
+            pub begun: bool,
+        }
+        impl<'a> Default for MoveArgs {
+            #[inline]
+            fn default() -> Self {
+                MoveArgs {
+                    chain: 0,
+                    from_target: 0,
+                    from_node: 0,
+                    from_slice: 0,
+                    to_node: 0,
+                    to_slice: 0,
+                    bytes: 0,
+                    begun: false,
+                }
+            }
+        }
+
+        pub struct MoveBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MoveBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_chain(&mut self, chain: u64) {
+                self.fbb_.push_slot::<u64>(Move::VT_CHAIN, chain, 0);
+            }
+            #[inline]
+            pub fn add_from_target(&mut self, from_target: u64) {
+                self.fbb_.push_slot::<u64>(Move::VT_FROM_TARGET, from_target, 0);
+            }
+            #[inline]
+            pub fn add_from_node(&mut self, from_node: u32) {
+                self.fbb_.push_slot::<u32>(Move::VT_FROM_NODE, from_node, 0);
+            }
+            #[inline]
+            pub fn add_from_slice(&mut self, from_slice: u16) {
+                self.fbb_.push_slot::<u16>(Move::VT_FROM_SLICE, from_slice, 0);
+            }
+            #[inline]
+            pub fn add_to_node(&mut self, to_node: u32) {
+                self.fbb_.push_slot::<u32>(Move::VT_TO_NODE, to_node, 0);
+            }
+            #[inline]
+            pub fn add_to_slice(&mut self, to_slice: u16) {
+                self.fbb_.push_slot::<u16>(Move::VT_TO_SLICE, to_slice, 0);
+            }
+            #[inline]
+            pub fn add_bytes(&mut self, bytes: u64) {
+                self.fbb_.push_slot::<u64>(Move::VT_BYTES, bytes, 0);
+            }
+            #[inline]
+            pub fn add_begun(&mut self, begun: bool) {
+                self.fbb_.push_slot::<bool>(Move::VT_BEGUN, begun, false);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MoveBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                MoveBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Move<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for Move<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Move");
+                ds.field("chain", &self.chain());
+                ds.field("from_target", &self.from_target());
+                ds.field("from_node", &self.from_node());
+                ds.field("from_slice", &self.from_slice());
+                ds.field("to_node", &self.to_node());
+                ds.field("to_slice", &self.to_slice());
+                ds.field("bytes", &self.bytes());
+                ds.field("begun", &self.begun());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct MoveT {
+            pub chain: u64,
+            pub from_target: u64,
+            pub from_node: u32,
+            pub from_slice: u16,
+            pub to_node: u32,
+            pub to_slice: u16,
+            pub bytes: u64,
+            pub begun: bool,
+        }
+        impl Default for MoveT {
+            fn default() -> Self {
+                Self {
+                    chain: 0,
+                    from_target: 0,
+                    from_node: 0,
+                    from_slice: 0,
+                    to_node: 0,
+                    to_slice: 0,
+                    bytes: 0,
+                    begun: false,
+                }
+            }
+        }
+        impl MoveT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Move<'b>> {
+                let chain = self.chain;
+                let from_target = self.from_target;
+                let from_node = self.from_node;
+                let from_slice = self.from_slice;
+                let to_node = self.to_node;
+                let to_slice = self.to_slice;
+                let bytes = self.bytes;
+                let begun = self.begun;
+                Move::create(
+                    _fbb,
+                    &MoveArgs {
+                        chain,
+                        from_target,
+                        from_node,
+                        from_slice,
+                        to_node,
+                        to_slice,
+                        bytes,
+                        begun,
+                    },
+                )
+            }
+        }
+        pub enum StuckOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Stuck<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Stuck<'a> {
+            type Inner = Stuck<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Stuck<'a> {
+            pub const VT_CHAIN: ::flatbuffers::VOffsetT = 4;
+            pub const VT_TARGET: ::flatbuffers::VOffsetT = 6;
+            pub const VT_NODE: ::flatbuffers::VOffsetT = 8;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Stuck { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args StuckArgs,
+            ) -> ::flatbuffers::WIPOffset<Stuck<'bldr>> {
+                let mut builder = StuckBuilder::new(_fbb);
+                builder.add_target(args.target);
+                builder.add_chain(args.chain);
+                builder.add_node(args.node);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> StuckT {
+                let chain = self.chain();
+                let target = self.target();
+                let node = self.node();
+                StuckT { chain, target, node }
+            }
+
+            #[inline]
+            pub fn chain(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Stuck::VT_CHAIN, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn target(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Stuck::VT_TARGET, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn node(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(Stuck::VT_NODE, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Stuck<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("chain", Self::VT_CHAIN, false)?
+                    .visit_field::<u64>("target", Self::VT_TARGET, false)?
+                    .visit_field::<u32>("node", Self::VT_NODE, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct StuckArgs {
+            pub chain: u64,
+            pub target: u64,
+            pub node: u32,
+        }
+        impl<'a> Default for StuckArgs {
+            #[inline]
+            fn default() -> Self {
+                StuckArgs {
+                    chain: 0,
+                    target: 0,
+                    node: 0,
+                }
+            }
+        }
+
+        pub struct StuckBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StuckBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_chain(&mut self, chain: u64) {
+                self.fbb_.push_slot::<u64>(Stuck::VT_CHAIN, chain, 0);
+            }
+            #[inline]
+            pub fn add_target(&mut self, target: u64) {
+                self.fbb_.push_slot::<u64>(Stuck::VT_TARGET, target, 0);
+            }
+            #[inline]
+            pub fn add_node(&mut self, node: u32) {
+                self.fbb_.push_slot::<u32>(Stuck::VT_NODE, node, 0);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StuckBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                StuckBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Stuck<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for Stuck<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Stuck");
+                ds.field("chain", &self.chain());
+                ds.field("target", &self.target());
+                ds.field("node", &self.node());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct StuckT {
+            pub chain: u64,
+            pub target: u64,
+            pub node: u32,
+        }
+        impl Default for StuckT {
+            fn default() -> Self {
+                Self {
+                    chain: 0,
+                    target: 0,
+                    node: 0,
+                }
+            }
+        }
+        impl StuckT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Stuck<'b>> {
+                let chain = self.chain;
+                let target = self.target;
+                let node = self.node;
+                Stuck::create(_fbb, &StuckArgs { chain, target, node })
+            }
+        }
+        pub enum MovesOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Moves<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Moves<'a> {
+            type Inner = Moves<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Moves<'a> {
+            pub const VT_MOVES: ::flatbuffers::VOffsetT = 4;
+            pub const VT_LEAST: ::flatbuffers::VOffsetT = 6;
+            pub const VT_ROTATIONS: ::flatbuffers::VOffsetT = 8;
+            pub const VT_STUCK: ::flatbuffers::VOffsetT = 10;
+            pub const VT_PAUSED: ::flatbuffers::VOffsetT = 12;
+            pub const VT_BALANCE: ::flatbuffers::VOffsetT = 14;
+            pub const VT_RATE: ::flatbuffers::VOffsetT = 16;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Moves { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args MovesArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<Moves<'bldr>> {
+                let mut builder = MovesBuilder::new(_fbb);
+                builder.add_rate(args.rate);
+                builder.add_rotations(args.rotations);
+                builder.add_least(args.least);
+                if let Some(x) = args.stuck {
+                    builder.add_stuck(x);
+                }
+                if let Some(x) = args.moves {
+                    builder.add_moves(x);
+                }
+                builder.add_balance(args.balance);
+                builder.add_paused(args.paused);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> MovesT {
+                let moves = {
+                    let x = self.moves();
+                    x.iter().map(|t| t.unpack()).collect()
+                };
+                let least = self.least();
+                let rotations = self.rotations();
+                let stuck = {
+                    let x = self.stuck();
+                    x.iter().map(|t| t.unpack()).collect()
+                };
+                let paused = self.paused();
+                let balance = self.balance();
+                let rate = self.rate();
+                MovesT {
+                    moves,
+                    least,
+                    rotations,
+                    stuck,
+                    paused,
+                    balance,
+                    rate,
+                }
+            }
+
+            #[inline]
+            pub fn moves(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Move<'a>>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<
+                            ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Move>>,
+                        >>(Moves::VT_MOVES, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn least(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Moves::VT_LEAST, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn rotations(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Moves::VT_ROTATIONS, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn stuck(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Stuck<'a>>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<
+                            ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Stuck>>,
+                        >>(Moves::VT_STUCK, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn paused(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<bool>(Moves::VT_PAUSED, Some(false)).unwrap() }
+            }
+            #[inline]
+            pub fn balance(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<bool>(Moves::VT_BALANCE, Some(false)).unwrap() }
+            }
+            #[inline]
+            pub fn rate(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Moves::VT_RATE, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Moves<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Move>>,
+                    >>("moves", Self::VT_MOVES, true)?
+                    .visit_field::<u64>("least", Self::VT_LEAST, false)?
+                    .visit_field::<u64>("rotations", Self::VT_ROTATIONS, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Stuck>>,
+                    >>("stuck", Self::VT_STUCK, true)?
+                    .visit_field::<bool>("paused", Self::VT_PAUSED, false)?
+                    .visit_field::<bool>("balance", Self::VT_BALANCE, false)?
+                    .visit_field::<u64>("rate", Self::VT_RATE, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct MovesArgs<'a> {
+            pub moves: Option<
+                ::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Move<'a>>>>,
+            >,
+            pub least: u64,
+            pub rotations: u64,
+            pub stuck: Option<
+                ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Stuck<'a>>>,
+                >,
+            >,
+            pub paused: bool,
+            pub balance: bool,
+            pub rate: u64,
+        }
+        impl<'a> Default for MovesArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                MovesArgs {
+                    moves: None, // required field
+                    least: 0,
+                    rotations: 0,
+                    stuck: None, // required field
+                    paused: false,
+                    balance: false,
+                    rate: 0,
+                }
+            }
+        }
+
+        pub struct MovesBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MovesBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_moves(
+                &mut self,
+                moves: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<Move<'b>>>,
+                >,
+            ) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(Moves::VT_MOVES, moves);
+            }
+            #[inline]
+            pub fn add_least(&mut self, least: u64) {
+                self.fbb_.push_slot::<u64>(Moves::VT_LEAST, least, 0);
+            }
+            #[inline]
+            pub fn add_rotations(&mut self, rotations: u64) {
+                self.fbb_.push_slot::<u64>(Moves::VT_ROTATIONS, rotations, 0);
+            }
+            #[inline]
+            pub fn add_stuck(
+                &mut self,
+                stuck: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<Stuck<'b>>>,
+                >,
+            ) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(Moves::VT_STUCK, stuck);
+            }
+            #[inline]
+            pub fn add_paused(&mut self, paused: bool) {
+                self.fbb_.push_slot::<bool>(Moves::VT_PAUSED, paused, false);
+            }
+            #[inline]
+            pub fn add_balance(&mut self, balance: bool) {
+                self.fbb_.push_slot::<bool>(Moves::VT_BALANCE, balance, false);
+            }
+            #[inline]
+            pub fn add_rate(&mut self, rate: u64) {
+                self.fbb_.push_slot::<u64>(Moves::VT_RATE, rate, 0);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MovesBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                MovesBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Moves<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, Moves::VT_MOVES, "moves");
+                self.fbb_.required(o, Moves::VT_STUCK, "stuck");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for Moves<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Moves");
+                ds.field("moves", &self.moves());
+                ds.field("least", &self.least());
+                ds.field("rotations", &self.rotations());
+                ds.field("stuck", &self.stuck());
+                ds.field("paused", &self.paused());
+                ds.field("balance", &self.balance());
+                ds.field("rate", &self.rate());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct MovesT {
+            pub moves: alloc::vec::Vec<MoveT>,
+            pub least: u64,
+            pub rotations: u64,
+            pub stuck: alloc::vec::Vec<StuckT>,
+            pub paused: bool,
+            pub balance: bool,
+            pub rate: u64,
+        }
+        impl Default for MovesT {
+            fn default() -> Self {
+                Self {
+                    moves: Default::default(),
+                    least: 0,
+                    rotations: 0,
+                    stuck: Default::default(),
+                    paused: false,
+                    balance: false,
+                    rate: 0,
+                }
+            }
+        }
+        impl MovesT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Moves<'b>> {
+                let moves = Some({
+                    let x = &self.moves;
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
+                let least = self.least;
+                let rotations = self.rotations;
+                let stuck = Some({
+                    let x = &self.stuck;
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
+                let paused = self.paused;
+                let balance = self.balance;
+                let rate = self.rate;
+                Moves::create(
+                    _fbb,
+                    &MovesArgs {
+                        moves,
+                        least,
+                        rotations,
+                        stuck,
+                        paused,
+                        balance,
+                        rate,
+                    },
+                )
+            }
+        }
         pub enum FillOffset {}
         #[derive(Copy, Clone, PartialEq)]
 
@@ -4324,6 +5830,213 @@ pub mod corefs {
                 )
             }
         }
+        pub enum TargetStatusOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct TargetStatus<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for TargetStatus<'a> {
+            type Inner = TargetStatus<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> TargetStatus<'a> {
+            pub const VT_TARGET: ::flatbuffers::VOffsetT = 4;
+            pub const VT_USED: ::flatbuffers::VOffsetT = 6;
+            pub const VT_CHUNKS: ::flatbuffers::VOffsetT = 8;
+            pub const VT_LEAVING: ::flatbuffers::VOffsetT = 10;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                TargetStatus { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args TargetStatusArgs,
+            ) -> ::flatbuffers::WIPOffset<TargetStatus<'bldr>> {
+                let mut builder = TargetStatusBuilder::new(_fbb);
+                builder.add_chunks(args.chunks);
+                builder.add_used(args.used);
+                builder.add_target(args.target);
+                builder.add_leaving(args.leaving);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> TargetStatusT {
+                let target = self.target();
+                let used = self.used();
+                let chunks = self.chunks();
+                let leaving = self.leaving();
+                TargetStatusT {
+                    target,
+                    used,
+                    chunks,
+                    leaving,
+                }
+            }
+
+            #[inline]
+            pub fn target(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(TargetStatus::VT_TARGET, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn used(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(TargetStatus::VT_USED, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn chunks(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(TargetStatus::VT_CHUNKS, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn leaving(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<bool>(TargetStatus::VT_LEAVING, Some(false))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for TargetStatus<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("target", Self::VT_TARGET, false)?
+                    .visit_field::<u64>("used", Self::VT_USED, false)?
+                    .visit_field::<u64>("chunks", Self::VT_CHUNKS, false)?
+                    .visit_field::<bool>("leaving", Self::VT_LEAVING, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct TargetStatusArgs {
+            pub target: u64,
+            pub used: u64,
+            pub chunks: u64,
+            pub leaving: bool,
+        }
+        impl<'a> Default for TargetStatusArgs {
+            #[inline]
+            fn default() -> Self {
+                TargetStatusArgs {
+                    target: 0,
+                    used: 0,
+                    chunks: 0,
+                    leaving: false,
+                }
+            }
+        }
+
+        pub struct TargetStatusBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TargetStatusBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_target(&mut self, target: u64) {
+                self.fbb_.push_slot::<u64>(TargetStatus::VT_TARGET, target, 0);
+            }
+            #[inline]
+            pub fn add_used(&mut self, used: u64) {
+                self.fbb_.push_slot::<u64>(TargetStatus::VT_USED, used, 0);
+            }
+            #[inline]
+            pub fn add_chunks(&mut self, chunks: u64) {
+                self.fbb_.push_slot::<u64>(TargetStatus::VT_CHUNKS, chunks, 0);
+            }
+            #[inline]
+            pub fn add_leaving(&mut self, leaving: bool) {
+                self.fbb_
+                    .push_slot::<bool>(TargetStatus::VT_LEAVING, leaving, false);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> TargetStatusBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                TargetStatusBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<TargetStatus<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for TargetStatus<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("TargetStatus");
+                ds.field("target", &self.target());
+                ds.field("used", &self.used());
+                ds.field("chunks", &self.chunks());
+                ds.field("leaving", &self.leaving());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct TargetStatusT {
+            pub target: u64,
+            pub used: u64,
+            pub chunks: u64,
+            pub leaving: bool,
+        }
+        impl Default for TargetStatusT {
+            fn default() -> Self {
+                Self {
+                    target: 0,
+                    used: 0,
+                    chunks: 0,
+                    leaving: false,
+                }
+            }
+        }
+        impl TargetStatusT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<TargetStatus<'b>> {
+                let target = self.target;
+                let used = self.used;
+                let chunks = self.chunks;
+                let leaving = self.leaving;
+                TargetStatus::create(
+                    _fbb,
+                    &TargetStatusArgs {
+                        target,
+                        used,
+                        chunks,
+                        leaving,
+                    },
+                )
+            }
+        }
         pub enum MetaStatusOffset {}
         #[derive(Copy, Clone, PartialEq)]
 
@@ -4549,6 +6262,9 @@ pub mod corefs {
             pub const VT_ROUTING: ::flatbuffers::VOffsetT = 24;
             pub const VT_PROBLEMS: ::flatbuffers::VOffsetT = 26;
             pub const VT_FILLS: ::flatbuffers::VOffsetT = 28;
+            pub const VT_TARGETS: ::flatbuffers::VOffsetT = 30;
+            pub const VT_PAUSED: ::flatbuffers::VOffsetT = 32;
+            pub const VT_BALANCE: ::flatbuffers::VOffsetT = 34;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4560,6 +6276,9 @@ pub mod corefs {
                 args: &'args StatusArgs<'args>,
             ) -> ::flatbuffers::WIPOffset<Status<'bldr>> {
                 let mut builder = StatusBuilder::new(_fbb);
+                if let Some(x) = args.targets {
+                    builder.add_targets(x);
+                }
                 if let Some(x) = args.fills {
                     builder.add_fills(x);
                 }
@@ -4589,6 +6308,8 @@ pub mod corefs {
                 if let Some(x) = args.cluster {
                     builder.add_cluster(x);
                 }
+                builder.add_balance(args.balance);
+                builder.add_paused(args.paused);
                 builder.finish()
             }
 
@@ -4630,6 +6351,12 @@ pub mod corefs {
                     let x = self.fills();
                     x.iter().map(|t| t.unpack()).collect()
                 };
+                let targets = {
+                    let x = self.targets();
+                    x.iter().map(|t| t.unpack()).collect()
+                };
+                let paused = self.paused();
+                let balance = self.balance();
                 StatusT {
                     cluster,
                     primary,
@@ -4644,6 +6371,9 @@ pub mod corefs {
                     routing,
                     problems,
                     fills,
+                    targets,
+                    paused,
+                    balance,
                 }
             }
 
@@ -4785,6 +6515,35 @@ pub mod corefs {
                         .unwrap()
                 }
             }
+            #[inline]
+            pub fn targets(
+                &self,
+            ) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TargetStatus<'a>>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<
+                            ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TargetStatus>>,
+                        >>(Status::VT_TARGETS, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn paused(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<bool>(Status::VT_PAUSED, Some(false)).unwrap() }
+            }
+            #[inline]
+            pub fn balance(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<bool>(Status::VT_BALANCE, Some(false)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Status<'_> {
@@ -4823,6 +6582,11 @@ pub mod corefs {
                     .visit_field::<::flatbuffers::ForwardsUOffset<
                         ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Fill>>,
                     >>("fills", Self::VT_FILLS, true)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<TargetStatus>>,
+                    >>("targets", Self::VT_TARGETS, true)?
+                    .visit_field::<bool>("paused", Self::VT_PAUSED, false)?
+                    .visit_field::<bool>("balance", Self::VT_BALANCE, false)?
                     .finish();
                 Ok(())
             }
@@ -4855,6 +6619,13 @@ pub mod corefs {
             pub fills: Option<
                 ::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Fill<'a>>>>,
             >,
+            pub targets: Option<
+                ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TargetStatus<'a>>>,
+                >,
+            >,
+            pub paused: bool,
+            pub balance: bool,
         }
         impl<'a> Default for StatusArgs<'a> {
             #[inline]
@@ -4873,6 +6644,9 @@ pub mod corefs {
                     routing: None,  // required field
                     problems: None, // required field
                     fills: None,    // required field
+                    targets: None,  // required field
+                    paused: false,
+                    balance: false,
                 }
             }
         }
@@ -4965,6 +6739,24 @@ pub mod corefs {
                     .push_slot_always::<::flatbuffers::WIPOffset<_>>(Status::VT_FILLS, fills);
             }
             #[inline]
+            pub fn add_targets(
+                &mut self,
+                targets: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<TargetStatus<'b>>>,
+                >,
+            ) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(Status::VT_TARGETS, targets);
+            }
+            #[inline]
+            pub fn add_paused(&mut self, paused: bool) {
+                self.fbb_.push_slot::<bool>(Status::VT_PAUSED, paused, false);
+            }
+            #[inline]
+            pub fn add_balance(&mut self, balance: bool) {
+                self.fbb_.push_slot::<bool>(Status::VT_BALANCE, balance, false);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StatusBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 StatusBuilder {
@@ -4983,6 +6775,7 @@ pub mod corefs {
                 self.fbb_.required(o, Status::VT_ROUTING, "routing");
                 self.fbb_.required(o, Status::VT_PROBLEMS, "problems");
                 self.fbb_.required(o, Status::VT_FILLS, "fills");
+                self.fbb_.required(o, Status::VT_TARGETS, "targets");
                 ::flatbuffers::WIPOffset::new(o.value())
             }
         }
@@ -5003,6 +6796,9 @@ pub mod corefs {
                 ds.field("routing", &self.routing());
                 ds.field("problems", &self.problems());
                 ds.field("fills", &self.fills());
+                ds.field("targets", &self.targets());
+                ds.field("paused", &self.paused());
+                ds.field("balance", &self.balance());
                 ds.finish()
             }
         }
@@ -5022,6 +6818,9 @@ pub mod corefs {
             pub routing: alloc::boxed::Box<RoutingT>,
             pub problems: alloc::vec::Vec<ProblemT>,
             pub fills: alloc::vec::Vec<FillT>,
+            pub targets: alloc::vec::Vec<TargetStatusT>,
+            pub paused: bool,
+            pub balance: bool,
         }
         impl Default for StatusT {
             fn default() -> Self {
@@ -5039,6 +6838,9 @@ pub mod corefs {
                     routing: Default::default(),
                     problems: Default::default(),
                     fills: Default::default(),
+                    targets: Default::default(),
+                    paused: false,
+                    balance: false,
                 }
             }
         }
@@ -5088,6 +6890,13 @@ pub mod corefs {
                     let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
                     _fbb.create_vector(&w)
                 });
+                let targets = Some({
+                    let x = &self.targets;
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
+                let paused = self.paused;
+                let balance = self.balance;
                 Status::create(
                     _fbb,
                     &StatusArgs {
@@ -5104,6 +6913,9 @@ pub mod corefs {
                         routing,
                         problems,
                         fills,
+                        targets,
+                        paused,
+                        balance,
                     },
                 )
             }

@@ -1,0 +1,333 @@
+//! Which targets move to which slices: so that slices that people want to empty lose theirs, chains have as many members as
+//! they should have, and slices in use carry their share.
+//!
+//! A move is a new member of the chain, which is filled like one that was away, and an old one that leaves when all that stay
+//! serve ([`transition`](super::transition)). Nothing else is remembered: [`next`] looks at what is, and says what should
+//! begin now. So it can be stopped, resumed, replaced by another primary and asked for something else at any time.
+//!
+//! # Aims
+//! 1. Two members of a chain are never on one node, and in different failure domains wherever there is a choice.
+//! 2. A node carries targets in proportion to the bytes of its slices in use, and so does a slice within its node. A target moves
+//!    only from who has more than its share to who has less.
+//! 3. So a target moves once, and never to where it has to leave again: what moves is the least that must, or nearly.
+//! 4. Chains that two nodes share are about as many for every two, so that a dead node's load spreads.
+//! 5. As many heads on each node as its share: a member that was filled comes last, so heads are handed on in the end.
+//!
+//! Placement of a new cluster has all chains before it and a better method ([`placement`](super::placement)).
+
+mod plan;
+mod shares;
+
+pub use plan::{Plan, Planned, plan};
+
+use super::liveness::Liveness;
+use super::state::{Chain, Member, Standing, State};
+use super::transition::Public;
+use corefs_wire::limits::MEMBERS_MAX;
+use corefs_wire::{ChainId, NodeId, SliceIndex, TargetId};
+use shares::Shares;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+/// Members that are on their way to one node at a time, at most.
+pub const ARRIVALS_MAX: usize = 2;
+
+/// What should happen to a chain now.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Step {
+    /// A new member on that slice, in the place of one if one is to leave.
+    Add { chain: ChainId, leaves: Option<TargetId>, node: NodeId, slice: SliceIndex },
+    /// It has more members than it should have.
+    Drop { chain: ChainId, target: TargetId },
+    /// Its head becomes the last.
+    Rotate { chain: ChainId },
+}
+
+/// What should begin now. Empty: nothing, because nothing is to be done, or because what has begun isn't done.
+pub fn next(state: &State, liveness: &Liveness) -> Vec<Step> {
+    if state.moving.paused || !state.formed() {
+        return Vec::new();
+    }
+    Planner::new(state, liveness, ARRIVALS_MAX).steps()
+}
+
+/// Whether everything is where it should be.
+pub fn is_done(state: &State, liveness: &Liveness) -> bool {
+    let busy = |chain: &Chain| chain.members.iter().any(|member| member.leaving) || !is_settled(chain);
+    !state.chains.values().any(busy) && Planner::new(state, liveness, usize::MAX).steps().is_empty()
+}
+
+/// Applies a step.
+pub fn apply(state: &mut State, step: Step) {
+    match step {
+        Step::Add { chain, leaves, node, slice } => {
+            let _target = state.add_member(chain, leaves, node, slice);
+        }
+        Step::Drop { chain, target } => {
+            if let Some(chain) = state.chains.get_mut(&chain) {
+                chain.members.iter_mut().for_each(|member| member.leaving |= member.target == target);
+                chain.version += 1;
+            }
+        }
+        Step::Rotate { chain } => {
+            if let Some(chain) = state.chains.get_mut(&chain).filter(|chain| chain.members.len() > 1) {
+                chain.members[0].state = Public::Syncing;
+                chain.members.rotate_left(1);
+                chain.last_set = chain.members.iter().rev().skip(1).map(|member| member.target).collect();
+                chain.version += 1;
+            }
+        }
+    }
+}
+
+/// All of its members serve, and none is to leave.
+fn is_settled(chain: &Chain) -> bool {
+    chain.members.iter().all(|member| member.state == Public::Serving && !member.leaving)
+}
+
+/// The members that stay.
+fn staying(chain: &Chain) -> impl Iterator<Item = &Member> {
+    chain.members.iter().filter(|member| !member.leaving)
+}
+
+/// Bytes of the largest replica of a chain, as last reported.
+fn bytes_of(chain: &Chain, liveness: &Liveness) -> u64 {
+    let used = |member: &Member| Some(liveness.target(member.target)?.used);
+    chain.members.iter().filter_map(used).max().unwrap_or(0)
+}
+
+/// A chain that needs a new member, in the place of one if one is to leave.
+struct Need<'a> {
+    id: ChainId,
+    chain: &'a Chain,
+    leaves: Option<&'a Member>,
+}
+
+struct Planner<'a> {
+    state: &'a State,
+    liveness: &'a Liveness,
+    shares: Shares,
+    /// Members on their way to a node.
+    arrivals: BTreeMap<NodeId, usize>,
+    arrivals_max: usize,
+    out: Vec<Step>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(state: &'a State, liveness: &'a Liveness, arrivals_max: usize) -> Self {
+        let mut arrivals = BTreeMap::new();
+        for member in state.chains.values().flat_map(staying) {
+            let used = state.standing(member.node, member.slice) == Some(Standing::Active);
+            if member.state != Public::Serving && used && liveness.node_alive(member.node) {
+                *arrivals.entry(member.node).or_default() += 1;
+            }
+        }
+        Self { state, liveness, shares: Shares::of(state), arrivals, arrivals_max, out: Vec::new() }
+    }
+
+    fn steps(mut self) -> Vec<Step> {
+        let mut needs = Vec::new();
+        for (id, chain) in &self.state.chains {
+            if let Some(leaves) = self.mend(*id, chain) {
+                needs.push(Need { id: *id, chain, leaves });
+            }
+        }
+        self.place(needs);
+        if self.state.moving.balance && self.out.is_empty() {
+            self.even_out();
+        }
+        self.out
+    }
+
+    /// Whether a chain needs a new member, and in whose place, so that it has the number of members it should have, all of them
+    /// where they may stay. One that has too many drops one.
+    fn mend(&mut self, id: ChainId, chain: &'a Chain) -> Option<Option<&'a Member>> {
+        let wanted = self.state.formation.replicas as usize;
+        let may_stay = |member: &&Member| {
+            self.state
+                .standing(member.node, member.slice)
+                .is_some_and(|standing| standing != Standing::Leaving)
+        };
+        let unwanted: Vec<&Member> = staying(chain).filter(|member| !may_stay(member)).collect();
+        let good: Vec<&Member> = staying(chain).filter(may_stay).collect();
+        // One change at a time, and only what can succeed: a chain that nobody serves can't fill anybody.
+        let served = chain.members.iter().any(|member| member.state == Public::Serving);
+        if !served || good.iter().any(|member| member.state != Public::Serving) {
+            return None;
+        }
+        let stay = staying(chain).count();
+        if stay > wanted && unwanted.is_empty() {
+            let heaviest = good.into_iter().max_by_key(|member| self.shares.relative(member.node, 0));
+            if let Some(member) = heaviest {
+                self.shares.take(member.node, member.slice);
+                self.out.push(Step::Drop { chain: id, target: member.target });
+            }
+            return None;
+        }
+        if chain.members.len() >= MEMBERS_MAX {
+            return None;
+        }
+        if stay < wanted {
+            return Some(None);
+        }
+        // Whoever is lost already goes first.
+        let lost = unwanted.iter().copied().find(|member| member.state != Public::Serving);
+        lost.or(unwanted.first().copied()).map(Some)
+    }
+
+    fn add(&mut self, chain: ChainId, leaves: Option<&Member>, node: NodeId, slice: SliceIndex) {
+        if let Some(leaves) = leaves {
+            self.shares.take(leaves.node, leaves.slice);
+        }
+        self.shares.put(node, slice);
+        *self.arrivals.entry(node).or_default() += 1;
+        let leaves = leaves.map(|member| member.target);
+        self.out.push(Step::Add { chain, leaves, node, slice });
+    }
+
+    /// Gives chains the members they need, the best of all places first. When that one has enough to do, the rest waits: that is
+    /// better than a place that the target has to leave again.
+    fn place(&mut self, mut needs: Vec<Need<'a>>) {
+        while let Some((at, node, slice)) = self.best(&needs)
+            && !self.is_busy(node)
+        {
+            let Need { id, leaves, .. } = needs.swap_remove(at);
+            self.add(id, leaves, node, slice);
+        }
+    }
+
+    fn best(&self, needs: &[Need<'a>]) -> Option<(usize, NodeId, SliceIndex)> {
+        let ranked = needs.iter().enumerate().flat_map(|(at, Need { id, chain, leaves })| {
+            self.state.nodes.keys().filter_map(move |node| {
+                let slice = self.room(chain, *leaves, *node)?;
+                let domain = self.domain_repeats(chain, *leaves, *node);
+                let left = leaves.is_some_and(|leaves| leaves.node == *node);
+                let load = self.shares.relative(*node, if left { 0 } else { 1 });
+                Some(((domain, load, self.shared(chain, *leaves, *node), *id), (at, *node, slice)))
+            })
+        });
+        ranked.min().map(|(_, best)| best)
+    }
+
+    fn is_busy(&self, node: NodeId) -> bool {
+        self.arrivals.get(&node).is_some_and(|arrivals| *arrivals >= self.arrivals_max)
+    }
+
+    /// A slice of the node that may take a member of the chain: the one with the least load.
+    fn room(&self, chain: &Chain, leaves: Option<&Member>, node: NodeId) -> Option<SliceIndex> {
+        let there = chain
+            .members
+            .iter()
+            .any(|member| member.node == node && leaves.is_none_or(|leaves| leaves.target != member.target));
+        if there || !self.liveness.node(node).is_some_and(|heard| heard.alive && heard.spoke) {
+            return None;
+        }
+        let needs = bytes_of(chain, self.liveness);
+        let reported = self.liveness.slices(node);
+        let fits = |slice: &SliceIndex| {
+            let health = reported.get(usize::from(slice.0));
+            health.is_some_and(|health| !health.dead && health.capacity.saturating_sub(health.used) > needs)
+        };
+        self.shares.slices(node).filter(fits).min_by_key(|slice| self.shares.relative_slice(node, *slice, 1))
+    }
+
+    /// Members that would share the failure domain of one on that node.
+    fn domain_repeats(&self, chain: &Chain, leaves: Option<&Member>, node: NodeId) -> usize {
+        let domain = |node: &NodeId| self.state.nodes.get(node).map_or("", |node| node.domain.as_str());
+        let ours = domain(&node);
+        if ours.is_empty() {
+            return 0;
+        }
+        others(chain, leaves).filter(|member| domain(&member.node) == ours).count()
+    }
+
+    /// Chains that the node would share with the other members.
+    fn shared(&self, chain: &Chain, leaves: Option<&Member>, node: NodeId) -> u64 {
+        others(chain, leaves).map(|member| self.shares.pairs(member.node, node)).sum()
+    }
+
+    /// Moves from who has too much to who has too little, first between nodes, then between slices of a node; then hands heads on.
+    fn even_out(&mut self) {
+        while self.move_between_nodes() {}
+        if self.out.is_empty() && self.state.chains.values().all(is_settled) {
+            while self.move_within_a_node() {}
+        }
+        if self.out.is_empty() && self.state.chains.values().all(is_settled) {
+            self.hand_on_heads();
+        }
+    }
+
+    fn is_free(&self, chain: ChainId) -> bool {
+        let taken = |step: &Step| matches!(step, Step::Add { chain: taken, .. } if *taken == chain);
+        is_settled(&self.state.chains[&chain]) && !self.out.iter().any(taken)
+    }
+
+    /// One move between the two nodes for which it is worth most; false if there are none, or if that has to wait.
+    fn move_between_nodes(&mut self) -> bool {
+        for (from, to) in self.shares.uneven_nodes() {
+            let movable = self.state.chains.iter().filter_map(|(id, chain)| {
+                let leaves = staying(chain).find(|member| member.node == from)?;
+                let slice = self.room(chain, Some(leaves), to)?;
+                let before = self.domain_repeats(chain, Some(leaves), from);
+                let after = self.domain_repeats(chain, Some(leaves), to);
+                let full = Reverse(self.shares.relative_slice(from, leaves.slice, 0));
+                let rank = (!self.is_free(*id), after, full, self.shared(chain, Some(leaves), to));
+                (after <= before).then_some((rank, *id, leaves, slice))
+            });
+            if let Some((rank, id, leaves, slice)) = movable.min_by_key(|(rank, id, ..)| (*rank, *id)) {
+                let now = !rank.0 && !self.is_busy(to);
+                if now {
+                    self.add(id, Some(leaves), to, slice);
+                }
+                return now;
+            }
+        }
+        false
+    }
+
+    fn move_within_a_node(&mut self) -> bool {
+        let nodes = self.state.nodes.keys().filter(|node| !self.is_busy(**node));
+        let uneven: Vec<_> = nodes.flat_map(|node| self.shares.uneven_slices(*node)).collect();
+        for (node, from, to) in uneven {
+            let movable = self.state.chains.iter().find_map(|(id, chain)| {
+                let leaves = staying(chain).find(|member| (member.node, member.slice) == (node, from))?;
+                let fits = self.is_free(*id) && self.room(chain, Some(leaves), node) == Some(to);
+                fits.then_some((*id, leaves))
+            });
+            if let Some((id, leaves)) = movable {
+                self.add(id, Some(leaves), node, to);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Hands one head on, to a node that has fewer than its share. Who isn't next yet comes closer, so that it is soon.
+    fn hand_on_heads(&mut self) {
+        let mut heads: BTreeMap<NodeId, u64> = BTreeMap::new();
+        for chain in self.state.chains.values() {
+            *heads.entry(chain.members[0].node).or_default() += 1;
+        }
+        let of = |node: NodeId| heads.get(&node).copied().unwrap_or(0);
+        let shares = &self.shares;
+        let mut best = None;
+        for (id, chain) in &self.state.chains {
+            let head = chain.members[0].node;
+            for (at, member) in chain.members.iter().enumerate().skip(1) {
+                let gain = shares.gain(of(head), head, of(member.node), member.node);
+                best = best.max(gain.map(|gain| (gain, Reverse(at), Reverse(*id))));
+            }
+        }
+        if let Some((.., Reverse(chain))) = best {
+            self.out.push(Step::Rotate { chain });
+        }
+    }
+}
+
+/// The members that stay when one has left.
+fn others<'a>(chain: &'a Chain, leaves: Option<&'a Member>) -> impl Iterator<Item = &'a Member> {
+    staying(chain).filter(move |member| leaves.is_none_or(|leaves| leaves.target != member.target))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! All that is still to move, before it does: what people are shown.
+
+use super::{Planner, Step, apply, staying};
+use crate::cluster::liveness::Liveness;
+use crate::cluster::state::{Member, Standing, State};
+use crate::cluster::transition::Public;
+use corefs_wire::{ChainId, NodeId, SliceIndex, TargetId};
+use std::collections::BTreeMap;
+
+/// One target that is to move, or has begun to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Planned {
+    pub chain: ChainId,
+    /// Which target leaves, and where it is; `None`: a further replica.
+    pub from: Option<(TargetId, NodeId, SliceIndex)>,
+    pub to: (NodeId, SliceIndex),
+    /// Of the largest replica, as last reported.
+    pub bytes: u64,
+    pub begun: bool,
+}
+
+/// Everything that is to move.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Plan {
+    pub moves: Vec<Planned>,
+    /// The fewest moves that lead to the same shares.
+    pub least: u64,
+    /// Heads that are handed on, which moves nothing.
+    pub rotations: u64,
+    /// Members on slices that are to be emptied, for which there is no other place.
+    pub stuck: Vec<(ChainId, TargetId)>,
+}
+
+/// What [`next`](super::next) will do until nothing is left to do, if nothing else changes.
+pub fn plan(state: &State, liveness: &Liveness) -> Plan {
+    let mut out = Plan::default();
+    if !state.formed() {
+        return out;
+    }
+    let mut state = state.clone();
+    state.moving.paused = false;
+    let before = loads(&state, |member| member.state == Public::Serving || member.leaving);
+    let begun: Vec<ChainId> = state.chains.keys().copied().collect();
+    for id in begun {
+        let chain = &state.chains[&id];
+        let mut leave = chain.members.iter().filter(|member| member.leaving);
+        for comes in staying(chain).filter(|member| member.state != Public::Serving) {
+            if let Some(leaves) = leave.next() {
+                let to = (comes.node, comes.slice);
+                let planned = planned(&state, liveness, id, Some(leaves), to);
+                out.moves.push(Planned { begun: true, ..planned });
+            }
+        }
+        settle(&mut state, id);
+    }
+    loop {
+        let steps = Planner::new(&state, liveness, usize::MAX).steps();
+        if steps.is_empty() {
+            break;
+        }
+        for step in steps {
+            let chain = match step {
+                Step::Add { chain, leaves, node, slice } => {
+                    let leaving = |member: &&Member| Some(member.target) == leaves;
+                    let found = state.chains[&chain].members.iter().find(leaving);
+                    out.moves.push(planned(&state, liveness, chain, found, (node, slice)));
+                    chain
+                }
+                Step::Drop { chain, .. } => chain,
+                Step::Rotate { chain } => {
+                    out.rotations += 1;
+                    chain
+                }
+            };
+            apply(&mut state, step);
+            settle(&mut state, chain);
+        }
+    }
+    let after = loads(&state, |_| true);
+    let more = |(at, count): (&_, &u64)| count.saturating_sub(before.get(at).copied().unwrap_or(0));
+    out.least = after.iter().map(more).sum();
+    let stuck = |(_, member): &(ChainId, &Member)| {
+        state.standing(member.node, member.slice) == Some(Standing::Leaving)
+    };
+    out.stuck = state.members().filter(stuck).map(|(chain, member)| (chain, member.target)).collect();
+    out
+}
+
+/// A chain after everything that has begun with it went well, and everybody came back. One that nobody serves stays as it is.
+fn settle(state: &mut State, id: ChainId) {
+    let Some(chain) = state.chains.get_mut(&id) else { return };
+    if chain.members.iter().all(|member| member.state != Public::Serving) {
+        return;
+    }
+    chain.members.retain(|member| !member.leaving);
+    chain.members.iter_mut().for_each(|member| member.state = Public::Serving);
+    chain.last_set = chain.members.iter().map(|member| member.target).collect();
+}
+
+fn loads(state: &State, counts: impl Fn(&Member) -> bool) -> BTreeMap<(NodeId, SliceIndex), u64> {
+    let mut out = BTreeMap::new();
+    for (_, member) in state.members().filter(|(_, member)| counts(member)) {
+        *out.entry((member.node, member.slice)).or_default() += 1;
+    }
+    out
+}
+
+fn planned(
+    state: &State,
+    liveness: &Liveness,
+    chain: ChainId,
+    leaves: Option<&Member>,
+    to: (NodeId, SliceIndex),
+) -> Planned {
+    let bytes = super::bytes_of(&state.chains[&chain], liveness);
+    let from = leaves.map(|member| (member.target, member.node, member.slice));
+    Planned { chain, from, to, bytes, begun: false }
+}

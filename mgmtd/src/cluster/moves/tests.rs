@@ -1,0 +1,286 @@
+//! Moves taken to their end by the state table, with fills that go well.
+
+use super::*;
+use crate::cluster::formation::Formation;
+use crate::cluster::liveness::tests::TERMS;
+use crate::cluster::liveness::{SliceHealth, TargetHealth};
+use crate::cluster::reconfigure::reconfigure;
+use crate::cluster::state::tests::{formed, node};
+use crate::cluster::state::{Arrival, State};
+use corefs_wire::Uuid;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+struct World {
+    state: State,
+    liveness: Liveness,
+    moved: usize,
+    rotated: usize,
+}
+
+impl World {
+    fn new(state: State) -> Self {
+        let mut out = Self { state, liveness: Liveness::new(TERMS), moved: 0, rotated: 0 };
+        out.everybody_speaks();
+        out
+    }
+
+    fn everybody_speaks(&mut self) {
+        for (id, node) in &self.state.nodes {
+            let health = |_: &_| SliceHealth { capacity: 1 << 40, used: 0, dead: false };
+            self.liveness.hear_node(*id, node.slices.iter().map(health).collect(), 0);
+        }
+    }
+
+    fn stand(&mut self, node: u32, slices: std::ops::Range<u16>, standing: Standing) {
+        slices.for_each(|slice| self.state.set_standing(NodeId(node), SliceIndex(slice), standing));
+    }
+
+    /// Everybody who is being filled says that it is.
+    fn fill(&mut self) {
+        let mut said: BTreeMap<NodeId, BTreeMap<TargetId, TargetHealth>> = BTreeMap::new();
+        for chain in self.state.chains.values() {
+            for member in &chain.members {
+                let up_to_date = (member.state == Public::Syncing).then_some(chain.version);
+                let health = TargetHealth { up_to_date, used: 1000, ..TargetHealth::default() };
+                said.entry(member.node).or_default().insert(member.target, health);
+            }
+        }
+        said.into_iter().for_each(|(node, targets)| self.liveness.hear_targets(node, targets));
+        reconfigure(&mut self.state, &self.liveness, None);
+        self.state.check().unwrap();
+    }
+
+    fn begin(&mut self) -> usize {
+        let steps = next(&self.state, &self.liveness);
+        let count = steps.len();
+        for step in steps {
+            self.moved += usize::from(matches!(step, Step::Add { .. }));
+            self.rotated += usize::from(matches!(step, Step::Rotate { .. }));
+            apply(&mut self.state, step);
+            self.state.check().unwrap();
+        }
+        reconfigure(&mut self.state, &self.liveness, None);
+        self.state.check().unwrap();
+        count
+    }
+
+    /// Until nothing moves any more.
+    fn run(&mut self) {
+        for _ in 0..20_000 {
+            let begun = self.begin();
+            let before = self.state.clone();
+            self.fill();
+            if begun == 0 && before == self.state {
+                assert!(is_done(&self.state, &self.liveness));
+                return;
+            }
+            for node in self.state.nodes.keys() {
+                let coming = |(_, member): &(ChainId, &Member)| {
+                    let used = self.state.standing(member.node, member.slice) == Some(Standing::Active);
+                    member.node == *node && used && member.state != Public::Serving && !member.leaving
+                };
+                assert!(self.state.members().filter(coming).count() <= ARRIVALS_MAX + 1);
+            }
+        }
+        panic!("it never ends: {:?}", next(&self.state, &self.liveness));
+    }
+
+    fn loads(&self) -> BTreeMap<u32, usize> {
+        let mut out: BTreeMap<u32, usize> = self.state.nodes.keys().map(|node| (node.0, 0)).collect();
+        self.state.members().for_each(|(_, member)| *out.entry(member.node.0).or_default() += 1);
+        out
+    }
+
+    fn heads(&self) -> BTreeMap<u32, usize> {
+        let mut out = BTreeMap::new();
+        self.state.chains.values().for_each(|chain| *out.entry(chain.members[0].node.0).or_default() += 1);
+        out
+    }
+}
+
+#[test]
+fn a_new_node_gets_its_share_and_nothing_moves_twice() {
+    let mut world = World::new(formed(3, 3));
+    world.state.register(Arrival { id: None, node: node(4, 1, 8) }).unwrap();
+    world.everybody_speaks();
+    assert_eq!(next(&world.state, &world.liveness), [], "nobody asked for it yet");
+    world.stand(4, 0..8, Standing::Active);
+    assert_eq!(next(&world.state, &world.liveness), [], "nor to take from others");
+    world.state.moving.balance = true;
+    let plan = plan(&world.state, &world.liveness);
+    assert_eq!((plan.moves.len(), plan.least, plan.stuck.len()), (24, 24, 0));
+    world.run();
+    assert_eq!(world.loads(), [(1, 24), (2, 24), (3, 24), (4, 24)].into());
+    assert_eq!((world.moved, world.rotated as u64), (24, plan.rotations));
+    assert!(world.heads().values().all(|heads| (7..=9).contains(heads)), "{:?}", world.heads());
+    let slices = Shares::of(&world.state);
+    assert!(world.state.nodes.keys().all(|node| slices.uneven_slices(*node).is_empty()));
+}
+
+#[test]
+fn a_node_is_emptied_and_can_be_forgotten() {
+    let mut world = World::new(formed(4, 3));
+    world.stand(2, 0..8, Standing::Leaving);
+    let plan = plan(&world.state, &world.liveness);
+    assert_eq!((plan.moves.len(), plan.least, plan.stuck.len()), (32, 32, 0));
+    assert!(plan.moves.iter().all(|planned| planned.from.unwrap().1 == NodeId(2)));
+    world.run();
+    assert_eq!(world.moved, 32);
+    let loads = world.loads();
+    assert!(
+        loads[&2] == 0 && loads.values().filter(|load| **load > 0).all(|load| (42..=43).contains(load)),
+        "{loads:?}"
+    );
+}
+
+#[test]
+fn a_node_whose_targets_fit_nowhere_is_said_to_be_stuck() {
+    let mut world = World::new(formed(3, 3));
+    world.stand(2, 0..8, Standing::Leaving);
+    let plan = plan(&world.state, &world.liveness);
+    assert_eq!((plan.moves.len(), plan.stuck.len()), (0, 32));
+    assert_eq!(next(&world.state, &world.liveness), []);
+}
+
+#[test]
+fn a_disk_is_replaced_by_another_one_of_the_same_node() {
+    let mut world = World::new(formed(3, 3));
+    world.state.register(Arrival { id: None, node: node(2, 1, 16) }).unwrap();
+    world.stand(2, 0..8, Standing::Leaving);
+    world.stand(2, 8..16, Standing::Active);
+    // The old one is dead.
+    let dead = |slice| SliceHealth { capacity: 1 << 40, used: 0, dead: slice < 8 };
+    world.liveness.hear_node(NodeId(2), (0..16).map(dead).collect(), 0);
+    reconfigure(&mut world.state, &world.liveness, None);
+    assert_eq!(plan(&world.state, &world.liveness).least, 32);
+    world.run();
+    assert_eq!(world.moved, 32);
+    assert!(
+        world.state.members().all(|(_, member)| member.node != NodeId(2) || member.slice >= SliceIndex(8))
+    );
+    assert!(world.state.members().all(|(_, member)| member.state == Public::Serving));
+}
+
+/// A dead node's targets are rebuilt elsewhere; so are those that had just begun to move to one that died.
+#[test]
+fn what_a_dead_node_had_is_rebuilt_elsewhere() {
+    let mut world = World::new(formed(5, 3));
+    world.stand(1, 0..8, Standing::Leaving);
+    world.begin();
+    for (id, node) in world.state.nodes.clone() {
+        if id > NodeId(2) {
+            let health = |_: &_| SliceHealth { capacity: 1 << 40, used: 0, dead: false };
+            world.liveness.hear_node(id, node.slices.iter().map(health).collect(), 5000);
+        }
+    }
+    world.liveness.expire(5000);
+    reconfigure(&mut world.state, &world.liveness, None);
+    world.state.check().unwrap();
+    world.stand(2, 0..8, Standing::Leaving);
+    world.run();
+    assert_eq!(world.loads().into_values().collect::<Vec<_>>(), [0, 0, 53, 53, 53]);
+    assert!(world.state.members().all(|(_, member)| member.state == Public::Serving && !member.leaving));
+}
+
+#[test]
+fn nothing_begins_while_it_is_paused_and_what_has_begun_ends() {
+    let mut world = World::new(formed(4, 3));
+    world.stand(2, 0..8, Standing::Leaving);
+    assert!(world.begin() > 0);
+    let moved = world.moved;
+    world.state.moving.paused = true;
+    for _ in 0..10 {
+        world.begin();
+        world.fill();
+    }
+    assert_eq!(world.moved, moved);
+    assert!(world.state.members().all(|(_, member)| !member.leaving));
+    world.state.moving.paused = false;
+    world.run();
+    assert_eq!(world.loads()[&2], 0);
+}
+
+#[test]
+fn chains_get_as_many_replicas_as_are_wanted() {
+    let mut world = World::new(formed(4, 2));
+    world.state.formation.replicas = 3;
+    world.run();
+    assert!(world.state.chains.values().all(|chain| chain.members.len() == 3));
+    world.state.formation.replicas = 1;
+    world.run();
+    assert!(world.state.chains.values().all(|chain| chain.members.len() == 1));
+    let loads = world.loads();
+    assert!(loads.values().all(|load| (14..=18).contains(load)), "{loads:?}");
+}
+
+#[test]
+fn replicas_stay_in_different_domains() {
+    let formation = Formation { nodes: 6, replicas: 3, ..Formation::default() };
+    let mut state = State::new(Uuid([9; 16]), formation);
+    let racked = |name: u8| {
+        let mut node = node(name, 1, 4);
+        node.domain = format!("rack-{}", name % 3);
+        node
+    };
+    for name in 1..=6 {
+        state.register(Arrival { id: None, node: racked(name) }).unwrap();
+    }
+    state.form(|_, _| true).unwrap();
+    let mut world = World::new(state);
+    world.state.register(Arrival { id: None, node: racked(7) }).unwrap();
+    world.everybody_speaks();
+    world.stand(7, 0..4, Standing::Active);
+    world.stand(1, 0..4, Standing::Leaving);
+    world.state.moving.balance = true;
+    world.run();
+    for chain in world.state.chains.values() {
+        let domains: BTreeSet<u32> = chain.members.iter().map(|member| member.node.0 % 3).collect();
+        assert_eq!(domains.len(), 3, "{chain:?}");
+    }
+    assert!(world.loads()[&7] > 20, "{:?}", world.loads());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    /// Whatever comes and goes: it ends, no invariant breaks on the way, each target moves once, and shares are even.
+    #[test]
+    fn every_change_of_shape_ends_even(
+        nodes in 3u8..7,
+        replicas in 1u32..4,
+        capacities in proptest::collection::vec(1u64..5, 9),
+        joins in 0u8..3,
+        leaves in 0u8..2,
+    ) {
+        prop_assume!(u32::from(nodes + joins - leaves) >= replicas + 1);
+        let mut world = World::new(formed(nodes, replicas));
+        for name in nodes + 1..=nodes + joins {
+            world.state.register(Arrival { id: None, node: node(name, 1, 4) }).unwrap();
+        }
+        world.everybody_speaks();
+        for (at, node) in world.state.nodes.values_mut().enumerate() {
+            for slice in &mut node.slices {
+                slice.capacity = capacities[at] << 30;
+                slice.standing = Standing::Active;
+            }
+        }
+        world.stand(1, 0..u16::from(leaves) * 8, Standing::Leaving);
+        world.state.moving.balance = true;
+        let plan = plan(&world.state, &world.liveness);
+        prop_assert!(plan.stuck.is_empty());
+        world.run();
+        // One whose other members are where there is room may have to push a third one on.
+        let detours = if leaves == 0 { plan.least / 4 } else { plan.least };
+        prop_assert!(world.moved as u64 <= plan.least + detours + 1, "{} moves, {} at least", world.moved, plan.least);
+        prop_assert_eq!(world.loads()[&1] == 0, leaves == 1);
+        let shares = Shares::of(&world.state);
+        // What is uneven still can't be mended: the fuller node's chains are all on the other one, too.
+        for (from, to) in shares.uneven_nodes() {
+            let movable = world.state.chains.values().any(|chain| {
+                let on = |node| chain.members.iter().any(|member| member.node == node);
+                on(from) && !on(to)
+            });
+            prop_assert!(!movable, "{from} could give {to} something");
+        }
+    }
+}

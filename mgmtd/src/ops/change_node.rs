@@ -1,0 +1,121 @@
+//! Nodes and disks come into use, are emptied, and are forgotten: what people want. What moves by that is
+//! [`moves`](crate::cluster::moves)'.
+
+use super::change_moving::to_message;
+use super::invalid;
+use crate::clock::Clock;
+use crate::cluster::liveness::Liveness;
+use crate::cluster::moves::{self, Plan};
+use crate::cluster::state::{Standing, State};
+use crate::cluster::transition::Public;
+use crate::primary::Primary;
+use corefs_kv::KvEngine;
+use corefs_wire::control::mgmtd::{ChangeNodeT, MovesT, NodeChange};
+use corefs_wire::{Error, ErrorCode, NodeId, Result, SliceIndex};
+
+/// Errors: `InvalidArgument` for a node or slice that isn't there, or a change that isn't known; `NotReady` while the cluster
+/// has no chains; `TooFewNodes` when targets of what is to be emptied have no other place, or nobody serves their chains; `NotEmpty`
+/// for a node that is to be forgotten and still has targets, `NotPermitted` for one that lives. Nothing is changed by an error, nor by a `dry_run`.
+///
+/// The reply is everything that moves from then on.
+pub async fn change_node<E: KvEngine, C: Clock>(
+    primary: &Primary<E, C>,
+    request: ChangeNodeT,
+) -> Result<MovesT> {
+    let node = NodeId(request.node);
+    if request.dry_run {
+        return primary.leading(|leading, _| {
+            let mut state = leading.state().clone();
+            let plan = change(&mut state, leading.liveness(), &request)?;
+            Ok(to_message(&state, leading.liveness(), &plan))
+        })?;
+    }
+    let plan = |draft: &mut crate::primary::Draft<'_>| {
+        let liveness = draft.liveness().clone();
+        let plan = change(draft.state_mut(), &liveness, &request)?;
+        Ok(to_message(draft.state(), &liveness, &plan))
+    };
+    let reply = primary
+        .change(plan, |leading, _, _| {
+            if request.change == NodeChange::Forget {
+                leading.liveness.forget_node(node);
+            }
+        })
+        .await?;
+    tracing::info!("{node}: {:?}; {} targets move", request.change, reply.moves.len());
+    Ok(reply)
+}
+
+fn change(state: &mut State, liveness: &Liveness, request: &ChangeNodeT) -> Result<Plan> {
+    let id = NodeId(request.node);
+    if !state.formed() {
+        return Err(Error::new(ErrorCode::NotReady, "the cluster has no chains yet; nothing can move"));
+    }
+    let Some(node) = state.nodes.get(&id) else {
+        return Err(invalid(format!("this cluster has no {id}; `corefs node ls` shows those it has")));
+    };
+    let all = 0..node.slices.len() as u16;
+    let slices: Vec<u16> = if request.slices.is_empty() { all.collect() } else { request.slices.clone() };
+    if let Some(slice) = slices.iter().find(|slice| usize::from(**slice) >= node.slices.len()) {
+        return Err(invalid(format!("{id} has no slice {slice}, only {}", node.slices.len())));
+    }
+    let slices = slices.into_iter().map(SliceIndex);
+    match request.change {
+        NodeChange::Use => {
+            slices.for_each(|slice| state.set_standing(id, slice, Standing::Active));
+            state.moving.balance = true;
+            Ok(moves::plan(state, liveness))
+        }
+        NodeChange::Empty => {
+            slices.for_each(|slice| state.set_standing(id, slice, Standing::Leaving));
+            let plan = moves::plan(state, liveness);
+            refuse_stuck(state, &plan, id)?;
+            Ok(plan)
+        }
+        NodeChange::Forget => {
+            let left = state.members().filter(|(_, member)| member.node == id).count();
+            if left > 0 {
+                let text =
+                    format!("{id} still has {left} targets: empty it first (corefs node drain {})", id.0);
+                return Err(Error::mismatch(ErrorCode::NotEmpty, 0, left as u64, text));
+            }
+            if liveness.node_alive(id) {
+                let text = format!("{id} lives: stop it first, or it would register again");
+                return Err(Error::new(ErrorCode::NotPermitted, text));
+            }
+            state.nodes.remove(&id);
+            Ok(moves::plan(state, liveness))
+        }
+        other => Err(invalid(format!("{other:?} is no change of a node"))),
+    }
+}
+
+/// Says why targets of a node would stay where they are.
+fn refuse_stuck(state: &State, plan: &Plan, id: NodeId) -> Result<()> {
+    let ours = |target| {
+        let mut members = state.members();
+        members.any(|(_, member)| member.target == target && member.node == id)
+    };
+    let stuck: Vec<_> = plan.stuck.iter().filter(|(_, target)| ours(*target)).collect();
+    if stuck.is_empty() {
+        return Ok(());
+    }
+    let served = |chain| {
+        let members = &state.chains[chain].members;
+        members.iter().any(|member| member.state == Public::Serving)
+    };
+    let unserved = stuck.iter().filter(|(chain, _)| !served(chain)).count();
+    let text = if unserved > 0 {
+        format!(
+            "{id} can't be emptied: nobody serves {unserved} of its chains, so there is nothing to copy from; start the nodes that \
+             hold them"
+        )
+    } else {
+        format!(
+            "{id} can't be emptied: {} of its targets have no other place, because no other node that is alive and in use, has room \
+             and holds no replica of the same chain; add a node first (corefs node add)",
+            stuck.len()
+        )
+    };
+    Err(Error::mismatch(ErrorCode::TooFewNodes, 0, stuck.len() as u64, text))
+}

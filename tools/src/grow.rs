@@ -1,0 +1,38 @@
+//! One node more in a cluster that `corefs up` runs on this machine.
+
+use crate::cmd::status;
+use crate::connect::Cluster;
+use crate::directory;
+use corefs_wire::control::mgmtd::Standing;
+use corefs_wire::{Error, ErrorCode, Result};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long the new node may take: preallocating its disk takes its time.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Has the `corefs up` of a directory start another node, and waits until it has registered. Its number.
+pub fn one_more(dir: &Path, cluster: &Cluster) -> Result<u32> {
+    let before = status::fetch(cluster)?;
+    let known: Vec<u32> = before.nodes.iter().map(|node| node.node).collect();
+    let added = directory::add_node(dir, &before.primary)?;
+    eprintln!("corefs: `corefs up` starts {}", dir.join(format!("node-{added}")).display());
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        let status = status::fetch(cluster)?;
+        let spare = |slices: &[corefs_wire::control::mgmtd::SliceInfoT]| {
+            slices.iter().all(|slice| slice.standing == Standing::Spare)
+        };
+        let mut new = status.nodes.iter().filter(|node| !known.contains(&node.node) && spare(&node.slices));
+        if let Some(node) = new.next() {
+            return Ok(node.node);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let what = format!(
+        "the new node hasn't registered within {} s; see {}",
+        PATIENCE.as_secs(),
+        dir.join("log").join(format!("node-{added}.log")).display()
+    );
+    Err(Error::new(ErrorCode::TimedOut, what))
+}
