@@ -47,6 +47,7 @@ impl Wishes {
             capacity: self.capacity.unwrap_or(by_default) & !0xFFFFF,
             manager: format!("127.0.0.1:{}", free_port(self.port)?),
             added: 0,
+            removed: vec![],
         };
         check(&shape, free)?;
         Ok(shape)
@@ -58,7 +59,7 @@ impl Wishes {
             // However it is counted.
             (
                 "--nodes",
-                self.nodes.filter(|nodes| *nodes != shape.all_nodes()).map(u64::from),
+                self.nodes.filter(|nodes| *nodes as usize != shape.running().count()).map(u64::from),
                 u64::from(shape.nodes),
             ),
             ("--cores", self.cores.map(u64::from), u64::from(shape.cores)),
@@ -201,7 +202,7 @@ pub fn start(directory: &Directory, wishes: &Wishes, say: &mut dyn FnMut(String)
             number(shape.chunk_size),
         ],
     )?;
-    for node in 1..=shape.all_nodes() {
+    for node in shape.running() {
         let (name, log, args) = storage(directory, wishes, &shape, &manager, node);
         launch(&name, log, args)?;
     }
@@ -238,22 +239,28 @@ fn storage(
     (format!("storage node-{node}"), directory.log(&format!("node-{node}")), args)
 }
 
-/// Starts nodes that `corefs node add --dir` has asked for since.
-pub fn grow(
+/// Starts nodes that `corefs node add --dir` has asked for since, and stops those that `corefs node remove --dir` named.
+pub fn follow(
     directory: &Directory,
     wishes: &Wishes,
     cluster: &mut Cluster,
     say: &mut dyn FnMut(String),
 ) -> Result<()> {
     let Some(shape) = directory.shape()? else { return Ok(()) };
-    while cluster.shape.added < shape.added {
-        let node = cluster.shape.all_nodes() + 1;
+    let before: Vec<u32> = cluster.shape.running().collect();
+    for node in shape.running().filter(|node| !before.contains(node)) {
         let (name, log, mut args) = storage(directory, wishes, &shape, &cluster.manager, node);
         say(format!("starting {name}"));
         args.extend(log_filter());
         // One that can't be started isn't tried again until `corefs up` is.
         cluster.shape.added += 1;
         cluster.supervisor.start(Spec { name, args, log })?;
+    }
+    for node in before.into_iter().filter(|node| shape.removed.contains(node)) {
+        let name = format!("storage node-{node}");
+        say(format!("stopping {name}: it was removed"));
+        cluster.shape.removed.push(node);
+        cluster.supervisor.retire(&name).into_iter().for_each(&mut *say);
     }
     Ok(())
 }

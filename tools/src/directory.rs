@@ -34,6 +34,9 @@ pub struct Shape {
     /// Nodes that were added since it was made.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub added: u32,
+    /// Directories of nodes that were removed since: `node-2` is 2.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<u32>,
 }
 
 fn is_zero(value: &u32) -> bool {
@@ -41,9 +44,10 @@ fn is_zero(value: &u32) -> bool {
 }
 
 impl Shape {
-    /// Nodes that run on this machine.
-    pub fn all_nodes(&self) -> u32 {
-        self.nodes.saturating_add(self.added)
+    /// The nodes that run on this machine, by the numbers of their directories.
+    pub fn running(&self) -> impl Iterator<Item = u32> {
+        let all = 1..=self.nodes.saturating_add(self.added);
+        all.filter(|node| !self.removed.contains(node))
     }
 }
 
@@ -128,31 +132,57 @@ fn write_shape(root: &Path, shape: &Shape) -> Result<()> {
 ///
 /// Errors: `BadConfig` if no cluster is there, or another one; `NotReady` if no `corefs up` runs on it; `NoSpace`.
 pub fn add_node(root: &Path, manager: &str) -> Result<u32> {
+    change(root, manager, |shape| {
+        let free = crate::cluster::free_space(root)?;
+        if shape.capacity > free {
+            let what = format!("{}: a node needs {} bytes, {free} are free", root.display(), shape.capacity);
+            return Err(Error::new(ErrorCode::NoSpace, what));
+        }
+        shape.added += 1;
+        Ok(shape.nodes + shape.added)
+    })
+}
+
+/// Writes down that the cluster in `root` hasn't that node any more, which the `corefs up` that runs on it then stops. `node` is the
+/// number that the manager knows it by. Where its directory is. Errors: as for [`add_node`], and `InvalidArgument` if the node isn't here.
+pub fn remove_node(root: &Path, manager: &str, node: u32) -> Result<PathBuf> {
+    change(root, manager, |shape| {
+        let path = |number: u32| root.join(format!("node-{number}"));
+        let is_it = |number: &u32| {
+            corefs_engine::server::home::node_of(&path(*number)) == Some(corefs_wire::NodeId(node))
+        };
+        let Some(number) = shape.running().find(is_it) else {
+            let what = format!("{}: node-{node} isn't one of this directory", root.display());
+            return Err(Error::new(ErrorCode::InvalidArgument, what));
+        };
+        shape.removed.push(number);
+        Ok(path(number))
+    })
+}
+
+/// Changes which nodes the running `corefs up` of a directory has.
+fn change<T>(root: &Path, manager: &str, change: impl FnOnce(&mut Shape) -> Result<T>) -> Result<T> {
     let bad = |code, what: String| Error::new(code, format!("{}: {what}", root.display()));
-    let Some(mut shape) = read_shape(root)? else {
+    if read_shape(root)?.is_none() {
         return Err(bad(ErrorCode::BadConfig, "no cluster of `corefs up` is here".into()));
-    };
+    }
+    // Two of us at once would write the same number.
+    let turn = root.join("run").join("nodes");
+    let turn = File::options().create(true).append(true).open(&turn).map_err(Error::from)?;
+    turn.lock().map_err(|error| Error::from(error).of(root.display()))?;
+    let Some(mut shape) = read_shape(root)? else { return Err(ErrorCode::Internal.into()) };
     if shape.manager != manager {
         let what = format!("the manager of this cluster is {}, not {manager}; give --manager", shape.manager);
         return Err(bad(ErrorCode::BadConfig, what));
     }
-    // Two of us at once would write the same number.
-    let turn = root.join("run").join("grow");
-    let turn = File::options().create(true).append(true).open(&turn).map_err(Error::from)?;
-    turn.lock().map_err(|error| Error::from(error).of(root.display()))?;
     let lock = File::options().append(true).open(root.join("lock")).map_err(Error::from)?;
     if lock.try_lock().is_ok() {
-        let what = "no `corefs up` runs on this directory; start it, then add the node";
+        let what = "no `corefs up` runs on this directory; start it first";
         return Err(bad(ErrorCode::NotReady, what.into()));
     }
-    let free = crate::cluster::free_space(root)?;
-    if shape.capacity > free {
-        let what = format!("a node needs {} bytes, {free} are free", shape.capacity);
-        return Err(bad(ErrorCode::NoSpace, what));
-    }
-    shape.added += 1;
+    let value = change(&mut shape)?;
     write_shape(root, &shape)?;
-    Ok(shape.all_nodes())
+    Ok(value)
 }
 
 /// The shape of the cluster in `root`, without locking it.
@@ -221,6 +251,7 @@ mod tests {
             capacity: 1 << 30,
             manager,
             added: 0,
+            removed: vec![],
         };
         directory.create(&shape).unwrap();
         assert_eq!(directory.shape().unwrap(), Some(shape));

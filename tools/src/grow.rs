@@ -1,11 +1,11 @@
-//! One node more in a cluster that `corefs up` runs on this machine.
+//! One node more, or less, in a cluster that `corefs up` runs on this machine.
 
 use crate::cmd::status;
 use crate::connect::Cluster;
 use crate::directory;
 use corefs_wire::control::mgmtd::Standing;
 use corefs_wire::{Error, ErrorCode, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long the new node may take: preallocating its disk takes its time.
@@ -34,5 +34,27 @@ pub fn one_more(dir: &Path, cluster: &Cluster) -> Result<u32> {
         PATIENCE.as_secs(),
         dir.join("log").join(format!("node-{added}.log")).display()
     );
+    Err(Error::new(ErrorCode::TimedOut, what))
+}
+
+/// Has the `corefs up` of a directory stop a node that is empty, and waits until the manager takes it for dead. Where its directory is.
+pub fn one_less(dir: &Path, node: u32, cluster: &Cluster) -> Result<PathBuf> {
+    let status = status::fetch(cluster)?;
+    let left = status.routing.targets.iter().filter(|target| target.node == node).count();
+    if left > 0 {
+        let what = format!("node-{node} still has {left} targets: empty it first (corefs node drain {node})");
+        return Err(Error::new(ErrorCode::NotEmpty, what));
+    }
+    let path = directory::remove_node(dir, &status.primary, node)?;
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        let status = status::fetch(cluster)?;
+        if !status.nodes.iter().any(|found| found.node == node && found.alive) {
+            return Ok(path);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let what =
+        format!("node-{node} still lives after {} s; see the output of `corefs up`", PATIENCE.as_secs());
     Err(Error::new(ErrorCode::TimedOut, what))
 }

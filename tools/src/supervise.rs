@@ -108,6 +108,20 @@ impl Supervisor {
         }
     }
 
+    /// Stops a role for good. What did not go cleanly, if anything.
+    pub fn retire(&mut self, name: &str) -> Option<String> {
+        let at = self.roles.iter().position(|role| role.spec.name == name)?;
+        let mut role = self.roles.remove(at);
+        if role.restart_at.is_some() {
+            return None;
+        }
+        match end(&mut role.child, Duration::from_secs(STOP_SECONDS)) {
+            Some(status) if status.success() => None,
+            Some(status) => Some(format!("{name} {}", died(status))),
+            None => Some(format!("{name} could not be waited for")),
+        }
+    }
+
     /// Stops all roles, the last started first, each before the next. Returns what did not go cleanly.
     pub fn stop(mut self) -> Vec<String> {
         self.stop_all()

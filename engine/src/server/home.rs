@@ -183,6 +183,12 @@ impl Home {
     }
 }
 
+/// The number of the node whose directory this is. `None` if it has none yet, or isn't one.
+pub fn node_of(dir: &Path) -> Option<NodeId> {
+    let record = read(&dir.join("node.toml")).ok()?;
+    (record.node != 0).then_some(NodeId(record.node))
+}
+
 fn bad(path: &Path, what: &str) -> Error {
     Error::new(ErrorCode::BadFormat, format!("{}: {what}", path.display()))
 }

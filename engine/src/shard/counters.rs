@@ -41,6 +41,8 @@ counters! {
     /// Updates sent on, and answers that came back.
     forwards,
     forward_answers,
+    /// Bytes of chunks read to be given to a successor that is being filled.
+    filled_bytes,
     /// Writes to disks, bytes of them, and flushes.
     disk_writes,
     disk_write_bytes,

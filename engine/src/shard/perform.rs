@@ -11,6 +11,7 @@ use crate::event::{Event, OpId, Output};
 use corefs_net::{Completion, Payload};
 use corefs_wire::error::encode_error;
 use corefs_wire::frame::Kind;
+use corefs_wire::limits::BLOCK;
 use corefs_wire::{Error, ErrorCode, Result};
 
 impl Shard {
@@ -50,6 +51,9 @@ impl Shard {
                 self.prepare(op, slice, blocks, payload, merges);
             }
             Output::Load { slice, target, ticket, pending, fill, plan } => {
+                if let Some(plan) = plan.as_ref().filter(|_| fill.is_some()) {
+                    self.desk.counters.filled_bytes += (plan.crcs.len() * BLOCK) as u64;
+                }
                 self.load(slice, target, ticket, &pending, fill, plan);
             }
             Output::Ask { target, ticket, to, chain, chain_version, ask } => {

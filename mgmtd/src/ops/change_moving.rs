@@ -70,5 +70,6 @@ pub(super) fn to_message(state: &State, liveness: &Liveness, plan: &Plan) -> Mov
     out.stuck = plan.stuck.iter().map(stuck).collect();
     (out.paused, out.balance) = (state.moving.paused, state.moving.balance);
     out.rate = liveness.resync_rate();
+    out.leaving = state.members().filter(|(_, member)| member.leaving).count() as u32;
     out
 }

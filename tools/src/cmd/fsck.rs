@@ -1,6 +1,6 @@
 //! `corefs fsck`: what a stopped cluster holds, verified to the last block and the last name.
 
-use crate::directory::Directory;
+use crate::directory::{Directory, Shape};
 use crate::{output, role};
 use corefs_engine::disk::BlockingDisk;
 use corefs_engine::disk::file::DiskFile;
@@ -61,9 +61,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
         check_node("node", &args.dir, &mut outcome, watch)?;
     } else if args.dir.join("cluster.toml").exists() {
         let directory = Directory::open(&args.dir)?;
-        let nodes = directory.shape()?.map_or(0, |shape| shape.nodes);
+        let shape = directory.shape()?;
         check_store(&directory.kv(), &mut outcome)?;
-        for node in 1..=nodes {
+        for node in shape.iter().flat_map(Shape::running) {
             check_node(&format!("node-{node}"), &directory.node(node), &mut outcome, watch)?;
         }
     } else {

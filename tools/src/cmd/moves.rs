@@ -97,7 +97,7 @@ fn finish(plan: &MovesT, as_json: bool) -> Result<ExitCode> {
 
 /// Nothing moves and nothing is to move.
 fn is_idle(plan: &MovesT) -> bool {
-    plan.moves.is_empty() && plan.rotations == 0 && !plan.balance
+    plan.moves.is_empty() && plan.leaving == 0 && plan.rotations == 0 && !plan.balance
 }
 
 fn bytes(plan: &MovesT) -> u64 {
@@ -108,6 +108,7 @@ fn describe(plan: &MovesT, would: bool) -> Vec<String> {
     let mut out = Vec::new();
     if plan.moves.is_empty() {
         out.push(match plan.rotations {
+            0 if plan.leaving > 0 => format!("{} targets are about to leave their chains", plan.leaving),
             0 => "nothing moves".into(),
             heads => format!("no data moves; {heads} heads of chains are handed on"),
         });
@@ -194,6 +195,6 @@ fn to_json(plan: &MovesT) -> Value {
     json!({
         "moves": plan.moves.iter().map(one).collect::<Vec<_>>(), "bytes": bytes(plan), "least_moves": plan.least,
         "heads_handed_on": plan.rotations, "stuck": plan.stuck.iter().map(stuck).collect::<Vec<_>>(),
-        "paused": plan.paused, "balancing": plan.balance, "rate": plan.rate,
+        "leaving": plan.leaving, "paused": plan.paused, "balancing": plan.balance, "rate": plan.rate,
     })
 }

@@ -66,6 +66,9 @@ enum Command {
     Remove {
         /// The node's number.
         node: u32,
+        /// Directory of a cluster that `corefs up` runs on this machine: it stops the node first.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
         #[command(flatten)]
         common: Common,
     },
@@ -107,12 +110,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
             apply(node, vec![], NodeChange::Use, &change, &common)
         }
         Command::Drain { node, change, common } => apply(node, vec![], NodeChange::Empty, &change, &common),
-        Command::Remove { node, common } => {
+        Command::Remove { node, dir, common } => {
+            let path = dir.map(|dir| grow::one_less(&dir, node, &common.cluster)).transpose()?;
             ask(node, vec![], NodeChange::Forget, false, &common.cluster)?;
             if common.json {
-                output::json(&json!({"removed": node}))?;
+                output::json(&json!({"removed": node, "directory": path}))?;
             } else {
-                output::line(&format!("node-{node} is removed; its directory can be deleted"))?;
+                let path = path.map_or("its directory".into(), |path| path.display().to_string());
+                output::line(&format!("node-{node} is removed; {path} can be deleted"))?;
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -77,9 +77,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     announce(&args, &directory, &cluster)?;
     while !signals::wait_for(Duration::from_millis(100)) {
         cluster.supervisor.look(&mut |line| eprintln!("corefs: {line}"));
-        if let Err(error) =
-            cluster::grow(&directory, &wishes, &mut cluster, &mut |line| eprintln!("corefs: {line}"))
-        {
+        let mut say = |line| eprintln!("corefs: {line}");
+        if let Err(error) = cluster::follow(&directory, &wishes, &mut cluster, &mut say) {
             eprintln!("corefs: {error}");
         }
     }

@@ -4616,6 +4616,7 @@ pub mod corefs {
             pub const VT_PAUSED: ::flatbuffers::VOffsetT = 12;
             pub const VT_BALANCE: ::flatbuffers::VOffsetT = 14;
             pub const VT_RATE: ::flatbuffers::VOffsetT = 16;
+            pub const VT_LEAVING: ::flatbuffers::VOffsetT = 18;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4630,6 +4631,7 @@ pub mod corefs {
                 builder.add_rate(args.rate);
                 builder.add_rotations(args.rotations);
                 builder.add_least(args.least);
+                builder.add_leaving(args.leaving);
                 if let Some(x) = args.stuck {
                     builder.add_stuck(x);
                 }
@@ -4655,6 +4657,7 @@ pub mod corefs {
                 let paused = self.paused();
                 let balance = self.balance();
                 let rate = self.rate();
+                let leaving = self.leaving();
                 MovesT {
                     moves,
                     least,
@@ -4663,6 +4666,7 @@ pub mod corefs {
                     paused,
                     balance,
                     rate,
+                    leaving,
                 }
             }
 
@@ -4727,6 +4731,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u64>(Moves::VT_RATE, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn leaving(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(Moves::VT_LEAVING, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Moves<'_> {
@@ -4747,6 +4758,7 @@ pub mod corefs {
                     .visit_field::<bool>("paused", Self::VT_PAUSED, false)?
                     .visit_field::<bool>("balance", Self::VT_BALANCE, false)?
                     .visit_field::<u64>("rate", Self::VT_RATE, false)?
+                    .visit_field::<u32>("leaving", Self::VT_LEAVING, false)?
                     .finish();
                 Ok(())
             }
@@ -4765,6 +4777,7 @@ pub mod corefs {
             pub paused: bool,
             pub balance: bool,
             pub rate: u64,
+            pub leaving: u32,
         }
         impl<'a> Default for MovesArgs<'a> {
             #[inline]
@@ -4777,6 +4790,7 @@ pub mod corefs {
                     paused: false,
                     balance: false,
                     rate: 0,
+                    leaving: 0,
                 }
             }
         }
@@ -4827,6 +4841,10 @@ pub mod corefs {
                 self.fbb_.push_slot::<u64>(Moves::VT_RATE, rate, 0);
             }
             #[inline]
+            pub fn add_leaving(&mut self, leaving: u32) {
+                self.fbb_.push_slot::<u32>(Moves::VT_LEAVING, leaving, 0);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MovesBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 MovesBuilder {
@@ -4853,6 +4871,7 @@ pub mod corefs {
                 ds.field("paused", &self.paused());
                 ds.field("balance", &self.balance());
                 ds.field("rate", &self.rate());
+                ds.field("leaving", &self.leaving());
                 ds.finish()
             }
         }
@@ -4866,6 +4885,7 @@ pub mod corefs {
             pub paused: bool,
             pub balance: bool,
             pub rate: u64,
+            pub leaving: u32,
         }
         impl Default for MovesT {
             fn default() -> Self {
@@ -4877,6 +4897,7 @@ pub mod corefs {
                     paused: false,
                     balance: false,
                     rate: 0,
+                    leaving: 0,
                 }
             }
         }
@@ -4900,6 +4921,7 @@ pub mod corefs {
                 let paused = self.paused;
                 let balance = self.balance;
                 let rate = self.rate;
+                let leaving = self.leaving;
                 Moves::create(
                     _fbb,
                     &MovesArgs {
@@ -4910,6 +4932,7 @@ pub mod corefs {
                         paused,
                         balance,
                         rate,
+                        leaving,
                     },
                 )
             }
