@@ -1,13 +1,15 @@
 //! The only way between cores: bounded mailboxes of control messages, and the answers to them. Data operations never
 //! come here. Everything in the engine that is shared between threads is in this file.
 
+use crate::disk::file::DiskFile;
+use crate::disk::open::Extent;
 use crate::event::Nanos;
 use crate::store::RecoveryReport;
 use corefs_net::mailbox::{Receiver, Refused, Sender, mailbox};
 use corefs_net::ring::Alarm;
 use corefs_wire::control::mgmtd::{SliceInfoT, TargetHealthT};
 use corefs_wire::routing::RoutingInfo;
-use corefs_wire::{Error, ErrorCode, Result, ShardIndex, SliceIndex};
+use corefs_wire::{Error, ErrorCode, Result, ShardIndex, SliceIndex, Uuid};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -82,6 +84,12 @@ pub enum ShardMessage {
         until: Nanos,
     },
     Report(Answer<ShardReport>),
+    /// The node has another disk, with these formatted slices for this shard.
+    AddDisk {
+        disk: DiskFile,
+        slices: Vec<(SliceIndex, Extent, Uuid)>,
+        answer: Answer<Result<()>>,
+    },
     /// Take nothing new, finish, write everything down, answer, end.
     Drain(Answer<()>),
     /// End at once, as if killed.

@@ -40,6 +40,7 @@ fn with_shard(disk: &Path, log: &Path, format: bool, work: impl AsyncFnOnce(&Nod
         disk: 0,
         extent: Extent { base: u64::from(index) * SLICE_BYTES, bytes: SLICE_BYTES },
         store: Uuid([index as u8 + 1; 16]),
+        format,
     };
     let config = ShardConfig {
         node: NodeId(1),
@@ -48,7 +49,6 @@ fn with_shard(disk: &Path, log: &Path, format: bool, work: impl AsyncFnOnce(&Nod
         listen: "127.0.0.1:0".parse().unwrap(),
         disks: vec![file.unwrap()],
         slices: (0..SLICES).map(slice).collect(),
-        format,
         busy_poll: Duration::ZERO,
         resync_rate: corefs_engine::chain::RATE_DEFAULT,
         pool_bytes: 16 << 20,

@@ -1,7 +1,7 @@
 //! The shards' threads: one pinned executor each.
 
 use super::Options;
-use super::home::Home;
+use super::home::{Home, HomeSlice};
 use crate::disk::file::DiskFile;
 use crate::mesh::{Answer, ShardHandle, ShardMessage, ShardReport, answer};
 use crate::shard::{Shard, ShardConfig, SliceSpec};
@@ -52,30 +52,31 @@ pub async fn start(
     options: &Options,
     home: &Home,
     identity: &Identity,
-    disks: Vec<DiskFile>,
+    disks: Vec<Option<DiskFile>>,
     reserved: Vec<(TcpListener, Address)>,
 ) -> Result<Vec<Core>> {
     let node = home.node().ok_or(ErrorCode::Internal)?;
     let places = core_affinity::get_core_ids().unwrap_or_default();
     let mut starting = Vec::new();
     for (index, (listener, listen)) in reserved.into_iter().enumerate() {
-        let slices =
-            home.slices().into_iter().filter(|slice| usize::from(slice.index.0) % options.cores == index);
+        let ours = |slice: &HomeSlice| usize::from(slice.index.0) % options.cores == index;
+        let present = |disk: usize| disks[..disk].iter().flatten().count();
+        let slices = home.slices().into_iter().filter(|slice| ours(slice) && disks[slice.disk].is_some());
         let specs = slices.map(|slice| SliceSpec {
             index: slice.index,
-            disk: slice.disk,
+            disk: present(slice.disk),
             extent: slice.extent,
             store: slice.store,
+            format: home.is_fresh(slice.disk),
         });
-        let disks: Result<Vec<DiskFile>> = disks.iter().map(DiskFile::share).collect();
+        let shared: Result<Vec<DiskFile>> = disks.iter().flatten().map(DiskFile::share).collect();
         let config = ShardConfig {
             node,
             shard: ShardIndex(index as u16),
             identity: identity.clone(),
             listen,
-            disks: disks?,
+            disks: shared?,
             slices: specs.collect(),
-            format: !home.is_formatted(),
             busy_poll: options.busy_poll,
             resync_rate: (options.resync_rate / options.cores as u64).max(1),
             pool_bytes: options.pool_bytes,

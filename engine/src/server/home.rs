@@ -4,6 +4,8 @@
 //! DIR/lock        locked while a process serves the node
 //! DIR/node.toml   node, cluster, disks and the names of their slices' stores
 //! DIR/disk-0      the disk, unless others are named
+//! DIR/disk.add    a disk that the running process is to take into use (see [`request`])
+//! DIR/disk.failed why it couldn't
 //! ```
 //! The stores are named before anybody hears of them, so that a start that was cut off goes on where it was:
 //! planned -> registered -> formatted.
@@ -48,6 +50,9 @@ struct DiskRecord {
     size: u64,
     /// Of each slice, in order: equal parts of the disk.
     stores: Vec<String>,
+    /// Added to a node that was formatted before, and not formatted yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    fresh: bool,
 }
 
 /// What a new node is to be made of.
@@ -133,24 +138,92 @@ impl Home {
     /// All slices hold stores now.
     pub fn formatted(&mut self) -> Result<()> {
         self.record.formatted = true;
+        self.record.disks.iter_mut().for_each(|disk| disk.fresh = false);
         self.save()
     }
 
-    /// Opens the disks, making the files of a node that isn't formatted.
-    pub fn open_disks(&self) -> Result<Vec<DiskFile>> {
-        let open = |disk: &DiskRecord| {
-            let path = self.dir.join(&disk.path);
-            if !self.record.formatted {
-                return DiskFile::create(&path, disk.size);
+    /// Whether the slices of a disk hold no stores yet.
+    pub fn is_fresh(&self, disk: usize) -> bool {
+        !self.record.formatted || self.record.disks.get(disk).is_some_and(|disk| disk.fresh)
+    }
+
+    /// Opens the disks, making the files of those that aren't formatted. `None` for one that can't be opened while others can: the node serves
+    /// without it. Errors are those of [`DiskFile`], and `BadFormat` for one that became smaller.
+    pub fn open_disks(&self) -> Result<Vec<Option<DiskFile>>> {
+        let opened: Vec<Result<DiskFile>> =
+            (0..self.record.disks.len()).map(|at| self.open_disk(at)).collect();
+        let any = opened.iter().any(Result::is_ok);
+        let tolerate = |opened: Result<DiskFile>| match opened {
+            // One that is taken by another process is a mistake of people, not a lost disk.
+            Err(error) if any && self.record.formatted && error.code != ErrorCode::DirectoryInUse => {
+                tracing::error!(%error, "a disk can't be opened: the node serves without it");
+                Ok(None)
             }
-            let file = DiskFile::open(&path)?;
-            if file.bytes() < disk.size {
-                let what = format!("{} is smaller than it was; bring back the whole disk", path.display());
-                return Err(Error::mismatch(ErrorCode::BadFormat, disk.size, file.bytes(), what));
-            }
-            Ok(file)
+            other => other.map(Some),
         };
-        self.record.disks.iter().map(open).collect()
+        opened.into_iter().map(tolerate).collect()
+    }
+
+    /// Opens one disk.
+    fn open_disk(&self, at: usize) -> Result<DiskFile> {
+        let disk = &self.record.disks[at];
+        let path = self.dir.join(&disk.path);
+        if self.is_fresh(at) {
+            return DiskFile::create(&path, disk.size);
+        }
+        let file = DiskFile::open(&path)?;
+        if file.bytes() < disk.size {
+            let what = format!("{} is smaller than it was; bring back the whole disk", path.display());
+            return Err(Error::mismatch(ErrorCode::BadFormat, disk.size, file.bytes(), what));
+        }
+        Ok(file)
+    }
+
+    /// Takes a further disk into the node, behind those it has: made or checked, named, not formatted yet. Its position, and the disk.
+    /// `Exists` for one that the node has, `BadConfig` if it is too small or the node has too many slices; those of [`DiskFile::create`].
+    pub fn add_disk(&mut self, path: &Path, size: u64) -> Result<(usize, DiskFile)> {
+        if self.record.disks.iter().any(|disk| self.dir.join(&disk.path) == self.dir.join(path)) {
+            return Err(Error::new(ErrorCode::Exists, format!("{} is a disk of this node", path.display())));
+        }
+        let slices = self.record.disks[0].stores.len();
+        let all = self.slices().len() + slices;
+        if all > SLICES_MAX {
+            let what = "the node has too many slices for another disk";
+            return Err(Error::mismatch(ErrorCode::BadConfig, SLICES_MAX as u64, all as u64, what));
+        }
+        let size = size / BLOCK as u64 * BLOCK as u64;
+        if slice_bytes(size, slices) < SLICE_BYTES_MIN {
+            let least = SLICE_BYTES_MIN * slices as u64;
+            let what = format!("a disk of this node has {slices} slices; give it at least {least} bytes");
+            return Err(Error::mismatch(ErrorCode::BadConfig, least, size, what));
+        }
+        let file = DiskFile::create(&self.dir.join(path), size)?;
+        let stores: Result<Vec<String>> = (0..slices).map(|_| fresh_uuid()).collect();
+        self.record.disks.push(DiskRecord { path: path.to_path_buf(), size, stores: stores?, fresh: true });
+        self.save()?;
+        Ok((self.record.disks.len() - 1, file))
+    }
+
+    /// A disk that was added and couldn't be formatted is no disk of the node.
+    pub fn forget_fresh_disk(&mut self) -> Result<()> {
+        self.record.disks.retain(|disk| !disk.fresh);
+        self.save()
+    }
+
+    /// The disk that people want this node to take, as [`request`] wrote it down; it isn't wanted any more then.
+    pub fn take_request(&self) -> Option<Result<Request>> {
+        let path = self.dir.join(REQUEST);
+        let text = std::fs::read_to_string(&path).ok()?;
+        let read = toml::from_str(&text).map_err(|error| bad(&path, &error.to_string()));
+        Some(read)
+    }
+
+    /// What became of it.
+    pub fn answer_request(&self, outcome: &Result<()>) -> Result<()> {
+        if let Err(error) = outcome {
+            std::fs::write(self.dir.join(FAILED), &error.message).map_err(Error::from)?;
+        }
+        std::fs::remove_file(self.dir.join(REQUEST)).map_err(Error::from)
     }
 
     pub fn slices(&self) -> Vec<HomeSlice> {
@@ -181,6 +254,67 @@ impl Home {
         std::fs::rename(fresh, path).map_err(at)?;
         File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(at)
     }
+}
+
+const REQUEST: &str = "disk.add";
+const FAILED: &str = "disk.failed";
+
+/// A disk that a node is to take into use.
+#[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// Relative to the node's directory unless absolute.
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Asks the process that serves the node in `dir` to take a disk. Through a file: whoever may write into the directory may ask, nobody
+/// who can merely reach the process. It looks there about once a second.
+pub fn request(dir: &Path, wanted: &Request) -> Result<()> {
+    let at = |error: std::io::Error| Error::from(error).of(dir.display());
+    let text = toml::to_string(wanted).map_err(|error| bad(dir, &error.to_string()))?;
+    let _none_before = std::fs::remove_file(dir.join(FAILED));
+    let fresh = dir.join("disk.add.new");
+    std::fs::write(&fresh, text).map_err(at)?;
+    std::fs::rename(fresh, dir.join(REQUEST)).map_err(at)
+}
+
+/// What became of a request: `None` while nobody has looked at it.
+pub fn answer(dir: &Path) -> Option<Result<()>> {
+    if dir.join(REQUEST).exists() {
+        return None;
+    }
+    match std::fs::read_to_string(dir.join(FAILED)) {
+        Ok(why) => Some(Err(Error::new(ErrorCode::BadConfig, why))),
+        Err(_) => Some(Ok(())),
+    }
+}
+
+/// Nobody is to look at a request any more.
+pub fn withdraw(dir: &Path) {
+    let _gone = std::fs::remove_file(dir.join(REQUEST));
+}
+
+/// A disk of a node, for people.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskInfo {
+    pub path: PathBuf,
+    pub bytes: u64,
+    /// Its slices.
+    pub slices: std::ops::Range<u16>,
+}
+
+/// The disks of the node in `dir`, whether or not it runs. `BadFormat` if no node is there.
+pub fn disks_of(dir: &Path) -> Result<Vec<DiskInfo>> {
+    let record = read(&dir.join("node.toml"))?;
+    let mut first = 0u16;
+    let one = |disk: &DiskRecord| {
+        let slices = first..first + disk.stores.len() as u16;
+        first = slices.end;
+        DiskInfo { path: dir.join(&disk.path), bytes: disk.size, slices }
+    };
+    Ok(record.disks.iter().map(one).collect())
 }
 
 /// The number of the node whose directory this is. `None` if it has none yet, or isn't one.
@@ -247,7 +381,7 @@ fn planned(plan: &Plan<'_>) -> Result<Record> {
     let mut disks = Vec::new();
     for path in paths {
         let stores: Result<Vec<String>> = (0..slices).map(|_| fresh_uuid()).collect();
-        disks.push(DiskRecord { path: path.clone(), size, stores: stores? });
+        disks.push(DiskRecord { path: path.clone(), size, stores: stores?, fresh: false });
     }
     Ok(Record { version: VERSION, node: 0, cluster: String::new(), formatted: false, disks })
 }
@@ -282,7 +416,7 @@ mod tests {
         assert_eq!(Home::open(&path, &plan(64 << 20)).unwrap_err().code, ErrorCode::DirectoryInUse);
         let slices = home.slices();
         home.join(NodeId(4), CLUSTER).unwrap();
-        assert_eq!(home.open_disks().unwrap()[0].bytes(), 64 << 20);
+        assert_eq!(home.open_disks().unwrap()[0].as_ref().unwrap().bytes(), 64 << 20);
         home.formatted().unwrap();
         drop(home);
         // The plan is for new nodes only.

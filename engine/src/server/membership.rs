@@ -42,13 +42,13 @@ pub struct Registered {
     pub sent: Nanos,
 }
 
-/// The slices of a node that isn't formatted yet.
-pub fn planned_slices(slices: &[HomeSlice], cores: usize) -> Vec<SliceInfoT> {
+/// The slices of a node that its shards haven't opened yet. Those whose disk isn't `there` are dead.
+pub fn planned_slices(slices: &[HomeSlice], cores: usize, there: impl Fn(usize) -> bool) -> Vec<SliceInfoT> {
     let info = |slice: &HomeSlice| {
         let mut info = SliceInfoT::default();
         (info.index, info.shard) = (slice.index.0, slice.index.0 % cores as u16);
         info.store = slice.store.0.to_vec();
-        info.capacity = slice.extent.bytes;
+        (info.capacity, info.dead) = (slice.extent.bytes, !there(slice.disk));
         info
     };
     slices.iter().map(info).collect()
@@ -95,6 +95,12 @@ pub struct Membership {
     managers: Vec<Address>,
     member: RefCell<Member>,
     cores: Rc<Vec<Core>>,
+    /// Slices whose disk isn't there: no shard reports them.
+    absent: RefCell<Vec<SliceInfoT>>,
+    /// Slices that the managers know of.
+    known: Cell<usize>,
+    /// A disk is being added: some shards have its slices and others don't, so nothing is said of them.
+    growing: Cell<bool>,
     /// Position of the manager that answered last.
     primary: Cell<usize>,
     routing_version: Cell<u64>,
@@ -104,11 +110,16 @@ pub struct Membership {
 
 impl Membership {
     pub fn new(control: Node, managers: Vec<Address>, member: Member, cores: Rc<Vec<Core>>) -> Self {
+        let absent = RefCell::new(member.slices.iter().filter(|slice| slice.dead).cloned().collect());
+        let known = Cell::new(member.slices.len());
         Self {
             control,
             managers,
             member: RefCell::new(member),
             cores,
+            absent,
+            known,
+            growing: Cell::new(false),
             primary: Cell::new(0),
             routing_version: Cell::new(0),
             lease: Cell::new(Duration::from_secs(1)),
@@ -123,6 +134,25 @@ impl Membership {
         self.route(&reply.routing)?;
         self.leased(sent, reply.lease_ms);
         Ok(())
+    }
+
+    /// The node's number.
+    pub fn node(&self) -> NodeId {
+        self.member.borrow().node.unwrap_or_default()
+    }
+
+    /// Whether a disk is being added just now.
+    pub fn set_growing(&self, growing: bool) {
+        self.growing.set(growing);
+    }
+
+    /// No shard has these slices.
+    pub fn lack(&self, slices: &[HomeSlice], cores: usize) {
+        self.absent.borrow_mut().extend(planned_slices(slices, cores, |_| false));
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.get()
     }
 
     /// No more heartbeats.
@@ -158,8 +188,16 @@ impl Membership {
             request.slices.extend(report.slices);
             request.targets.extend(report.targets);
         }
+        request.slices.extend(self.absent.borrow().iter().cloned());
         request.slices.sort_by_key(|slice| slice.index);
+        if self.growing.get() {
+            request.slices.truncate(self.known.get());
+        }
         self.member.borrow_mut().slices.clone_from(&request.slices);
+        if request.slices.len() != self.known.get() {
+            // A disk was added since.
+            return self.introduce().await;
+        }
         let mut refusal = Error::from(ErrorCode::Unreachable);
         for turn in 0..self.managers.len() {
             let position = (self.primary.get() + turn) % self.managers.len();
@@ -178,12 +216,18 @@ impl Membership {
             }
         }
         if refusal.code == ErrorCode::NodeConflict {
-            // The manager doesn't know this incarnation: say again who we are.
-            let member = self.member.borrow().clone();
-            let registered = register(&self.control, &self.managers, &member).await?;
-            return self.registered(registered);
+            // The manager doesn't know this incarnation.
+            return self.introduce().await;
         }
         Err(refusal)
+    }
+
+    /// Says again who we are.
+    async fn introduce(&self) -> Result<()> {
+        let member = self.member.borrow().clone();
+        let registered = register(&self.control, &self.managers, &member).await?;
+        self.known.set(member.slices.len());
+        self.registered(registered)
     }
 
     fn route(&self, message: &RoutingT) -> Result<()> {

@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`home`] | the node's directory |
 //! | `cores` | starting and joining the shards' threads |
+//! | `disks` | disks that are added while it runs |
 //! | `membership` | registering, heartbeats, leases, routing |
 //! | `process` | who this process is and what it has counted |
 
 pub mod home;
 
 mod cores;
+mod disks;
 mod membership;
 mod process;
 
@@ -21,6 +23,7 @@ use corefs_wire::{Error, ErrorCode, NodeId, Result, Uuid};
 use cores::Core;
 use home::{Home, Plan};
 use membership::{Member, Membership};
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -85,7 +88,7 @@ pub struct StorageServer {
     node: NodeId,
     cores: Rc<Vec<Core>>,
     membership: Rc<Membership>,
-    _home: Home,
+    _home: Rc<RefCell<Home>>,
 }
 
 impl StorageServer {
@@ -107,7 +110,7 @@ impl StorageServer {
             domain: options.domain.clone(),
             control: String::new(),
             shards: reserved.iter().map(|(_, address)| address.to_string()).collect(),
-            slices: membership::planned_slices(&home.slices(), options.cores),
+            slices: membership::planned_slices(&home.slices(), options.cores, |disk| disks[disk].is_some()),
             resync_rate: options.resync_rate,
         };
         let identity = |node: Option<NodeId>, cluster: Uuid| Identity {
@@ -129,9 +132,7 @@ impl StorageServer {
         }
         let identity = identity(home.node(), home.cluster());
         let cores = cores::start(&options, &home, &identity, disks, reserved).await?;
-        if !home.is_formatted() {
-            home.formatted()?;
-        }
+        home.formatted()?;
         let node = home.node().ok_or(ErrorCode::Internal)?;
         Self::join(&options, home, identity, member, node, cores).await
     }
@@ -164,6 +165,9 @@ impl StorageServer {
         membership.registered(registered)?;
         let beating = Rc::clone(&membership);
         glommio::spawn_local(async move { beating.run().await }).detach();
+        let home = Rc::new(RefCell::new(home));
+        let looking = disks::Looking::new(&home, &cores, &control, &membership);
+        glommio::spawn_local(async move { looking.run().await }).detach();
         Ok(Self { control, address, node, cores, membership, _home: home })
     }
 

@@ -34,7 +34,7 @@ use crate::disk::record::Recorder;
 use crate::disk::uring::Disks;
 use crate::event::Event;
 use crate::mesh::{ShardHandle, ShardMessage, ShardReport, mail};
-use crate::store::{Geometry, RecoveryReport};
+use crate::store::{Geometry, RecoveryReport, Store};
 use crate::targets::Targets;
 use corefs_net::mailbox::Receiver;
 use corefs_net::{Address, Buffer, Completion, Identity, Pool, Ring, RingConfig, Tcp, TcpConfig};
@@ -53,6 +53,8 @@ pub struct SliceSpec {
     pub disk: usize,
     pub extent: Extent,
     pub store: Uuid,
+    /// It is new: make an empty store of it first.
+    pub format: bool,
 }
 
 /// What a shard is made of. Travels to its thread before it starts.
@@ -63,8 +65,6 @@ pub struct ShardConfig {
     pub listen: Address,
     pub disks: Vec<DiskFile>,
     pub slices: Vec<SliceSpec>,
-    /// The slices are new: make empty stores of them first.
-    pub format: bool,
     /// How long it polls before it sleeps.
     pub busy_poll: Duration,
     /// Bytes a second at which it fills replicas that came back.
@@ -113,6 +113,8 @@ pub struct Shard {
     timer: Option<u64>,
     ending: turn::Ending,
     shard: ShardIndex,
+    node: NodeId,
+    cluster: Uuid,
 }
 
 impl Shard {
@@ -134,17 +136,10 @@ impl Shard {
             let disk = opened[spec.disk];
             let mut file = disks.blocking(disk)?;
             let what = |error: Error| error.of(format_args!("{} in {}", spec.index, file_name(&disks, disk)));
-            if config.format {
-                let bytes = spec.extent.bytes;
-                let geometry = Geometry::for_slice(cluster, spec.store, config.node, spec.index, bytes)?;
-                format_slice(&mut file, spec.extent.base, &geometry).map_err(what)?;
-            }
-            let opened = recover_slice(&mut file, spec.extent, cluster, spec.store, &mut |_| ());
+            let opened = open_slice(&mut file, (cluster, config.node), spec);
             let (store, report) = opened.map_err(what)?;
-            tracing::info!(slice = %spec.index, chunks = report.chunks, pendings = report.pendings,
-                records = report.records_replayed, "slice recovered");
             if let Some(recorder) = &mut recorder {
-                recorder.begin_with(spec.index, &mut file, spec.extent, store.geometry(), config.format)?;
+                recorder.begin_with(spec.index, &mut file, spec.extent, store.geometry(), spec.format)?;
             }
             recovered.push((spec.index, report));
             disks.place(spec.index, disk, spec.extent);
@@ -174,6 +169,8 @@ impl Shard {
             timer: None,
             ending: turn::Ending::No,
             shard: config.shard,
+            node: config.node,
+            cluster,
         })
     }
 
@@ -204,6 +201,24 @@ impl Shard {
         }
     }
 
+    /// Takes slices of a further disk into use, all or none. The turn waits for the disk: a disk isn't added every day.
+    fn add_disk(&mut self, disk: DiskFile, slices: Vec<(SliceIndex, Extent, Uuid)>) -> Result<()> {
+        let mut file = disk.share()?;
+        let mut opened = Vec::new();
+        for (index, extent, store) in slices {
+            let spec = SliceSpec { index, disk: 0, extent, store, format: false };
+            let found = open_slice(&mut file, (self.cluster, self.node), &spec);
+            opened.push((spec, found.map_err(|error| error.of(disk.path().display()))?));
+        }
+        let disk = self.disks.add(&mut self.ring, disk);
+        for (spec, (store, report)) in opened {
+            self.recovered.push((spec.index, report));
+            self.disks.place(spec.index, disk, spec.extent);
+            self.desk.targets.add_slice(spec.index, disk, store);
+        }
+        Ok(())
+    }
+
     fn take_routing(&mut self, routing: RoutingInfo) {
         if routing.version < self.routing.version {
             return;
@@ -211,6 +226,23 @@ impl Shard {
         self.desk.tell(Event::Routing(&routing));
         self.routing = routing;
     }
+}
+
+/// Makes an empty store if the slice is new, and recovers it. `owner` is the cluster and the node.
+fn open_slice(
+    file: &mut DiskFile,
+    owner: (Uuid, NodeId),
+    spec: &SliceSpec,
+) -> Result<(Store, RecoveryReport)> {
+    let (cluster, node) = owner;
+    if spec.format {
+        let geometry = Geometry::for_slice(cluster, spec.store, node, spec.index, spec.extent.bytes)?;
+        format_slice(file, spec.extent.base, &geometry)?;
+    }
+    let (store, report) = recover_slice(file, spec.extent, cluster, spec.store, &mut |_| ())?;
+    tracing::info!(slice = %spec.index, chunks = report.chunks, pendings = report.pendings,
+        records = report.records_replayed, "slice recovered");
+    Ok((store, report))
 }
 
 fn file_name(disks: &Disks, disk: crate::event::DiskIndex) -> String {

@@ -129,6 +129,7 @@ impl Shard {
                 ShardMessage::Routing(routing) => self.take_routing(*routing),
                 ShardMessage::Lease { until } => self.desk.tell(Event::Leased { until }),
                 ShardMessage::Report(answer) => answer.send(self.report()),
+                ShardMessage::AddDisk { disk, slices, answer } => answer.send(self.add_disk(disk, slices)),
                 ShardMessage::Drain(answer) => {
                     self.desk.targets.drain();
                     self.tcp.stop_listening(&mut self.ring);

@@ -106,6 +106,7 @@ impl Cluster {
                 disk: 0,
                 extent: Extent { base: u64::from(index) * slice_bytes, bytes: slice_bytes },
                 store: Uuid([node as u8, index as u8, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+                format,
             })
             .collect();
         let identity =
@@ -117,7 +118,6 @@ impl Cluster {
             listen: "127.0.0.1:0".parse()?,
             disks: vec![disk],
             slices,
-            format,
             busy_poll: Duration::ZERO,
             resync_rate: corefs_engine::chain::RATE_DEFAULT,
             pool_bytes: 16 << 20,

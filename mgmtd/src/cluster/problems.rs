@@ -1,10 +1,11 @@
 //! What is wrong with the cluster, each with what to type or to do about it.
 
 use super::liveness::Liveness;
-use super::state::{Chain, State};
+use super::moves;
+use super::state::{Chain, Member, Node, Standing, State};
 use super::transition::Public;
-use corefs_wire::NodeId;
 use corefs_wire::control::mgmtd::ProblemT;
+use corefs_wire::{NodeId, SliceIndex};
 use std::collections::BTreeSet;
 
 /// A slice fuller than this is worth a word.
@@ -40,15 +41,28 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
             ),
             None => say(format!("{id} ({}) was never heard of", node.control), "start it"),
         }
-        for (index, slice) in liveness.slices(*id).iter().enumerate() {
-            if slice.dead {
-                say(
-                    format!(
-                        "slice {index} of {id} is dead: a write or a flush failed, or its recovery was not clean"
-                    ),
-                    "see the node's log; stop it and run: corefs fsck --dir DIR",
-                );
-            } else if slice.capacity > 0 && slice.used / slice.capacity.div_ceil(100).max(1) >= FULL_PERCENT {
+        let slices = || (0u16..).map(SliceIndex).zip(liveness.slices(*id));
+        // What was emptied is nobody's loss.
+        let missed = |slice: SliceIndex| {
+            state.standing(*id, slice) == Some(Standing::Active)
+                || state.members().any(|(_, member)| (member.node, member.slice) == (*id, slice))
+        };
+        let dead: Vec<SliceIndex> =
+            slices().filter(|(at, slice)| slice.dead && missed(*at)).map(|(at, _)| at).collect();
+        if !dead.is_empty() {
+            let (which, are) = match dead.as_slice() {
+                [one] => (one.to_string(), "is"),
+                all => (format!("{} slices ({} and others)", all.len(), all[0]), "are"),
+            };
+            say(
+                format!(
+                    "{which} of {id} {are} dead: a write or a flush failed, the recovery was not clean, or the disk can't be opened"
+                ),
+                "see the node's log; replace the disk: corefs disk replace N --dir DIR",
+            );
+        }
+        for (index, slice) in liveness.slices(*id).iter().enumerate().filter(|(_, slice)| !slice.dead) {
+            if slice.capacity > 0 && slice.used / slice.capacity.div_ceil(100).max(1) >= FULL_PERCENT {
                 say(
                     format!("slice {index} of {id} is {} % full", slice.used / slice.capacity.div_ceil(100)),
                     "delete files: corefs fs rm PATH",
@@ -56,6 +70,7 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
             }
         }
     }
+    growth_problems(state, liveness, &mut say);
     chain_problems(state, &mut say);
     let silent: Vec<&str> =
         state.metas.keys().filter(|address| !liveness.meta_alive(address)).map(String::as_str).collect();
@@ -65,6 +80,34 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
         say(format!("metadata servers are dead: {}", silent.join(", ")), "start them again: corefs meta");
     }
     out
+}
+
+/// What came and isn't used, what should move and can't, and what was stopped.
+fn growth_problems(state: &State, liveness: &Liveness, say: &mut impl FnMut(String, &str)) {
+    let unused = |(_, node): &(&NodeId, &Node)| {
+        let standing = |wanted| node.slices.iter().filter(|slice| slice.standing == wanted).count();
+        standing(Standing::Spare) > 0 && standing(Standing::Leaving) == 0
+    };
+    let spare: Vec<String> = state.nodes.iter().filter(unused).map(|(id, _)| id.0.to_string()).collect();
+    if state.formed() && !spare.is_empty() {
+        let remedy = format!("take them into use: corefs node add {}", spare[0]);
+        say(format!("nodes or disks hold nothing yet: of node {}", spare.join(", ")), &remedy);
+    }
+    if state.moving.paused {
+        say("moving targets is paused".into(), "go on: corefs moves resume");
+    }
+    let leaving = |(_, member): &(_, &Member)| {
+        state.standing(member.node, member.slice) == Some(Standing::Leaving) && !member.leaving
+    };
+    if state.members().any(|member| leaving(&member)) && !state.moving.paused {
+        let stuck = moves::plan(state, liveness).stuck.len();
+        if stuck > 0 {
+            say(
+                format!("{stuck} targets are to leave their slices and have no other place"),
+                "add a node or a disk: corefs node add N, corefs disk add --dir DIR",
+            );
+        }
+    }
 }
 
 /// Chains that nobody serves, and those with fewer copies than they should have.
@@ -147,7 +190,7 @@ mod tests {
         liveness.hear_node(NodeId(1), broken, 5000);
         let found = texts(&state, &liveness, 5000).join("\n");
         for expected in
-            ["slice 3 of node-1 is 95 % full", "slice 4 of node-1 is dead", "node-2", "no metadata"]
+            ["slice 3 of node-1 is 95 % full", "slice-4 of node-1 is dead", "node-2", "no metadata"]
         {
             assert!(found.contains(expected), "{expected} in {found}");
         }

@@ -122,20 +122,23 @@ fn check_node(name: &str, path: &Path, outcome: &mut Outcome, watch: Watch) -> R
         outcome.part(name, json!({}), vec![]);
         return Ok(());
     }
-    let mut disks: Vec<DiskFile> = home.open_disks()?;
-    let slices = home.slices();
-    let (mut chunks, mut blocks, mut findings) = (0, 0, Vec::new());
+    let mut disks: Vec<Option<DiskFile>> = home.open_disks()?;
+    // A disk that was added and not formatted yet holds nothing.
+    let slices: Vec<_> = home.slices().into_iter().filter(|slice| !home.is_fresh(slice.disk)).collect();
+    let (mut chunks, mut blocks) = (0, 0);
+    let lost = (0..disks.len()).filter(|disk| disks[*disk].is_none());
+    let mut findings: Vec<String> = lost.map(|disk| format!("disk {disk} can't be opened")).collect();
     let total: u64 = slices.iter().map(|slice| slice.extent.bytes).sum();
     let mut progress = Progress::new(watch, format!("checking {name}"), total, Unit::Bytes);
     let mut before = 0;
     for slice in &slices {
-        let disk = &mut disks[slice.disk];
+        let Some(disk) = &mut disks[slice.disk] else { continue };
         let report =
             check_slice(disk, slice.extent.base, slice.extent.bytes, &mut |read| progress.at(before + read));
         before += slice.extent.bytes;
         chunks += report.chunks;
         blocks += report.blocks;
-        let place = format!("{} of {}", slice.index, disks[slice.disk].path().display());
+        let place = format!("{} of {}", slice.index, disk.path().display());
         findings.extend(report.findings.iter().map(|finding| format!("{place}: {finding}")));
     }
     drop(progress);

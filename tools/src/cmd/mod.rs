@@ -2,6 +2,7 @@
 
 pub mod chain;
 pub mod config;
+pub mod disk;
 pub mod fs;
 pub mod fsck;
 pub mod kv;

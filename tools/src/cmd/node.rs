@@ -141,6 +141,11 @@ pub fn apply(
     moves::tell(&plan, wait, &common.cluster, common.json)
 }
 
+/// Changes slices of a node, without a word.
+pub fn change(node: u32, slices: Vec<u16>, change: NodeChange, cluster: &Cluster) -> Result<()> {
+    ask(node, slices, change, false, cluster).map(drop)
+}
+
 fn ask(node: u32, slices: Vec<u16>, change: NodeChange, dry_run: bool, cluster: &Cluster) -> Result<MovesT> {
     let mut request = ChangeNodeT::default();
     (request.node, request.slices, request.change, request.dry_run) = (node, slices, change, dry_run);

@@ -135,6 +135,7 @@ fn as_json(status: &StatusT) -> Value {
         "targets": routing.targets.iter().map(target).collect::<Vec<_>>(),
         "chains": routing.chains.iter().map(chain).collect::<Vec<_>>(),
         "fills": status.fills.iter().map(fill).collect::<Vec<_>>(),
+        "moving": {"leaving": status.targets.iter().filter(|target| target.leaving).count(), "paused": status.paused, "balancing": status.balance},
         "problems": status.problems.iter().map(problem).collect::<Vec<_>>(),
     })
 }
@@ -154,6 +155,10 @@ fn filling(status: &StatusT) -> Option<String> {
     })
 }
 
+/// What is shown to people at most, so that it fits a screen.
+const NODES_SHOWN: usize = 6;
+const PROBLEMS_SHOWN: usize = 4;
+
 fn print(status: &StatusT) -> Result<()> {
     let chains = &status.routing.chains;
     let (total, used) = space(&status.nodes);
@@ -172,7 +177,13 @@ fn print(status: &StatusT) -> Result<()> {
         format!("space     {} used of {}", output::size(used), output::size(total)),
         format!("clients   {}", status.clients),
     ];
-    for node in &status.nodes {
+    // A person sees who is missing, however many there are.
+    let many = status.nodes.len() > NODES_SHOWN;
+    if many {
+        let alive = status.nodes.iter().filter(|node| node.alive).count();
+        out.push(format!("nodes     {alive} of {} alive; see corefs node ls", status.nodes.len()));
+    }
+    for node in status.nodes.iter().filter(|node| !many || !node.alive).take(NODES_SHOWN) {
         let (total, used) = space(std::slice::from_ref(node));
         out.push(format!(
             "node {:<4} {}  {} shards, {} slices, {} of {} used, seen {} ms ago{}",
@@ -189,12 +200,21 @@ fn print(status: &StatusT) -> Result<()> {
     if let Some(line) = filling(status) {
         out.push(line);
     }
+    let leaving = status.targets.iter().filter(|target| target.leaving).count();
+    if leaving > 0 || status.balance {
+        let paused = if status.paused { ", paused" } else { "" };
+        out.push(format!("moving    {leaving} targets are on their way{paused}; see corefs moves"));
+    }
     for meta in &status.metas {
         let alive = if meta.alive { "alive" } else { "DEAD " };
         out.push(format!("meta      {alive}  {}, seen {} ms ago", meta.address, meta.seen_ms_ago));
     }
-    for problem in &status.problems {
+    for problem in status.problems.iter().take(PROBLEMS_SHOWN) {
         out.push(format!("PROBLEM   {}\n          do: {}", problem.what, problem.remedy));
+    }
+    if status.problems.len() > PROBLEMS_SHOWN {
+        let more = status.problems.len() - PROBLEMS_SHOWN;
+        out.push(format!("{more} more problems: corefs status --json"));
     }
     if status.problems.is_empty() {
         out.push("all is well".into());

@@ -252,7 +252,7 @@ proptest! {
         joins in 0u8..3,
         leaves in 0u8..2,
     ) {
-        prop_assume!(u32::from(nodes + joins - leaves) >= replicas + 1);
+        prop_assume!(u32::from(nodes + joins - leaves) > replicas);
         let mut world = World::new(formed(nodes, replicas));
         for name in nodes + 1..=nodes + joins {
             world.state.register(Arrival { id: None, node: node(name, 1, 4) }).unwrap();

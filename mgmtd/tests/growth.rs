@@ -1,0 +1,159 @@
+//! Nodes and disks come and go by request, over a store and heartbeats.
+
+mod support;
+
+use corefs_kv::Mem;
+use corefs_mgmtd::cluster::formation::Wanted;
+use corefs_mgmtd::ops;
+use corefs_wire::control::mgmtd::*;
+use corefs_wire::{ErrorCode, Result};
+use support::*;
+
+async fn change(manager: &Manager, node: u32, change: NodeChange, dry_run: bool) -> Result<MovesT> {
+    let mut request = ChangeNodeT::default();
+    (request.node, request.change, request.dry_run) = (node, change, dry_run);
+    ops::change_node(manager, request).await
+}
+
+async fn moving(manager: &Manager, change: MovingChange) -> MovesT {
+    let mut request = ChangeMovingT::default();
+    request.change = change;
+    ops::change_moving(manager, request).await.unwrap()
+}
+
+async fn status(manager: &Manager) -> StatusT {
+    ops::get_status(manager, GetStatusT::default()).await.unwrap()
+}
+
+/// All nodes of `names` say that they are well and that whoever was to be filled is.
+async fn beat(manager: &Manager, names: &[u8]) {
+    let status = status(manager).await;
+    for name in names {
+        let Some(node) = status.nodes.iter().find(|node| node.slices[0].store[0] == *name) else { continue };
+        let mut request = NodeHeartbeatT::default();
+        (request.node, request.incarnation, request.slices) = (node.node, 1, node.slices.clone());
+        for chain in &status.routing.chains {
+            for member in &chain.members {
+                let mut health = TargetHealthT::default();
+                (health.target, health.used, health.chunks) = (member.target, 1 << 20, 2);
+                (health.up_to_date, health.chain_version) =
+                    (member.state == TargetState::Syncing, chain.version);
+                let on =
+                    status.routing.targets.iter().find(|target| target.id == member.target).unwrap().node;
+                request.targets.extend((on == node.node).then_some(health));
+            }
+        }
+        let _answered = ops::node_heartbeat(manager, request).await;
+    }
+}
+
+/// Until nothing moves.
+async fn settle(manager: &Manager, clock: &TestClock, names: &[u8]) {
+    for _ in 0..2000 {
+        clock.advance(260);
+        elect(manager, clock).await;
+        beat(manager, names).await;
+        manager.upkeep().await.unwrap();
+        let moves = moving(manager, MovingChange::Look).await;
+        if moves.moves.is_empty() && moves.leaving == 0 && moves.rotations == 0 && !moves.balance {
+            return;
+        }
+    }
+    panic!("it never ends: {:?}", moving(manager, MovingChange::Look).await);
+}
+
+fn targets_on(status: &StatusT, node: u32) -> usize {
+    status.routing.targets.iter().filter(|target| target.node == node).count()
+}
+
+async fn register(manager: &Manager, names: &[u8]) {
+    for name in names {
+        ops::register_node(manager, node_request(*name, 1, 4)).await.unwrap();
+    }
+}
+
+#[test]
+fn a_node_comes_another_one_goes_and_a_new_primary_goes_on() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::default();
+        let manager = lead(&engine, &clock, 1, wanted(3, 3, 8)).await;
+        let early = change(&manager, 1, NodeChange::Empty, false).await;
+        assert_eq!(early.unwrap_err().code, ErrorCode::NotReady);
+        register(&manager, &[1, 2, 3, 4]).await;
+        beat(&manager, &[1, 2, 3, 4]).await;
+        let spare = status(&manager).await;
+        assert!(spare.problems.iter().any(|problem| problem.remedy.contains("corefs node add 4")));
+        assert_eq!(targets_on(&spare, 4), 0);
+        // Looking changes nothing.
+        let version = spare.routing.version;
+        let plan = change(&manager, 4, NodeChange::Use, true).await.unwrap();
+        assert_eq!((plan.moves.len(), plan.least, plan.moves[0].bytes), (6, 6, 1 << 20));
+        assert_eq!(status(&manager).await.routing.version, version);
+        change(&manager, 4, NodeChange::Use, false).await.unwrap();
+        manager.upkeep().await.unwrap();
+        assert!(targets_on(&status(&manager).await, 4) > 0, "it begins");
+        // The primary is replaced in the middle.
+        manager.release().await.unwrap();
+        let manager = lead(&engine, &clock, 2, Wanted::default()).await;
+        settle(&manager, &clock, &[1, 2, 3, 4]).await;
+        let even = status(&manager).await;
+        assert_eq!([1, 2, 3, 4].map(|node| targets_on(&even, node)), [6; 4]);
+
+        let refused = change(&manager, 2, NodeChange::Forget, false).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::NotEmpty);
+        change(&manager, 2, NodeChange::Empty, false).await.unwrap();
+        assert!(moving(&manager, MovingChange::Pause).await.paused);
+        clock.advance(260);
+        elect(&manager, &clock).await;
+        beat(&manager, &[1, 2, 3, 4]).await;
+        manager.upkeep().await.unwrap();
+        assert_eq!(targets_on(&status(&manager).await, 2), 6, "nothing begins while it is paused");
+        moving(&manager, MovingChange::Resume).await;
+        settle(&manager, &clock, &[1, 2, 3, 4]).await;
+        assert_eq!(targets_on(&status(&manager).await, 2), 0);
+        let alive = change(&manager, 2, NodeChange::Forget, false).await.unwrap_err();
+        assert_eq!(alive.code, ErrorCode::NotPermitted);
+        for _ in 0..8 {
+            clock.advance(260);
+            elect(&manager, &clock).await;
+            beat(&manager, &[1, 3, 4]).await;
+            manager.upkeep().await.unwrap();
+        }
+        change(&manager, 2, NodeChange::Forget, false).await.unwrap();
+        assert!(status(&manager).await.nodes.iter().all(|node| node.node != 2));
+        // Three replicas don't fit on two nodes: refused as a whole.
+        let stuck = change(&manager, 3, NodeChange::Empty, false).await.unwrap_err();
+        assert_eq!(stuck.code, ErrorCode::TooFewNodes);
+        assert!(moving(&manager, MovingChange::Look).await.moves.is_empty());
+    });
+}
+
+#[test]
+fn nonsense_is_refused_and_changes_nothing() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::default();
+        let manager = lead(&engine, &clock, 1, wanted(2, 1, 8)).await;
+        register(&manager, &[1, 2]).await;
+        beat(&manager, &[1, 2]).await;
+        let before = status(&manager).await;
+        let code = async |node, what, slices: &[u16]| {
+            let mut request = ChangeNodeT::default();
+            (request.node, request.change, request.slices) = (node, what, slices.to_vec());
+            ops::change_node(&manager, request).await.map(drop).map_err(|error| error.code)
+        };
+        let invalid = Err(ErrorCode::InvalidArgument);
+        assert_eq!(code(9, NodeChange::Empty, &[]).await, invalid);
+        assert_eq!(code(0, NodeChange::Use, &[]).await, invalid);
+        assert_eq!(code(1, NodeChange::Empty, &[4]).await, invalid);
+        assert_eq!(code(1, NodeChange(7), &[]).await, invalid);
+        let mut request = ChangeMovingT::default();
+        request.change = MovingChange(9);
+        assert_eq!(
+            ops::change_moving(&manager, request).await.map(drop).map_err(|error| error.code),
+            invalid
+        );
+        assert_eq!(status(&manager).await.routing, before.routing);
+    });
+}

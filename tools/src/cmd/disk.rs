@@ -1,0 +1,270 @@
+//! `corefs disk`: the disks of a storage node, and how they come, are emptied and are replaced while it serves.
+
+use super::node::{self, Change, Common};
+use super::status;
+use crate::output;
+use corefs_engine::disk::file::DiskFile;
+use corefs_engine::server::home::{self, DiskInfo, Home, Plan, Request};
+use corefs_perf::args::Bytes;
+use corefs_wire::control::mgmtd::{NodeChange, SliceInfoT, StatusT};
+use corefs_wire::{Error, ErrorCode, Result};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// How long a node may take to have a disk in use.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Show a storage node's disks, add one, empty one, replace one.
+///
+/// To be typed on the node's machine, with the node's directory (`DIR/node-1` of a cluster of `corefs up`). The node goes on serving:
+/// a new disk gets its share of the targets, an old one is emptied, both while clients read and write.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// List the node's disks and what is on them.
+    Ls {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Add a disk, and take it into use.
+    Add {
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        new: New,
+        /// Wait until everything has moved.
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Empty a disk: its targets go to other disks, of this or of other nodes.
+    Drain {
+        /// The disk's number, as `ls` shows it.
+        disk: usize,
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        change: Change,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Add a disk in the place of one that is dead, or that is to be taken out.
+    ///
+    /// Copies come from the other replicas if the old disk is dead. Take it out when `ls` shows no targets on it.
+    Replace {
+        /// The number of the old disk, as `ls` shows it.
+        old: usize,
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        new: New,
+        /// Wait until everything has moved.
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(clap::Args)]
+struct Place {
+    /// Directory of the storage node.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct New {
+    /// The new disk: a block device, or a file to be made [default: a new file in the node's directory].
+    #[arg(long, value_name = "PATH")]
+    disk: Option<PathBuf>,
+    /// Bytes of it [default: as many as the node's first disk].
+    #[arg(long, value_name = "SIZE")]
+    capacity: Option<Bytes>,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    match args.command {
+        Command::Ls { place, common } => list(&place.dir, &common),
+        Command::Add { place, new, wait, common } => add(&place.dir, &new, None, wait, &common),
+        Command::Replace { old, place, new, wait, common } => {
+            let slices = slices_of(&place.dir, old)?;
+            add(&place.dir, &new, Some((old, slices)), wait, &common)
+        }
+        Command::Drain { disk, place, change, common } => {
+            let slices = slices_of(&place.dir, disk)?;
+            node::apply(number(&place.dir)?, slices, NodeChange::Empty, &change, &common)
+        }
+    }
+}
+
+fn number(dir: &Path) -> Result<u32> {
+    let missing = || {
+        let what = format!("{}: no storage node that has joined a cluster is here", dir.display());
+        Error::new(ErrorCode::BadConfig, what)
+    };
+    home::node_of(dir).map(|node| node.0).ok_or_else(missing)
+}
+
+fn slices_of(dir: &Path, disk: usize) -> Result<Vec<u16>> {
+    let disks = home::disks_of(dir)?;
+    let Some(found) = disks.get(disk) else {
+        let what =
+            format!("{}: there is no disk {disk}, only {}; see `corefs disk ls`", dir.display(), disks.len());
+        return Err(Error::new(ErrorCode::InvalidArgument, what));
+    };
+    Ok(found.slices.clone().collect())
+}
+
+/// What the manager says of a disk's slices.
+fn known<'a>(status: &'a StatusT, node: u32, disk: &DiskInfo) -> Vec<&'a SliceInfoT> {
+    let found = status.nodes.iter().find(|found| found.node == node);
+    let slices = found.map_or(&[][..], |node| &node.slices);
+    slices.iter().filter(|slice| disk.slices.contains(&slice.index)).collect()
+}
+
+fn targets(status: &StatusT, node: u32, disk: &DiskInfo) -> usize {
+    let on = status.routing.targets.iter();
+    on.filter(|target| target.node == node && disk.slices.contains(&target.slice)).count()
+}
+
+/// What all slices of a disk are, or `mixed`.
+fn state(slices: &[&SliceInfoT]) -> &'static str {
+    let mut names = slices.iter().map(|slice| node::standing(slice));
+    let Some(first) = names.next() else { return "unknown to the manager" };
+    if names.all(|name| name == first) { first } else { "mixed" }
+}
+
+fn list(dir: &Path, common: &Common) -> Result<ExitCode> {
+    let (disks, node) = (home::disks_of(dir)?, number(dir)?);
+    let status = status::fetch(&common.cluster)?;
+    if common.json {
+        let one = |(at, disk): (usize, &DiskInfo)| {
+            let slices = known(&status, node, disk);
+            json!({
+                "disk": at, "path": disk.path, "bytes": disk.bytes, "first_slice": disk.slices.start,
+                "slices": disk.slices.len(), "state": state(&slices), "targets": targets(&status, node, disk),
+                "used": slices.iter().map(|slice| slice.used).sum::<u64>(),
+            })
+        };
+        output::json(&json!({"node": node, "disks": disks.iter().enumerate().map(one).collect::<Vec<_>>()}))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut rows = vec![["DISK", "STATE", "SLICES", "TARGETS", "USED", "OF", "PATH"].map(String::from)];
+    for (at, disk) in disks.iter().enumerate() {
+        let slices = known(&status, node, disk);
+        rows.push([
+            at.to_string(),
+            state(&slices).into(),
+            format!("{} to {}", disk.slices.start, disk.slices.end.saturating_sub(1)),
+            targets(&status, node, disk).to_string(),
+            output::size(slices.iter().map(|slice| slice.used).sum()),
+            output::size(disk.bytes),
+            disk.path.display().to_string(),
+        ]);
+    }
+    output::table(&rows)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Adds a disk, in the place of an old one if there is one.
+fn add(
+    dir: &Path,
+    new: &New,
+    old: Option<(usize, Vec<u16>)>,
+    wait: bool,
+    common: &Common,
+) -> Result<ExitCode> {
+    let (node, disks) = (number(dir)?, home::disks_of(dir)?);
+    let size = new.capacity.map_or(disks[0].bytes, |bytes| bytes.0);
+    let path = match &new.disk {
+        Some(path) => std::path::absolute(path).map_err(Error::from)?,
+        None => PathBuf::from(format!("disk-{}", disks.len())),
+    };
+    if disks.iter().any(|disk| disk.path == dir.join(&path)) {
+        return Err(Error::new(ErrorCode::Exists, format!("{} is a disk of this node", path.display())));
+    }
+    refuse_files(&dir.join(&path))?;
+    if !is_served(dir)? {
+        let plan = Plan { disks: &[], capacity: 0, cores: 1 };
+        Home::open(dir, &plan)?.add_disk(&path, size)?;
+        let mut next = format!("start the node, then: corefs node add {node}");
+        if let Some((disk, _)) = old {
+            next.push_str(&format!("; corefs disk drain {disk} --dir {}", dir.display()));
+        }
+        output::line(&format!("{} is added; nobody serves {} now: {next}", path.display(), dir.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Made here, so that the node doesn't wait for it.
+    drop(DiskFile::create(&dir.join(&path), size)?);
+    home::request(dir, &Request { path: path.clone(), size })?;
+    let first = disks.last().map_or(0, |disk| disk.slices.end);
+    let known = wait_until_known(dir, node, first, common);
+    if known.is_err() && path.is_relative() {
+        let _never_used = std::fs::remove_file(dir.join(&path));
+    }
+    let fresh: Vec<u16> = known?;
+    let change = Change { dry_run: false, wait: wait && old.is_none() };
+    let code = if let Some((_, old)) = old {
+        let quiet = Change { dry_run: false, wait: false };
+        node::change(node, fresh, NodeChange::Use, &common.cluster)?;
+        let change = Change { wait, ..quiet };
+        node::apply(node, old, NodeChange::Empty, &change, common)?
+    } else {
+        node::apply(node, fresh, NodeChange::Use, &change, common)?
+    };
+    Ok(code)
+}
+
+/// A file that is there already isn't overwritten.
+fn refuse_files(path: &Path) -> Result<()> {
+    let Ok(metadata) = path.metadata() else { return Ok(()) };
+    use std::os::unix::fs::FileTypeExt;
+    if metadata.file_type().is_block_device() {
+        return Ok(());
+    }
+    let what =
+        format!("{} is there already; name a block device, or a file that isn't there yet", path.display());
+    Err(Error::new(ErrorCode::Exists, what))
+}
+
+/// Whether a process serves the node.
+fn is_served(dir: &Path) -> Result<bool> {
+    match corefs_engine::disk::file::lock(&dir.join("lock")) {
+        Ok(_) => Ok(false),
+        Err(error) if error.code == ErrorCode::DirectoryInUse => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits until the manager knows the new slices, those from `first` on.
+fn wait_until_known(dir: &Path, node: u32, first: u16, common: &Common) -> Result<Vec<u16>> {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        if let Some(answer) = home::answer(dir) {
+            answer?;
+            let status = status::fetch(&common.cluster)?;
+            let found = status.nodes.iter().find(|found| found.node == node);
+            let slices = found.map_or(&[][..], |node| &node.slices);
+            let fresh: Vec<u16> =
+                slices.iter().map(|slice| slice.index).filter(|slice| *slice >= first).collect();
+            if !fresh.is_empty() {
+                return Ok(fresh);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    home::withdraw(dir);
+    let what = format!("node-{node} hasn't taken the disk within {} s; see its log", PATIENCE.as_secs());
+    Err(Error::new(ErrorCode::TimedOut, what))
+}
