@@ -66,5 +66,18 @@ same
 down
 "$COREFS" fsck --dir "$work/cluster" >"$work/fsck" && die "fsck doesn't see that disks are missing"
 [ "$(grep -c "DAMAGE node-1: disk . can't be opened" "$work/fsck")" = 2 ] || { cat "$work/fsck"; die "fsck finds something else"; }
-"$COREFS" disk add --dir "$dir" >"$work/offline" 2>&1 && die "without a manager it doesn't say how to go on"
 say "a lost disk was rebuilt from the other replica"
+
+# A disk may also be added while its node is stopped.
+"$COREFS" disk add --dir "$dir" | tee "$work/offline"
+grep -q 'corefs node add 1' "$work/offline" || die "it doesn't say how to go on"
+up
+"$COREFS" status >"$work/status" || true
+grep -q 'hold nothing yet: of node 1' "$work/status" || { cat "$work/status"; die "a disk that isn't used isn't mentioned"; }
+"$COREFS" node add 1 --wait | tail -n 1
+"$COREFS" disk ls --dir "$dir" --json | python3 -c '
+import json, sys
+found = sorted(disk["targets"] for disk in json.load(sys.stdin)["disks"] if disk["state"] == "in use")
+assert found == [5, 5, 6], found' || die "the disks of a node have uneven shares"
+same
+down

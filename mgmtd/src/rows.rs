@@ -11,7 +11,7 @@
 //! | `H` | chain: u64 | version, members (target, node, slice, state, leaving), the last serving set (targets) | when a member dies, comes back, is filled, moves |
 //! | `L` | client: u64 | incarnation, name: its lease runs | when it comes and goes |
 //! | `M` | address | incarnation of the metadata server there | when it comes and is forgotten |
-//! | `N` | node: u32 | incarnation, domain, addresses, slices (store, shard, capacity, standing) | when it starts |
+//! | `N` | node: u32 | incarnation, domain, addresses, slices (store, shard, capacity, disk, standing) | when it starts |
 //! | `O` | | whether moving is paused, and whether shares are evened out; absent: neither | when people say so |
 //! | `P` | | the primary: epoch, process, address, released | when the lead changes |
 //! | `R` | | cluster uuid, formation | once; the formation until chains exist |
@@ -29,7 +29,7 @@ use std::collections::BTreeMap;
 
 /// Format version 1, file-system id 0: the cluster itself.
 const PREFIX: [u8; 5] = [1, 0, 0, 0, 0];
-/// Encoding of values. 1 had no standing of slices, and no members that are to leave.
+/// Encoding of values. 1 had no disk and standing of slices, and no members that are to leave.
 const VERSION: u8 = 2;
 /// Chains in one row of a table: a row stays well below the store's 100 KB.
 pub const TABLE_PAGE: usize = 4096;
@@ -255,7 +255,7 @@ fn write_node(node: &Node) -> Vec<u8> {
     let out = out.list(&node.shards, |out, shard| out.text(shard));
     let write = |out: Writer, slice: &Slice| {
         let out = out.bytes(&slice.store.0).u16(slice.shard).u64(slice.capacity);
-        out.u8(slice.standing.to_wire().0)
+        out.u16(slice.disk).u8(slice.standing.to_wire().0)
     };
     out.list(&node.slices, write).0
 }
@@ -266,11 +266,12 @@ fn read_node(value: &[u8]) -> Result<Node> {
     let shards = row.list(Reader::text)?;
     let slices = row.list(|row| {
         let (store, shard, capacity) = (Uuid(row.take()?), row.u16()?, row.u64()?);
+        let disk = if row.version > 1 { row.u16()? } else { 0 };
         let standing = match row.version {
             1 => Standing::Active,
             _ => Standing::from_wire(mgmtd::Standing(row.u8()?)).ok_or_else(|| row.damaged())?,
         };
-        Ok(Slice { store, shard, capacity, standing })
+        Ok(Slice { store, shard, capacity, disk, standing })
     })?;
     row.end(Node { incarnation, domain, control, shards, slices })
 }
@@ -439,8 +440,9 @@ mod tests {
                 letter::NODE => {
                     let count = if key.ends_with(&3u32.to_be_bytes()) { 2 } else { 8 };
                     for slice in (1..=count).rev() {
+                        // The disk and the standing.
                         let end = value.len() - (count - slice) * 26;
-                        value.remove(end - 1);
+                        value.drain(end - 3..end);
                     }
                 }
                 // Two members of 16 bytes behind the encoding, the version and their count.

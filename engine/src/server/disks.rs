@@ -70,9 +70,9 @@ impl Looking {
             return Err(error);
         }
         home.borrow_mut().formatted()?;
-        self.membership.set_growing(true);
+        self.membership.grows(&slices);
         let given = self.give(&disk, &slices).await;
-        self.membership.set_growing(false);
+        self.membership.grown();
         given
     }
 

@@ -49,6 +49,7 @@ pub fn planned_slices(slices: &[HomeSlice], cores: usize, there: impl Fn(usize) 
         (info.index, info.shard) = (slice.index.0, slice.index.0 % cores as u16);
         info.store = slice.store.0.to_vec();
         (info.capacity, info.dead) = (slice.extent.bytes, !there(slice.disk));
+        info.disk = slice.disk as u16;
         info
     };
     slices.iter().map(info).collect()
@@ -97,6 +98,8 @@ pub struct Membership {
     cores: Rc<Vec<Core>>,
     /// Slices whose disk isn't there: no shard reports them.
     absent: RefCell<Vec<SliceInfoT>>,
+    /// Which disk each slice is on: shards number only the disks that they have.
+    disks: RefCell<Vec<u16>>,
     /// Slices that the managers know of.
     known: Cell<usize>,
     /// A disk is being added: some shards have its slices and others don't, so nothing is said of them.
@@ -112,12 +115,14 @@ impl Membership {
     pub fn new(control: Node, managers: Vec<Address>, member: Member, cores: Rc<Vec<Core>>) -> Self {
         let absent = RefCell::new(member.slices.iter().filter(|slice| slice.dead).cloned().collect());
         let known = Cell::new(member.slices.len());
+        let disks = RefCell::new(member.slices.iter().map(|slice| slice.disk).collect());
         Self {
             control,
             managers,
             member: RefCell::new(member),
             cores,
             absent,
+            disks,
             known,
             growing: Cell::new(false),
             primary: Cell::new(0),
@@ -141,9 +146,14 @@ impl Membership {
         self.member.borrow().node.unwrap_or_default()
     }
 
-    /// Whether a disk is being added just now.
-    pub fn set_growing(&self, growing: bool) {
-        self.growing.set(growing);
+    /// Slices of a disk are about to be given to the shards: nothing is said of them until that has [ended](Self::grown).
+    pub fn grows(&self, slices: &[HomeSlice]) {
+        self.growing.set(true);
+        self.disks.borrow_mut().extend(slices.iter().map(|slice| slice.disk as u16));
+    }
+
+    pub fn grown(&self) {
+        self.growing.set(false);
     }
 
     /// No shard has these slices.
@@ -190,6 +200,9 @@ impl Membership {
         }
         request.slices.extend(self.absent.borrow().iter().cloned());
         request.slices.sort_by_key(|slice| slice.index);
+        for slice in &mut request.slices {
+            slice.disk = self.disks.borrow().get(usize::from(slice.index)).copied().unwrap_or(0);
+        }
         if self.growing.get() {
             request.slices.truncate(self.known.get());
         }

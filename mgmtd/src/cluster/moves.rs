@@ -7,8 +7,8 @@
 //!
 //! # Aims
 //! 1. Two members of a chain are never on one node, and in different failure domains wherever there is a choice.
-//! 2. A node carries targets in proportion to the bytes of its slices in use, and so does a slice within its node. A target moves
-//!    only from who has more than its share to who has less.
+//! 2. A node carries targets in proportion to the bytes of its slices in use, and so do a disk within its node and a slice within its
+//!    disk. A target moves only from who has more than its share to who has less.
 //! 3. So a target moves once, and never to where it has to leave again: what moves is the least that must, or nearly.
 //! 4. Chains that two nodes share are about as many for every two, so that a dead node's load spreads.
 //! 5. As many heads on each node as its share: a member that was filled comes last, so heads are handed on in the end.
@@ -199,7 +199,7 @@ impl<'a> Planner<'a> {
     fn best(&self, needs: &[Need<'a>]) -> Option<(usize, NodeId, SliceIndex)> {
         let ranked = needs.iter().enumerate().flat_map(|(at, Need { id, chain, leaves })| {
             self.state.nodes.keys().filter_map(move |node| {
-                let slice = self.room(chain, *leaves, *node)?;
+                let slice = self.room(chain, *leaves, *node, |_, _| true)?;
                 let domain = self.domain_repeats(chain, *leaves, *node);
                 let left = leaves.is_some_and(|leaves| leaves.node == *node);
                 let load = self.shares.relative(*node, if left { 0 } else { 1 });
@@ -213,8 +213,14 @@ impl<'a> Planner<'a> {
         self.arrivals.get(&node).is_some_and(|arrivals| *arrivals >= self.arrivals_max)
     }
 
-    /// A slice of the node that may take a member of the chain: the one with the least load.
-    fn room(&self, chain: &Chain, leaves: Option<&Member>, node: NodeId) -> Option<SliceIndex> {
+    /// A slice of the node, of those that `suit` (disk, slice), that may take a member of the chain: the one with the least load.
+    fn room(
+        &self,
+        chain: &Chain,
+        leaves: Option<&Member>,
+        node: NodeId,
+        suit: impl Fn(u16, SliceIndex) -> bool,
+    ) -> Option<SliceIndex> {
         let there = chain
             .members
             .iter()
@@ -228,7 +234,9 @@ impl<'a> Planner<'a> {
             let health = reported.get(usize::from(slice.0));
             health.is_some_and(|health| !health.dead && health.capacity.saturating_sub(health.used) > needs)
         };
-        self.shares.slices(node).filter(fits).min_by_key(|slice| self.shares.relative_slice(node, *slice, 1))
+        let slices = self.shares.slices(node).filter(|(disk, slice)| suit(*disk, *slice));
+        let slices = slices.map(|(_, slice)| slice).filter(fits);
+        slices.min_by_key(|slice| self.shares.relative_slice(node, *slice, 1))
     }
 
     /// Members that would share the failure domain of one on that node.
@@ -267,7 +275,7 @@ impl<'a> Planner<'a> {
         for (from, to) in self.shares.uneven_nodes() {
             let movable = self.state.chains.iter().filter_map(|(id, chain)| {
                 let leaves = staying(chain).find(|member| member.node == from)?;
-                let slice = self.room(chain, Some(leaves), to)?;
+                let slice = self.room(chain, Some(leaves), to, |_, _| true)?;
                 let before = self.domain_repeats(chain, Some(leaves), from);
                 let after = self.domain_repeats(chain, Some(leaves), to);
                 let full = Reverse(self.shares.relative_slice(from, leaves.slice, 0));
@@ -285,21 +293,44 @@ impl<'a> Planner<'a> {
         false
     }
 
+    /// One move between disks of a node, or between slices of a disk.
     fn move_within_a_node(&mut self) -> bool {
-        let nodes = self.state.nodes.keys().filter(|node| !self.is_busy(**node));
-        let uneven: Vec<_> = nodes.flat_map(|node| self.shares.uneven_slices(*node)).collect();
-        for (node, from, to) in uneven {
-            let movable = self.state.chains.iter().find_map(|(id, chain)| {
-                let leaves = staying(chain).find(|member| (member.node, member.slice) == (node, from))?;
-                let fits = self.is_free(*id) && self.room(chain, Some(leaves), node) == Some(to);
-                fits.then_some((*id, leaves))
-            });
-            if let Some((id, leaves)) = movable {
-                self.add(id, Some(leaves), node, to);
-                return true;
+        let nodes: Vec<NodeId> =
+            self.state.nodes.keys().copied().filter(|node| !self.is_busy(*node)).collect();
+        for node in nodes {
+            for (from, to) in self.shares.uneven_disks(node) {
+                let from = |slice| self.shares.disk(node, slice) == Some(from);
+                if let Some((id, leaves, slice)) = self.movable(node, from, |disk, _| disk == to) {
+                    self.add(id, Some(leaves), node, slice);
+                    return true;
+                }
+            }
+            for (from, to) in self.shares.uneven_slices(node) {
+                let from = |slice| slice == from;
+                if let Some((id, leaves, slice)) = self.movable(node, from, |_, slice| slice == to) {
+                    self.add(id, Some(leaves), node, slice);
+                    return true;
+                }
             }
         }
         false
+    }
+
+    /// A member on the fullest of the slices `from` of a node that may go to one of the others that `suit`.
+    fn movable(
+        &self,
+        node: NodeId,
+        from: impl Fn(SliceIndex) -> bool,
+        suit: impl Fn(u16, SliceIndex) -> bool + Copy,
+    ) -> Option<(ChainId, &'a Member, SliceIndex)> {
+        let movable = self.state.chains.iter().filter_map(|(id, chain)| {
+            let on = |member: &&Member| member.node == node && from(member.slice);
+            let leaves = staying(chain).find(on).filter(|_| self.is_free(*id))?;
+            let slice = self.room(chain, Some(leaves), node, suit)?;
+            Some((Reverse(self.shares.relative_slice(node, leaves.slice, 0)), *id, leaves, slice))
+        });
+        let (_, id, leaves, slice) = movable.min_by_key(|(full, id, ..)| (*full, *id))?;
+        Some((id, leaves, slice))
     }
 
     /// Hands one head on, to a node that has fewer than its share. Who isn't next yet comes closer, so that it is soon.

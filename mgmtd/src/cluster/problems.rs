@@ -84,10 +84,8 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
 
 /// What came and isn't used, what should move and can't, and what was stopped.
 fn growth_problems(state: &State, liveness: &Liveness, say: &mut impl FnMut(String, &str)) {
-    let unused = |(_, node): &(&NodeId, &Node)| {
-        let standing = |wanted| node.slices.iter().filter(|slice| slice.standing == wanted).count();
-        standing(Standing::Spare) > 0 && standing(Standing::Leaving) == 0
-    };
+    let unused =
+        |(_, node): &(&NodeId, &Node)| node.slices.iter().any(|slice| slice.standing == Standing::Spare);
     let spare: Vec<String> = state.nodes.iter().filter(unused).map(|(id, _)| id.0.to_string()).collect();
     if state.formed() && !spare.is_empty() {
         let remedy = format!("take them into use: corefs node add {}", spare[0]);

@@ -56,6 +56,8 @@ pub struct Slice {
     pub shard: u16,
     /// Bytes.
     pub capacity: u64,
+    /// Which of its node's disks it is on.
+    pub disk: u16,
     pub standing: Standing,
 }
 
@@ -379,7 +381,13 @@ pub(crate) mod tests {
                     let mut store = [name; 16];
                     store[15] = slice;
                     let standing = Standing::Spare;
-                    Slice { store: Uuid(store), shard: u16::from(slice % 2), capacity: 1 << 30, standing }
+                    Slice {
+                        store: Uuid(store),
+                        shard: u16::from(slice % 2),
+                        capacity: 1 << 30,
+                        disk: u16::from(slice / 8),
+                        standing,
+                    }
                 })
                 .collect(),
         }

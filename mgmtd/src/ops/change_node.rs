@@ -6,7 +6,7 @@ use super::invalid;
 use crate::clock::Clock;
 use crate::cluster::liveness::Liveness;
 use crate::cluster::moves::{self, Plan};
-use crate::cluster::state::{Standing, State};
+use crate::cluster::state::{Node, Standing, State};
 use crate::cluster::transition::Public;
 use crate::primary::Primary;
 use corefs_kv::KvEngine;
@@ -62,7 +62,11 @@ fn change(state: &mut State, liveness: &Liveness, request: &ChangeNodeT) -> Resu
     let slices = slices.into_iter().map(SliceIndex);
     match request.change {
         NodeChange::Use => {
-            slices.for_each(|slice| state.set_standing(id, slice, Standing::Active));
+            let slices: Vec<SliceIndex> = match request.slices.is_empty() {
+                true => unused(node, id, liveness),
+                false => slices.collect(),
+            };
+            slices.into_iter().for_each(|slice| state.set_standing(id, slice, Standing::Active));
             state.moving.balance = true;
             Ok(moves::plan(state, liveness))
         }
@@ -88,6 +92,20 @@ fn change(state: &mut State, liveness: &Liveness, request: &ChangeNodeT) -> Resu
         }
         other => Err(invalid(format!("{other:?} is no change of a node"))),
     }
+}
+
+/// What of a node comes into use when nobody says which of its slices: those that nobody has used yet; if there are none, those that are
+/// being emptied. Dead ones don't.
+fn unused(node: &Node, id: NodeId, liveness: &Liveness) -> Vec<SliceIndex> {
+    let dead =
+        |slice: &SliceIndex| liveness.slices(id).get(usize::from(slice.0)).is_some_and(|health| health.dead);
+    let of = |standing| {
+        let slices = (0u16..).map(SliceIndex).zip(&node.slices);
+        let slices = slices.filter(|(_, slice)| slice.standing == standing).map(|(index, _)| index);
+        slices.filter(|slice| !dead(slice)).collect::<Vec<_>>()
+    };
+    let spare = of(Standing::Spare);
+    if spare.is_empty() { of(Standing::Leaving) } else { spare }
 }
 
 /// Says why targets of a node would stay where they are.

@@ -118,7 +118,8 @@ fn understand_slices(infos: &[SliceInfoT], shards: usize) -> Result<(Vec<Slice>,
         }
         // What it is to the cluster is the cluster's to say.
         let standing = Standing::default();
-        slices.push(Slice { store, shard: info.shard, capacity: info.capacity, standing });
+        let (shard, capacity, disk) = (info.shard, info.capacity, info.disk);
+        slices.push(Slice { store, shard, capacity, disk, standing });
         health.push(SliceHealth { capacity: info.capacity, used: info.used, dead: info.dead });
     }
     Ok((slices, health))

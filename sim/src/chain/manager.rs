@@ -62,6 +62,7 @@ fn description(node: usize, incarnation: u64) -> Node {
             store: store(node),
             shard: 0,
             capacity: SLICE_BYTES,
+            disk: 0,
             standing: Standing::default(),
         }],
     }

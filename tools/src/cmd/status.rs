@@ -88,7 +88,7 @@ fn process_json(address: &str, asked: &Result<ProcessT>) -> Value {
 }
 
 fn space(nodes: &[NodeStatusT]) -> (u64, u64) {
-    let slices = nodes.iter().flat_map(|node| &node.slices);
+    let slices = nodes.iter().flat_map(|node| &node.slices).filter(|slice| !slice.dead);
     slices.fold((0, 0), |(total, used), slice| (total + slice.capacity, used + slice.used))
 }
 

@@ -418,6 +418,7 @@ pub mod corefs {
             pub const VT_USED: ::flatbuffers::VOffsetT = 12;
             pub const VT_DEAD: ::flatbuffers::VOffsetT = 14;
             pub const VT_STANDING: ::flatbuffers::VOffsetT = 16;
+            pub const VT_DISK: ::flatbuffers::VOffsetT = 18;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -434,6 +435,7 @@ pub mod corefs {
                 if let Some(x) = args.store {
                     builder.add_store(x);
                 }
+                builder.add_disk(args.disk);
                 builder.add_shard(args.shard);
                 builder.add_index(args.index);
                 builder.add_standing(args.standing);
@@ -452,6 +454,7 @@ pub mod corefs {
                 let used = self.used();
                 let dead = self.dead();
                 let standing = self.standing();
+                let disk = self.disk();
                 SliceInfoT {
                     index,
                     shard,
@@ -460,6 +463,7 @@ pub mod corefs {
                     used,
                     dead,
                     standing,
+                    disk,
                 }
             }
 
@@ -523,6 +527,13 @@ pub mod corefs {
                         .unwrap()
                 }
             }
+            #[inline]
+            pub fn disk(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u16>(SliceInfo::VT_DISK, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for SliceInfo<'_> {
@@ -543,6 +554,7 @@ pub mod corefs {
                     .visit_field::<u64>("used", Self::VT_USED, false)?
                     .visit_field::<bool>("dead", Self::VT_DEAD, false)?
                     .visit_field::<Standing>("standing", Self::VT_STANDING, false)?
+                    .visit_field::<u16>("disk", Self::VT_DISK, false)?
                     .finish();
                 Ok(())
             }
@@ -555,6 +567,7 @@ pub mod corefs {
             pub used: u64,
             pub dead: bool,
             pub standing: Standing,
+            pub disk: u16,
         }
         impl<'a> Default for SliceInfoArgs<'a> {
             #[inline]
@@ -567,6 +580,7 @@ pub mod corefs {
                     used: 0,
                     dead: false,
                     standing: Standing::Spare,
+                    disk: 0,
                 }
             }
         }
@@ -607,6 +621,10 @@ pub mod corefs {
                     .push_slot::<Standing>(SliceInfo::VT_STANDING, standing, Standing::Spare);
             }
             #[inline]
+            pub fn add_disk(&mut self, disk: u16) {
+                self.fbb_.push_slot::<u16>(SliceInfo::VT_DISK, disk, 0);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SliceInfoBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 SliceInfoBuilder {
@@ -632,6 +650,7 @@ pub mod corefs {
                 ds.field("used", &self.used());
                 ds.field("dead", &self.dead());
                 ds.field("standing", &self.standing());
+                ds.field("disk", &self.disk());
                 ds.finish()
             }
         }
@@ -645,6 +664,7 @@ pub mod corefs {
             pub used: u64,
             pub dead: bool,
             pub standing: Standing,
+            pub disk: u16,
         }
         impl Default for SliceInfoT {
             fn default() -> Self {
@@ -656,6 +676,7 @@ pub mod corefs {
                     used: 0,
                     dead: false,
                     standing: Standing::Spare,
+                    disk: 0,
                 }
             }
         }
@@ -674,6 +695,7 @@ pub mod corefs {
                 let used = self.used;
                 let dead = self.dead;
                 let standing = self.standing;
+                let disk = self.disk;
                 SliceInfo::create(
                     _fbb,
                     &SliceInfoArgs {
@@ -684,6 +706,7 @@ pub mod corefs {
                         used,
                         dead,
                         standing,
+                        disk,
                     },
                 )
             }

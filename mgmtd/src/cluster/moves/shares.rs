@@ -4,7 +4,7 @@ use super::staying;
 use crate::cluster::state::{Standing, State};
 use corefs_wire::{NodeId, SliceIndex};
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Capacities are compared in this unit (bytes), so that products fit.
 const UNIT: u64 = 1 << 20;
@@ -23,24 +23,27 @@ impl Load {
     }
 }
 
-/// The loads of nodes and slices. Members that are to leave don't count, those on their way do.
+/// The loads of nodes, disks and slices. Members that are to leave don't count, those on their way do.
 pub(super) struct Shares {
     nodes: BTreeMap<NodeId, Load>,
-    slices: BTreeMap<(NodeId, SliceIndex), Load>,
+    disks: BTreeMap<(NodeId, u16), Load>,
+    slices: BTreeMap<(NodeId, SliceIndex), (u16, Load)>,
     pairs: BTreeMap<(NodeId, NodeId), u64>,
     chains: u64,
 }
 
 impl Shares {
     pub(super) fn of(state: &State) -> Self {
-        let (nodes, slices, pairs) = Default::default();
-        let mut out = Self { nodes, slices, pairs, chains: state.chains.len() as u64 };
+        let (nodes, disks, slices, pairs) = Default::default();
+        let mut out = Self { nodes, disks, slices, pairs, chains: state.chains.len() as u64 };
         for (id, node) in &state.nodes {
             for (index, slice) in node.slices.iter().enumerate() {
                 let used = slice.standing == Standing::Active;
                 let capacity = if used { (slice.capacity / UNIT).max(1) } else { 0 };
                 out.nodes.entry(*id).or_default().capacity += capacity;
-                out.slices.entry((*id, SliceIndex(index as u16))).or_default().capacity = capacity;
+                out.disks.entry((*id, slice.disk)).or_default().capacity += capacity;
+                let load = Load { targets: 0, capacity };
+                out.slices.insert((*id, SliceIndex(index as u16)), (slice.disk, load));
             }
         }
         for chain in state.chains.values() {
@@ -55,20 +58,30 @@ impl Shares {
     }
 
     pub(super) fn put(&mut self, node: NodeId, slice: SliceIndex) {
-        self.nodes.entry(node).or_default().targets += 1;
-        self.slices.entry((node, slice)).or_default().targets += 1;
+        self.count(node, slice, |targets| targets + 1);
     }
 
     pub(super) fn take(&mut self, node: NodeId, slice: SliceIndex) {
-        let less = |load: &mut Load| load.targets = load.targets.saturating_sub(1);
-        self.nodes.entry(node).and_modify(less);
-        self.slices.entry((node, slice)).and_modify(less);
+        self.count(node, slice, |targets| targets.saturating_sub(1));
     }
 
-    /// Slices of the node that are in use.
-    pub(super) fn slices(&self, node: NodeId) -> impl Iterator<Item = SliceIndex> {
+    fn count(&mut self, node: NodeId, slice: SliceIndex, change: impl Fn(u64) -> u64) {
+        let Some((disk, load)) = self.slices.get_mut(&(node, slice)) else { return };
+        load.targets = change(load.targets);
+        for load in [self.disks.get_mut(&(node, *disk)), self.nodes.get_mut(&node)].into_iter().flatten() {
+            load.targets = change(load.targets);
+        }
+    }
+
+    /// Slices of the node that are in use, with their disks.
+    pub(super) fn slices(&self, node: NodeId) -> impl Iterator<Item = (u16, SliceIndex)> {
+        let used = self.of_node(node).filter(|(.., load)| load.capacity > 0);
+        used.map(|(slice, disk, _)| (disk, slice))
+    }
+
+    fn of_node(&self, node: NodeId) -> impl Iterator<Item = (SliceIndex, u16, Load)> {
         let of_node = self.slices.range((node, SliceIndex(0))..=(node, SliceIndex(u16::MAX)));
-        of_node.filter(|(_, load)| load.capacity > 0).map(|((_, slice), _)| *slice)
+        of_node.map(|((_, slice), (disk, load))| (*slice, *disk, *load))
     }
 
     /// How full a node would be with `more` targets than now, compared with others.
@@ -76,8 +89,11 @@ impl Shares {
         self.nodes.get(&node).copied().unwrap_or_default().relative(more)
     }
 
-    pub(super) fn relative_slice(&self, node: NodeId, slice: SliceIndex, more: u64) -> u128 {
-        self.slices.get(&(node, slice)).copied().unwrap_or_default().relative(more)
+    /// How full a slice's disk and the slice itself would be with `more` targets than now, compared with others of the node.
+    pub(super) fn relative_slice(&self, node: NodeId, slice: SliceIndex, more: u64) -> (u128, u128) {
+        let (disk, load) = self.slices.get(&(node, slice)).copied().unwrap_or_default();
+        let disk = self.disks.get(&(node, disk)).copied().unwrap_or_default();
+        (disk.relative(more), load.relative(more))
     }
 
     /// Chains that two nodes share.
@@ -97,11 +113,24 @@ impl Shares {
         uneven(&self.nodes, self.chains)
     }
 
-    /// Pairs of slices of a node of which the first has more than its share and the second less.
-    pub(super) fn uneven_slices(&self, node: NodeId) -> Vec<(NodeId, SliceIndex, SliceIndex)> {
-        let of_node = self.slices.range((node, SliceIndex(0))..=(node, SliceIndex(u16::MAX)));
-        let of_node: BTreeMap<SliceIndex, Load> = of_node.map(|((_, slice), load)| (*slice, *load)).collect();
-        uneven(&of_node, u64::MAX).into_iter().map(|(from, to)| (node, from, to)).collect()
+    /// Pairs of disks of a node of which the first has more than its share and the second less.
+    pub(super) fn uneven_disks(&self, node: NodeId) -> Vec<(u16, u16)> {
+        let of_node = self.disks.range((node, 0)..=(node, u16::MAX));
+        uneven(&of_node.map(|((_, disk), load)| (*disk, *load)).collect(), u64::MAX)
+    }
+
+    /// Pairs of slices of one disk of which the first has more than its share and the second less.
+    pub(super) fn uneven_slices(&self, node: NodeId) -> Vec<(SliceIndex, SliceIndex)> {
+        let disks: BTreeSet<u16> = self.of_node(node).map(|(_, disk, _)| disk).collect();
+        let of_disk = |disk: u16| {
+            let slices = self.of_node(node).filter(|(_, on, _)| *on == disk);
+            uneven(&slices.map(|(slice, _, load)| (slice, load)).collect(), u64::MAX)
+        };
+        disks.into_iter().flat_map(of_disk).collect()
+    }
+
+    pub(super) fn disk(&self, node: NodeId, slice: SliceIndex) -> Option<u16> {
+        self.slices.get(&(node, slice)).map(|(disk, _)| *disk)
     }
 }
 

@@ -118,6 +118,24 @@ fn a_new_node_gets_its_share_and_nothing_moves_twice() {
     assert!(world.state.nodes.keys().all(|node| slices.uneven_slices(*node).is_empty()));
 }
 
+/// Also when there are more slices than targets.
+#[test]
+fn a_new_disk_gets_its_share_of_the_node() {
+    let mut world = World::new(formed(3, 3));
+    for disks in 2..=5u8 {
+        world.state.register(Arrival { id: None, node: node(2, 1, disks * 8) }).unwrap();
+        world.everybody_speaks();
+        world.stand(2, 0..u16::from(disks) * 8, Standing::Active);
+        world.state.moving.balance = true;
+        world.run();
+        let mut loads = vec![0; usize::from(disks)];
+        let here = world.state.members().filter(|(_, member)| member.node == NodeId(2));
+        here.for_each(|(_, member)| loads[usize::from(member.slice.0 / 8)] += 1);
+        assert!(loads.iter().max().unwrap() - loads.iter().min().unwrap() <= 1, "{loads:?}");
+    }
+    assert!(world.loads()[&2] == 32 && world.moved <= 16 + 11 + 8 + 7, "{} moves", world.moved);
+}
+
 #[test]
 fn a_node_is_emptied_and_can_be_forgotten() {
     let mut world = World::new(formed(4, 3));
