@@ -3,6 +3,7 @@
 
 use crate::event::Nanos;
 use crate::store::RecoveryReport;
+use crate::targets::Upkeep;
 use corefs_net::mailbox::{Receiver, Refused, Sender, mailbox};
 use corefs_net::ring::Alarm;
 use corefs_wire::control::mgmtd::{SliceInfoT, TargetHealthT};
@@ -82,6 +83,10 @@ pub enum ShardMessage {
         until: Nanos,
     },
     Report(Answer<ShardReport>),
+    /// Verify everything now, at that many bytes a second (0: as fast as it goes).
+    Scrub {
+        rate: u64,
+    },
     /// Take nothing new, finish, write everything down, answer, end.
     Drain(Answer<()>),
     /// End at once, as if killed.
@@ -96,6 +101,7 @@ pub struct ShardReport {
     pub slices: Vec<SliceInfoT>,
     pub targets: Vec<TargetHealthT>,
     pub recovered: Vec<(SliceIndex, RecoveryReport)>,
+    pub upkeep: Upkeep,
 }
 
 /// Reaches one shard from another core.

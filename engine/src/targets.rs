@@ -7,9 +7,16 @@
 //! - One flush of a disk is in flight at a time. It is asked for when everything sealed on that disk is complete,
 //!   and covers nothing that completes later; records gather meanwhile.
 //! - A failed write kills its slice, a failed flush every slice that waited for it; the dead are never asked again.
+//!   Repaired blocks wait for a flush like updates do.
+
+mod upkeep;
+
+pub use upkeep::Upkeep;
 
 use crate::chain::{Input, Moment, Pace, Role};
 use crate::event::{Ask, DiskIndex, Event, Nanos, OpId, Output, Outputs, Told};
+use crate::repair::{Place, Repairs};
+use crate::scrub::Scrub;
 use crate::slice::Slice;
 use crate::store::{ChunkInfo, Expected, ReadPlan, Store};
 use crate::target::{Scene, Target, Timers};
@@ -41,6 +48,12 @@ pub struct Targets {
     groups: Vec<Group>,
     timers: Timers,
     pace: Pace,
+    repairs: Repairs,
+    scrub: Scrub,
+    /// When something of either may be done.
+    upkeep_at: Nanos,
+    /// The number of the last step of either.
+    tickets: u64,
     lease_until: Nanos,
     draining: bool,
 }
@@ -55,6 +68,10 @@ impl Targets {
             groups: Vec::new(),
             timers: Timers::new(),
             pace: Pace::default(),
+            repairs: Repairs::default(),
+            scrub: Scrub::default(),
+            upkeep_at: Nanos::MAX,
+            tickets: 0,
             lease_until: 0,
             draining: false,
         }
@@ -117,6 +134,15 @@ impl Targets {
             Event::Flushed { disk } => self.flushed(now, disk, out),
             Event::WriteFailed { slice, error } => self.kill(now, slice, error, out),
             Event::FlushFailed { disk, error } => self.flush_failed(now, disk, &error, out),
+            Event::Suspect { target, chunk, blocks } => {
+                self.suspect(now, Place { target, chunk, pending: false }, blocks);
+            }
+            Event::Wanted { op, entry, pending } => self.wanted(now, op, entry, pending, out),
+            Event::Checked { ticket, slice, plan, bad } => self.checked(now, ticket, slice, plan, bad, out),
+            Event::Fetched { ticket, result } => self.fetched(now, ticket, result, out),
+            Event::Mended { ticket, slice, plan, result } => {
+                self.mended(now, ticket, slice, plan, result, out);
+            }
             Event::Routing(routing) => self.route(now, routing, out),
             Event::Leased { until } => self.lease_until = self.lease_until.max(until),
             Event::TurnEnd => self.turn_end(now, out),
@@ -132,8 +158,19 @@ impl Targets {
             Ok(target) => {
                 let (slice, timers, pace) =
                     (&mut self.slices[target.slice()], &mut self.timers, &mut self.pace);
-                target.read(&mut Scene { moment, slice, timers, pace, out }, op, entry);
+                let repairs = &mut self.repairs;
+                target.read(&mut Scene { moment, slice, timers, pace, repairs, out }, op, entry);
             }
+            Err(error) => out.push(Output::Refuse { op, error }),
+        }
+    }
+
+    /// Another replica reads: as above.
+    fn wanted(&mut self, now: Nanos, op: OpId, entry: &ReadEntry, pending: bool, out: &mut Outputs) {
+        match entry.check().and_then(|()| self.owned(entry.target())) {
+            Ok(()) => self.with(now, entry.target(), out, |target, scene| {
+                target.wanted(scene, op, entry, pending);
+            }),
             Err(error) => out.push(Output::Refuse { op, error }),
         }
     }
@@ -209,7 +246,8 @@ impl Targets {
     /// When [`Event::TurnEnd`] should be told though nothing else happens.
     pub fn next_deadline(&self) -> Option<Nanos> {
         let timer = self.timers.first().map(|(at, ..)| *at);
-        self.slices.iter().filter_map(Slice::next_deadline).chain(timer).min()
+        let upkeep = (self.upkeep_at < Nanos::MAX).then_some(self.upkeep_at);
+        self.slices.iter().filter_map(Slice::next_deadline).chain(timer).chain(upkeep).min()
     }
 
     /// Until when the lease runs.
@@ -220,6 +258,8 @@ impl Targets {
     /// Refuses everything new from now on; what is under way goes on.
     pub fn drain(&mut self) {
         self.draining = true;
+        self.scrub.stop();
+        self.repairs.stop();
         self.slices.iter_mut().for_each(Slice::close);
     }
 
@@ -315,7 +355,8 @@ impl Targets {
         let moment = self.moment(now);
         if let Some(target) = self.targets.get_mut(&id) {
             let (slice, timers, pace) = (&mut self.slices[target.slice()], &mut self.timers, &mut self.pace);
-            act(target, &mut Scene { moment, slice, timers, pace, out });
+            let repairs = &mut self.repairs;
+            act(target, &mut Scene { moment, slice, timers, pace, repairs, out });
         }
     }
 
@@ -325,6 +366,7 @@ impl Targets {
 
     fn flushed(&mut self, now: Nanos, disk: DiskIndex, out: &mut Outputs) {
         self.groups[usize::from(disk.0)] = Group::Idle;
+        self.repairs_flushed(now, disk);
         for position in 0..self.slices.len() {
             if self.slices[position].disk != disk {
                 continue;
@@ -344,7 +386,9 @@ impl Targets {
     fn flush_failed(&mut self, now: Nanos, disk: DiskIndex, error: &Error, out: &mut Outputs) {
         self.groups[usize::from(disk.0)] = Group::Idle;
         let waiting = |slice: &&Slice| slice.disk == disk && slice.is_sealed();
-        let dead: Vec<SliceIndex> = self.slices.iter().filter(waiting).map(|slice| slice.index).collect();
+        let mut dead: Vec<SliceIndex> = self.slices.iter().filter(waiting).map(|slice| slice.index).collect();
+        dead.extend(self.repairs.in_flush(disk).filter_map(|target| self.slice_of(target)));
+        self.repairs_flushed(now, disk);
         for slice in dead {
             self.kill(now, slice, error.clone(), out);
         }
@@ -359,7 +403,8 @@ impl Targets {
         let moment = self.moment(now);
         for target in self.targets.values_mut().filter(|target| target.slice() == position) {
             let (slice, timers, pace) = (&mut self.slices[position], &mut self.timers, &mut self.pace);
-            target.die(&mut Scene { moment, slice, timers, pace, out });
+            let repairs = &mut self.repairs;
+            target.die(&mut Scene { moment, slice, timers, pace, repairs, out });
         }
         out.push(Output::SliceDied { slice: index, error });
     }
@@ -402,18 +447,23 @@ impl Targets {
             self.timers.pop_first();
             self.with(now, target, out, |target, scene| target.due(scene, chunk, attempt));
         }
+        if now >= self.upkeep_at || self.repairs.can_begin() {
+            self.keep_up(now, out);
+        }
         for disk in 0..self.groups.len() {
             let index = DiskIndex(disk as u16);
-            if self.groups[disk] == Group::Idle && self.seal(now, index, out) {
+            let mended = self.repairs.owes_flush(index);
+            if self.groups[disk] == Group::Idle && (self.seal(now, index, out) | mended) {
                 self.groups[disk] = Group::Writing;
             }
             if self.groups[disk] == Group::Writing {
                 let mut sealed = self.slices.iter().filter(|slice| slice.disk == index && slice.is_sealed());
-                if sealed.clone().next().is_none() {
+                if sealed.clone().next().is_none() && !mended {
                     // All of them have died meanwhile.
                     self.groups[disk] = Group::Idle;
                 } else if sealed.all(Slice::is_written) {
                     self.groups[disk] = Group::Flushing;
+                    self.repairs.flushing(index);
                     out.push(Output::Flush { disk: index });
                 }
             }

@@ -21,6 +21,8 @@ pub struct Role {
     pub filling: bool,
     /// How many come after, serving or being filled.
     pub behind: u8,
+    /// Who else serves, and so has every block.
+    pub peers: Vec<TargetId>,
 }
 
 impl Role {
@@ -39,6 +41,7 @@ impl Role {
             filling: chain.members.get(position + 1).is_some_and(|next| next.state == TargetState::Syncing)
                 && chain.members[position].serving(),
             behind: behind as u8,
+            peers: chain.serving().filter(|member| *member != target).collect(),
         })
     }
 

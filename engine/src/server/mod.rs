@@ -15,6 +15,7 @@ mod process;
 
 use crate::chain::RATE_DEFAULT;
 use crate::mesh::{ShardMessage, ShardReport};
+use crate::scrub::SCRUB_RATE_DEFAULT;
 use corefs_net::{Address, Identity, Node, NodeConfig, Role, Secret};
 use corefs_wire::limits::{SHARDS_A_CORE_MAX, SHARDS_MAX};
 use corefs_wire::{Error, ErrorCode, NodeId, Result, Uuid};
@@ -52,6 +53,8 @@ pub struct Options {
     pub busy_poll: Duration,
     /// Bytes a second at which the node fills replicas that came back, all its shards together.
     pub resync_rate: u64,
+    /// Bytes a second at which the node verifies what it stores in the background, all its shards together; 0: not by itself.
+    pub scrub_rate: u64,
     /// Bytes of buffers of each shard.
     pub pool_bytes: usize,
     /// Where to log what the disks are asked; each shard appends `.N` to the name.
@@ -72,6 +75,7 @@ impl Options {
             domain: String::new(),
             busy_poll: Duration::ZERO,
             resync_rate: RATE_DEFAULT,
+            scrub_rate: SCRUB_RATE_DEFAULT,
             pool_bytes: POOL_DEFAULT,
             record: None,
         }

@@ -129,6 +129,7 @@ impl Shard {
                 ShardMessage::Routing(routing) => self.take_routing(*routing),
                 ShardMessage::Lease { until } => self.desk.tell(Event::Leased { until }),
                 ShardMessage::Report(answer) => answer.send(self.report()),
+                ShardMessage::Scrub { rate } => drop(self.desk.targets.scrub_now(rate)),
                 ShardMessage::Drain(answer) => {
                     self.desk.targets.drain();
                     self.tcp.stop_listening(&mut self.ring);
@@ -175,6 +176,7 @@ impl Shard {
                 }
             }
         }
+        plans.extend(self.upkeep_plans());
         for (slice, plan) in plans {
             self.desk.tell(Event::ReadEnded { slice, plan });
         }

@@ -63,6 +63,8 @@ pub struct Cluster {
     /// States of the targets of nodes that don't serve.
     pub states: BTreeMap<u32, TargetState>,
     pub record: bool,
+    /// Of nodes that are started from now on.
+    pub scrub_rate: u64,
     pub lease_at_start: bool,
 }
 
@@ -77,6 +79,7 @@ impl Cluster {
             chain_version: 0,
             states: BTreeMap::new(),
             record: false,
+            scrub_rate: 0,
             lease_at_start: true,
         };
         for node in 1..=shape.nodes {
@@ -117,6 +120,7 @@ impl Cluster {
             format,
             busy_poll: Duration::ZERO,
             resync_rate: corefs_engine::chain::RATE_DEFAULT,
+            scrub_rate: self.scrub_rate,
             pool_bytes: 16 << 20,
             record: self.record.then(|| self.dir.join(format!("record-{node}"))),
             strict: true,
