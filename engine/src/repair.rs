@@ -109,6 +109,8 @@ pub struct Job {
     /// Most damaged blocks that were seen in this step, and given up in all steps.
     found: u32,
     lost: u32,
+    /// Known to be lost before, and not seen again yet: no news.
+    known: u32,
     peers: Vec<TargetId>,
     peer: usize,
     round: u32,
@@ -118,7 +120,7 @@ pub struct Job {
 }
 
 impl Job {
-    fn new(place: Place, blocks: Range<u32>, now: Nanos) -> Self {
+    fn new(place: Place, blocks: Range<u32>, known: u32, now: Nanos) -> Self {
         Self {
             place,
             at: blocks.start,
@@ -131,6 +133,7 @@ impl Job {
             ask: 0,
             found: 0,
             lost: 0,
+            known,
             peers: Vec::new(),
             peer: 0,
             round: 0,
@@ -143,7 +146,9 @@ impl Job {
     pub fn checked(&mut self, now: Nanos, bad: u128, peers: &[TargetId]) -> Tally {
         let (before, still) = (self.found, bad.count_ones());
         self.found = before.max(still);
-        let damaged = self.found - before;
+        let more = self.found - before;
+        let damaged = more.saturating_sub(self.known);
+        self.known = self.known.saturating_sub(more);
         let hopeless = peers.is_empty() || self.round == ROUNDS_MAX;
         if still > 0 && !hopeless {
             self.round += 1;
@@ -305,7 +310,8 @@ impl Repairs {
         while self.can_begin()
             && let Some((place, blocks)) = self.queue.pop_front()
         {
-            self.jobs.push(Job::new(place, blocks, now));
+            let known = self.lost.get(&place).map_or(0, |lost| lost.blocks);
+            self.jobs.push(Job::new(place, blocks, known, now));
         }
     }
 

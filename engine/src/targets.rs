@@ -246,7 +246,7 @@ impl Targets {
     /// When [`Event::TurnEnd`] should be told though nothing else happens.
     pub fn next_deadline(&self) -> Option<Nanos> {
         let timer = self.timers.first().map(|(at, ..)| *at);
-        let upkeep = (self.upkeep_at < Nanos::MAX).then_some(self.upkeep_at);
+        let upkeep = Some(self.upkeep_at).filter(|at| *at < Nanos::MAX);
         self.slices.iter().filter_map(Slice::next_deadline).chain(timer).chain(upkeep).min()
     }
 
@@ -358,6 +358,9 @@ impl Targets {
             let repairs = &mut self.repairs;
             act(target, &mut Scene { moment, slice, timers, pace, repairs, out });
         }
+        if self.repairs.can_begin() {
+            self.upkeep_at = 0;
+        }
     }
 
     fn tell(&mut self, now: Nanos, id: TargetId, input: Input, out: &mut Outputs) {
@@ -437,6 +440,9 @@ impl Targets {
                 self.tell(now, target.id, Input::Role(role), out);
             }
         }
+        // Perhaps somebody has it now.
+        self.repairs.retry_lost();
+        self.upkeep_at = 0;
     }
 
     #[inline]
@@ -447,7 +453,7 @@ impl Targets {
             self.timers.pop_first();
             self.with(now, target, out, |target, scene| target.due(scene, chunk, attempt));
         }
-        if now >= self.upkeep_at || self.repairs.can_begin() {
+        if now >= self.upkeep_at {
             self.keep_up(now, out);
         }
         for disk in 0..self.groups.len() {

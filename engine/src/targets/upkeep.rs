@@ -15,6 +15,8 @@ use std::ops::Range;
 const EMPTY_MAX: usize = 256;
 /// A pause when there is no memory to look at a chunk (nanoseconds).
 const HUNGRY: Nanos = 20_000_000;
+/// A pause while there is no lease (nanoseconds).
+const UNLEASED: Nanos = 200_000_000;
 /// The walk's least pause between two looks at it (nanoseconds).
 const WAIT: Nanos = 1_000_000;
 
@@ -252,6 +254,11 @@ impl Targets {
     /// Once a turn, when its time has come: what waits goes on, as far as it may.
     #[cold]
     pub(super) fn keep_up(&mut self, now: Nanos, out: &mut Outputs) {
+        if now >= self.lease_until && !self.draining {
+            // Who else serves isn't known (any more).
+            self.upkeep_at = now + UNLEASED;
+            return;
+        }
         self.repairs.begin(now);
         while let Some(index) = self.repairs.due(now) {
             self.drive(now, index, out);
