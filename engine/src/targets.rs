@@ -299,6 +299,7 @@ impl Targets {
             info.store = slice.store.geometry().store.0.to_vec();
             (info.capacity, info.used) = (space.total, space.total - space.free);
             info.dead = !slice.alive();
+            info.unrepaired = self.unrepaired(slice.index);
             info
         };
         self.slices.iter().map(info).collect()

@@ -29,6 +29,7 @@ pub struct Wishes {
     pub busy_poll: u64,
     /// Bytes a second; may be another at each start.
     pub resync_rate: Option<u64>,
+    pub scrub_rate: Option<u64>,
 }
 
 impl Wishes {
@@ -200,7 +201,8 @@ pub fn start(directory: &Directory, wishes: &Wishes, say: &mut dyn FnMut(String)
     for node in 1..=shape.nodes {
         let name = format!("storage node-{node}");
         let log = directory.log(&format!("node-{node}"));
-        let rate = wishes.resync_rate.map(|rate| ["--resync-rate".into(), rate.to_string().into()]);
+        let flag = |name: &str, rate: Option<u64>| rate.map(|rate| [name.into(), rate.to_string().into()]);
+        let rates = [flag("--resync-rate", wishes.resync_rate), flag("--scrub-rate", wishes.scrub_rate)];
         let mut args = vec![
             "storage".into(),
             "--dir".into(),
@@ -216,7 +218,7 @@ pub fn start(directory: &Directory, wishes: &Wishes, say: &mut dyn FnMut(String)
             "--busy-poll".into(),
             wishes.busy_poll.to_string().into(),
         ];
-        args.extend(rate.into_iter().flatten());
+        args.extend(rates.into_iter().flatten().flatten());
         launch(&name, log, args)?;
     }
     let meta = vec!["meta".into(), "--kv".into(), kv.into(), "--manager".into(), manager.clone().into()];

@@ -6,12 +6,14 @@
 //! | `cores` | starting and joining the shards' threads |
 //! | `membership` | registering, heartbeats, leases, routing |
 //! | `process` | who this process is and what it has counted |
+//! | `scrub` | how scrub and repair are, and beginning a pass |
 
 pub mod home;
 
 mod cores;
 mod membership;
 mod process;
+mod scrub;
 
 use crate::chain::RATE_DEFAULT;
 use crate::mesh::{ShardMessage, ShardReport};
@@ -152,7 +154,7 @@ impl StorageServer {
         let address = control.listen(&Address::from(std::net::SocketAddr::new(options.listen, 0)))?;
         member.control = address.to_string();
         let cores = Rc::new(cores);
-        control.serve(Rc::new(process::ProcessService::new(Rc::clone(&cores))));
+        control.serve(Rc::new(process::ProcessService::new(Rc::clone(&cores), options.scrub_rate)));
         let registered = match membership::register(&control, &options.managers, &member).await {
             Ok(registered) => registered,
             Err(error) => {

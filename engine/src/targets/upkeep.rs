@@ -73,6 +73,12 @@ impl Targets {
         }
     }
 
+    /// Blocks of a slice that nobody has.
+    pub(super) fn unrepaired(&self, slice: SliceIndex) -> u64 {
+        let here = self.repairs.lost.iter().filter(|(place, _)| self.slice_of(place.target) == Some(slice));
+        here.map(|(_, lost)| u64::from(lost.blocks)).sum()
+    }
+
     /// Somebody found these blocks damaged.
     pub(super) fn suspect(&mut self, now: Nanos, place: Place, blocks: Range<u32>) -> Hope {
         self.upkeep_at = 0;

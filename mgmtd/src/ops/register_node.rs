@@ -117,7 +117,12 @@ fn understand_slices(infos: &[SliceInfoT], shards: usize) -> Result<(Vec<Slice>,
             return Err(invalid(format!("slice {position} has no capacity")));
         }
         slices.push(Slice { store, shard: info.shard, capacity: info.capacity });
-        health.push(SliceHealth { capacity: info.capacity, used: info.used, dead: info.dead });
+        health.push(SliceHealth {
+            capacity: info.capacity,
+            used: info.used,
+            dead: info.dead,
+            unrepaired: info.unrepaired,
+        });
     }
     Ok((slices, health))
 }

@@ -9,6 +9,7 @@ pub mod mgmtd;
 pub mod mount;
 pub mod perf;
 pub mod quickstart;
+pub mod scrub;
 pub mod status;
 pub mod storage;
 pub mod up;

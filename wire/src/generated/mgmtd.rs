@@ -138,6 +138,7 @@ pub mod corefs {
             pub const VT_CAPACITY: ::flatbuffers::VOffsetT = 10;
             pub const VT_USED: ::flatbuffers::VOffsetT = 12;
             pub const VT_DEAD: ::flatbuffers::VOffsetT = 14;
+            pub const VT_UNREPAIRED: ::flatbuffers::VOffsetT = 16;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -149,6 +150,7 @@ pub mod corefs {
                 args: &'args SliceInfoArgs<'args>,
             ) -> ::flatbuffers::WIPOffset<SliceInfo<'bldr>> {
                 let mut builder = SliceInfoBuilder::new(_fbb);
+                builder.add_unrepaired(args.unrepaired);
                 builder.add_used(args.used);
                 builder.add_capacity(args.capacity);
                 if let Some(x) = args.store {
@@ -170,6 +172,7 @@ pub mod corefs {
                 let capacity = self.capacity();
                 let used = self.used();
                 let dead = self.dead();
+                let unrepaired = self.unrepaired();
                 SliceInfoT {
                     index,
                     shard,
@@ -177,6 +180,7 @@ pub mod corefs {
                     capacity,
                     used,
                     dead,
+                    unrepaired,
                 }
             }
 
@@ -229,6 +233,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<bool>(SliceInfo::VT_DEAD, Some(false)).unwrap() }
             }
+            #[inline]
+            pub fn unrepaired(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(SliceInfo::VT_UNREPAIRED, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for SliceInfo<'_> {
@@ -248,6 +259,7 @@ pub mod corefs {
                     .visit_field::<u64>("capacity", Self::VT_CAPACITY, false)?
                     .visit_field::<u64>("used", Self::VT_USED, false)?
                     .visit_field::<bool>("dead", Self::VT_DEAD, false)?
+                    .visit_field::<u64>("unrepaired", Self::VT_UNREPAIRED, false)?
                     .finish();
                 Ok(())
             }
@@ -259,6 +271,7 @@ pub mod corefs {
             pub capacity: u64,
             pub used: u64,
             pub dead: bool,
+            pub unrepaired: u64,
         }
         impl<'a> Default for SliceInfoArgs<'a> {
             #[inline]
@@ -270,6 +283,7 @@ pub mod corefs {
                     capacity: 0,
                     used: 0,
                     dead: false,
+                    unrepaired: 0,
                 }
             }
         }
@@ -305,6 +319,11 @@ pub mod corefs {
                 self.fbb_.push_slot::<bool>(SliceInfo::VT_DEAD, dead, false);
             }
             #[inline]
+            pub fn add_unrepaired(&mut self, unrepaired: u64) {
+                self.fbb_
+                    .push_slot::<u64>(SliceInfo::VT_UNREPAIRED, unrepaired, 0);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SliceInfoBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 SliceInfoBuilder {
@@ -329,6 +348,7 @@ pub mod corefs {
                 ds.field("capacity", &self.capacity());
                 ds.field("used", &self.used());
                 ds.field("dead", &self.dead());
+                ds.field("unrepaired", &self.unrepaired());
                 ds.finish()
             }
         }
@@ -341,6 +361,7 @@ pub mod corefs {
             pub capacity: u64,
             pub used: u64,
             pub dead: bool,
+            pub unrepaired: u64,
         }
         impl Default for SliceInfoT {
             fn default() -> Self {
@@ -351,6 +372,7 @@ pub mod corefs {
                     capacity: 0,
                     used: 0,
                     dead: false,
+                    unrepaired: 0,
                 }
             }
         }
@@ -368,6 +390,7 @@ pub mod corefs {
                 let capacity = self.capacity;
                 let used = self.used;
                 let dead = self.dead;
+                let unrepaired = self.unrepaired;
                 SliceInfo::create(
                     _fbb,
                     &SliceInfoArgs {
@@ -377,6 +400,7 @@ pub mod corefs {
                         capacity,
                         used,
                         dead,
+                        unrepaired,
                     },
                 )
             }
