@@ -241,7 +241,7 @@ pub struct Repairs {
 }
 
 impl Repairs {
-    /// Blocks of a chunk may be damaged. `alone`: no other replica serves.
+    /// Blocks of a chunk may be damaged. `alone`: there is no other replica.
     pub fn suspect(&mut self, now: Nanos, place: Place, mut blocks: Range<u32>, alone: bool) -> Hope {
         if self.stopped {
             return Hope::Stopping;

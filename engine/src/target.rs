@@ -72,13 +72,14 @@ impl Target {
     }
 
     /// Another replica reads, to repair its copy. It compares what comes with its own CRCs, so it may have what isn't to be
-    /// shown to clients.
+    /// shown to clients, and this one needn't serve.
     pub fn wanted(&self, scene: &mut Scene<'_>, op: OpId, entry: &ReadEntry, pending: bool) {
         let chunk = entry.chunk();
-        let admitted = self.replica.admit_read(scene.moment, chunk, entry.chain(), entry.chain_version.get());
+        let role = self.replica.admit(scene.moment);
+        let admitted = role.and_then(|role| role.check(entry.chain(), entry.chain_version.get()));
         let store = &mut scene.slice.store;
         let (offset, length) = (entry.offset.get(), entry.length.get());
-        let plan = admitted.map(drop).and_then(|()| match pending {
+        let plan = admitted.and_then(|()| match pending {
             true => store.read_pending(self.id, chunk, offset, length),
             false => Err(ErrorCode::NoSuchChunk.into()),
         });

@@ -22,8 +22,8 @@ use std::time::Duration;
 pub const ATTEMPTS_MAX: u32 = 1000;
 /// Reads with a wrong checksum, after each replica has had its chance.
 const MISMATCHES_MAX: u32 = 3;
-/// Rounds of reads over several replicas that are all damaged: with the pauses between, a second, in which each has fetched
-/// from the others what it lacks.
+/// Rounds of reads over replicas that are all damaged: with the pauses between, a second, in which each has fetched from the
+/// others what it lacks.
 const DAMAGED_MAX: u32 = 10;
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
@@ -74,6 +74,7 @@ pub struct Tracker {
     pauses: u32,
     mismatches: u32,
     damaged: u32,
+    replicated: bool,
     failed: Positions,
     /// Positions mean something for one version of the chain only.
     version: u64,
@@ -83,7 +84,24 @@ impl Tracker {
     /// `deadline` in the time that [`after`](Self::after) is told.
     pub const fn new(work: Work, deadline: Duration) -> Self {
         let failed = Positions::NONE;
-        Self { work, deadline, attempts: 0, pauses: 0, mismatches: 0, damaged: 0, failed, version: 0 }
+        Self {
+            work,
+            deadline,
+            attempts: 0,
+            pauses: 0,
+            mismatches: 0,
+            damaged: 0,
+            replicated: false,
+            failed,
+            version: 0,
+        }
+    }
+
+    /// There are other copies, though perhaps not of those that serve just now: damage may be healed.
+    #[must_use]
+    pub const fn replicated(mut self, replicated: bool) -> Self {
+        self.replicated = replicated;
+        self
     }
 
     /// Replicas or servers that failed since they were all tried.
@@ -152,7 +170,9 @@ impl Tracker {
             ErrorCode::Corrupt | ErrorCode::DiskError | ErrorCode::SliceDead if others => {
                 at_once(At::Other, Refresh::Ask)
             }
-            ErrorCode::Corrupt | ErrorCode::DiskError if of > 1 && self.damaged < DAMAGED_MAX => {
+            ErrorCode::Corrupt | ErrorCode::DiskError
+                if (of > 1 || self.replicated) && self.damaged < DAMAGED_MAX =>
+            {
                 self.damaged += 1;
                 self.later(At::Any, Refresh::Ask, rng)
             }
@@ -247,6 +267,12 @@ mod tests {
         let told = story(Work::Read, 2, &both.repeat(DAMAGED_MAX as usize + 1));
         assert_eq!(told.iter().position(|next| next == "give up"), Some(2 * DAMAGED_MAX as usize + 1));
         assert_eq!(story(Work::Read, 1, &[(Corrupt, 0)]), ["give up"]);
+        let mut alone = Tracker::new(Work::Read, DEADLINE).replicated(true);
+        assert_ne!(
+            alone.after(NOW, Corrupt, 0, 1, &mut Rng::new(1)),
+            Next::GiveUp,
+            "others don't serve just now"
+        );
         assert_eq!(story(Work::Read, 2, &[(StaleRouting, 0)]), ["Any later Wait"]);
         assert_eq!(
             story(Work::Read, 2, &[(Unreachable, 0), (Unreachable, 1)]),

@@ -86,7 +86,7 @@ impl Targets {
         self.repairs.suspect(now, place, blocks, alone)
     }
 
-    /// Chain, its version, and who else serves in it.
+    /// Chain, its version, and who else is in it.
     fn peers_of(&self, target: TargetId) -> Option<(ChainId, u64, &[TargetId])> {
         let role = self.targets.get(&target)?.replica().role()?;
         Some((role.chain, role.version, &role.peers))
@@ -261,7 +261,7 @@ impl Targets {
     #[cold]
     pub(super) fn keep_up(&mut self, now: Nanos, out: &mut Outputs) {
         if now >= self.lease_until && !self.draining {
-            // Who else serves isn't known (any more).
+            // Who else is in the chain isn't known (any more).
             self.upkeep_at = now + UNLEASED;
             return;
         }

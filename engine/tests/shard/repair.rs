@@ -286,3 +286,23 @@ fn the_background_scrub_needs_no_question() {
     let more = cluster.counter(3, "turns") - turns;
     assert!(more < 100, "{more} turns of an idle shard");
 }
+
+#[test]
+fn a_replica_that_serves_alone_is_healed_by_those_that_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), THREE);
+    let bytes = pattern(10, 4 * BLOCK);
+    with_client(&cluster, async |client| {
+        client.write(HEAD, chunk(1, 0), 0, &bytes).await.unwrap();
+        client.read_settled(HEAD, chunk(1, 0), 0, CHUNK).await.unwrap();
+    });
+    cluster.states = [(2, TargetState::Waiting), (3, TargetState::Waiting)].into();
+    cluster.publish();
+    with_client(&cluster, async |client| {
+        let at = flip(&cluster, 1, &bytes[..BLOCK]);
+        let read = async || client.read(HEAD, chunk(1, 0), 0, CHUNK).await;
+        assert_eq!(read().await.unwrap_err().code, ErrorCode::Corrupt);
+        wait_until("it is repaired", || counts(&cluster, 1) == (1, 1, 0));
+        assert_eq!(find(&cluster, 1, &bytes[..BLOCK]), at);
+    });
+}

@@ -2,7 +2,7 @@
 
 use crate::{config, role};
 use corefs_engine::server::{Options, StorageServer};
-use corefs_perf::args::Bytes;
+use corefs_perf::args::{Bytes, Rate};
 use corefs_wire::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -61,7 +61,7 @@ pub struct Args {
     /// it where that is slower. 0: not at all [default: 32MiB].
     #[arg(long, value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    scrub_rate: Option<Bytes>,
+    scrub_rate: Option<Rate>,
     /// File with the cluster's secret.
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -3,7 +3,7 @@
 use crate::cluster::{self, Wishes};
 use crate::directory::Directory;
 use crate::{output, signals};
-use corefs_perf::args::Bytes;
+use corefs_perf::args::{Bytes, Rate};
 use corefs_wire::Result;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,7 +51,7 @@ pub struct Args {
     resync_rate: Option<Bytes>,
     /// Bytes a second at which each node verifies what it stores in the background, at most; 0: not at all [default: 32MiB].
     #[arg(long, value_name = "SIZE")]
-    scrub_rate: Option<Bytes>,
+    scrub_rate: Option<Rate>,
     /// Also mount the file system here (an existing directory).
     #[arg(long, value_name = "PATH")]
     mount: Option<PathBuf>,
