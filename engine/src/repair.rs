@@ -37,6 +37,8 @@ const ROUNDS_MAX: u32 = 6;
 const PAUSE_FIRST: Nanos = 50_000_000;
 /// How long what was lost isn't tried again, however often it is read (nanoseconds).
 const LOST_FOR: Nanos = 60_000_000_000;
+/// How often it is seen whether it is still there (nanoseconds).
+const LOOK: Nanos = 5_000_000_000;
 
 /// A chunk of a target: its committed version, or what a pending update makes of it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -225,6 +227,8 @@ pub fn mask(blocks: Range<u32>) -> u128 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Lost {
     pub blocks: u32,
+    /// Of the chunk when that was last looked at.
+    pub version: u64,
     since: Nanos,
 }
 
@@ -237,6 +241,8 @@ pub struct Repairs {
     /// Blocks since the start.
     pub damaged: u64,
     pub repaired: u64,
+    /// When what is lost was last compared with what is there.
+    looked: Nanos,
     stopped: bool,
 }
 
@@ -257,7 +263,8 @@ impl Repairs {
         if alone { Hope::None } else { Hope::Repair }
     }
 
-    fn look_at(&mut self, place: Place, blocks: Range<u32>) {
+    /// Looks at blocks of a chunk, whatever is known of them.
+    pub fn look_at(&mut self, place: Place, blocks: Range<u32>) {
         let joined = |have: &Range<u32>| have.start.min(blocks.start)..have.end.max(blocks.end);
         if let Some(job) = self.jobs.iter_mut().find(|job| job.place == place) {
             job.again = Some(job.again.as_ref().map_or(blocks.clone(), joined));
@@ -325,10 +332,20 @@ impl Repairs {
         self.jobs.iter().position(|job| job.due <= now)
     }
 
-    /// When [`Self::due`] has an answer, or something can begin.
+    /// When [`Self::due`] or [`Self::wants_look`] have an answer, or something can begin.
     pub fn next_deadline(&self) -> Option<Nanos> {
         let waiting = self.can_begin().then_some(0);
-        self.jobs.iter().map(|job| job.due).chain(waiting).min().filter(|at| *at < Nanos::MAX)
+        let look = (!self.lost.is_empty()).then_some(self.looked + LOOK);
+        self.jobs.iter().map(|job| job.due).chain(waiting).chain(look).min().filter(|at| *at < Nanos::MAX)
+    }
+
+    /// It is time to see whether chunks that have lost something have changed.
+    pub fn wants_look(&self, now: Nanos) -> bool {
+        !self.lost.is_empty() && now >= self.looked + LOOK
+    }
+
+    pub fn looked(&mut self, now: Nanos) {
+        self.looked = now;
     }
 
     pub fn count(&mut self, tally: Tally) {
@@ -336,13 +353,13 @@ impl Repairs {
         self.repaired += u64::from(tally.repaired);
     }
 
-    /// A job has come to its end. `gone`: there is nothing left to be damaged.
-    pub fn end(&mut self, now: Nanos, index: usize, gone: bool) {
+    /// A job has come to its end. `gone`: there is nothing left to be damaged. The chunk has that version now.
+    pub fn end(&mut self, now: Nanos, index: usize, gone: bool, version: u64) {
         let job = self.jobs.swap_remove(index);
         if job.lost == 0 || gone {
             self.lost.remove(&job.place);
         } else if self.lost.len() < LOST_MAX || self.lost.contains_key(&job.place) {
-            self.lost.insert(job.place, Lost { blocks: job.lost, since: now });
+            self.lost.insert(job.place, Lost { blocks: job.lost, version, since: now });
         }
         if let Some(blocks) = job.again.filter(|_| !self.stopped && job.lost == 0 && !gone) {
             self.look_at(job.place, blocks);

@@ -91,8 +91,12 @@ fn what_is_said_twice_is_done_once() {
     repairs.suspect(second, place(), 9..10, false);
     assert_eq!(repairs.waiting(), 1);
     repairs.jobs[0].lost = 2;
-    repairs.end(second, 0, false);
+    repairs.end(second, 0, false, 1);
     assert_eq!((repairs.unrepaired(), repairs.waiting()), (2, 0));
+    assert_eq!(repairs.next_deadline(), Some(LOOK), "it may be written anew");
+    assert!(repairs.wants_look(LOOK) && !repairs.wants_look(LOOK - 1));
+    repairs.looked(LOOK);
+    assert!(!repairs.wants_look(LOOK));
     // For a while there is no hope; then the whole chunk is looked at.
     assert_eq!(repairs.suspect(2 * second, place(), 4..5, false), Hope::None);
     assert_eq!(repairs.waiting(), 0);
@@ -100,7 +104,7 @@ fn what_is_said_twice_is_done_once() {
     repairs.begin(2 * LOST_FOR);
     assert_eq!((repairs.jobs[0].at, repairs.jobs[0].to), (0, u32::MAX));
     repairs.suspect(2 * LOST_FOR, place(), 9..10, false);
-    repairs.end(2 * LOST_FOR, 0, false);
+    repairs.end(2 * LOST_FOR, 0, false, 1);
     assert_eq!((repairs.unrepaired(), repairs.waiting()), (0, 1), "what was said meanwhile comes next");
     repairs.stop();
     assert_eq!(repairs.suspect(2 * LOST_FOR, place(), 4..5, false), Hope::Stopping);

@@ -164,7 +164,7 @@ impl Targets {
             Ok(crcs) => {
                 let Some((slice, _, plan)) = self.plan(place, at) else {
                     out.push(Output::Forget { ticket });
-                    return self.repairs.end(now, index, true);
+                    return self.end(now, index, true);
                 };
                 let (good, writes) = fitting(&plan, first, crcs);
                 self.repairs.jobs[index].fetched(first..first + blocks, good);
@@ -198,7 +198,7 @@ impl Targets {
         let Some(index) = self.repairs.find(ticket) else { return };
         let Phase::Mending { blocks } = self.repairs.jobs[index].phase else { return };
         if result.is_err() {
-            return self.repairs.end(now, index, false);
+            return self.end(now, index, false);
         }
         self.repairs.jobs[index].mended(now, blocks);
         self.drive(now, index, out);
@@ -210,11 +210,11 @@ impl Targets {
         let job = &self.repairs.jobs[index];
         let (place, at, phase) = (job.place, job.at, job.phase);
         if self.repairs.is_stopped() || phase == Phase::Over {
-            return self.repairs.end(now, index, false);
+            return self.end(now, index, false);
         }
         match phase {
             Phase::Check if job.due <= now => match self.plan(place, at) {
-                None => self.repairs.end(now, index, at == 0),
+                None => self.end(now, index, at == 0),
                 Some((slice, _, plan)) => {
                     let ticket = self.number();
                     let job = &mut self.repairs.jobs[index];
@@ -230,6 +230,33 @@ impl Targets {
             }
             _ => {}
         }
+    }
+
+    /// A job is over. `gone`: there is nothing left to be damaged.
+    fn end(&mut self, now: Nanos, index: usize, gone: bool) {
+        let version = self.version(self.repairs.jobs[index].place);
+        self.repairs.end(now, index, gone, version);
+    }
+
+    /// The committed version of a chunk; 0 if there is none.
+    fn version(&self, place: Place) -> u64 {
+        let slice = self.targets.get(&place.target).map(|target| &self.slices[target.slice()]);
+        slice
+            .and_then(|slice| slice.store.status(place.target, place.chunk).ok())
+            .map_or(0, |status| status.version)
+    }
+
+    /// What was lost and has another version by now is looked at again: it may have been written anew, or removed.
+    fn look_for_changes(&mut self, now: Nanos) {
+        let mut lost = std::mem::take(&mut self.repairs.lost);
+        for (place, lost) in &mut lost {
+            let version = self.version(*place);
+            if std::mem::replace(&mut lost.version, version) != version {
+                self.repairs.look_at(*place, 0..u32::MAX);
+            }
+        }
+        self.repairs.lost = lost;
+        self.repairs.looked(now);
     }
 
     /// Asks for the next blocks, at the pace of fills: it is one, of ourselves.
@@ -264,6 +291,9 @@ impl Targets {
             // Who else is in the chain isn't known (any more).
             self.upkeep_at = now + UNLEASED;
             return;
+        }
+        if self.repairs.wants_look(now) {
+            self.look_for_changes(now);
         }
         self.repairs.begin(now);
         while let Some(index) = self.repairs.due(now) {

@@ -207,9 +207,9 @@ fn without_another_replica_damage_stays_and_is_counted() {
         assert_eq!(refused.code, ErrorCode::Corrupt);
         assert_eq!(scrub(&cluster, 1).unrepaired, 1);
         assert_eq!(counts(&cluster, 1), (1, 0, 1));
-        // A whole block needs nothing of the old one, and the next scrub sees that nothing is lost any more.
+        // A whole block needs nothing of the old one, and then nothing is lost any more.
         client.write(HEAD, chunk(1, 0), 0, &bytes).await.unwrap();
-        assert_eq!(scrub(&cluster, 1).unrepaired, 0);
+        wait_until("it is noticed", || counts(&cluster, 1) == (1, 0, 0));
     });
 }
 
@@ -304,5 +304,24 @@ fn a_replica_that_serves_alone_is_healed_by_those_that_wait() {
         assert_eq!(read().await.unwrap_err().code, ErrorCode::Corrupt);
         wait_until("it is repaired", || counts(&cluster, 1) == (1, 1, 0));
         assert_eq!(find(&cluster, 1, &bytes[..BLOCK]), at);
+    });
+}
+
+/// A disk that ends too early gives less than it is asked for, and takes what is written beyond its end.
+#[test]
+fn blocks_that_cannot_be_read_are_written_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(dir.path(), THREE);
+    let bytes = pattern(11, CHUNK as usize);
+    with_client(&cluster, async |client| {
+        client.write(HEAD, chunk(1, 0), 0, &bytes).await.unwrap();
+        client.read_settled(LAST, chunk(1, 0), 0, CHUNK).await.unwrap();
+        let from = find(&cluster, 3, &bytes[2 * BLOCK..3 * BLOCK]);
+        let file = std::fs::OpenOptions::new().write(true).open(cluster.disk_path(3)).unwrap();
+        file.set_len(from).unwrap();
+        let read = async || client.read(LAST, chunk(1, 0), 0, CHUNK).await;
+        assert_eq!(read().await.unwrap_err().code, ErrorCode::DiskError);
+        wait_until("it is repaired", || counts(&cluster, 3) == (14, 14, 0));
+        assert!(read().await.unwrap().data == bytes);
     });
 }
