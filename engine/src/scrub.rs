@@ -66,7 +66,8 @@ pub struct Scrub {
     walked: bool,
     /// Spots to be taken once more.
     again: VecDeque<Spot>,
-    flying: BTreeMap<u64, (Spot, u64)>,
+    /// Spots that are being read, their bytes, and whether they are of the present pass.
+    flying: BTreeMap<u64, (Spot, u64, bool)>,
     flying_bytes: u64,
     /// When the bytes so far are paid for, and when the next pass begins.
     paid: Nanos,
@@ -87,6 +88,7 @@ impl Scrub {
         (self.asked_rate, self.pass) = (rate, None);
         (self.next_pass, self.wake, self.paid) = (0, 0, 0);
         self.again.clear();
+        self.flying.values_mut().for_each(|(.., counts)| *counts = false);
         self.asked
     }
 
@@ -150,7 +152,7 @@ impl Scrub {
 
     /// `bytes` at `spot` are being read, under that number.
     pub fn take(&mut self, now: Nanos, ticket: u64, spot: Spot, bytes: u64) {
-        self.flying.insert(ticket, (spot, bytes));
+        self.flying.insert(ticket, (spot, bytes, true));
         self.flying_bytes += bytes;
         let rate = self.bytes_a_second();
         if let Some(cost) = (u128::from(bytes) * 1_000_000_000).checked_div(rate.into()) {
@@ -173,9 +175,9 @@ impl Scrub {
 
     /// What was asked under this number has an answer; `None` if it is none of ours. Without `memory` it was never read.
     pub fn landed(&mut self, now: Nanos, ticket: u64, memory: bool) -> Option<Spot> {
-        let (spot, bytes) = self.flying.remove(&ticket)?;
+        let (spot, bytes, counts) = self.flying.remove(&ticket)?;
         self.flying_bytes -= bytes;
-        match &mut self.pass {
+        match self.pass.as_mut().filter(|_| counts) {
             Some(pass) if memory => pass.bytes += bytes,
             Some(_) => {
                 self.again.push_back(spot);
@@ -290,6 +292,7 @@ mod tests {
         assert_eq!(scrub.answered, 0, "a repair is under way");
         scrub.end(0);
         assert_eq!((scrub.answered, scrub.passes, scrub.last.chunks), (1, 1, 1));
+        assert_eq!(scrub.last.bytes, 4096, "what was read before it began is not its own");
         assert_eq!((scrub.last.damaged_before, scrub.last.repaired_before), (3, 2));
         // The next one is by itself, and not at once.
         assert!(!scrub.begin(2 * SECOND, 10, 0, 0) && scrub.next_deadline(SECOND) == Some(SECOND + PASS_MIN));

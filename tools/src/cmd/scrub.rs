@@ -1,7 +1,7 @@
 //! `corefs scrub`: everything that the storage nodes hold, verified and repaired while they serve.
 
 use crate::connect::Cluster;
-use crate::output;
+use crate::{output, signals};
 use corefs_client::Client;
 use corefs_perf::args::Bytes;
 use corefs_perf::progress::{Progress, Unit, Watch};
@@ -56,7 +56,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let asked = args.cluster.with_client("corefs scrub", move |client| async move {
         let mut asked = begin(&client, now, rate).await;
         if now {
-            finish(&client, &mut asked, watch).await;
+            finish(&client, &mut asked, watch).await?;
         }
         Ok(asked)
     })?;
@@ -104,7 +104,7 @@ async fn ask(client: &Client, address: &str, question: &ScrubT) -> Result<ScrubR
 }
 
 /// Waits until all passes have ended, or their nodes don't answer any more.
-async fn finish(client: &Client, asked: &mut [Asked], watch: Watch) {
+async fn finish(client: &Client, asked: &mut [Asked], watch: Watch) -> Result<()> {
     let mut progress = None;
     while asked.iter().any(|node| node.is_busy()) {
         let shards = || asked.iter().flat_map(|node| node.said.iter().flat_map(|said| &said.shards));
@@ -120,6 +120,11 @@ async fn finish(client: &Client, asked: &mut [Asked], watch: Watch) {
             );
         }
         client.node().sleep(PAUSE).await;
+        if signals::wait_for(Duration::ZERO) {
+            let what =
+                "not waited for any longer; the nodes go on, and `corefs scrub` shows how far they are";
+            return Err(Error::new(ErrorCode::Interrupted, what));
+        }
         for node in asked.iter_mut().filter(|node| node.is_busy()) {
             node.said = ask(client, &node.address, &ScrubT::default()).await;
             if node.began_anew() {
@@ -128,6 +133,7 @@ async fn finish(client: &Client, asked: &mut [Asked], watch: Watch) {
             }
         }
     }
+    Ok(())
 }
 
 impl Asked {
