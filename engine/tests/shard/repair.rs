@@ -325,3 +325,32 @@ fn blocks_that_cannot_be_read_are_written_anew() {
         assert!(read().await.unwrap().data == bytes);
     });
 }
+
+#[test]
+fn another_version_of_a_block_is_never_taken_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(dir.path(), THREE);
+    let (old, new) = (pattern(12, 2 * BLOCK), pattern(13, BLOCK));
+    with_client(&cluster, async |client| {
+        client.write(HEAD, chunk(1, 0), 0, &old).await.unwrap();
+        // The last replica alone gets another version.
+        let update = client.update(LAST, chunk(1, 0), UpdateKind::Write, 0, BLOCK as u32);
+        client.send(LAST, Client::forwarded(update, 2), &new).await.unwrap();
+        let at = flip(&cluster, 3, &new);
+        let second = flip(&cluster, 3, &old[BLOCK..]);
+        let found = scrub(&cluster, 3);
+        assert_eq!(
+            (found.damaged, found.repaired, found.unrepaired),
+            (2, 1, 1),
+            "the other one is the same everywhere"
+        );
+        assert_eq!(find(&cluster, 3, &old[BLOCK..]), second);
+        let mut bad = new.clone();
+        bad[77] ^= 4;
+        assert_eq!(find(&cluster, 3, &bad), at, "nothing was written there");
+        put(&cluster, 3, at, &new);
+        assert_eq!(scrub(&cluster, 3).unrepaired, 0);
+        let found = client.read(LAST, chunk(1, 0), 0, CHUNK).await.unwrap();
+        assert!(found.version == 2 && found.data[..BLOCK] == new && found.data[BLOCK..] == old[BLOCK..]);
+    });
+}
