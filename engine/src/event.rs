@@ -4,6 +4,7 @@
 //! [`Output`]s that come back. Bytes of chunks never pass through here: they stay in the performer's buffers, under the
 //! number of their operation.
 
+use crate::repair::Place;
 use crate::store::{
     BatchId, DataWrite, DedupRow, DiskWrite, Entry, InlineVec, Merge, PendingInfo, ReadPlan, UpdateKind,
 };
@@ -99,6 +100,17 @@ pub enum Event<'a> {
     WriteFailed { slice: SliceIndex, error: Error },
     /// A flush of the disk failed.
     FlushFailed { disk: DiskIndex, error: Error },
+    /// Stored blocks of a chunk don't match their checksums, or can't be read.
+    Suspect { target: TargetId, chunk: ChunkId, blocks: Range<u32> },
+    /// Another replica wants blocks of a committed version, or what a pending update makes of them, whatever is under way: it
+    /// has their CRCs.
+    Wanted { op: OpId, entry: &'a ReadEntry, pending: bool },
+    /// The answer to [`Output::Check`]: which blocks don't match or can't be read, as bits; `Overloaded` if there was no memory.
+    Checked { ticket: u64, slice: SliceIndex, plan: ReadPlan, bad: Result<u128> },
+    /// The answer to [`Output::Fetch`]: the CRC of each block that came and is kept under the ticket, or why there is none.
+    Fetched { ticket: u64, result: Result<&'a [u32]> },
+    /// The answer to [`Output::Mend`]; a failure has been told as [`Event::WriteFailed`] before.
+    Mended { ticket: u64, slice: SliceIndex, plan: ReadPlan, result: Result<()> },
     /// The manager said who owns what.
     Routing(&'a RoutingInfo),
     /// The node's lease was renewed, until then.
@@ -155,6 +167,23 @@ pub enum Output {
         /// As in [`Offer::base`], or of a fill as in [`Offer::fill`].
         base: u64,
     },
+    /// Read the plan's blocks (at most [`STEP`](crate::repair::STEP)) and compare them with their CRCs; answered with
+    /// [`Event::Checked`]. If it isn't `urgent`, only with memory that nobody misses.
+    Check { ticket: u64, slice: SliceIndex, plan: ReadPlan, urgent: bool },
+    /// Ask the owner of `to` for its copy of blocks of a chunk; answered with [`Event::Fetched`].
+    Fetch {
+        ticket: u64,
+        to: TargetId,
+        chain: ChainId,
+        chain_version: u64,
+        place: Place,
+        first: u32,
+        blocks: u32,
+    },
+    /// Write fetched blocks where damaged ones are; answered with [`Event::Mended`].
+    Mend { ticket: u64, slice: SliceIndex, plan: ReadPlan, writes: Vec<DataWrite> },
+    /// What was fetched under this ticket isn't needed.
+    Forget { ticket: u64 },
     /// Answer the update's requester.
     Reply { op: OpId, result: Result<Ack> },
     /// The update's payload isn't needed any more; the operation is over.

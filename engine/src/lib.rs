@@ -5,6 +5,7 @@
 //! | [`store`] | the chunk store of one slice; pure |
 //! | [`chain`] | chain replication as one replica sees it; pure |
 //! | [`target`], [`targets`], [`slice`] | both together behind one `handle(now, event, &mut outputs)`; pure |
+//! | [`repair`], [`scrub`] | damaged blocks made whole from other replicas, and the walk that finds them; pure |
 //! | [`event`] | what a shard tells its targets, and what they ask of it |
 //! | [`block`] | whole checksum blocks made of payloads and old blocks; pure |
 //! | [`server`] | a storage node: shards on pinned cores, and the control endpoint that keeps them in the cluster |
@@ -17,6 +18,8 @@ pub mod chain;
 pub mod disk;
 pub mod event;
 pub mod mesh;
+pub mod repair;
+pub mod scrub;
 pub mod server;
 pub mod shard;
 pub mod slice;

@@ -5,6 +5,7 @@ use crate::disk::file::DiskFile;
 use crate::disk::open::Extent;
 use crate::event::Nanos;
 use crate::store::RecoveryReport;
+use crate::targets::Upkeep;
 use corefs_net::mailbox::{Receiver, Refused, Sender, mailbox};
 use corefs_net::ring::Alarm;
 use corefs_wire::control::mgmtd::{SliceInfoT, TargetHealthT};
@@ -90,6 +91,10 @@ pub enum ShardMessage {
         slices: Vec<(SliceIndex, Extent, Uuid)>,
         answer: Answer<Result<()>>,
     },
+    /// Verify everything now, at that many bytes a second (0: as fast as it goes).
+    Scrub {
+        rate: u64,
+    },
     /// Take nothing new, finish, write everything down, answer, end.
     Drain(Answer<()>),
     /// End at once, as if killed.
@@ -104,6 +109,7 @@ pub struct ShardReport {
     pub slices: Vec<SliceInfoT>,
     pub targets: Vec<TargetHealthT>,
     pub recovered: Vec<(SliceIndex, RecoveryReport)>,
+    pub upkeep: Upkeep,
 }
 
 /// Reaches one shard from another core.

@@ -6,6 +6,7 @@ mod filling;
 
 use crate::chain::{Begun, Filler, Input, Moment, Pace, Replica, Resync, Role, Step};
 use crate::event::{Ack, Nanos, Offer, OpId, Output, Outputs};
+use crate::repair::{Hope, Place, Repairs};
 use crate::slice::Slice;
 use crate::store::{BatchId, Begin, Finish, Staging, Store, Update, UpdateKind};
 use corefs_wire::checksum::crc32c;
@@ -13,6 +14,7 @@ use corefs_wire::data::ReadEntry;
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{ChunkId, Error, ErrorCode, Result, TargetId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// When which chunk's update wants to be reminded.
 pub type Timers = BTreeSet<(Nanos, TargetId, ChunkId, u64)>;
@@ -41,6 +43,7 @@ pub struct Scene<'a> {
     pub slice: &'a mut Slice,
     pub timers: &'a mut Timers,
     pub pace: &'a mut Pace,
+    pub repairs: &'a mut Repairs,
     pub out: &'a mut Outputs,
 }
 
@@ -66,6 +69,28 @@ impl Target {
             Err(error) => Output::Refuse { op, error },
         };
         scene.out.push(out);
+    }
+
+    /// Another replica reads, to repair its copy. It compares what comes with its own CRCs, so it may have what isn't to be
+    /// shown to clients, and this one needn't serve.
+    pub fn wanted(&self, scene: &mut Scene<'_>, op: OpId, entry: &ReadEntry, pending: bool) {
+        let chunk = entry.chunk();
+        let role = self.replica.admit(scene.moment);
+        let admitted = role.and_then(|role| role.check(entry.chain(), entry.chain_version.get()));
+        let store = &mut scene.slice.store;
+        let (offset, length) = (entry.offset.get(), entry.length.get());
+        let plan = admitted.and_then(|()| match pending {
+            true => store.read_pending(self.id, chunk, offset, length),
+            false => Err(ErrorCode::NoSuchChunk.into()),
+        });
+        let plan = match plan {
+            Err(error) if error.code == ErrorCode::NoSuchChunk => store.read(self.id, chunk, offset, length),
+            other => other,
+        };
+        scene.out.push(match plan {
+            Ok(plan) => Output::Read { op, slice: scene.slice.index, plan },
+            Err(error) => Output::Refuse { op, error },
+        });
     }
 
     #[inline]
@@ -145,14 +170,40 @@ impl Target {
         let result = match result {
             Ok(crcs) => self.stage(scene, chunk, staging, crcs),
             Err(error) => {
+                let blocks = staging.first_block..staging.first_block + staging.blocks;
                 scene.slice.store.cancel(staging);
                 // What is damaged here is there, whole, where it is filled from.
                 let syncing = self.replica.role().is_some_and(Role::syncing);
-                let damaged = syncing && error.code == ErrorCode::Corrupt;
-                Err(if damaged { Error::mismatch(ErrorCode::NeedsWhole, 1, 0, error.message) } else { error })
+                Err(match error.code {
+                    ErrorCode::Corrupt if syncing => {
+                        Error::mismatch(ErrorCode::NeedsWhole, 1, 0, error.message)
+                    }
+                    _ => self.hopeful(scene, chunk, blocks, false, error),
+                })
             }
         };
         self.handle(scene, Input::Applied { chunk, result });
+    }
+
+    /// What is to be said instead of `error` if it comes from damage that other replicas may heal: try again soon.
+    fn hopeful(
+        &self,
+        scene: &mut Scene<'_>,
+        chunk: ChunkId,
+        blocks: Range<u32>,
+        pending: bool,
+        error: Error,
+    ) -> Error {
+        if !matches!(error.code, ErrorCode::Corrupt | ErrorCode::DiskError) {
+            return error;
+        }
+        let place = Place { target: self.id, chunk, pending };
+        let alone = self.replica.role().is_none_or(|role| role.peers.is_empty());
+        match scene.repairs.suspect(scene.moment.now, place, blocks, alone) {
+            Hope::Repair => Error::new(ErrorCode::Overloaded, "a damaged block is being repaired"),
+            Hope::Stopping => ErrorCode::ShuttingDown.into(),
+            Hope::None => error,
+        }
     }
 
     fn stage(&self, scene: &mut Scene<'_>, chunk: ChunkId, staging: Staging, crcs: &[u32]) -> Result<u32> {

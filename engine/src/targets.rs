@@ -7,9 +7,17 @@
 //! - One flush of a disk is in flight at a time. It is asked for when everything sealed on that disk is complete,
 //!   and covers nothing that completes later; records gather meanwhile.
 //! - A failed write kills its slice, a failed flush every slice that waited for it; the dead are never asked again.
+//!   Repaired blocks wait for a flush like updates do.
 
-use crate::chain::{Input, Moment, Pace, Role};
+mod placed;
+mod upkeep;
+
+pub use upkeep::Upkeep;
+
+use crate::chain::{Input, Moment, Pace};
 use crate::event::{Ask, DiskIndex, Event, Nanos, OpId, Output, Outputs, Told};
+use crate::repair::{Place, Repairs};
+use crate::scrub::Scrub;
 use crate::slice::Slice;
 use crate::store::{ChunkInfo, Expected, ReadPlan, Store};
 use crate::target::{Scene, Target, Timers};
@@ -17,13 +25,11 @@ use corefs_wire::control::mgmtd::{SliceInfoT, TargetHealthT};
 use corefs_wire::data::{LIST_MAX, List, ReadEntry};
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ChainId, Error, ErrorCode, InodeId, NodeId, Result, ShardIndex, SliceIndex, TargetId};
-use std::collections::{BTreeMap, BTreeSet};
+use placed::Owed;
+use std::collections::BTreeMap;
 
 /// Reads whose cache misses are begun together: about as many as a core can have.
 const EXPECTED: usize = 16;
-
-/// How often it is tried again to make or remove targets (nanoseconds).
-const UPKEEP_EVERY: Nanos = 50_000_000;
 
 /// What a disk is doing for its slices' sealed batches.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -44,20 +50,15 @@ pub struct Targets {
     groups: Vec<Group>,
     timers: Timers,
     pace: Pace,
+    repairs: Repairs,
+    scrub: Scrub,
+    /// When something of either may be done.
+    upkeep_at: Nanos,
+    /// The number of the last step of either.
+    tickets: u64,
     lease_until: Nanos,
     draining: bool,
-    upkeep: Upkeep,
-}
-
-/// What routing asks for and couldn't be done at once; tried again now and then.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
-struct Upkeep {
-    /// Targets that are to be here, in which slice (a position), and their roles.
-    missing: BTreeMap<TargetId, (usize, ChainId, Option<Role>)>,
-    /// Targets that are no members of any chain: their chunks go.
-    gone: BTreeSet<TargetId>,
-    /// When to try again.
-    due: Option<Nanos>,
+    owed: Owed,
 }
 
 impl Targets {
@@ -70,9 +71,13 @@ impl Targets {
             groups: Vec::new(),
             timers: Timers::new(),
             pace: Pace::default(),
+            repairs: Repairs::default(),
+            scrub: Scrub::default(),
+            upkeep_at: Nanos::MAX,
+            tickets: 0,
             lease_until: 0,
             draining: false,
-            upkeep: Upkeep::default(),
+            owed: Owed::default(),
         }
     }
 
@@ -133,6 +138,15 @@ impl Targets {
             Event::Flushed { disk } => self.flushed(now, disk, out),
             Event::WriteFailed { slice, error } => self.kill(now, slice, error, out),
             Event::FlushFailed { disk, error } => self.flush_failed(now, disk, &error, out),
+            Event::Suspect { target, chunk, blocks } => {
+                self.suspect(now, Place { target, chunk, pending: false }, blocks);
+            }
+            Event::Wanted { op, entry, pending } => self.wanted(now, op, entry, pending, out),
+            Event::Checked { ticket, slice, plan, bad } => self.checked(now, ticket, slice, plan, bad, out),
+            Event::Fetched { ticket, result } => self.fetched(now, ticket, result, out),
+            Event::Mended { ticket, slice, plan, result } => {
+                self.mended(now, ticket, slice, plan, result, out);
+            }
             Event::Routing(routing) => self.route(now, routing, out),
             Event::Leased { until } => self.lease_until = self.lease_until.max(until),
             Event::TurnEnd => self.turn_end(now, out),
@@ -148,8 +162,19 @@ impl Targets {
             Ok(target) => {
                 let (slice, timers, pace) =
                     (&mut self.slices[target.slice()], &mut self.timers, &mut self.pace);
-                target.read(&mut Scene { moment, slice, timers, pace, out }, op, entry);
+                let repairs = &mut self.repairs;
+                target.read(&mut Scene { moment, slice, timers, pace, repairs, out }, op, entry);
             }
+            Err(error) => out.push(Output::Refuse { op, error }),
+        }
+    }
+
+    /// Another replica reads: as above.
+    fn wanted(&mut self, now: Nanos, op: OpId, entry: &ReadEntry, pending: bool, out: &mut Outputs) {
+        match entry.check().and_then(|()| self.owned(entry.target())) {
+            Ok(()) => self.with(now, entry.target(), out, |target, scene| {
+                target.wanted(scene, op, entry, pending);
+            }),
             Err(error) => out.push(Output::Refuse { op, error }),
         }
     }
@@ -225,7 +250,14 @@ impl Targets {
     /// When [`Event::TurnEnd`] should be told though nothing else happens.
     pub fn next_deadline(&self) -> Option<Nanos> {
         let timer = self.timers.first().map(|(at, ..)| *at);
-        self.slices.iter().filter_map(Slice::next_deadline).chain(timer).chain(self.upkeep.due).min()
+        let upkeep = Some(self.upkeep_at).filter(|at| *at < Nanos::MAX);
+        self.slices
+            .iter()
+            .filter_map(Slice::next_deadline)
+            .chain(timer)
+            .chain(upkeep)
+            .chain(self.owed.due)
+            .min()
     }
 
     /// Until when the lease runs.
@@ -236,6 +268,8 @@ impl Targets {
     /// Refuses everything new from now on; what is under way goes on.
     pub fn drain(&mut self) {
         self.draining = true;
+        self.scrub.stop();
+        self.repairs.stop();
         self.slices.iter_mut().for_each(Slice::close);
     }
 
@@ -275,6 +309,7 @@ impl Targets {
             info.store = slice.store.geometry().store.0.to_vec();
             (info.capacity, info.used) = (space.total, space.total - space.free);
             info.dead = !slice.alive();
+            info.unrepaired = self.unrepaired(slice.index);
             info
         };
         self.slices.iter().map(info).collect()
@@ -300,7 +335,7 @@ impl Targets {
             health
         };
         let there = self.targets.iter().filter(|(_, target)| !target.replica().is_gone());
-        let missing = self.upkeep.missing.keys().map(|target| {
+        let missing = self.owed.missing().map(|target| {
             let mut health = TargetHealthT::default();
             (health.target, health.failed) = (target.0, true);
             health
@@ -337,7 +372,11 @@ impl Targets {
         let moment = self.moment(now);
         if let Some(target) = self.targets.get_mut(&id) {
             let (slice, timers, pace) = (&mut self.slices[target.slice()], &mut self.timers, &mut self.pace);
-            act(target, &mut Scene { moment, slice, timers, pace, out });
+            let repairs = &mut self.repairs;
+            act(target, &mut Scene { moment, slice, timers, pace, repairs, out });
+        }
+        if self.repairs.can_begin() {
+            self.upkeep_at = 0;
         }
     }
 
@@ -347,6 +386,7 @@ impl Targets {
 
     fn flushed(&mut self, now: Nanos, disk: DiskIndex, out: &mut Outputs) {
         self.groups[usize::from(disk.0)] = Group::Idle;
+        self.repairs_flushed(now, disk);
         for position in 0..self.slices.len() {
             if self.slices[position].disk != disk {
                 continue;
@@ -366,7 +406,9 @@ impl Targets {
     fn flush_failed(&mut self, now: Nanos, disk: DiskIndex, error: &Error, out: &mut Outputs) {
         self.groups[usize::from(disk.0)] = Group::Idle;
         let waiting = |slice: &&Slice| slice.disk == disk && slice.is_sealed();
-        let dead: Vec<SliceIndex> = self.slices.iter().filter(waiting).map(|slice| slice.index).collect();
+        let mut dead: Vec<SliceIndex> = self.slices.iter().filter(waiting).map(|slice| slice.index).collect();
+        dead.extend(self.repairs.in_flush(disk).filter_map(|target| self.slice_of(target)));
+        self.repairs_flushed(now, disk);
         for slice in dead {
             self.kill(now, slice, error.clone(), out);
         }
@@ -381,88 +423,17 @@ impl Targets {
         let moment = self.moment(now);
         for target in self.targets.values_mut().filter(|target| target.slice() == position) {
             let (slice, timers, pace) = (&mut self.slices[position], &mut self.timers, &mut self.pace);
-            target.die(&mut Scene { moment, slice, timers, pace, out });
+            let repairs = &mut self.repairs;
+            target.die(&mut Scene { moment, slice, timers, pace, repairs, out });
         }
         out.push(Output::SliceDied { slice: index, error });
     }
 
-    /// Creates the targets that routing places in slices of this shard, and tells every target its role.
     fn route(&mut self, now: Nanos, routing: &RoutingInfo, out: &mut Outputs) {
-        for target in routing.targets.values() {
-            let owner = routing.owner(target.id);
-            if !owner.is_some_and(|owner| owner.node == self.node && owner.shard == self.shard) {
-                continue;
-            }
-            let chain = routing.chains.get(&target.chain);
-            let role = chain.and_then(|chain| Role::of(target.id, chain));
-            if !self.targets.contains_key(&target.id) {
-                if let Some(position) = self.position(target.slice).filter(|at| self.slices[*at].alive()) {
-                    self.create(now, target.id, (position, target.chain, role), out);
-                }
-            } else if let Some(role) = role {
-                self.tell(now, target.id, Input::Role(role), out);
-            }
-        }
-        // Numbers of targets are never used again, and routing only goes forward: what it doesn't name any more is gone for good.
-        let gone = |(id, target): &(&TargetId, &Target)| {
-            !routing.targets.contains_key(*id) && !target.replica().is_gone()
-        };
-        let gone: Vec<TargetId> = self.targets.iter().filter(gone).map(|(id, _)| *id).collect();
-        for id in gone {
-            self.with(now, id, out, Target::leave);
-            self.upkeep.gone.insert(id);
-        }
-        self.upkeep.missing.retain(|id, _| routing.targets.contains_key(id));
-        self.look_after(now, out);
-    }
-
-    fn create(
-        &mut self,
-        now: Nanos,
-        id: TargetId,
-        wanted: (usize, ChainId, Option<Role>),
-        out: &mut Outputs,
-    ) {
-        let (position, chain, role) = wanted;
-        let slice = &mut self.slices[position];
-        match slice.store.create_target(id, chain) {
-            Ok(_) => {
-                slice.hurry();
-                self.upkeep.missing.remove(&id);
-                self.targets.insert(id, Target::new(id, position));
-                if let Some(role) = role {
-                    self.tell(now, id, Input::Role(role), out);
-                }
-            }
-            Err(error) => {
-                if self.upkeep.missing.insert(id, (position, chain, role)).is_none() {
-                    out.push(Output::TargetFailed { target: id, error });
-                }
-            }
-        }
-    }
-
-    /// Makes targets that are to be here and removes those that aren't any more, as far as that can be done now.
-    fn look_after(&mut self, now: Nanos, out: &mut Outputs) {
-        for id in std::mem::take(&mut self.upkeep.gone) {
-            let Some(position) = self.targets.get(&id).map(Target::slice) else { continue };
-            let slice = &mut self.slices[position];
-            if !slice.alive() {
-                continue;
-            }
-            match slice.store.remove_target(id) {
-                Ok(_) => slice.hurry(),
-                // An update is being prepared, or the journal waits for its checkpoint.
-                Err(_) => drop(self.upkeep.gone.insert(id)),
-            }
-        }
-        for (id, wanted) in self.upkeep.missing.clone() {
-            if self.slices[wanted.0].alive() {
-                self.create(now, id, wanted, out);
-            }
-        }
-        let more = !self.upkeep.gone.is_empty() || !self.upkeep.missing.is_empty();
-        self.upkeep.due = more.then_some(now + UPKEEP_EVERY);
+        self.place(now, routing, out);
+        // Perhaps somebody has it now.
+        self.repairs.retry_lost();
+        self.upkeep_at = 0;
     }
 
     #[inline]
@@ -473,21 +444,26 @@ impl Targets {
             self.timers.pop_first();
             self.with(now, target, out, |target, scene| target.due(scene, chunk, attempt));
         }
-        if self.upkeep.due.is_some_and(|due| due <= now) {
-            self.look_after(now, out);
+        if self.owed.due.is_some_and(|due| due <= now) {
+            self.pay(now, out);
+        }
+        if now >= self.upkeep_at {
+            self.keep_up(now, out);
         }
         for disk in 0..self.groups.len() {
             let index = DiskIndex(disk as u16);
-            if self.groups[disk] == Group::Idle && self.seal(now, index, out) {
+            let mended = self.repairs.owes_flush(index);
+            if self.groups[disk] == Group::Idle && (self.seal(now, index, out) | mended) {
                 self.groups[disk] = Group::Writing;
             }
             if self.groups[disk] == Group::Writing {
                 let mut sealed = self.slices.iter().filter(|slice| slice.disk == index && slice.is_sealed());
-                if sealed.clone().next().is_none() {
+                if sealed.clone().next().is_none() && !mended {
                     // All of them have died meanwhile.
                     self.groups[disk] = Group::Idle;
                 } else if sealed.all(Slice::is_written) {
                     self.groups[disk] = Group::Flushing;
+                    self.repairs.flushing(index);
                     out.push(Output::Flush { disk: index });
                 }
             }

@@ -1,7 +1,7 @@
 //! The flags of `corefs perf`, and the runs that they ask for.
 
 use crate::bare::ServeArgs;
-pub use crate::bytes::{BadSize, Bytes};
+pub use crate::bytes::{BadSize, Bytes, Rate};
 use crate::disk::SIZE_DEFAULT;
 use crate::files::FILES_MAX;
 use crate::names::Plan;

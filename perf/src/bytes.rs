@@ -136,6 +136,43 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
+/// Bytes a second, or `0` for not at all.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Rate(pub u64);
+
+impl FromStr for Rate {
+    type Err = BadSize;
+
+    fn from_str(text: &str) -> Result<Self, BadSize> {
+        match text.parse::<Bytes>() {
+            Ok(bytes) => Ok(Self(bytes.0)),
+            Err(BadSize::Zero) => Ok(Self(0)),
+            Err(other) => Err(other),
+        }
+    }
+}
+
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Bytes(self.0).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(u64),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Number(bytes) => Ok(Self(bytes)),
+            Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +224,17 @@ mod tests {
         );
         assert!(read("true").unwrap_err().contains("512KiB"));
         assert_eq!(serde_json::to_string(&Bytes(1536 << 20)).unwrap(), "\"1536MiB\"");
+    }
+
+    #[test]
+    fn a_rate_may_be_nothing() {
+        for (text, rate) in [("0", 0), ("0MiB", 0), ("32MiB", 32 << 20)] {
+            assert_eq!(text.parse(), Ok(Rate(rate)));
+            let json = serde_json::to_string(&Rate(rate)).unwrap();
+            assert_eq!(serde_json::from_str::<Rate>(&json).unwrap(), Rate(rate), "{json}");
+        }
+        assert_eq!(serde_json::from_str::<Rate>("0").unwrap(), Rate(0));
+        assert!("-1".parse::<Rate>().is_err() && serde_json::from_str::<Rate>("\"fast\"").is_err());
     }
 
     proptest! {

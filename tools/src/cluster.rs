@@ -29,6 +29,7 @@ pub struct Wishes {
     pub busy_poll: u64,
     /// Bytes a second; may be another at each start.
     pub resync_rate: Option<u64>,
+    pub scrub_rate: Option<u64>,
 }
 
 impl Wishes {
@@ -219,7 +220,8 @@ fn storage(
     manager: &str,
     node: u32,
 ) -> (String, PathBuf, Vec<OsString>) {
-    let rate = wishes.resync_rate.map(|rate| ["--resync-rate".into(), rate.to_string().into()]);
+    let flag = |name: &str, rate: Option<u64>| rate.map(|rate| [name.into(), rate.to_string().into()]);
+    let rates = [flag("--resync-rate", wishes.resync_rate), flag("--scrub-rate", wishes.scrub_rate)];
     let mut args: Vec<OsString> = vec![
         "storage".into(),
         "--dir".into(),
@@ -235,7 +237,7 @@ fn storage(
         "--busy-poll".into(),
         wishes.busy_poll.to_string().into(),
     ];
-    args.extend(rate.into_iter().flatten());
+    args.extend(rates.into_iter().flatten().flatten());
     (format!("storage node-{node}"), directory.log(&format!("node-{node}")), args)
 }
 

@@ -11,6 +11,7 @@ pub use crate::generated::kv::corefs::kv;
 pub use crate::generated::meta::corefs::meta;
 pub use crate::generated::mgmtd::corefs::mgmtd;
 pub use crate::generated::process::corefs::process;
+pub use crate::generated::storage::corefs::storage;
 
 /// A message that can be the body of a frame.
 pub trait Message: Sized {
@@ -20,7 +21,8 @@ pub trait Message: Sized {
 
 /// A request that has one kind of reply.
 pub trait Call: Message {
-    /// The frame's operation code. 0x01xx key-value store, 0x02xx managers, 0x03xx metadata, 0x04xx any process;
+    /// The frame's operation code. 0x01xx key-value store, 0x02xx managers, 0x03xx metadata, 0x04xx any process,
+    /// 0x05xx storage nodes;
     /// below 0x0100 is the data path ([`crate::data::op`]).
     const OP: u16;
     /// The operation's name in logs, counters and errors.
@@ -79,6 +81,7 @@ messages! {
          ListXattr/ListXattrT, ListXattrReply/ListXattrReplyT, SetXattr/SetXattrT, RemoveXattr/RemoveXattrT,
          SetLock/SetLockT, GetLock/GetLockT, GetLockReply/GetLockReplyT}
     process::{GetProcess/GetProcessT, Process/ProcessT}
+    storage::{Scrub/ScrubT, ScrubReply/ScrubReplyT}
 }
 
 macro_rules! calls {
@@ -131,6 +134,8 @@ calls! {
     0x0314 "meta.set_lock" meta::SetLockT => meta::EmptyT;
 
     0x0401 "process.get" process::GetProcessT => process::ProcessT;
+
+    0x0501 "storage.scrub" storage::ScrubT => storage::ScrubReplyT;
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | [`op::READ`] | [`Prefix`], then 1 to [`READ_BATCH_MAX`] x [`ReadEntry`] | [`ReadReply`], a CRC per block | whole blocks |
 //! | [`op::UPDATE`] | [`Prefix`], [`Update`], a CRC per segment | [`UpdateReply`] | none |
+//! | [`op::FETCH`] | [`Prefix`], [`Fetch`] | as of a read | whole blocks |
 //! | [`op::LIST`] | [`Prefix`], [`List`] | n x [`ListEntry`] | none |
 //!
 //! A predecessor that fills its successor also compares and hands over rows: see [`resync`](crate::resync).
@@ -26,6 +27,8 @@ pub mod op {
     /// From a predecessor to a successor that it fills, see [`resync`](crate::resync).
     pub const COMPARE: u16 = 0x0004;
     pub const ROWS: u16 = 0x0005;
+    /// From a replica whose copy is damaged to another of its chain.
+    pub const FETCH: u16 = 0x0006;
 }
 
 /// What every data request starts with. All of it is reserved and zero in version 1: tenant and class for
@@ -105,6 +108,28 @@ pub fn read_entries(body: &[u8]) -> Result<(&Prefix, &[ReadEntry])> {
         ));
     }
     Ok((prefix, entries))
+}
+
+/// Asks another replica for its copy of blocks, by a replica whose own is damaged and who knows their CRCs: it is answered
+/// whatever is under way with the chunk, as soon as the read has ended.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Fetch {
+    pub entry: ReadEntry,
+    /// 1: what a pending update makes of them, if there is one.
+    pub pending: U32,
+    pub unused: U32,
+}
+const _: () = assert!(size_of::<Fetch>() == 64);
+
+impl Fetch {
+    pub fn parse(body: &[u8]) -> Result<&Self> {
+        let bad = || Error::new(ErrorCode::BadFrame, "not a request for another replica's blocks");
+        let (_, rest) = Prefix::ref_from_prefix(body).map_err(|_| bad())?;
+        Self::ref_from_bytes(rest).map_err(|_| bad())
+    }
 }
 
 /// What a read found. Followed by `blocks` CRCs (u32 each); the data is `blocks` whole blocks. Blocks past the end of
@@ -398,6 +423,17 @@ mod tests {
         assert_eq!(patch.check(100), Ok(()));
         assert!(Update { offset: 4095.into(), ..patch }.check(100).is_err());
         assert!(Update { kind: UpdateKind::Write as u8, ..replace }.check(100).is_err());
+    }
+
+    #[test]
+    fn a_fetch_is_one_entry_exactly() {
+        let fetch = Fetch { pending: 1.into(), ..Fetch::default() };
+        let mut body = Prefix::default().as_bytes().to_vec();
+        assert!(Fetch::parse(&body).is_err());
+        body.extend_from_slice(fetch.as_bytes());
+        assert_eq!(Fetch::parse(&body), Ok(&fetch));
+        body.push(0);
+        assert!(Fetch::parse(&body).is_err());
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! | `Pending` | the tail, at once; the tail itself: later | later | later |
 //! | `ChecksumMismatch` | another replica; then a few times more | later | give up |
 //! | `LeaseExpired` | another replica; none left: fresh routing | fresh routing | give up: it is ours |
-//! | `Corrupt`, `DiskError`, `SliceDead` | another replica; none left: give up | `SliceDead` with other replicas: fresh routing; else give up | give up |
+//! | `Corrupt`, `DiskError` | another replica; none left: a few times more, since they heal each other | give up | give up |
+//! | `SliceDead` | another replica; none left: give up | with other replicas: fresh routing; else give up | give up |
 //! | class Retry | another replica; none left: later | later | another server; none left: later |
 //! | class Refresh | fresh routing; the server is going or gone: another replica | fresh routing | another server |
 //! | class Fatal | give up | give up | give up |
@@ -21,6 +22,9 @@ use std::time::Duration;
 pub const ATTEMPTS_MAX: u32 = 1000;
 /// Reads with a wrong checksum, after each replica has had its chance.
 const MISMATCHES_MAX: u32 = 3;
+/// Rounds of reads over replicas that are all damaged: with the pauses between, a second, in which each has fetched from the
+/// others what it lacks.
+const DAMAGED_MAX: u32 = 10;
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
@@ -69,6 +73,8 @@ pub struct Tracker {
     attempts: u32,
     pauses: u32,
     mismatches: u32,
+    damaged: u32,
+    replicated: bool,
     failed: Positions,
     /// Positions mean something for one version of the chain only.
     version: u64,
@@ -78,7 +84,24 @@ impl Tracker {
     /// `deadline` in the time that [`after`](Self::after) is told.
     pub const fn new(work: Work, deadline: Duration) -> Self {
         let failed = Positions::NONE;
-        Self { work, deadline, attempts: 0, pauses: 0, mismatches: 0, failed, version: 0 }
+        Self {
+            work,
+            deadline,
+            attempts: 0,
+            pauses: 0,
+            mismatches: 0,
+            damaged: 0,
+            replicated: false,
+            failed,
+            version: 0,
+        }
+    }
+
+    /// There are other copies, though perhaps not of those that serve just now: damage may be healed.
+    #[must_use]
+    pub const fn replicated(mut self, replicated: bool) -> Self {
+        self.replicated = replicated;
+        self
     }
 
     /// Replicas or servers that failed since they were all tried.
@@ -146,6 +169,12 @@ impl Tracker {
             }
             ErrorCode::Corrupt | ErrorCode::DiskError | ErrorCode::SliceDead if others => {
                 at_once(At::Other, Refresh::Ask)
+            }
+            ErrorCode::Corrupt | ErrorCode::DiskError
+                if (of > 1 || self.replicated) && self.damaged < DAMAGED_MAX =>
+            {
+                self.damaged += 1;
+                self.later(At::Any, Refresh::Ask, rng)
             }
             ErrorCode::Unreachable
             | ErrorCode::ShuttingDown
@@ -233,8 +262,17 @@ mod tests {
         let lost =
             story(Work::Read, 3, &[(ConnectionLost, 1), (TimedOut, 0), (Overloaded, 2), (ConnectionLost, 0)]);
         assert_eq!(lost, ["Other now", "Other now", "Any later Ask", "Other now"]);
-        assert_eq!(story(Work::Read, 2, &[(Corrupt, 0), (Corrupt, 1)]), ["Other now Ask", "give up"]);
+        let both = [(Corrupt, 0), (Corrupt, 1)];
+        assert_eq!(story(Work::Read, 2, &both), ["Other now Ask", "Any later Ask"]);
+        let told = story(Work::Read, 2, &both.repeat(DAMAGED_MAX as usize + 1));
+        assert_eq!(told.iter().position(|next| next == "give up"), Some(2 * DAMAGED_MAX as usize + 1));
         assert_eq!(story(Work::Read, 1, &[(Corrupt, 0)]), ["give up"]);
+        let mut alone = Tracker::new(Work::Read, DEADLINE).replicated(true);
+        assert_ne!(
+            alone.after(NOW, Corrupt, 0, 1, &mut Rng::new(1)),
+            Next::GiveUp,
+            "others don't serve just now"
+        );
         assert_eq!(story(Work::Read, 2, &[(StaleRouting, 0)]), ["Any later Wait"]);
         assert_eq!(
             story(Work::Read, 2, &[(Unreachable, 0), (Unreachable, 1)]),

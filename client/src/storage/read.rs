@@ -135,7 +135,8 @@ impl Storage {
     #[cold]
     async fn read_again(&self, place: &Place, mut entry: ReadEntry, mut failure: Failure) -> Result<Buffer> {
         let ground = &self.ground;
-        let mut tracker = Tracker::new(Work::Read, ground.now() + ground.patience);
+        let replicated = ground.routing().replicas > 1;
+        let mut tracker = Tracker::new(Work::Read, ground.now() + ground.patience).replicated(replicated);
         loop {
             ground.check_open()?;
             tracker.see_version(failure.version);

@@ -43,6 +43,7 @@ pub fn serve(file: DiskFile, bytes: u64, format: bool, started: mpsc::Sender<Sta
             }],
             busy_poll: Duration::from_micros(50),
             resync_rate: corefs_engine::chain::RATE_DEFAULT,
+            scrub_rate: 0,
             pool_bytes: 128 << 20,
             record: None,
             strict: false,

@@ -2,7 +2,7 @@
 
 use crate::event::Offer;
 use corefs_wire::control::mgmtd::TargetState;
-use corefs_wire::routing::Chain;
+use corefs_wire::routing::{Chain, Member};
 use corefs_wire::{ChainId, Error, ErrorCode, Result, TargetId};
 
 /// A target's place in its chain at one chain version.
@@ -21,12 +21,16 @@ pub struct Role {
     pub filling: bool,
     /// How many come after, serving or being filled.
     pub behind: u8,
+    /// Who else may have a block, those that serve first: bytes are known by their CRC, whoever has them.
+    pub peers: Vec<TargetId>,
 }
 
 impl Role {
     /// The place of `target` in `chain`, `None` if it isn't a member.
     pub fn of(target: TargetId, chain: &Chain) -> Option<Self> {
         let position = chain.members.iter().position(|member| member.target == target)?;
+        let gone = |state| matches!(state, TargetState::Offline | TargetState::LastServing);
+        let present = |member: &&Member| member.target != target && !gone(member.state);
         let receives = |state| matches!(state, TargetState::Serving | TargetState::Syncing);
         let behind = chain.members[position + 1..].iter().take_while(|member| receives(member.state)).count();
         Some(Self {
@@ -39,6 +43,12 @@ impl Role {
             filling: chain.members.get(position + 1).is_some_and(|next| next.state == TargetState::Syncing)
                 && chain.members[position].serving(),
             behind: behind as u8,
+            peers: chain
+                .members
+                .iter()
+                .filter(|member| present(member))
+                .map(|member| member.target)
+                .collect(),
         })
     }
 

@@ -43,6 +43,16 @@ pub enum Io {
     Flush {
         disk: DiskIndex,
     },
+    /// A part of a step that is verified.
+    Check {
+        slot: u32,
+        part: u16,
+    },
+    /// Good blocks over bad ones.
+    Mend {
+        slot: u32,
+        part: u16,
+    },
 }
 
 impl Io {
@@ -54,6 +64,8 @@ impl Io {
             Self::Data { op, part } => (3, part, op),
             Self::Batch { slot } => (4, 0, slot),
             Self::Flush { disk } => (5, 0, disk.0.into()),
+            Self::Check { slot, part } => (6, part, slot),
+            Self::Mend { slot, part } => (7, part, slot),
         };
         Token::new(Source::DISK, kind << 48 | u64::from(part) << 32 | u64::from(index))
     }
@@ -68,6 +80,8 @@ impl Io {
             2 => Self::Load { op: index, part },
             3 => Self::Data { op: index, part },
             4 => Self::Batch { slot: index },
+            6 => Self::Check { slot: index, part },
+            7 => Self::Mend { slot: index, part },
             _ => Self::Flush { disk: DiskIndex(index as u16) },
         }
     }
@@ -219,6 +233,8 @@ mod tests {
             Io::Data { op, part },
             Io::Batch { slot: 7 },
             Io::Flush { disk: DiskIndex(u16::MAX) },
+            Io::Check { slot: 3, part },
+            Io::Mend { slot: u32::MAX, part },
         ];
         for io in all {
             assert_eq!((Io::of(io.token()), io.token().source()), (io, Source::DISK));

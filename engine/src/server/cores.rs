@@ -79,6 +79,10 @@ pub async fn start(
             slices: specs.collect(),
             busy_poll: options.busy_poll,
             resync_rate: (options.resync_rate / options.cores as u64).max(1),
+            scrub_rate: match options.scrub_rate {
+                0 => 0,
+                rate => (rate / options.cores as u64).max(1),
+            },
             pool_bytes: options.pool_bytes,
             record: options.record.as_ref().map(|path| numbered(path, index)),
             strict: std::env::var_os("COREFS_STRICT").is_some(),

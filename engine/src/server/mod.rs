@@ -7,6 +7,7 @@
 //! | `disks` | disks that are added while it runs |
 //! | `membership` | registering, heartbeats, leases, routing |
 //! | `process` | who this process is and what it has counted |
+//! | `scrub` | how scrub and repair are, and beginning a pass |
 
 pub mod home;
 
@@ -14,9 +15,11 @@ mod cores;
 mod disks;
 mod membership;
 mod process;
+mod scrub;
 
 use crate::chain::RATE_DEFAULT;
 use crate::mesh::{ShardMessage, ShardReport};
+use crate::scrub::SCRUB_RATE_DEFAULT;
 use corefs_net::{Address, Identity, Node, NodeConfig, Role, Secret};
 use corefs_wire::limits::{SHARDS_A_CORE_MAX, SHARDS_MAX};
 use corefs_wire::{Error, ErrorCode, NodeId, Result, Uuid};
@@ -55,6 +58,8 @@ pub struct Options {
     pub busy_poll: Duration,
     /// Bytes a second at which the node fills replicas that came back, all its shards together.
     pub resync_rate: u64,
+    /// Bytes a second at which the node verifies what it stores in the background, all its shards together; 0: not by itself.
+    pub scrub_rate: u64,
     /// Bytes of buffers of each shard.
     pub pool_bytes: usize,
     /// Where to log what the disks are asked; each shard appends `.N` to the name.
@@ -75,6 +80,7 @@ impl Options {
             domain: String::new(),
             busy_poll: Duration::ZERO,
             resync_rate: RATE_DEFAULT,
+            scrub_rate: SCRUB_RATE_DEFAULT,
             pool_bytes: POOL_DEFAULT,
             record: None,
         }
@@ -150,7 +156,7 @@ impl StorageServer {
         let address = control.listen(&Address::from(std::net::SocketAddr::new(options.listen, 0)))?;
         member.control = address.to_string();
         let cores = Rc::new(cores);
-        control.serve(Rc::new(process::ProcessService::new(Rc::clone(&cores))));
+        control.serve(Rc::new(process::ProcessService::new(Rc::clone(&cores), options.scrub_rate)));
         let registered = match membership::register(&control, &options.managers, &member).await {
             Ok(registered) => registered,
             Err(error) => {

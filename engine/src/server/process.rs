@@ -1,8 +1,11 @@
-//! `process.get`: who this process is, what it has used, what its shards have counted.
+//! What the control endpoint answers: who this process is, what it has used, what its shards have counted (`process.get`),
+//! and how the scrub is (`storage.scrub`).
 
 use super::cores::{self, Core};
+use super::scrub;
 use corefs_net::{Request, Responder, Service};
 use corefs_wire::control::process::{CounterT, GetProcessT, ProcessT, ShardCountersT};
+use corefs_wire::control::storage::ScrubT;
 use corefs_wire::control::{Call, Message};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::collections::BTreeMap;
@@ -11,25 +14,34 @@ use std::time::Instant;
 
 pub struct ProcessService {
     cores: Rc<Vec<Core>>,
+    scrub_rate: u64,
     started: Instant,
 }
 
 impl ProcessService {
-    pub fn new(cores: Rc<Vec<Core>>) -> Self {
-        Self { cores, started: Instant::now() }
+    /// `scrub_rate`: of the node in the background, for whoever asks.
+    pub fn new(cores: Rc<Vec<Core>>, scrub_rate: u64) -> Self {
+        Self { cores, scrub_rate, started: Instant::now() }
     }
 }
 
 impl Service for ProcessService {
     fn request(&self, request: Request, responder: Responder) {
-        if request.op != GetProcessT::OP {
-            let what = "a storage node's control endpoint only tells about its process";
-            return responder.err(&Error::mismatch(ErrorCode::UnknownOperation, 0, request.op.into(), what));
-        }
-        let (cores, started) = (Rc::clone(&self.cores), self.started);
+        let (cores, started, rate) = (Rc::clone(&self.cores), self.started, self.scrub_rate);
         let answer = async move {
-            match process(&cores, started).await {
-                Ok(process) => responder.ok(&process.encode(), None),
+            let answer = match request.op {
+                GetProcessT::OP => process(&cores, started).await.map(|process| process.encode()),
+                ScrubT::OP => match ScrubT::decode(&request.body) {
+                    Ok(asked) => scrub::answer(&cores, &asked, rate).await.map(|reply| reply.encode()),
+                    Err(error) => Err(error),
+                },
+                other => {
+                    let what = "a storage node's control endpoint tells about its process and its scrub";
+                    Err(Error::mismatch(ErrorCode::UnknownOperation, 0, other.into(), what))
+                }
+            };
+            match answer {
+                Ok(body) => responder.ok(&body, None),
                 Err(error) => responder.err(&error),
             }
         };

@@ -30,6 +30,8 @@ counters! {
     corrupt_blocks,
     /// Disk reads that failed.
     disk_read_errors,
+    /// Bytes that the scrub has read and compared.
+    scrubbed_bytes,
     /// Updates answered with success, and the payload bytes that came in.
     updates,
     update_bytes,

@@ -61,6 +61,8 @@ pub struct Desk {
     /// Connections to be resumed: they waited for memory, or had too much unanswered.
     pub resume: Vec<ConnId>,
     pub starved: VecDeque<Starved>,
+    /// Blocks of other replicas that came, by the number under which they were asked for.
+    pub fetched: Vec<(u64, Buffer)>,
     /// Connections whose payload waits for memory.
     waiting: Vec<ConnId>,
     /// Bytes of the pool in use at the end of the last turn.
@@ -84,6 +86,7 @@ impl Desk {
             hang_up: Vec::new(),
             resume: Vec::new(),
             starved: VecDeque::new(),
+            fetched: Vec::new(),
             waiting: Vec::new(),
             in_use_before: 0,
             accounts: Vec::new(),
@@ -107,7 +110,7 @@ impl Desk {
     }
 
     /// `len` bytes, if less than `eighths` of the pool are in use then. The last quarter is for old blocks and batches.
-    fn claim(&self, len: usize, eighths: usize) -> Option<Buffer> {
+    pub(super) fn claim(&self, len: usize, eighths: usize) -> Option<Buffer> {
         if self.pool.in_use() + len > self.pool.capacity() / 8 * eighths {
             return None;
         }
@@ -115,7 +118,7 @@ impl Desk {
     }
 
     /// Requests of `conn` are taken; says whether more may come.
-    fn open_account(&mut self, conn: ConnId, requests: usize) -> Flow {
+    pub(super) fn open_account(&mut self, conn: ConnId, requests: usize) -> Flow {
         let index = conn.index as usize;
         if self.accounts.len() <= index {
             self.accounts.resize(index + 1, Account::default());
@@ -164,7 +167,7 @@ impl Desk {
         !self.starved.is_empty() || !self.waiting.is_empty()
     }
 
-    fn refuse(&mut self, conn: ConnId, header: &Header, error: Error) {
+    pub(super) fn refuse(&mut self, conn: ConnId, header: &Header, error: Error) {
         let requester = Requester { conn, request: header.request() };
         self.ready.push(Ready { requester, op: header.op(), result: Err(error) });
     }
@@ -212,12 +215,14 @@ impl Desk {
     fn begin_read(&mut self, requester: Requester, entry: &ReadEntry, buffer: Buffer) {
         let slice = SliceIndex(0);
         let began = self.now;
-        let read = ReadOp { requester, began, buffer, slice, plan: None, left: 0, failed: None };
+        let (target, chunk) = (entry.target(), entry.chunk());
+        let read =
+            ReadOp { requester, began, target, chunk, buffer, slice, plan: None, left: 0, failed: None };
         let op = self.ops.insert(Op::Read(read));
         self.targets.handle(self.now, Event::Read { op, entry }, &mut self.outputs);
     }
 
-    fn room(&self) -> Result<()> {
+    pub(super) fn room(&self) -> Result<()> {
         if self.ops.len() + self.starved.len() < SHARD_OPERATIONS_MAX {
             return Ok(());
         }
@@ -298,7 +303,7 @@ impl Desk {
     }
 
     /// A body that breaks the protocol: it is answered, and nothing further is taken from this peer.
-    fn bad_frame(&mut self, conn: ConnId, header: &Header, error: Error) -> Flow {
+    pub(super) fn bad_frame(&mut self, conn: ConnId, header: &Header, error: Error) -> Flow {
         self.counters.bad_frames += 1;
         self.open_account(conn, 1);
         self.refuse(conn, header, error);
@@ -318,8 +323,8 @@ impl Desk {
         flow
     }
 
-    /// The successor has answered.
-    fn answered(&mut self, conn: ConnId, header: &Header, body: &[u8]) {
+    /// Another replica has answered.
+    fn answered(&mut self, conn: ConnId, header: &Header, body: &[u8], data: Option<Buffer>) {
         let forward = match self.links.take(conn, header.request()) {
             Some(Sent::Forward(forward)) => forward,
             Some(Sent::Question(question)) => {
@@ -330,6 +335,7 @@ impl Desk {
                 let (target, ticket) = (question.target, question.ticket);
                 return self.tell(Event::Told { target, ticket, result });
             }
+            Some(Sent::Fetch(fetch)) => return self.fetched(fetch.ticket, header, body, data),
             None => return,
         };
         self.counters.forward_answers += 1;
@@ -349,6 +355,9 @@ impl Desk {
 
 impl FrameSink for Desk {
     fn place(&mut self, conn: ConnId, header: &Header, body: &[u8], _here: Option<Buffer>) -> Placement {
+        if header.kind() == Kind::Reply {
+            return self.place_fetched(conn, header);
+        }
         if header.kind() != Kind::Request || header.op() != op::UPDATE {
             return Placement::Discard;
         }
@@ -375,13 +384,14 @@ impl FrameSink for Desk {
             (Kind::Request, op::UPDATE) => self.update(conn, header, body, data),
             (Kind::Request, op::LIST) => self.list(conn, header, body),
             (Kind::Request, op::COMPARE | op::ROWS) => self.question(conn, header, body),
+            (Kind::Request, op::FETCH) => self.wanted(conn, header, body),
             (Kind::Reply, _) => {
-                self.answered(conn, header, body);
+                self.answered(conn, header, body, data);
                 Flow::Continue
             }
             (Kind::Request, other) => {
                 let flow = self.open_account(conn, 1);
-                let what = "a storage shard reads, updates, lists, compares and takes rows";
+                let what = "a storage shard reads, updates, lists, compares, takes rows and gives blocks";
                 self.refuse(
                     conn,
                     header,
@@ -422,6 +432,9 @@ impl Desk {
             Sent::Question(question) => {
                 let (target, ticket) = (question.target, question.ticket);
                 self.tell(Event::Told { target, ticket, result: Err(error.clone()) });
+            }
+            Sent::Fetch(fetch) => {
+                self.tell(Event::Fetched { ticket: fetch.ticket, result: Err(error.clone()) });
             }
         }
     }

@@ -1,7 +1,7 @@
-//! Sending to the next in a chain: updates, and questions when it is being filled.
+//! Sending to others of a chain: updates to the next, questions when it is being filled, questions for blocks to any.
 
 use super::Shard;
-use super::links::{Forward, Question, Route, Sent};
+use super::links::{Fetch, Forward, Question, Route, Sent};
 use crate::event::{Event, OpId};
 use corefs_net::{Address, ConnId, Payload};
 use corefs_wire::data::{self, FORWARDED, op};
@@ -37,6 +37,17 @@ impl Shard {
         }
     }
 
+    /// Enters a question for another replica's blocks; it leaves as a forward does.
+    pub(super) fn fetch(&mut self, to: TargetId, fetch: Fetch) {
+        match self.link(to) {
+            Ok(conn) => {
+                self.desk.links.put(conn, Sent::Fetch(fetch));
+                self.send_forwards();
+            }
+            Err(error) => self.desk.lost(Sent::Fetch(fetch), &error),
+        }
+    }
+
     /// The connection to the owner of a target.
     fn link(&mut self, to: TargetId) -> Result<ConnId> {
         let missing = || Error::new(ErrorCode::UnknownChain, format!("routing has no owner of {to}"));
@@ -60,6 +71,9 @@ impl Shard {
                 }
                 Sent::Question(question) => {
                     self.tcp.send(conn, Kind::Request, question.op, request, 0, &question.body, None)
+                }
+                Sent::Fetch(fetch) => {
+                    self.tcp.send(conn, Kind::Request, op::FETCH, request, 0, &fetch.body, None)
                 }
             };
             if let Err(error) = outcome

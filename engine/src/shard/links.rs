@@ -1,4 +1,4 @@
-//! Connections to successors' owners, opened when first needed, and the forwards and questions in flight on them.
+//! Connections to owners of other replicas, opened when first needed, and the forwards, questions and fetches in flight on them.
 
 use crate::event::OpId;
 use corefs_net::ConnId;
@@ -33,11 +33,21 @@ pub struct Question {
     pub body: Vec<u8>,
 }
 
-/// What is sent to a successor's owner.
+/// Blocks that another replica is asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fetch {
+    pub ticket: u64,
+    /// Most bytes that may come.
+    pub bytes: usize,
+    pub body: Vec<u8>,
+}
+
+/// What is sent to another owner.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Sent {
     Forward(Forward),
     Question(Question),
+    Fetch(Fetch),
 }
 
 struct InFlight {
@@ -100,12 +110,17 @@ impl Links {
         self.in_flight.try_remove(key).map(|found| found.sent)
     }
 
+    /// Looks at what `request` on `conn` was.
+    pub fn peek(&self, conn: ConnId, request: u64) -> Option<&Sent> {
+        let known = self.in_flight.get(request as u32 as usize)?;
+        let same = known.conn == conn && u64::from(known.serial) == request >> 32;
+        same.then_some(&known.sent)
+    }
+
     /// What `request` on `conn` was.
     pub fn take(&mut self, conn: ConnId, request: u64) -> Option<Sent> {
-        let key = request as u32 as usize;
-        let known = self.in_flight.get(key)?;
-        let same = known.conn == conn && u64::from(known.serial) == request >> 32;
-        same.then(|| self.in_flight.remove(key).sent)
+        self.peek(conn, request)?;
+        Some(self.in_flight.remove(request as u32 as usize).sent)
     }
 
     pub fn opened(&mut self, conn: ConnId) {

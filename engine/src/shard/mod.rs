@@ -10,6 +10,7 @@
 //! | `perform` | does what the targets decided; tells them what became of it |
 //! | `reads`, `updates`, `forward` | the three roads through it |
 //! | `filling` | what is said to and by a replica that is being filled |
+//! | `upkeep` | verifying what is stored, and writing good blocks over bad ones |
 //! | [`ops`], [`links`], [`counters`] | its tables |
 
 pub mod counters;
@@ -23,6 +24,7 @@ mod perform;
 mod reads;
 mod turn;
 mod updates;
+mod upkeep;
 
 pub use turn::boottime;
 
@@ -69,6 +71,8 @@ pub struct ShardConfig {
     pub busy_poll: Duration,
     /// Bytes a second at which it fills replicas that came back.
     pub resync_rate: u64,
+    /// Bytes a second at which it verifies what it stores; 0: not by itself.
+    pub scrub_rate: u64,
     /// Bytes of buffers.
     pub pool_bytes: usize,
     /// Where to log everything that the disks are asked.
@@ -98,6 +102,8 @@ pub struct Shard {
     disks: Disks,
     desk: Desk,
     batches: Slab<BatchWrite>,
+    checks: Slab<upkeep::Checking>,
+    mends: Slab<upkeep::Mending>,
     handle: ShardHandle,
     mailbox: Receiver<ShardMessage>,
     routing: RoutingInfo,
@@ -128,6 +134,7 @@ impl Shard {
         let mut disks = Disks::default();
         let mut targets = Targets::new(config.node, config.shard);
         targets.set_pace(Pace::of_rate(config.resync_rate));
+        targets.set_scrub_rate(config.scrub_rate);
         let cluster = config.identity.cluster;
         let opened: Vec<_> = config.disks.into_iter().map(|disk| disks.add(&mut ring, disk)).collect();
         let mut recovered = Vec::new();
@@ -157,6 +164,8 @@ impl Shard {
             disks,
             desk: Desk::new(pool, targets, config.strict),
             batches: Slab::new(),
+            checks: Slab::new(),
+            mends: Slab::new(),
             handle,
             mailbox,
             routing: RoutingInfo::default(),
@@ -191,6 +200,11 @@ impl Shard {
         counters.extend(ring.into_iter().map(|(name, value)| (name.to_string(), value)));
         counters.push(("allocations".into(), corefs_net::heap::allocations()));
         counters.push(("pool_bytes_in_use".into(), self.desk.pool.in_use() as u64));
+        let upkeep = self.desk.targets.upkeep();
+        counters.push(("damaged_blocks".into(), upkeep.damaged));
+        counters.push(("repaired_blocks".into(), upkeep.repaired));
+        counters.push(("unrepaired_blocks".into(), upkeep.unrepaired));
+        counters.push(("repairs_waiting".into(), upkeep.waiting));
         counters.push(("operations_open".into(), self.desk.ops.len() as u64));
         ShardReport {
             shard: self.shard,
@@ -198,6 +212,7 @@ impl Shard {
             slices: self.desk.targets.slice_infos(),
             targets: self.desk.targets.target_healths(turn::boottime()),
             recovered: self.recovered.clone(),
+            upkeep,
         }
     }
 

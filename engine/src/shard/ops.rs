@@ -19,6 +19,8 @@ pub struct ReadOp {
     pub requester: Requester,
     /// When it had its memory.
     pub began: Nanos,
+    pub target: TargetId,
+    pub chunk: ChunkId,
     /// Owned by the disk while `left` is not 0.
     pub buffer: Buffer,
     pub slice: SliceIndex,

@@ -6,6 +6,7 @@ use super::filling;
 use super::links::{Question, Route};
 use super::ops::Requester;
 use super::reads::check_transfer;
+use super::upkeep;
 use crate::disk::uring::Io;
 use crate::event::{Event, OpId, Output};
 use corefs_net::{Completion, Payload};
@@ -69,6 +70,12 @@ impl Shard {
             Output::Forward { op, target, chunk, attempt, to, version, chain_version, base } => {
                 self.forward(op, target, chunk, attempt, Route { to, version, chain_version, base });
             }
+            Output::Check { ticket, slice, plan, urgent } => self.check(ticket, slice, plan, urgent),
+            Output::Fetch { ticket, to, chain, chain_version, place, first, blocks } => {
+                self.fetch(to, upkeep::encode_fetch(ticket, to, chain, chain_version, place, first, blocks));
+            }
+            Output::Mend { ticket, slice, plan, writes } => self.mend(ticket, slice, plan, writes),
+            Output::Forget { ticket } => drop(self.desk.take_fetched(ticket)),
             Output::Reply { op, result } => self.reply_update(op, result),
             Output::End { op } => self.end_update(op),
             Output::SliceDied { slice, error } => {
@@ -98,6 +105,8 @@ impl Shard {
             Io::Load { op, part } => self.load_done(id(op), part, result),
             Io::Data { op, part } => self.data_done(id(op), part, result),
             Io::Batch { slot } => self.batch_done(slot, result),
+            Io::Check { slot, part } => self.check_done(slot, part, result),
+            Io::Mend { slot, part } => self.mend_done(slot, part, result),
             Io::Flush { disk } => match check_transfer(result, 0) {
                 Ok(()) => {
                     self.desk.counters.flush_nanos += self.desk.now - self.disks.flush_began(disk);

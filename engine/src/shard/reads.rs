@@ -93,6 +93,7 @@ impl Shard {
             self.body.extend_from_slice(reply.as_bytes());
             plan.crcs.iter().for_each(|crc| self.body.extend_from_slice(&crc.to_le_bytes()));
         });
+        let (first, blocks) = (plan.offset / BLOCK as u32, plan.crcs.len() as u32);
         self.desk.tell(Event::ReadEnded { slice: read.slice, plan });
         match reply {
             Ok(()) => {
@@ -105,6 +106,9 @@ impl Shard {
             Err(error) => {
                 self.desk.counters.reads_refused += 1;
                 self.answer(read.requester, op::READ, Err(&error), None);
+                // Whoever reads next shall find it whole.
+                let (target, chunk) = (read.target, read.chunk);
+                self.desk.tell(Event::Suspect { target, chunk, blocks: first..first + blocks });
             }
         }
     }

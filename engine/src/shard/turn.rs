@@ -130,6 +130,7 @@ impl Shard {
                 ShardMessage::Lease { until } => self.desk.tell(Event::Leased { until }),
                 ShardMessage::Report(answer) => answer.send(self.report()),
                 ShardMessage::AddDisk { disk, slices, answer } => answer.send(self.add_disk(disk, slices)),
+                ShardMessage::Scrub { rate } => drop(self.desk.targets.scrub_now(rate)),
                 ShardMessage::Drain(answer) => {
                     self.desk.targets.drain();
                     self.tcp.stop_listening(&mut self.ring);
@@ -176,6 +177,7 @@ impl Shard {
                 }
             }
         }
+        plans.extend(self.upkeep_plans());
         for (slice, plan) in plans {
             self.desk.tell(Event::ReadEnded { slice, plan });
         }

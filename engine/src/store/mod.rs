@@ -25,7 +25,8 @@
 //! # Invariants
 //! - A block is in exactly one place: free, or of one chunk's committed version, or of one pending update, or in
 //!   limbo (superseded, but the record that says so isn't flushed, or a read may still be looking at it).
-//! - What a valid checkpoint and the flushed journal name was never overwritten since.
+//! - What a valid checkpoint and the flushed journal name was never overwritten since, but for a damaged block of a pinned plan,
+//!   with the very bytes that its CRC is of: nobody else writes there while the pin is held (see [`repair`](crate::repair)).
 //! - Bytes of a chunk's last block beyond its length are zeros, so that bytes cut off never come back.
 //! - Record numbers and journal sequences rise; the journal's epoch rises with every recovery.
 //! - In the journal there is always room for one record of every update that is pending.

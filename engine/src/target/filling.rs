@@ -258,6 +258,7 @@ impl Target {
         op: OpId,
         result: Result<u32>,
     ) {
+        let result = result.map_err(|error| self.hopeful(scene, chunk, 0..u32::MAX, ticket == 0, error));
         if ticket == 0 {
             return self.handle(scene, Input::Loaded { chunk, op, result });
         }

@@ -131,16 +131,24 @@ fn a_refusal_behind_undoes_the_update_everywhere() {
     let cluster = Cluster::start(dir.path(), THREE);
     with_client(&cluster, async |client| {
         client.write(HEAD, chunk(1, 0), 0, &[1; 8192]).await.unwrap();
-        // The tail alone refuses: its block of the chunk is damaged, and the write must keep a part of it.
-        corrupt(&cluster.disk_path(3), &[1; 4096]);
-        let refused = client.write(HEAD, chunk(1, 0), 10, b"partial").await.unwrap_err();
-        assert_eq!(refused.code, ErrorCode::Corrupt);
-        for replica in 0..2 {
-            let found = client.read_settled(At { replica, ..HEAD }, chunk(1, 0), 0, 4096).await.unwrap();
-            assert_eq!((found.version, found.data), (1, vec![1; 4096]), "replica {replica}");
+        // The tail alone refuses: it is full of what only it was sent.
+        let only_there = async |index, kind, version, bytes: &[u8]| {
+            let update = client.update(LAST, chunk(9, index), kind, 0, bytes.len() as u32);
+            client.send(LAST, Client::forwarded(update, version), bytes).await
+        };
+        let mut index = 0;
+        while only_there(index, UpdateKind::Write, 1, &[3; CHUNK as usize]).await.is_ok() {
+            index += 1;
         }
-        assert_eq!(client.read(LAST, chunk(1, 0), 0, 4096).await.unwrap_err().code, ErrorCode::Corrupt);
-        // A whole block needs nothing of the old one, and heals it.
+        let refused = client.write(HEAD, chunk(1, 0), 8192, &[2; CHUNK as usize - 8192]).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::NoSpace);
+        for replica in 0..3 {
+            let found = client.read_settled(At { replica, ..HEAD }, chunk(1, 0), 0, CHUNK).await.unwrap();
+            assert_eq!((found.version, found.data), (1, vec![1; 8192]), "replica {replica}");
+        }
+        for index in 0..4 {
+            only_there(index, UpdateKind::Remove, 2, &[]).await.unwrap();
+        }
         let reply = client.write(HEAD, chunk(1, 0), 0, &[2; 8192]).await.unwrap();
         assert_eq!(reply.version.get(), 2);
         assert_eq!(client.read_settled(LAST, chunk(1, 0), 0, 4096).await.unwrap().data, [2; 4096]);

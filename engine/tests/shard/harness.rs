@@ -65,6 +65,8 @@ pub struct Cluster {
     /// Targets that have left their chains.
     pub left: BTreeSet<TargetId>,
     pub record: bool,
+    /// Of nodes that are started from now on.
+    pub scrub_rate: u64,
     pub lease_at_start: bool,
 }
 
@@ -80,6 +82,7 @@ impl Cluster {
             states: BTreeMap::new(),
             left: BTreeSet::new(),
             record: false,
+            scrub_rate: 0,
             lease_at_start: true,
         };
         for node in 1..=shape.nodes {
@@ -120,6 +123,7 @@ impl Cluster {
             slices,
             busy_poll: Duration::ZERO,
             resync_rate: corefs_engine::chain::RATE_DEFAULT,
+            scrub_rate: self.scrub_rate,
             pool_bytes: 16 << 20,
             record: self.record.then(|| self.dir.join(format!("record-{node}"))),
             strict: true,

@@ -4,6 +4,7 @@ mod chains;
 mod faults;
 mod filling;
 mod harness;
+mod repair;
 mod single;
 mod steady;
 

@@ -40,6 +40,8 @@ pub struct SliceHealth {
     pub capacity: u64,
     pub used: u64,
     pub dead: bool,
+    /// Damaged blocks that no replica has.
+    pub unrepaired: u64,
 }
 
 /// What a heartbeat says of a target.

@@ -41,6 +41,13 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
             ),
             None => say(format!("{id} ({}) was never heard of", node.control), "start it"),
         }
+        let damaged: u64 = liveness.slices(*id).iter().map(|slice| slice.unrepaired).sum();
+        if damaged > 0 {
+            say(
+                format!("{damaged} stored blocks of {id} are damaged, and no replica has them whole"),
+                "see which, and try again when missing nodes are back: corefs scrub --now",
+            );
+        }
         let slices = || (0u16..).map(SliceIndex).zip(liveness.slices(*id));
         // What was emptied is nobody's loss.
         let missed = |slice: SliceIndex| {
@@ -167,7 +174,7 @@ mod tests {
         let mut state = formed(2, 2);
         state.metas.insert("127.0.0.1:7".into(), Meta { incarnation: 1 });
         let mut liveness = Liveness::new(TERMS);
-        let healthy = |used| vec![SliceHealth { capacity: 1000, used, dead: false }; 8];
+        let healthy = |used| vec![SliceHealth { capacity: 1000, used, ..SliceHealth::default() }; 8];
         liveness.hear_node(NodeId(1), healthy(0), 0);
         liveness.hear_node(NodeId(2), healthy(0), 0);
         liveness.hear_meta("127.0.0.1:7", 0);
@@ -182,7 +189,7 @@ mod tests {
         assert!(found.contains("one that waits"), "{found}");
 
         let mut broken = healthy(0);
-        broken[3] = SliceHealth { capacity: 1000, used: 950, dead: false };
+        broken[3] = SliceHealth { capacity: 1000, used: 950, ..SliceHealth::default() };
         broken[4].dead = true;
         liveness.expire(5000);
         liveness.hear_node(NodeId(1), broken, 5000);

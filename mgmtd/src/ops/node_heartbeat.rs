@@ -40,8 +40,12 @@ pub async fn node_heartbeat<E: KvEngine, C: Clock>(
         let targets = request.targets.iter().map(|target| (TargetId(target.target), target_health(target)));
         leading.liveness.hear_targets(id, targets.collect());
         leading.liveness.hear_rate(id, request.resync_rate);
-        let health =
-            |slice: &SliceInfoT| SliceHealth { capacity: slice.capacity, used: slice.used, dead: slice.dead };
+        let health = |slice: &SliceInfoT| SliceHealth {
+            capacity: slice.capacity,
+            used: slice.used,
+            dead: slice.dead,
+            unrepaired: slice.unrepaired,
+        };
         if leading.liveness.hear_node(id, request.slices.iter().map(health).collect(), now_ms) {
             leading.touch();
         }

@@ -120,7 +120,12 @@ fn understand_slices(infos: &[SliceInfoT], shards: usize) -> Result<(Vec<Slice>,
         let standing = Standing::default();
         let (shard, capacity, disk) = (info.shard, info.capacity, info.disk);
         slices.push(Slice { store, shard, capacity, disk, standing });
-        health.push(SliceHealth { capacity: info.capacity, used: info.used, dead: info.dead });
+        health.push(SliceHealth {
+            capacity: info.capacity,
+            used: info.used,
+            dead: info.dead,
+            unrepaired: info.unrepaired,
+        });
     }
     Ok((slices, health))
 }

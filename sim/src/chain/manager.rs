@@ -206,5 +206,5 @@ impl Manager {
 }
 
 fn healthy() -> Vec<SliceHealth> {
-    vec![SliceHealth { capacity: SLICE_BYTES, used: 0, dead: false }]
+    vec![SliceHealth { capacity: SLICE_BYTES, ..SliceHealth::default() }]
 }

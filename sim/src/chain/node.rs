@@ -471,6 +471,10 @@ impl SimNode {
                 let forward = Forwarded { target, chunk, attempt };
                 self.sent.push(Sent::Forward { to, forward, message });
             }
+            Output::Check { .. } | Output::Fetch { .. } | Output::Mend { .. } | Output::Forget { .. } => {
+                let what = format!("node {} at {now}: a repair, though nothing was damaged", self.index);
+                self.failure.get_or_insert(what);
+            }
             Output::Reply { op, result } => {
                 let to = self.op(op).requester;
                 self.sent.extend(to.map(|to| Sent::Answer { to, result }));

@@ -65,6 +65,7 @@ pub const TEMPLATE: &str = r#"# corefs: settings of the roles, a section each. E
 # domain = ""                             # failure domain, such as a rack
 # busy_poll = 0                           # microseconds a shard polls before it sleeps
 # resync_rate = "100MiB"                  # bytes a second at which it fills replicas that came back
+# scrub_rate = "32MiB"                    # bytes a second at which it verifies what it stores, at most; 0: not at all
 # secret_file = "secret"
 
 [mount]         # a FUSE mount

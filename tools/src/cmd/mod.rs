@@ -13,6 +13,7 @@ pub mod moves;
 pub mod node;
 pub mod perf;
 pub mod quickstart;
+pub mod scrub;
 pub mod status;
 pub mod storage;
 pub mod up;

@@ -2,7 +2,7 @@
 
 use crate::{config, role};
 use corefs_engine::server::{Options, StorageServer};
-use corefs_perf::args::Bytes;
+use corefs_perf::args::{Bytes, Rate};
 use corefs_wire::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -57,6 +57,11 @@ pub struct Args {
     #[arg(long, value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     resync_rate: Option<Bytes>,
+    /// Bytes a second at which this node verifies what it stores in the background, at most; it takes about a week for all of
+    /// it where that is slower. 0: not at all [default: 32MiB].
+    #[arg(long, value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scrub_rate: Option<Rate>,
     /// File with the cluster's secret.
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,6 +102,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     if let Some(rate) = args.resync_rate {
         options.resync_rate = rate.0;
+    }
+    if let Some(rate) = args.scrub_rate {
+        options.scrub_rate = rate.0;
     }
     let start = async move {
         let server = StorageServer::start(options).await?;

@@ -3,7 +3,7 @@
 use crate::cluster::{self, Wishes};
 use crate::directory::Directory;
 use crate::{output, signals};
-use corefs_perf::args::Bytes;
+use corefs_perf::args::{Bytes, Rate};
 use corefs_wire::Result;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,6 +49,9 @@ pub struct Args {
     /// Bytes a second at which each node fills replicas that came back [default: 100MiB].
     #[arg(long, value_name = "SIZE")]
     resync_rate: Option<Bytes>,
+    /// Bytes a second at which each node verifies what it stores in the background, at most; 0: not at all [default: 32MiB].
+    #[arg(long, value_name = "SIZE")]
+    scrub_rate: Option<Rate>,
     /// Also mount the file system here (an existing directory).
     #[arg(long, value_name = "PATH")]
     mount: Option<PathBuf>,
@@ -69,6 +72,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         port: args.port,
         busy_poll: args.busy_poll,
         resync_rate: args.resync_rate.map(|bytes| bytes.0),
+        scrub_rate: args.scrub_rate.map(|bytes| bytes.0),
     };
     let mut cluster = cluster::start(&directory, &wishes, &mut |line| eprintln!("corefs: {line}"))?;
     if let Some(path) = &args.mount {

@@ -419,6 +419,7 @@ pub mod corefs {
             pub const VT_DEAD: ::flatbuffers::VOffsetT = 14;
             pub const VT_STANDING: ::flatbuffers::VOffsetT = 16;
             pub const VT_DISK: ::flatbuffers::VOffsetT = 18;
+            pub const VT_UNREPAIRED: ::flatbuffers::VOffsetT = 20;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -430,6 +431,7 @@ pub mod corefs {
                 args: &'args SliceInfoArgs<'args>,
             ) -> ::flatbuffers::WIPOffset<SliceInfo<'bldr>> {
                 let mut builder = SliceInfoBuilder::new(_fbb);
+                builder.add_unrepaired(args.unrepaired);
                 builder.add_used(args.used);
                 builder.add_capacity(args.capacity);
                 if let Some(x) = args.store {
@@ -455,6 +457,7 @@ pub mod corefs {
                 let dead = self.dead();
                 let standing = self.standing();
                 let disk = self.disk();
+                let unrepaired = self.unrepaired();
                 SliceInfoT {
                     index,
                     shard,
@@ -464,6 +467,7 @@ pub mod corefs {
                     dead,
                     standing,
                     disk,
+                    unrepaired,
                 }
             }
 
@@ -534,6 +538,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u16>(SliceInfo::VT_DISK, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn unrepaired(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(SliceInfo::VT_UNREPAIRED, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for SliceInfo<'_> {
@@ -555,6 +566,7 @@ pub mod corefs {
                     .visit_field::<bool>("dead", Self::VT_DEAD, false)?
                     .visit_field::<Standing>("standing", Self::VT_STANDING, false)?
                     .visit_field::<u16>("disk", Self::VT_DISK, false)?
+                    .visit_field::<u64>("unrepaired", Self::VT_UNREPAIRED, false)?
                     .finish();
                 Ok(())
             }
@@ -568,6 +580,7 @@ pub mod corefs {
             pub dead: bool,
             pub standing: Standing,
             pub disk: u16,
+            pub unrepaired: u64,
         }
         impl<'a> Default for SliceInfoArgs<'a> {
             #[inline]
@@ -581,6 +594,7 @@ pub mod corefs {
                     dead: false,
                     standing: Standing::Spare,
                     disk: 0,
+                    unrepaired: 0,
                 }
             }
         }
@@ -625,6 +639,11 @@ pub mod corefs {
                 self.fbb_.push_slot::<u16>(SliceInfo::VT_DISK, disk, 0);
             }
             #[inline]
+            pub fn add_unrepaired(&mut self, unrepaired: u64) {
+                self.fbb_
+                    .push_slot::<u64>(SliceInfo::VT_UNREPAIRED, unrepaired, 0);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SliceInfoBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 SliceInfoBuilder {
@@ -651,6 +670,7 @@ pub mod corefs {
                 ds.field("dead", &self.dead());
                 ds.field("standing", &self.standing());
                 ds.field("disk", &self.disk());
+                ds.field("unrepaired", &self.unrepaired());
                 ds.finish()
             }
         }
@@ -665,6 +685,7 @@ pub mod corefs {
             pub dead: bool,
             pub standing: Standing,
             pub disk: u16,
+            pub unrepaired: u64,
         }
         impl Default for SliceInfoT {
             fn default() -> Self {
@@ -677,6 +698,7 @@ pub mod corefs {
                     dead: false,
                     standing: Standing::Spare,
                     disk: 0,
+                    unrepaired: 0,
                 }
             }
         }
@@ -696,6 +718,7 @@ pub mod corefs {
                 let dead = self.dead;
                 let standing = self.standing;
                 let disk = self.disk;
+                let unrepaired = self.unrepaired;
                 SliceInfo::create(
                     _fbb,
                     &SliceInfoArgs {
@@ -707,6 +730,7 @@ pub mod corefs {
                         dead,
                         standing,
                         disk,
+                        unrepaired,
                     },
                 )
             }

@@ -3,3 +3,4 @@ pub mod kv;
 pub mod meta;
 pub mod mgmtd;
 pub mod process;
+pub mod storage;

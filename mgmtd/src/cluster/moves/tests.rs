@@ -27,7 +27,7 @@ impl World {
 
     fn everybody_speaks(&mut self) {
         for (id, node) in &self.state.nodes {
-            let health = |_: &_| SliceHealth { capacity: 1 << 40, used: 0, dead: false };
+            let health = |_: &_| SliceHealth { capacity: 1 << 40, ..SliceHealth::default() };
             self.liveness.hear_node(*id, node.slices.iter().map(health).collect(), 0);
         }
     }
@@ -168,7 +168,7 @@ fn a_disk_is_replaced_by_another_one_of_the_same_node() {
     world.stand(2, 0..8, Standing::Leaving);
     world.stand(2, 8..16, Standing::Active);
     // The old one is dead.
-    let dead = |slice| SliceHealth { capacity: 1 << 40, used: 0, dead: slice < 8 };
+    let dead = |slice| SliceHealth { capacity: 1 << 40, dead: slice < 8, ..SliceHealth::default() };
     world.liveness.hear_node(NodeId(2), (0..16).map(dead).collect(), 0);
     reconfigure(&mut world.state, &world.liveness, None);
     assert_eq!(plan(&world.state, &world.liveness).least, 32);
@@ -188,7 +188,7 @@ fn what_a_dead_node_had_is_rebuilt_elsewhere() {
     world.begin();
     for (id, node) in world.state.nodes.clone() {
         if id > NodeId(2) {
-            let health = |_: &_| SliceHealth { capacity: 1 << 40, used: 0, dead: false };
+            let health = |_: &_| SliceHealth { capacity: 1 << 40, ..SliceHealth::default() };
             world.liveness.hear_node(id, node.slices.iter().map(health).collect(), 5000);
         }
     }
