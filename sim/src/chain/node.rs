@@ -12,7 +12,7 @@ use corefs_engine::store::format::initial_writes;
 use corefs_engine::store::{BatchId, DedupRow, Geometry, Merge, PendingInfo, Piece, ReadPlan, UpdateKind};
 use corefs_engine::target::merged_crc;
 use corefs_engine::targets::Targets;
-use corefs_wire::control::mgmtd::TargetHealthT;
+use corefs_wire::control::mgmtd::{TargetHealthT, TargetState};
 use corefs_wire::data::{ReadEntry, segment_crcs};
 use corefs_wire::limits::BLOCK;
 use corefs_wire::routing::RoutingInfo;
@@ -359,10 +359,12 @@ impl SimNode {
         self.machine.as_ref()?.targets.next_deadline()
     }
 
-    /// The committed version of a chunk, whether the target serves, and what is pending.
+    /// The committed version of a chunk, whether the target serves, and what is pending. One that served last and alone counts:
+    /// what its own flush commits then is acknowledged, and nobody serves without it.
     pub fn look(&self, target: TargetId, chunk: ChunkId) -> Option<(u64, bool, Option<PendingTag>)> {
         let targets = &self.machine.as_ref()?.targets;
-        let serves = targets.target(target)?.replica().role().is_some_and(Role::serving);
+        let counts = |role: &Role| role.serving() || role.state == TargetState::LastServing;
+        let serves = targets.target(target)?.replica().role().is_some_and(counts);
         let store = &targets.slices().next()?.store;
         let version = store.status(target, chunk).ok()?.version;
         Some((version, serves, store.pending_tag(target, chunk)))

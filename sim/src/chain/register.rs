@@ -13,6 +13,9 @@ use corefs_wire::checksum::crc32c;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+/// How often the search turns back before it gives up. Histories of sound chains need hardly any turn.
+const TURNS_MAX: u64 = 20_000;
+
 /// What an operation does to a chunk, `None` being one that isn't there.
 pub type Contents = Option<Vec<u8>>;
 
@@ -83,6 +86,9 @@ pub fn check(operations: &mut [Operation]) -> Result<u64, String> {
                 return Err(format!("no order of the operations explains them: {last} fit, at most"));
             };
             turns += 1;
+            if turns > TURNS_MAX {
+                return Err(format!("no order of the operations explains them, of {TURNS_MAX} that were tried"));
+            }
             search.set(fork.contents);
             (taken, untried) = (fork.taken, fork.untried);
         }

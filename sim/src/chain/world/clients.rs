@@ -155,6 +155,8 @@ impl World {
                 self.truth.given_up(id);
                 self.done(client);
             }
+            // Its chain goes on without a dead slice.
+            Err(error) if error.code == ErrorCode::SliceDead => {}
             Err(error) if error.code.class() == Class::Fatal => {
                 self.truth.refused(id)?;
                 self.done(client);

@@ -6,12 +6,16 @@
 
 use super::*;
 
-/// How long a chunk has been as it is before it is damaged.
+/// How long a chunk has been as it is before it is damaged, on a node that isn't slow: its journal has been sealed since.
 const SETTLED: Nanos = 2_000 * MILLI;
 
 impl World {
     /// Flips a bit of a block of some chunk, or puts a block of another one there.
     pub(super) fn damage(&mut self, node: usize, misdirected: bool) {
+        let place = &self.places[node];
+        if self.now < place.stopped_until.max(place.slow_until) + SETTLED {
+            return;
+        }
         let (now, serves) = (self.now, |world: &Self, target| {
             world.nodes[node].look(target, ChunkId::default()).is_some()
         });

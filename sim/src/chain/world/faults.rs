@@ -28,7 +28,7 @@ enum Fault {
 
 /// How likely each is.
 const WEIGHTS: [(Fault, u64); 12] = [
-    (Fault::Power, 7),
+    (Fault::Power, 8),
     (Fault::Blackout, 1),
     (Fault::Pause, 2),
     (Fault::Leap, 1),
@@ -38,8 +38,8 @@ const WEIGHTS: [(Fault, u64); 12] = [
     (Fault::Store, 2),
     (Fault::DiskError, 2),
     (Fault::SlowDisk, 2),
-    (Fault::Rot, 2),
-    (Fault::Misdirected, 1),
+    (Fault::Rot, 4),
+    (Fault::Misdirected, 2),
 ];
 
 impl World {
