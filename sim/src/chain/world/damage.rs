@@ -1,7 +1,8 @@
 //! What disks do to bytes that they had already: bits rot, and writes meant for elsewhere land on them.
 //!
-//! Only what has been there for a while is damaged: a write that is damaged while it is the last one can't be told from one
-//! that a power cut tore, and a replica alone would give it up. Until replicas mend each other's blocks somebody does it
+//! Only what has been there for a while, on a disk that works, is damaged: a write that is damaged before the journal says that
+//! it was flushed can't be told from one that a power cut tore, and a replica that is left alone gives it up. Two faults at the
+//! wrong moment, against which only another replica helps. Until replicas mend each other's blocks somebody does it
 //! some time later, and for all that are left when the faults stop.
 
 use super::*;
@@ -13,7 +14,7 @@ impl World {
     /// Flips a bit of a block of some chunk, or puts a block of another one there.
     pub(super) fn damage(&mut self, node: usize, misdirected: bool) {
         let place = &self.places[node];
-        if self.now < place.stopped_until.max(place.slow_until) + SETTLED {
+        if self.nodes[node].is_failing() || self.now < place.stopped_until.max(place.slow_until) + SETTLED {
             return;
         }
         let (now, serves) = (self.now, |world: &Self, target| {
