@@ -45,7 +45,11 @@ fn a_removed_flush_is_caught() {
 
 #[test]
 fn an_acknowledgment_before_the_successor_has_it_is_caught() {
-    caught(Canary::AnswersInvented, Config::default(), &["acknowledged as version", "had been shown", "is committed"]);
+    caught(
+        Canary::AnswersInvented,
+        Config::default(),
+        &["acknowledged as version", "had been shown", "is committed"],
+    );
     caught(Canary::AnswersInvented, seen_by_clients(Config::default()), BLACK_BOX);
 }
 

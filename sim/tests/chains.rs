@@ -80,14 +80,7 @@ fn faults_that_follow_each_other_quickly_find_recovery_at_work() {
 
 /// Lives without a fault in which the last node has less room than the others.
 fn cramped() -> Config {
-    Config {
-        last_bytes: 1 << 20,
-        chunks: 120,
-        faults: 0,
-        least_ms: 20_000,
-        think: 10,
-        ..Config::default()
-    }
+    Config { last_bytes: 1 << 20, chunks: 120, faults: 0, least_ms: 20_000, think: 10, ..Config::default() }
 }
 
 /// One node has less room than the others: what it refuses is undone everywhere, and the next update takes its version.
@@ -122,6 +115,7 @@ fn many_lives_are_their_seeds() {
 fn a_life_without_faults_or_with_little_to_do_is_no_evidence() {
     let told = |config| lives::live(1, config).unwrap_err();
     assert!(told(Config { faults: 0, ..Config::default() }).contains("too quiet"));
-    let short = Config { least_ms: 1000, faults: 3, fault_every: 1000, least_operations: 10, ..Config::default() };
+    let short =
+        Config { least_ms: 1000, faults: 3, fault_every: 1000, least_operations: 10, ..Config::default() };
     assert!(told(short).contains("too quiet"));
 }

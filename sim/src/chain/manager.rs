@@ -110,7 +110,16 @@ impl Manager {
         state.form(|_, _| true).expect("enough nodes").expect("not formed before");
         let liveness = Liveness::new(TERMS);
         let routing = Rc::new(RoutingInfo::default());
-        Self { state, liveness, version: 0, routing, storing: false, absent_until: 0, epoch: 1, counts_reigns: true }
+        Self {
+            state,
+            liveness,
+            version: 0,
+            routing,
+            storing: false,
+            absent_until: 0,
+            epoch: 1,
+            counts_reigns: true,
+        }
     }
 
     pub fn leads(&self, now_ms: u64) -> bool {
@@ -182,7 +191,11 @@ impl Manager {
             reconfigure(&mut state, &self.liveness, Some(id(node)));
         }
         self.storing = true;
-        Some(Change { state, registers: Some(Registration { node, incarnation, sent }), restarted: registered.restarted })
+        Some(Change {
+            state,
+            registers: Some(Registration { node, incarnation, sent }),
+            restarted: registered.restarted,
+        })
     }
 
     /// Looks who has fallen silent, and whether chains must change.

@@ -87,13 +87,19 @@ pub fn check(operations: &mut [Operation]) -> Result<u64, String> {
             };
             turns += 1;
             if turns > TURNS_MAX {
-                return Err(format!("no order of the operations explains them, of {TURNS_MAX} that were tried"));
+                return Err(format!(
+                    "no order of the operations explains them, of {TURNS_MAX} that were tried"
+                ));
             }
             search.set(fork.contents);
             (taken, untried) = (fork.taken, fork.untried);
         }
         if let Some(next) = untried.pop() {
-            forks.push(Fork { contents: search.contents.clone(), taken: std::mem::take(&mut taken), untried });
+            forks.push(Fork {
+                contents: search.contents.clone(),
+                taken: std::mem::take(&mut taken),
+                untried,
+            });
             search.apply(next, &mut taken);
         }
     }

@@ -111,7 +111,9 @@ impl Counts {
     pub fn refusal(&mut self, code: Option<ErrorCode>) {
         let Some(code) = code else { return };
         let count = match code {
-            ErrorCode::StaleRouting | ErrorCode::LeaseExpired | ErrorCode::NotServing => &mut self.refused_stale,
+            ErrorCode::StaleRouting | ErrorCode::LeaseExpired | ErrorCode::NotServing => {
+                &mut self.refused_stale
+            }
             ErrorCode::NeedsWhole => &mut self.refused_needs_whole,
             ErrorCode::BaseDiffers => &mut self.refused_base_differs,
             ErrorCode::ChainBroken | ErrorCode::Pending => &mut self.refused_broken,
@@ -232,7 +234,9 @@ impl Truth {
         let change = self.changes.get_mut(&id).ok_or("an update of nobody")?;
         if version <= change.floor {
             let floor = change.floor;
-            return Err(format!("update {id} of {chunk} is version {version} and began after {floor} was shown"));
+            return Err(format!(
+                "update {id} of {chunk} is version {version} and began after {floor} was shown"
+            ));
         }
         if change.refused {
             return Err(format!("update {id} of {chunk} was refused and is version {version}"));

@@ -54,7 +54,8 @@ pub fn check(disk: &SimDisk) -> CheckReport {
 
 /// The bytes that a plan asks for, each block verified.
 pub fn fetch(disk: &SimDisk, plan: &ReadPlan) -> Result<Vec<u8>, String> {
-    fetch_blocks(disk, &plan.pieces, &plan.crcs).map_err(|what| format!("{what} of the read at {}", plan.offset))
+    fetch_blocks(disk, &plan.pieces, &plan.crcs)
+        .map_err(|what| format!("{what} of the read at {}", plan.offset))
 }
 
 /// The bytes of these pieces, each block verified.

@@ -17,9 +17,8 @@ impl World {
         if self.nodes[node].is_failing() || self.now < place.stopped_until.max(place.slow_until) + SETTLED {
             return;
         }
-        let (now, serves) = (self.now, |world: &Self, target| {
-            world.nodes[node].look(target, ChunkId::default()).is_some()
-        });
+        let (now, serves) =
+            (self.now, |world: &Self, target| world.nodes[node].look(target, ChunkId::default()).is_some());
         let settled = |(_, (seen, since)): &(_, &(Seen, Nanos))| {
             seen.1.is_none() && seen.0 > 0 && now > *since + SETTLED
         };

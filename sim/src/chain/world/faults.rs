@@ -131,11 +131,8 @@ impl World {
             1 => End::Clients,
             _ => End::Node(other),
         };
-        let (one, other) = if self.prng.chance(1, 2) {
-            (End::Node(node), peer)
-        } else {
-            (peer, End::Node(node))
-        };
+        let (one, other) =
+            if self.prng.chance(1, 2) { (End::Node(node), peer) } else { (peer, End::Node(node)) };
         self.cuts.push((one, other, until));
         let counts = &mut self.truth.counts;
         if self.prng.chance(1, 2) {

@@ -101,9 +101,7 @@ impl World {
                 let filled = state(&old.members, member.target) == Some(Public::Syncing);
                 counts.replicas_filled += u64::from(filled);
             }
-            let served = |members: &[Member]| {
-                members.iter().any(|member| member.state == Public::Serving)
-            };
+            let served = |members: &[Member]| members.iter().any(|member| member.state == Public::Serving);
             counts.total_losses += u64::from(served(&old.members) && !served(&chain.members));
         }
         if let Some(Registration { node, incarnation, sent }) = registered {
@@ -140,7 +138,13 @@ impl World {
     }
 
     /// A node hears from the manager: routing, and until when its lease runs.
-    pub(super) fn leased(&mut self, node: usize, epoch: u32, sent: Nanos, routing: &RoutingInfo) -> Result<(), String> {
+    pub(super) fn leased(
+        &mut self,
+        node: usize,
+        epoch: u32,
+        sent: Nanos,
+        routing: &RoutingInfo,
+    ) -> Result<(), String> {
         if !self.lives(node, epoch) {
             return Ok(());
         }
