@@ -140,7 +140,9 @@ impl Target {
                 scene.slice.store.cancel(staging);
                 // What is damaged here is there, whole, where it is filled from.
                 let syncing = self.replica.role().is_some_and(Role::syncing);
-                let damaged = syncing && error.code == ErrorCode::Corrupt;
+                // Not once it said that it has everything: it may serve by now, and must not do so with half a chunk. It says that
+                // it can't be filled, instead.
+                let damaged = syncing && self.filled.is_none() && error.code == ErrorCode::Corrupt;
                 Err(if damaged { Error::mismatch(ErrorCode::NeedsWhole, 1, 0, error.message) } else { error })
             }
         };
@@ -211,6 +213,9 @@ impl Target {
             && let Some(done) = self.committed_before(scene, offer, version)?
         {
             return Ok(Begun::Done(done));
+        }
+        if offer.fill.is_some() && self.filled.is_some() {
+            return Err(Error::new(ErrorCode::NotServing, "the target has everything already"));
         }
         if offer.forwarded.is_some() && offer.fill.is_none() && self.replica.role().is_some_and(Role::syncing)
         {

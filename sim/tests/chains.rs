@@ -78,6 +78,16 @@ fn faults_that_follow_each_other_quickly_find_recovery_at_work() {
     at_least(&counts, &[("total_losses", 5), ("replicas_filled", 50)]);
 }
 
+/// A replica that had said that it was filled couldn't read a block for an update, and was given the whole chunk once more, part by
+/// part. The manager had heard that it was filled: it came to serve with half of the chunk, and the rest read as zeros.
+#[test]
+fn a_replica_that_said_that_it_is_filled_takes_no_more_fills() {
+    let quick = Config { fault_every: 1500, faults: 30, ..Config::default() };
+    for seed in [1163, 1614, 2176] {
+        run(seed, quick).unwrap();
+    }
+}
+
 /// Lives without a fault in which the last node has less room than the others.
 fn cramped() -> Config {
     Config { last_bytes: 1 << 20, chunks: 120, faults: 0, least_ms: 20_000, think: 10, ..Config::default() }
