@@ -52,12 +52,12 @@ fn three_writes_without_a_failure_are_all_there() {
 /// The states nearest to the beginning, as of the next.
 #[test]
 fn one_failure_and_two_writes_lose_nothing() {
-    holds(2, 1, Some(400_000), 100_000);
+    holds(2, 1, Some(300_000), 100_000);
 }
 
 #[test]
 fn two_failures_and_three_writes_lose_nothing() {
-    holds(3, 2, Some(600_000), 300_000);
+    holds(3, 2, Some(300_000), 100_000);
 }
 
 /// Hours, and a large memory: `cargo test --release -p corefs-sim --test model -- --ignored`.

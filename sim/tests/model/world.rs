@@ -198,6 +198,8 @@ impl Bounds {
                 None => state.fault = Some("what is acknowledged isn't committed at the head"),
             }
         }
+        // Whoever was refused asks again.
+        said.refused.iter().for_each(|write| state.asked[usize::from(*write)] = 0);
         if said.differs {
             state.fault = Some("replicas differ");
         }
@@ -223,7 +225,9 @@ impl Bounds {
     fn deliver(&self, state: &mut State, message: Message) {
         match message {
             Message::Write { node, write, chain_version } => {
-                if state.nodes[node].on {
+                if !state.nodes[node].on {
+                    state.asked[usize::from(write)] = 0;
+                } else {
                     let mut said = Said::default();
                     let offer = offer(write, chain_version, None, 0);
                     state.nodes[node].offered(Requester::Client, offer, &mut said, self.broken);
@@ -450,6 +454,9 @@ impl Model for Bounds {
             Action::Lose(message) => {
                 state.failures -= 1;
                 state.network.remove(&message);
+                if let Message::Write { write, .. } = message {
+                    state.asked[usize::from(write)] = 0;
+                }
             }
             Action::Cut { node, keeps } => {
                 state.failures -= 1;
