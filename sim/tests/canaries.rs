@@ -49,7 +49,6 @@ fn an_acknowledgment_before_the_successor_has_it_is_caught() {
         Config::default(),
         &["acknowledged as version", "had been shown", "is committed"],
     );
-    caught(Canary::AnswersInvented, seen_by_clients(Config::default()), BLACK_BOX);
 }
 
 #[test]

@@ -33,7 +33,7 @@ impl World {
             return;
         }
         let mut heard = self.manager.heartbeat(now_ms, beat);
-        if heard == Heard::Wait && self.config.canary == Some(Canary::LeaseTooSoon) {
+        if heard != Heard::Lease && self.config.canary == Some(Canary::LeaseTooSoon) {
             heard = Heard::Lease;
         }
         match heard {
