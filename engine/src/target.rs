@@ -174,8 +174,9 @@ impl Target {
                 scene.slice.store.cancel(staging);
                 // What is damaged here is there, whole, where it is filled from.
                 let syncing = self.replica.role().is_some_and(Role::syncing);
+                // Not once it said that it has everything: it may serve by now, and must not do so with half a chunk.
                 Err(match error.code {
-                    ErrorCode::Corrupt if syncing => {
+                    ErrorCode::Corrupt if syncing && self.filled.is_none() => {
                         Error::mismatch(ErrorCode::NeedsWhole, 1, 0, error.message)
                     }
                     _ => self.hopeful(scene, chunk, blocks, false, error),
@@ -270,6 +271,9 @@ impl Target {
             && let Some(done) = self.committed_before(scene, offer, version)?
         {
             return Ok(Begun::Done(done));
+        }
+        if offer.fill.is_some() && self.filled.is_some() {
+            return Err(Error::new(ErrorCode::NotServing, "the target has everything already"));
         }
         if offer.forwarded.is_some() && offer.fill.is_none() && self.replica.role().is_some_and(Role::syncing)
         {

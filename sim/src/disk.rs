@@ -153,6 +153,20 @@ impl SimDisk {
         self.durable.copy_within(from..from + len, to);
     }
 
+    /// Whether a block is as it was flushed: nothing that was written to it since is on its way.
+    pub fn is_flushed(&self, offset: u64) -> bool {
+        let at = offset as usize;
+        let covers = |write: &Unflushed| (write.offset..write.offset + write.bytes.len()).contains(&at);
+        !self.unflushed.iter().any(covers)
+    }
+
+    /// Puts bytes in their place, flushed at once: whoever mends a disk.
+    pub fn put(&mut self, offset: u64, bytes: &[u8]) {
+        let range = offset as usize..offset as usize + bytes.len();
+        self.durable[range.clone()].copy_from_slice(bytes);
+        self.view[range].copy_from_slice(bytes);
+    }
+
     /// The durable bytes.
     pub fn image(&self) -> &[u8] {
         &self.durable

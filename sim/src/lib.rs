@@ -6,11 +6,13 @@
 //! | [`disk`] | a disk that loses power between any two operations |
 //! | [`store`] | the chunk store under power cuts, against a model |
 //! | [`chain`] | chains of replicas under power cuts and message loss |
+//! | [`lives`] | many lives of chains, and what they amount to |
 //! | [`recording`] | power-cut images of a recorded run of a real disk |
 
 pub mod chain;
 pub mod clock;
 pub mod disk;
+pub mod lives;
 pub mod prng;
 pub mod recording;
 pub mod store;

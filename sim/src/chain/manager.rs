@@ -24,6 +24,28 @@ pub struct Heartbeat {
     pub node: usize,
     pub incarnation: u64,
     pub targets: BTreeMap<TargetId, TargetHealth>,
+    /// Its slice is out of service.
+    pub dead: bool,
+}
+
+/// What becomes of a heartbeat.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Heard {
+    /// The lease goes on.
+    Lease,
+    /// Not now: chains have to be told first that they go on without the node.
+    Wait,
+    /// Another process has the node's number: it must register.
+    Unknown,
+}
+
+/// A node that comes up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Registration {
+    pub node: usize,
+    pub incarnation: u64,
+    /// When it asked, on its clock.
+    pub sent: u64,
 }
 
 /// A change on its way to the store.
@@ -31,7 +53,9 @@ pub struct Heartbeat {
 pub struct Change {
     state: State,
     /// The node that registers, if that is what it is about.
-    registers: Option<(usize, u64)>,
+    registers: Option<Registration>,
+    /// It is another process than the one last heard of.
+    restarted: bool,
 }
 
 pub struct Manager {
@@ -45,6 +69,8 @@ pub struct Manager {
     /// Nobody leads until then (milliseconds).
     absent_until: u64,
     epoch: u64,
+    /// Each reign has a number of its own: false is a canary.
+    pub counts_reigns: bool,
 }
 
 /// The number that the manager gives a node.
@@ -90,7 +116,16 @@ impl Manager {
         state.form(|_, _| true).expect("enough nodes").expect("not formed before");
         let liveness = Liveness::new(TERMS);
         let routing = Rc::new(RoutingInfo::default());
-        Self { state, liveness, version: 0, routing, storing: false, absent_until: 0, epoch: 1 }
+        Self {
+            state,
+            liveness,
+            version: 0,
+            routing,
+            storing: false,
+            absent_until: 0,
+            epoch: 1,
+            counts_reigns: true,
+        }
     }
 
     pub fn leads(&self, now_ms: u64) -> bool {
@@ -107,7 +142,10 @@ impl Manager {
     pub fn replace(&mut self, now_ms: u64) {
         self.absent_until = now_ms + 1200;
         self.storing = false;
-        self.epoch += 1;
+        if self.counts_reigns {
+            self.epoch += 1;
+        }
+        self.version = 0;
     }
 
     /// The new one begins, knowing only what is stored.
@@ -122,28 +160,31 @@ impl Manager {
     }
 
     /// Whether a node's lease goes on.
-    pub fn heartbeat(&mut self, now_ms: u64, beat: Heartbeat) -> bool {
+    pub fn heartbeat(&mut self, now_ms: u64, beat: Heartbeat) -> Heard {
         self.begin(now_ms);
         let node = id(beat.node);
-        let known = self.state.nodes.get(&node).is_some_and(|known| known.incarnation == beat.incarnation);
-        if !known || !may_renew(&self.state, &self.liveness, node) {
-            return false;
+        if self.state.nodes.get(&node).is_none_or(|known| known.incarnation != beat.incarnation) {
+            return Heard::Unknown;
+        }
+        if !may_renew(&self.state, &self.liveness, node) {
+            return Heard::Wait;
         }
         self.liveness.hear_targets(node, beat.targets);
-        if self.liveness.hear_node(node, healthy(), now_ms) {
+        if self.liveness.hear_node(node, health(beat.dead), now_ms) {
             self.publish();
         }
-        true
+        Heard::Lease
     }
 
     /// A node comes up as another process. `None`: it must wait, for its earlier one or for another change.
-    pub fn register(&mut self, now_ms: u64, node: usize, incarnation: u64) -> Option<Change> {
+    pub fn register(&mut self, now_ms: u64, node: usize, incarnation: u64, sent: u64) -> Option<Change> {
         self.begin(now_ms);
-        let waits = self
+        let same = self.state.nodes.get(&id(node)).is_some_and(|known| known.incarnation == incarnation);
+        let lives = self
             .liveness
             .node(id(node))
             .is_some_and(|heard| heard.alive && now_ms <= heard.at_ms + TERMS.lease_ms + TERMS.margin_ms);
-        if self.storing || waits {
+        if self.storing || lives && !same {
             return None;
         }
         if self.liveness.expire(now_ms) {
@@ -156,7 +197,11 @@ impl Manager {
             reconfigure(&mut state, &self.liveness, Some(id(node)));
         }
         self.storing = true;
-        Some(Change { state, registers: Some((node, incarnation)) })
+        Some(Change {
+            state,
+            registers: Some(Registration { node, incarnation, sent }),
+            restarted: registered.restarted,
+        })
     }
 
     /// Looks who has fallen silent, and whether chains must change.
@@ -175,19 +220,21 @@ impl Manager {
         let mut state = self.state.clone();
         reconfigure(&mut state, &self.liveness, None);
         self.storing = true;
-        Some(Change { state, registers: None })
+        Some(Change { state, registers: None, restarted: false })
     }
 
     /// The change is stored: everybody may know. Who registered by it.
-    pub fn stored(&mut self, now_ms: u64, change: Change) -> Result<Option<(usize, u64)>> {
+    pub fn stored(&mut self, now_ms: u64, change: Change) -> Result<Option<Registration>> {
         change.state.check()?;
         self.state = change.state;
         self.storing = false;
-        if let Some((node, _)) = change.registers
+        if let Some(Registration { node, .. }) = change.registers
             && self.leads(now_ms)
         {
-            self.liveness.forget_targets(id(node));
-            self.liveness.hear_node(id(node), healthy(), now_ms);
+            if change.restarted {
+                self.liveness.forget_targets(id(node));
+            }
+            self.liveness.hear_node(id(node), health(false), now_ms);
         }
         self.publish();
         Ok(change.registers)
@@ -205,6 +252,6 @@ impl Manager {
     }
 }
 
-fn healthy() -> Vec<SliceHealth> {
-    vec![SliceHealth { capacity: SLICE_BYTES, ..SliceHealth::default() }]
+fn health(dead: bool) -> Vec<SliceHealth> {
+    vec![SliceHealth { capacity: SLICE_BYTES, dead, ..SliceHealth::default() }]
 }

@@ -1,6 +1,11 @@
 //! One storage node: the machine of its shard over a simulated disk, and a performer that does what it decides, piece by
 //! piece and in any order.
 
+mod repairs;
+
+pub use repairs::Fetch;
+
+use super::config::Canary;
 use crate::disk::{PowerCut, SimDisk};
 use crate::prng::Prng;
 use crate::store::open::{OpenError, open};
@@ -8,10 +13,10 @@ use corefs_engine::block;
 use corefs_engine::chain::{Pace, Role};
 use corefs_engine::event::{Ack, Ask, DiskIndex, Event, Nanos, Offer, OpId, Output, Outputs, Told};
 use corefs_engine::store::format::initial_writes;
-use corefs_engine::store::{BatchId, Geometry, Merge, ReadPlan, UpdateKind};
+use corefs_engine::store::{BatchId, DedupRow, Geometry, Merge, PendingInfo, Piece, ReadPlan, UpdateKind};
 use corefs_engine::target::merged_crc;
 use corefs_engine::targets::Targets;
-use corefs_wire::control::mgmtd::TargetHealthT;
+use corefs_wire::control::mgmtd::{TargetHealthT, TargetState};
 use corefs_wire::data::{ReadEntry, segment_crcs};
 use corefs_wire::limits::BLOCK;
 use corefs_wire::routing::RoutingInfo;
@@ -40,6 +45,12 @@ pub enum Requester {
         node: usize,
         epoch: u32,
         forward: Forwarded,
+    },
+    /// A replica that wants blocks.
+    Replica {
+        node: usize,
+        epoch: u32,
+        ticket: u64,
     },
 }
 
@@ -77,6 +88,7 @@ pub enum Sent {
         result: Result<(u64, Vec<u8>)>,
     },
     Ask(Question),
+    Fetch(Fetch),
 }
 
 /// A question to a successor that is being filled.
@@ -109,6 +121,8 @@ pub enum Job {
     Batch { slice: SliceIndex, offset: u64, bytes: Vec<u8> },
     FlushBegin { disk: DiskIndex },
     FlushEnd { disk: DiskIndex },
+    Check { ticket: u64 },
+    Mend { ticket: u64, offset: u64, bytes: Vec<u8> },
 }
 
 struct Op {
@@ -120,8 +134,31 @@ struct Op {
     payload: std::ops::Range<usize>,
     merges: Vec<Merge>,
     plan: Option<ReadPlan>,
+    read: Option<Wanted>,
     ticket: u64,
     ended: bool,
+}
+
+/// What a read wants from the disk: what its plan says, which is given back to the store.
+struct Wanted {
+    version: u64,
+    len: u32,
+    pieces: Vec<Piece>,
+    crcs: Vec<u32>,
+}
+
+impl Wanted {
+    fn of(plan: &ReadPlan) -> Self {
+        let (pieces, crcs) = (plan.pieces.to_vec(), plan.crcs.to_vec());
+        Self { version: plan.version, len: plan.len, pieces, crcs }
+    }
+
+    /// Where its blocks are.
+    fn blocks(&self) -> impl Iterator<Item = u64> {
+        self.pieces.iter().filter_map(|piece| Some((piece.disk_offset?, piece.blocks))).flat_map(
+            |(offset, blocks)| (0..u64::from(blocks)).map(move |block| offset + block * BLOCK as u64),
+        )
+    }
 }
 
 impl Op {
@@ -129,8 +166,8 @@ impl Op {
         let (target, chunk) =
             message.as_ref().map_or_else(Default::default, |message| (message.target, message.offer.chunk));
         let (blocks, merges) = Default::default();
-        let (plan, ticket, ended) = (None, 0, false);
-        Self { requester, message, target, chunk, blocks, payload: 0..0, merges, plan, ticket, ended }
+        let (plan, read, ticket, ended) = (None, None, 0, false);
+        Self { requester, message, target, chunk, blocks, payload: 0..0, merges, plan, read, ticket, ended }
     }
 }
 
@@ -139,6 +176,22 @@ struct Machine {
     targets: Targets,
     ops: BTreeMap<OpId, Op>,
     outputs: Outputs,
+    repairs: repairs::Repairs,
+}
+
+/// What a failing disk refuses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Failing {
+    All,
+    Flushes,
+}
+
+/// An update that a head took from a client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Accepted {
+    pub chain: ChainId,
+    pub chain_version: u64,
+    pub head: TargetId,
 }
 
 /// Version and tag of an update that is pending.
@@ -151,8 +204,15 @@ pub struct SimNode {
     pub epoch: u32,
     machine: Option<Machine>,
     next_op: u64,
-    /// Skips flushes: a canary.
-    pub flushes: bool,
+    /// A bug built in: see [`Canary`].
+    pub canary: Option<Canary>,
+    /// What its disk refuses from now on.
+    failing: Option<Failing>,
+    dead: bool,
+    /// Blocks whose bytes aren't what was written: what was, and what is there now.
+    damaged: BTreeMap<u64, (Vec<u8>, Vec<u8>)>,
+    /// Clients' updates that it took as a head: chain, version, target.
+    pub accepted: Vec<Accepted>,
     /// What the disk is to do next, and what is to be sent.
     pub jobs: Vec<Job>,
     pub sent: Vec<Sent>,
@@ -170,8 +230,22 @@ impl SimNode {
             disk.write(write.offset, &write.bytes).expect("power is on");
         }
         disk.flush().expect("power is on");
-        let (jobs, sent) = Default::default();
-        Self { index, disk, epoch: 0, machine: None, next_op: 0, flushes: true, jobs, sent, failure: None }
+        let (jobs, sent, accepted, damaged) = Default::default();
+        Self {
+            index,
+            disk,
+            epoch: 0,
+            machine: None,
+            next_op: 0,
+            canary: None,
+            failing: None,
+            dead: false,
+            damaged,
+            accepted,
+            jobs,
+            sent,
+            failure: None,
+        }
     }
 
     pub fn is_on(&self) -> bool {
@@ -194,14 +268,23 @@ impl SimNode {
         targets.add_slice(SLICE, DiskIndex(0), store);
         targets.set_pace(pace());
         self.epoch += 1;
-        self.machine = Some(Machine { targets, ops: BTreeMap::new(), outputs: Outputs::new() });
+        (self.failing, self.dead) = (None, false);
+        self.machine = Some(Machine {
+            targets,
+            ops: BTreeMap::new(),
+            outputs: Outputs::new(),
+            repairs: repairs::Repairs::default(),
+        });
         Ok(report.pendings)
     }
 
     /// Loses power: memory is gone, and of what the disk was doing some is done in part. `jobs` are those in progress.
     pub fn power_cut(&mut self, jobs: Vec<Job>, prng: &mut Prng) {
         for job in jobs {
-            if let Job::Data { offset, bytes, .. } | Job::Batch { offset, bytes, .. } = job {
+            if let Job::Data { offset, bytes, .. }
+            | Job::Batch { offset, bytes, .. }
+            | Job::Mend { offset, bytes, .. } = job
+            {
                 // It reached the cache, whose sectors survive or not.
                 let _reached: Result<(), PowerCut> = self.disk.write(offset, &bytes);
             }
@@ -210,15 +293,17 @@ impl SimNode {
         self.disk.power_on(prng);
         self.jobs.clear();
         self.sent.clear();
+        self.accepted.clear();
+        self.forget_damage();
     }
 
     /// The store insists on having its plans back.
     pub fn dispose(&mut self) {
         if let Some(mut machine) = self.machine.take() {
-            for op in std::mem::take(&mut machine.ops).into_values() {
-                if let Some(plan) = op.plan {
-                    machine.targets.handle(0, Event::ReadEnded { slice: SLICE, plan }, &mut machine.outputs);
-                }
+            let mut plans = machine.repairs.take_plans();
+            plans.extend(std::mem::take(&mut machine.ops).into_values().filter_map(|op| op.plan));
+            for plan in plans {
+                machine.targets.handle(0, Event::ReadEnded { slice: SLICE, plan }, &mut machine.outputs);
             }
             machine.targets.dispose();
         }
@@ -248,7 +333,15 @@ impl SimNode {
     }
 
     pub fn read(&mut self, now: Nanos, requester: Requester, entry: &ReadEntry) {
-        let op = self.insert(Op::new(Some(requester), None));
+        if self.canary == Some(Canary::AbsenceUnguarded)
+            && let Err(error) = self.peek_bytes(entry.target(), entry.chunk())
+            && error.code == ErrorCode::NoSuchChunk
+        {
+            return self.sent.push(Sent::Read { to: requester, result: Err(error) });
+        }
+        let mut op = Op::new(Some(requester), None);
+        (op.target, op.chunk) = (entry.target(), entry.chunk());
+        let op = self.insert(op);
         self.tell(now, Event::Read { op, entry });
         self.turn(now);
     }
@@ -282,13 +375,20 @@ impl SimNode {
     pub fn leased_role(&self, now: Nanos, target: TargetId) -> Option<&Role> {
         let targets = &self.machine.as_ref()?.targets;
         let role = targets.target(target)?.replica().role();
-        role.filter(|_| now < targets.lease_until())
+        role.filter(|_| now < targets.lease_until() && !self.dead)
     }
 
-    /// The committed version of a chunk, whether the target serves, and what is pending.
+    /// When it wants to be woken, on its clock.
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        self.machine.as_ref()?.targets.next_deadline()
+    }
+
+    /// The committed version of a chunk, whether the target serves, and what is pending. One that served last and alone counts:
+    /// what its own flush commits then is acknowledged, and nobody serves without it.
     pub fn look(&self, target: TargetId, chunk: ChunkId) -> Option<(u64, bool, Option<PendingTag>)> {
         let targets = &self.machine.as_ref()?.targets;
-        let serves = targets.target(target)?.replica().role().is_some_and(Role::serving);
+        let counts = |role: &Role| role.serving() || role.state == TargetState::LastServing;
+        let serves = targets.target(target)?.replica().role().is_some_and(counts);
         let store = &targets.slices().next()?.store;
         let version = store.status(target, chunk).ok()?.version;
         Some((version, serves, store.pending_tag(target, chunk)))
@@ -305,8 +405,11 @@ impl SimNode {
     pub fn finish(&mut self, now: Nanos, job: Job) -> Result<(), String> {
         match job {
             Job::Read { op } => self.finish_read(now, op)?,
-            Job::Merge { op } => self.finish_merge(now, op),
-            Job::Load { op } => self.finish_load(now, op),
+            Job::Merge { op } => self.finish_merge(now, op)?,
+            Job::Load { op } => self.finish_load(now, op)?,
+            Job::Data { slice, .. } | Job::Batch { slice, .. } if self.failing == Some(Failing::All) => {
+                self.tell(now, Event::WriteFailed { slice, error: ErrorCode::DiskError.into() });
+            }
             Job::Data { slice, batch, offset, bytes } => {
                 self.disk.write(offset, &bytes).map_err(|_| "power is on")?;
                 self.tell(now, Event::DataWritten { slice, batch });
@@ -315,18 +418,23 @@ impl SimNode {
                 self.disk.write(offset, &bytes).map_err(|_| "power is on")?;
                 self.tell(now, Event::BatchWritten { slice });
             }
+            Job::FlushBegin { disk } | Job::FlushEnd { disk } if self.failing.is_some() => {
+                self.tell(now, Event::FlushFailed { disk, error: ErrorCode::DiskError.into() });
+            }
             Job::FlushBegin { disk } => {
-                if self.flushes {
+                if self.canary != Some(Canary::FlushRemoved) {
                     self.disk.flush_begin().map_err(|_| "power is on")?;
                 }
                 self.jobs.push(Job::FlushEnd { disk });
             }
             Job::FlushEnd { disk } => {
-                if self.flushes {
+                if self.canary != Some(Canary::FlushRemoved) {
                     self.disk.flush_end().map_err(|_| "power is on")?;
                 }
                 self.tell(now, Event::Flushed { disk });
             }
+            Job::Check { ticket } => self.finish_check(now, ticket)?,
+            Job::Mend { ticket, offset, bytes } => self.finish_mend(now, ticket, offset, &bytes)?,
         }
         self.turn(now);
         Ok(())
@@ -362,6 +470,79 @@ impl SimNode {
         let mut bytes = bytes.map_err(|what| Error::new(ErrorCode::Corrupt, what))?;
         bytes.truncate(length);
         Ok((version, bytes))
+    }
+
+    /// Its disk refuses everything from now on, or only flushes.
+    pub fn fail_disk(&mut self, flushes_only: bool) {
+        self.failing = Some(if flushes_only { Failing::Flushes } else { Failing::All });
+    }
+
+    pub fn is_failing(&self) -> bool {
+        self.failing.is_some()
+    }
+
+    /// Its slice is out of service.
+    pub fn is_dead(&self) -> bool {
+        self.dead
+    }
+
+    /// Where the blocks of the committed version of a chunk are.
+    pub fn blocks_of(&self, target: TargetId, chunk: ChunkId) -> Vec<u64> {
+        let Some(slice) = self.machine.as_ref().and_then(|machine| machine.targets.slices().next()) else {
+            return Vec::new();
+        };
+        let mut store = slice.store.clone();
+        let Ok(plan) = store.read(target, chunk, 0, u32::MAX) else { return Vec::new() };
+        let blocks = Wanted::of(&plan).blocks().collect();
+        store.end_read(plan);
+        blocks
+    }
+
+    /// A bit of a block rots. Whether it did: not one that was damaged before.
+    pub fn rot(&mut self, offset: u64, at: u64, bit: u8) -> bool {
+        let disk = |node: &mut Self| node.disk.rot(offset + at, bit);
+        self.damage(offset, disk)
+    }
+
+    /// A write of what is at `from` landed on another block, too.
+    pub fn misdirect(&mut self, from: u64, offset: u64) -> bool {
+        self.damage(offset, |node| node.disk.misdirect(from, offset, BLOCK))
+    }
+
+    fn damage(&mut self, offset: u64, harm: impl FnOnce(&mut Self)) -> bool {
+        if self.damaged.contains_key(&offset) || !self.disk.is_flushed(offset) {
+            return false;
+        }
+        let before = self.disk.read(offset, BLOCK).to_vec();
+        harm(self);
+        let after = self.disk.read(offset, BLOCK).to_vec();
+        let differs = before != after;
+        if differs {
+            self.damaged.insert(offset, (before, after));
+        }
+        differs
+    }
+
+    /// What was written over isn't damaged any more.
+    fn forget_damage(&mut self) {
+        let disk = &self.disk;
+        self.damaged.retain(|offset, (_, after)| disk.read(*offset, BLOCK) == after);
+    }
+
+    /// Rows of duplicate detection that its pending updates will have: nobody may be told of them.
+    pub fn pending_rows(&self, target: TargetId) -> Vec<DedupRow> {
+        let Some(slice) = self.machine.as_ref().and_then(|machine| machine.targets.slices().next()) else {
+            return Vec::new();
+        };
+        let pendings = slice.store.pendings(target).unwrap_or_default();
+        let row = |pending: &PendingInfo| DedupRow {
+            tag: pending.tag,
+            chunk: pending.chunk,
+            version: pending.version,
+            length: pending.length,
+            dropped: false,
+        };
+        pendings.iter().map(row).collect()
     }
 
     /// Everything that is left to be done for requesters.
@@ -409,7 +590,12 @@ impl SimNode {
     fn do_one(&mut self, now: Nanos, output: Output) {
         match output {
             Output::Read { op, plan, .. } => {
-                self.op(op).plan = Some(plan);
+                self.op(op).read = Some(Wanted::of(&plan));
+                if self.canary == Some(Canary::BlockReusedEarly) {
+                    self.tell(now, Event::ReadEnded { slice: SLICE, plan });
+                } else {
+                    self.op(op).plan = Some(plan);
+                }
                 self.jobs.push(Job::Read { op });
             }
             Output::Refuse { op, error } => {
@@ -417,6 +603,13 @@ impl SimNode {
                 self.sent.extend(to.map(|to| Sent::Read { to, result: Err(error) }));
             }
             Output::Prepare { op, blocks, payload, merges, .. } => {
+                let found = self.op(op);
+                if let Some(offer) = found.message.as_ref().map(|message| message.offer)
+                    && offer.forwarded.is_none()
+                {
+                    let (chain, chain_version, head) = (offer.chain, offer.chain_version, found.target);
+                    self.accepted.push(Accepted { chain, chain_version, head });
+                }
                 let found = self.op(op);
                 found.blocks.resize(blocks as usize * BLOCK, 0xEE);
                 found.payload = payload.start as usize..payload.end as usize;
@@ -471,10 +664,12 @@ impl SimNode {
                 let forward = Forwarded { target, chunk, attempt };
                 self.sent.push(Sent::Forward { to, forward, message });
             }
-            Output::Check { .. } | Output::Fetch { .. } | Output::Mend { .. } | Output::Forget { .. } => {
-                let what = format!("node {} at {now}: a repair, though nothing was damaged", self.index);
-                self.failure.get_or_insert(what);
+            Output::Check { ticket, plan, .. } => self.check(ticket, plan),
+            Output::Fetch { ticket, to, chain, chain_version, place, first, blocks } => {
+                self.fetch(ticket, to, (chain, chain_version), place, (first, blocks));
             }
+            Output::Mend { ticket, plan, writes, .. } => self.mend(now, ticket, plan, &writes),
+            Output::Forget { ticket } => self.forget(ticket),
             Output::Reply { op, result } => {
                 let to = self.op(op).requester;
                 self.sent.extend(to.map(|to| Sent::Answer { to, result }));
@@ -485,6 +680,7 @@ impl SimNode {
                     self.remove(op);
                 }
             }
+            Output::SliceDied { .. } if self.failing.is_some() => self.dead = true,
             Output::SliceDied { error, .. } | Output::TargetFailed { error, .. } => {
                 self.failure.get_or_insert(format!("node {} at {now}: {error}", self.index));
             }
@@ -506,21 +702,45 @@ impl SimNode {
     }
 
     fn finish_read(&mut self, now: Nanos, op: OpId) -> Result<(), String> {
-        let Op { requester, plan, .. } = self.remove(op);
-        let plan = plan.expect("a read has a plan");
-        let bytes = crate::store::open::fetch(&self.disk, &plan);
-        let (version, length) = (plan.version, plan.len as usize);
-        self.tell(now, Event::ReadEnded { slice: SLICE, plan });
-        let mut bytes = bytes.map_err(|what| format!("node {}: {what}", self.index))?;
-        bytes.truncate(length);
-        self.sent.extend(requester.map(|to| Sent::Read { to, result: Ok((version, bytes)) }));
+        let Op { requester, plan, read, target, chunk, .. } = self.remove(op);
+        let wanted = read.expect("a read has a plan");
+        let mut bytes = crate::store::open::fetch_blocks(&self.disk, &wanted.pieces, &wanted.crcs);
+        if self.canary == Some(Canary::ReadsUnverified) {
+            bytes = Ok(crate::store::open::raw_blocks(&self.disk, &wanted.pieces));
+        }
+        if let Some(plan) = plan {
+            self.tell(now, Event::ReadEnded { slice: SLICE, plan });
+        }
+        let result = match bytes {
+            Ok(mut bytes) => {
+                // Replicas compare whole blocks.
+                if !matches!(requester, Some(Requester::Replica { .. })) {
+                    bytes.truncate(wanted.len as usize);
+                }
+                Ok((wanted.version, bytes))
+            }
+            Err(what) => Err(self.corrupt(what, wanted.blocks())?),
+        };
+        if matches!(requester, Some(Requester::Client { .. })) && result.is_err() {
+            let blocks = 0..wanted.crcs.len() as u32;
+            self.tell(now, Event::Suspect { target, chunk, blocks });
+        }
+        self.sent.extend(requester.map(|to| Sent::Read { to, result }));
         Ok(())
     }
 
-    fn finish_merge(&mut self, now: Nanos, op: OpId) {
+    /// Bytes that don't match their checksum: to be expected of blocks that were damaged, and of no others.
+    fn corrupt(&self, what: String, mut blocks: impl Iterator<Item = u64>) -> Result<Error, String> {
+        if blocks.any(|block| self.damaged.contains_key(&block)) {
+            return Ok(Error::new(ErrorCode::Corrupt, what));
+        }
+        Err(format!("node {}: {what}, and nothing has damaged it", self.index))
+    }
+
+    fn finish_merge(&mut self, now: Nanos, op: OpId) -> Result<(), String> {
         let machine = self.machine.as_mut().expect("jobs of a machine");
         // The slice may have died, or the update be over, since it was asked for.
-        let Some(found) = machine.ops.get_mut(&op) else { return };
+        let Some(found) = machine.ops.get_mut(&op) else { return Ok(()) };
         let message = found.message.as_ref().expect("updates have one");
         let payload = found.payload.clone();
         let blocks = &mut found.blocks;
@@ -537,10 +757,18 @@ impl SimNode {
         }
         block::crcs(blocks, &payload, &known, &mut crcs);
         let (target, chunk) = (found.target, found.chunk);
-        self.tell(now, Event::Prepared { target, chunk, result: result.map(|()| crcs.as_slice()) });
+        let merges: Vec<u64> = found.merges.iter().map(|merge| merge.disk_offset).collect();
+        let result = match result {
+            Err(error) if error.code == ErrorCode::Corrupt => {
+                Err(self.corrupt(error.message, merges.into_iter())?)
+            }
+            other => other.map(|()| crcs.as_slice()),
+        };
+        self.tell(now, Event::Prepared { target, chunk, result });
+        Ok(())
     }
 
-    fn finish_load(&mut self, now: Nanos, op: OpId) {
+    fn finish_load(&mut self, now: Nanos, op: OpId) -> Result<(), String> {
         let found = self.op(op);
         let (target, chunk, ticket, plan) = (found.target, found.chunk, found.ticket, found.plan.take());
         let mut result = Ok(0);
@@ -554,10 +782,11 @@ impl SimNode {
                         message.payload = bytes[at..at + len as usize].to_vec();
                     }
                 }
-                Err(what) => result = Err(Error::new(ErrorCode::Corrupt, what)),
+                Err(what) => result = Err(self.corrupt(what, Wanted::of(&plan).blocks())?),
             }
             self.tell(now, Event::ReadEnded { slice: SLICE, plan });
         }
         self.tell(now, Event::Loaded { target, chunk, ticket, op, result });
+        Ok(())
     }
 }

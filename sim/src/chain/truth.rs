@@ -5,13 +5,19 @@
 //!   isn't;
 //! - once a version of a chunk was read or acknowledged, no read that begins later returns less, and what a read returns
 //!   is what the history says of its version (per-chunk linearizability: versions are the order of the register's writes);
+//! - the same without a look at versions: some order of all operations explains what clients saw ([`register`]);
+//! - one head of a chain takes updates at a time;
 //! - in the end all replicas hold the same, and it is what the history says.
 
+use super::node::Accepted;
+use super::register::{self, Effect, Operation};
+use corefs_engine::chain::is_definite;
 use corefs_engine::event::Ack;
 use corefs_engine::store::UpdateKind;
-use corefs_wire::ChunkId;
 use corefs_wire::checksum::crc32c;
+use corefs_wire::{ChainId, ChunkId, ErrorCode};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 /// Names one client's one update, through all its retries.
 pub type WriteId = u64;
@@ -33,22 +39,50 @@ macro_rules! counts {
 counts! {
     /// Virtual milliseconds.
     milliseconds,
+    /// Updates acknowledged and refused, reads answered.
     acknowledged,
     refused,
-    retries,
     reads,
-    reads_pending,
-    recovered_pendings,
-    lost_messages,
-    fenced,
-    chunks_compared,
+    retries,
+    /// Faults, those of several at once each.
+    faults,
+    several_at_once,
     power_cuts,
     /// All nodes at once.
     blackouts,
-    /// Nodes that stood still, links that were cut, managers that were replaced.
     pauses,
+    clock_leaps,
     partitions,
+    one_way_partitions,
+    isolations,
     manager_deaths,
+    store_troubles,
+    write_errors,
+    flush_errors,
+    slow_disks,
+    /// Blocks damaged.
+    scrubs,
+    fetches,
+    rotten,
+    misdirected,
+    lost_messages,
+    late_messages,
+    repeated_messages,
+    /// Rare paths. Commits of the manager's store that conflicted, and that nobody knew the end of.
+    store_conflicts,
+    store_unknown,
+    /// Leases not given because chains had to be told first; nodes that had to say again who they are.
+    leases_withheld,
+    registered_again,
+    /// Clients that met a shard without a lease.
+    fenced,
+    /// Reads that met a pending update, or damage; that gave up; updates that nobody took because of damage.
+    reads_pending,
+    reads_damaged,
+    reads_failed,
+    given_up,
+    /// Updates found pending at a start.
+    recovered_pendings,
     /// Chain versions, replicas that came to serve after they had been filled, chains that had nobody left to serve.
     chain_changes,
     replicas_filled,
@@ -56,15 +90,55 @@ counts! {
     /// Parts of chunks sent to fill a replica.
     fills,
     rows_handed_over,
+    /// What a successor refused, and why.
+    refused_stale,
+    refused_needs_whole,
+    refused_base_differs,
+    refused_broken,
+    refused_for_good,
+    refused_otherwise,
+    /// In the end: chunks compared, operations that the register check put in order, and where it had to turn back.
+    chunks_compared,
+    operations_ordered,
+    orders_tried_again,
+}
+
+impl Counts {
+    /// Operations that clients got an answer to: updates acknowledged, and reads.
+    pub fn operations(&self) -> u64 {
+        self.acknowledged + self.reads
+    }
+
+    /// A successor answered a forward.
+    pub fn refusal(&mut self, code: Option<ErrorCode>) {
+        let Some(code) = code else { return };
+        let count = match code {
+            ErrorCode::StaleRouting | ErrorCode::LeaseExpired | ErrorCode::NotServing => {
+                &mut self.refused_stale
+            }
+            ErrorCode::NeedsWhole => &mut self.refused_needs_whole,
+            ErrorCode::BaseDiffers => &mut self.refused_base_differs,
+            ErrorCode::ChainBroken | ErrorCode::Pending => &mut self.refused_broken,
+            code if is_definite(code) => &mut self.refused_for_good,
+            _ => &mut self.refused_otherwise,
+        };
+        *count += 1;
+    }
 }
 
 #[derive(Clone, Debug)]
 struct Change {
+    chunk: ChunkId,
     kind: UpdateKind,
-    payload: Vec<u8>,
+    payload: Rc<[u8]>,
     refused: bool,
     /// The version that it was committed as.
     version: Option<u64>,
+    /// The least version that it may have: what had been shown before it began is older.
+    floor: u64,
+    began: u64,
+    /// When it was acknowledged, as what.
+    ended: Option<(u64, u64)>,
 }
 
 /// One chunk as one replica holds it in the end.
@@ -90,16 +164,62 @@ pub struct Truth {
     histories: BTreeMap<ChunkId, History>,
     /// What a read that begins now must at least return.
     floor: BTreeMap<ChunkId, u64>,
+    /// Of each chunk the reads that were answered, for the black box.
+    answers: BTreeMap<ChunkId, Vec<Answer>>,
+    /// Who last took an update as the head of a chain.
+    heads: BTreeMap<ChainId, Accepted>,
+    /// Counts beginnings and ends of operations.
+    moments: u64,
+    /// Whether versions are believed, not only what clients can see.
+    knows_versions: bool,
     pub counts: Counts,
 }
 
+/// A read's answer.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    began: u64,
+    ended: u64,
+    version: u64,
+    crc: Option<u32>,
+}
+
 impl Truth {
-    pub fn wished(&mut self, id: WriteId, kind: UpdateKind, payload: Vec<u8>) {
-        self.changes.insert(id, Change { kind, payload, refused: false, version: None });
+    pub fn new(knows_versions: bool) -> Self {
+        Self { knows_versions, ..Self::default() }
+    }
+
+    /// An operation begins, or ends.
+    pub fn begins(&mut self) -> u64 {
+        self.moments += 1;
+        self.moments
+    }
+
+    /// A client begins an update.
+    pub fn wished(&mut self, id: WriteId, chunk: ChunkId, kind: UpdateKind, payload: Rc<[u8]>) {
+        let (floor, began) = (self.floor(chunk), self.begins());
+        let change =
+            Change { chunk, kind, payload, refused: false, version: None, floor, began, ended: None };
+        self.changes.insert(id, change);
+    }
+
+    /// A head takes an update from a client: the only one under that chain version, and none of an earlier one does after it.
+    pub fn accepted(&mut self, now: Accepted) -> Result<(), String> {
+        let last = *self.heads.entry(now.chain).or_insert(now);
+        if self.knows_versions && last.head != now.head && last.chain_version >= now.chain_version {
+            return Err(format!("two heads take updates: {now:?} after {last:?}"));
+        }
+        if now.chain_version >= last.chain_version {
+            self.heads.insert(now.chain, now);
+        }
+        Ok(())
     }
 
     /// A replica that serves has committed an update under this version.
     pub fn committed(&mut self, chunk: ChunkId, version: u64, id: WriteId) -> Result<(), String> {
+        if !self.knows_versions {
+            return Ok(());
+        }
         let history = self.histories.entry(chunk).or_default();
         let known = history.ids.get(version as usize - 1);
         match known {
@@ -114,6 +234,12 @@ impl Truth {
             }
         }
         let change = self.changes.get_mut(&id).ok_or("an update of nobody")?;
+        if version <= change.floor {
+            let floor = change.floor;
+            return Err(format!(
+                "update {id} of {chunk} is version {version} and began after {floor} was shown"
+            ));
+        }
         if change.refused {
             return Err(format!("update {id} of {chunk} was refused and is version {version}"));
         }
@@ -123,7 +249,6 @@ impl Truth {
             ));
         }
         history.bytes = apply(history.bytes.take(), change);
-        change.payload = Vec::new();
         history.ids.push(id);
         history.crcs.push(history.bytes.as_deref().map(crc32c));
         Ok(())
@@ -131,6 +256,13 @@ impl Truth {
 
     pub fn acknowledged(&mut self, chunk: ChunkId, id: WriteId, ack: &Ack) -> Result<(), String> {
         self.counts.acknowledged += 1;
+        let now = self.begins();
+        if let Some(change) = self.changes.get_mut(&id) {
+            change.ended = Some((now, ack.version));
+        }
+        if !self.knows_versions {
+            return Ok(());
+        }
         self.saw(chunk, ack.version);
         match self.changes.get(&id).and_then(|change| change.version) {
             Some(version) if version == ack.version => Ok(()),
@@ -155,14 +287,29 @@ impl Truth {
         }
     }
 
+    /// Nobody knows whether an update will happen.
+    pub fn given_up(&mut self, _id: WriteId) {
+        self.counts.given_up += 1;
+    }
+
     /// What a read that begins now must at least return.
     pub fn floor(&self, chunk: ChunkId) -> u64 {
         self.floor.get(&chunk).copied().unwrap_or(0)
     }
 
     /// A read that began when `floor` was the least it may return.
-    pub fn read(&mut self, chunk: ChunkId, floor: u64, version: u64, bytes: &[u8]) -> Result<(), String> {
-        self.counts.reads += 1;
+    pub fn read(
+        &mut self,
+        chunk: ChunkId,
+        began: u64,
+        floor: u64,
+        version: u64,
+        bytes: &[u8],
+    ) -> Result<(), String> {
+        self.answered(chunk, began, version, Some(crc32c(bytes)));
+        if !self.knows_versions {
+            return Ok(());
+        }
         self.saw(chunk, version);
         if version < floor {
             return Err(format!("a read of {chunk} returned version {version} after {floor} had been shown"));
@@ -181,15 +328,47 @@ impl Truth {
     }
 
     /// A read that found no chunk.
-    pub fn read_nothing(&mut self, chunk: ChunkId, floor: u64) -> Result<(), String> {
-        self.counts.reads += 1;
+    pub fn read_nothing(&mut self, chunk: ChunkId, began: u64, floor: u64) -> Result<(), String> {
+        self.answered(chunk, began, floor, None);
         let removed = |history: &History| {
             history.crcs.iter().skip((floor as usize).saturating_sub(1)).any(Option::is_none)
         };
-        if floor == 0 || self.histories.get(&chunk).is_some_and(removed) {
+        if floor == 0 || !self.knows_versions || self.histories.get(&chunk).is_some_and(removed) {
             return Ok(());
         }
         Err(format!("a read found no {chunk} after version {floor} had been shown"))
+    }
+
+    fn answered(&mut self, chunk: ChunkId, began: u64, version: u64, crc: Option<u32>) {
+        self.counts.reads += 1;
+        let ended = self.begins();
+        self.answers.entry(chunk).or_default().push(Answer { began, ended, version, crc });
+    }
+
+    /// Whether some order of all operations on a chunk explains everything that clients saw of it.
+    pub fn check_register(&mut self, chunk: ChunkId) -> Result<(), String> {
+        let updates = self.changes.values().filter(|change| change.chunk == chunk && !change.refused);
+        let update = |change: &Change| {
+            let (this, ended) = (change.clone(), change.ended);
+            Operation {
+                began: change.began,
+                ended: ended.map(|(at, _)| at),
+                effect: Effect::Update(Rc::new(move |contents| apply(contents, &this))),
+                hint: ended.map_or(u64::MAX, |(_, version)| version),
+            }
+        };
+        let mut operations: Vec<Operation> = updates.map(update).collect();
+        let answers = self.answers.get(&chunk).into_iter().flatten();
+        operations.extend(answers.map(|answer| Operation {
+            began: answer.began,
+            ended: Some(answer.ended),
+            effect: Effect::Read(answer.crc),
+            hint: answer.version,
+        }));
+        self.counts.operations_ordered += operations.len() as u64;
+        let turns = register::check(&mut operations).map_err(|what| format!("{chunk}: {what}"))?;
+        self.counts.orders_tried_again += turns;
+        Ok(())
     }
 
     fn saw(&mut self, chunk: ChunkId, version: u64) {
@@ -202,6 +381,12 @@ impl Truth {
         self.counts.chunks_compared += 1;
         let empty = History::default();
         let history = self.histories.get(&chunk).unwrap_or(&empty);
+        if let Some(differs) = replicas.windows(2).position(|pair| pair[0] != pair[1]) {
+            return Err(format!("{chunk}: replicas {differs} and {} differ in the end", differs + 1));
+        }
+        if !self.knows_versions {
+            return Ok(());
+        }
         for (index, held) in replicas.iter().enumerate() {
             let last = history.ids.len() as u64;
             if held.version != last || held.bytes != history.bytes {

@@ -1,10 +1,22 @@
-//! The world around the nodes: network, clocks, power. What clients want is in `clients`, what goes wrong in `faults`.
+//! The world around the nodes: what happens when. Its parts:
+//!
+//! | file | is about |
+//! |---|---|
+//! | `clients` | what clients want, and whom they ask |
+//! | `network` | what leaves a node, and how it arrives |
+//! | `members` | nodes and the manager: registration, leases, routing, changes of chains |
+//! | `faults` | what goes wrong |
+//! | `damage` | what disks do to bytes that they had already |
 
 mod clients;
+mod damage;
 mod faults;
+mod members;
+mod network;
 
-use super::manager::{Change, Heartbeat, Manager, TERMS, id};
-use super::node::{Forwarded, Job, Message, Question, Requester, Sent, SimNode};
+use super::config::{Canary, Config, SLICE_BYTES};
+use super::manager::{Change, Heard, Heartbeat, Manager, TERMS, id};
+use super::node::{Fetch, Forwarded, Job, Message, Question, Requester, Sent, SimNode};
 use super::truth::{Counts, Truth, WriteId};
 use crate::prng::Prng;
 use corefs_engine::event::{Ack, Ask, Nanos, Offer, Told};
@@ -20,7 +32,6 @@ use corefs_wire::{
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-const SLICE_BYTES: u64 = 2 << 20;
 /// Longest chunk in the simulation (bytes).
 const CHUNK: u32 = 5 * BLOCK as u32;
 const MILLI: Nanos = 1_000_000;
@@ -28,67 +39,6 @@ const MILLI: Nanos = 1_000_000;
 const SETTLE: Nanos = 120_000 * MILLI;
 /// Clocks drift by so many parts of a million at most. The margin of leases allows for a tenth.
 const DRIFT_PPM: u64 = 30_000;
-
-/// A bug built in on purpose: the checks must find it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Canary {
-    /// Flushes do nothing.
-    FlushRemoved,
-    /// The network answers forwards itself, before the successor has them.
-    AnswersInvented,
-    /// Reads ignore that an update is pending.
-    ReadsUnguarded,
-    /// The table of duplicates isn't handed over to a replica that was filled.
-    RowsForgotten,
-    /// Nodes count their lease from when it was granted.
-    LeaseFromReceipt,
-    /// A replica that is to be filled says at once that it was.
-    FillingSkipped,
-    /// The manager gives a node a lease before its chains know that they go on without it.
-    LeaseTooSoon,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Config {
-    /// Nodes, each with one replica of every chain.
-    pub replicas: usize,
-    pub chains: u64,
-    pub clients: usize,
-    pub chunks: u32,
-    /// Faults before the end, and virtual milliseconds between two of them at most.
-    pub faults: u64,
-    pub fault_every: u64,
-    /// Virtual milliseconds that a client pauses at most.
-    pub think: u64,
-    /// Messages lost of a thousand.
-    pub loss: u64,
-    /// Messages of a thousand that take seconds: longer than anybody waits for an answer.
-    pub slow: u64,
-    /// Bytes of the last node's slice; the others' have two mebibytes. A smaller one refuses what the others have room for.
-    pub last_bytes: u64,
-    /// Virtual milliseconds before the end without any fault.
-    pub calm: u64,
-    pub canary: Option<Canary>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            replicas: 3,
-            chains: 2,
-            clients: 6,
-            chunks: 6,
-            faults: 12,
-            fault_every: 9000,
-            think: 200,
-            loss: 5,
-            slow: 2,
-            last_bytes: SLICE_BYTES,
-            calm: 0,
-            canary: None,
-        }
-    }
-}
 
 /// Where a message comes from and goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,7 +48,7 @@ enum End {
     Clients,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Happening {
     Done {
         node: usize,
@@ -150,9 +100,11 @@ enum Happening {
     Next {
         client: usize,
     },
+    /// A node wanted to be woken then.
     Tick {
         node: usize,
         epoch: u32,
+        at: Nanos,
     },
     /// A node renews its lease, or registers.
     Beat {
@@ -165,6 +117,12 @@ enum Happening {
         sent: Nanos,
     },
     Register {
+        node: usize,
+        epoch: u32,
+        sent: Nanos,
+    },
+    /// The manager knows another process of that number.
+    Unknown {
         node: usize,
         epoch: u32,
     },
@@ -183,6 +141,23 @@ enum Happening {
     On {
         node: usize,
     },
+    /// Somebody starts a node anew whose disk has failed.
+    Restart {
+        node: usize,
+        epoch: u32,
+    },
+    /// A replica wants blocks of this one.
+    Wanted {
+        node: usize,
+        from: Requester,
+        fetch: Fetch,
+    },
+    Fetched {
+        node: usize,
+        epoch: u32,
+        ticket: u64,
+        result: Result<Vec<u8>>,
+    },
 }
 
 impl Happening {
@@ -197,6 +172,9 @@ impl Happening {
             | Self::Told { node, .. }
             | Self::Tick { node, .. }
             | Self::Beat { node, .. }
+            | Self::Unknown { node, .. }
+            | Self::Wanted { node, .. }
+            | Self::Fetched { node, .. }
             | Self::Leased { node, .. } => Some(*node),
             _ => None,
         }
@@ -206,8 +184,8 @@ impl Happening {
 /// What a client waits for.
 #[derive(Clone, Debug)]
 enum Wish {
-    Write { id: WriteId, offer: Offer, payload: Vec<u8> },
-    Read { chunk: ChunkId, floor: u64 },
+    Write { id: WriteId, offer: Offer, payload: Rc<[u8]> },
+    Read { chunk: ChunkId, floor: u64, began: u64 },
 }
 
 struct Client {
@@ -219,6 +197,8 @@ struct Client {
     routing: Rc<RoutingInfo>,
     /// The last replica asked said that the chunk is busy.
     busy: bool,
+    /// Replicas that said that their bytes of the chunk are damaged.
+    damaged: u32,
 }
 
 /// A committed version, and the update that was pending with its version.
@@ -230,11 +210,15 @@ struct Place {
     fast_ppm: u64,
     offset: Nanos,
     stopped_until: Nanos,
+    /// Its disk is slow until then.
+    slow_until: Nanos,
     registered: bool,
+    /// When it is to be woken (of the world's time).
+    tick_at: Nanos,
     /// Its disk's jobs that are in progress.
     jobs: BTreeMap<u64, Job>,
-    /// Of each chunk: the committed version, and the update that was pending, when last looked at.
-    seen: BTreeMap<(TargetId, ChunkId), Seen>,
+    /// Of each chunk: the committed version, and the update that was pending, when last looked at; since when.
+    seen: BTreeMap<(TargetId, ChunkId), (Seen, Nanos)>,
     /// Committed while it didn't serve.
     unsettled: BTreeMap<ChunkId, (u64, WriteId)>,
 }
@@ -251,6 +235,10 @@ struct World {
     places: Vec<Place>,
     clients: Vec<Client>,
     cuts: Vec<(End, End, Nanos)>,
+    /// Commits of the manager's store conflict until then, or nobody hears what came of them.
+    trouble_until: Nanos,
+    /// What everybody may know since the last look.
+    routing: Rc<RoutingInfo>,
     truth: Truth,
     faults_left: u64,
     /// Nothing new begins, nothing fails: everything comes to its end.
@@ -285,21 +273,24 @@ impl World {
                 let last = index + 1 == config.replicas;
                 let bytes = if last { config.last_bytes } else { SLICE_BYTES };
                 let mut node = SimNode::new(index, bytes, &mut prng);
-                node.flushes = config.canary != Some(Canary::FlushRemoved);
+                node.canary = config.canary;
                 node
             })
             .collect();
-        let manager = Manager::new(config.replicas, config.replicas, config.chains as u32);
+        let mut manager = Manager::new(config.replicas, config.replicas, config.chains as u32);
+        manager.counts_reigns = config.canary != Some(Canary::ReignNotCounted);
         let routing = Rc::new(RoutingInfo::default());
         let client = |_| {
             let routing = Rc::clone(&routing);
-            Client { sequence: 0, attempt: 0, first: 0, wish: None, routing, busy: false }
+            Client { sequence: 0, attempt: 0, first: 0, wish: None, routing, busy: false, damaged: 0 }
         };
         let place = |_| Place {
             fast_ppm: prng.below(2 * DRIFT_PPM),
             offset: prng.below(1 << 40),
             stopped_until: 0,
+            slow_until: 0,
             registered: false,
+            tick_at: Nanos::MAX,
             jobs: BTreeMap::new(),
             seen: BTreeMap::new(),
             unsettled: BTreeMap::new(),
@@ -308,14 +299,16 @@ impl World {
             clients: (0..config.clients).map(client).collect(),
             places: (0..config.replicas).map(place).collect(),
             nodes,
-            manager,
             change: None,
             prng,
             now: MILLI,
             number: 0,
             queue: BTreeMap::new(),
             cuts: Vec::new(),
-            truth: Truth::default(),
+            trouble_until: 0,
+            routing: Rc::clone(&manager.routing),
+            manager,
+            truth: Truth::new(!config.black_box),
             faults_left: config.faults,
             ending: false,
             config,
@@ -331,7 +324,7 @@ impl World {
             self.after(MILLI, Happening::Next { client });
         }
         self.schedule_fault();
-        self.after(self.config.calm * MILLI, Happening::Calm);
+        self.after(self.config.least_ms * MILLI, Happening::Calm);
         let mut end = Nanos::MAX;
         while let Some(((at, _), happening)) = self.queue.pop_first() {
             self.now = at;
@@ -345,10 +338,9 @@ impl World {
             if let Some(node) = node {
                 self.look(node)?;
             }
-            let calm = self.now >= self.config.calm * MILLI;
-            if !self.ending && calm && self.faults_left == 0 && self.nodes.iter().all(SimNode::is_on) {
-                self.ending = true;
-                self.cuts.clear();
+            self.check_routing()?;
+            if !self.ending && self.has_lived() {
+                self.end_faults();
                 end = self.now + SETTLE;
             }
             if self.ending && self.is_settled() {
@@ -364,13 +356,21 @@ impl World {
         Err("nothing happens any more".into())
     }
 
+    /// Enough has happened.
+    fn has_lived(&self) -> bool {
+        self.faults_left == 0
+            && self.now >= self.config.least_ms * MILLI
+            && self.truth.counts.operations() >= self.config.least_operations
+            && self.nodes.iter().all(|node| node.is_on() && !node.is_failing())
+    }
+
     fn is_settled(&self) -> bool {
         // A node without room for what it missed is never filled: the others go on without it.
         let chains = &self.manager.state.chains;
         let serve = chains.values().all(|chain| chain.members.iter().any(serves));
         self.clients.iter().all(|client| client.wish.is_none())
             && (self.manager.is_whole() || self.config.last_bytes < SLICE_BYTES && serve)
-            && self.nodes.iter().all(|node| node.is_on() && node.is_idle())
+            && self.nodes.iter().all(|node| node.is_on() && node.is_idle() && node.is_verified())
     }
 
     /// What a node's clock says.
@@ -383,23 +383,6 @@ impl World {
     fn after(&mut self, delay: Nanos, happening: Happening) {
         self.number += 1;
         self.queue.insert((self.now + delay, self.number), happening);
-    }
-
-    /// Delivers a message some time, or never.
-    fn send(&mut self, from: End, to: End, happening: Happening) {
-        let now = self.now;
-        let cut = self.cuts.iter().any(|(a, b, until)| (*a, *b) == (from, to) && now < *until);
-        if cut || (!self.ending && self.prng.chance(self.config.loss, 1000)) {
-            self.truth.counts.lost_messages += 1;
-            return;
-        }
-        let delay = match self.prng.below(1000) {
-            slow if slow < self.config.slow && !self.ending => 8000 * MILLI,
-            late if late >= 990 => 200 * MILLI,
-            _ => 2 * MILLI,
-        };
-        let delay = self.prng.below(delay);
-        self.after(delay, happening);
     }
 
     fn happen(&mut self, happening: Happening) -> Result<(), String> {
@@ -450,30 +433,27 @@ impl World {
                 }
             }
             Happening::Next { client } => self.next_wish(client),
-            Happening::Tick { node, epoch } => {
-                if self.lives(node, epoch) {
+            Happening::Tick { node, epoch, at } => {
+                if self.lives(node, epoch) && self.places[node].tick_at == at {
+                    self.places[node].tick_at = Nanos::MAX;
                     let now = self.clock(node);
                     self.nodes[node].turn(now);
                     self.gather(node);
-                    self.after(5 * MILLI, Happening::Tick { node, epoch });
                 }
             }
             Happening::Beat { node, epoch } => self.beat(node, epoch),
-            Happening::Heartbeat { beat, epoch, sent } => {
-                let node = beat.node;
-                let now_ms = self.now / MILLI;
-                let granted = self.manager.leads(now_ms) && self.heartbeat(now_ms, beat);
-                if granted {
-                    let routing = Rc::clone(&self.manager.routing);
-                    let leased = Happening::Leased { node, epoch, sent, routing };
-                    self.send(End::Manager, End::Node(node), leased);
-                }
-            }
-            Happening::Register { node, epoch } => {
+            Happening::Heartbeat { beat, epoch, sent } => self.heard(beat, epoch, sent),
+            Happening::Register { node, epoch, sent } => {
                 let now_ms = self.now / MILLI;
                 if self.manager.leads(now_ms) && self.change.is_none() {
-                    let change = self.manager.register(now_ms, node, epoch.into());
+                    let change = self.manager.register(now_ms, node, epoch.into(), sent);
                     self.store(change);
+                }
+            }
+            Happening::Unknown { node, epoch } => {
+                if self.lives(node, epoch) {
+                    self.truth.counts.registered_again += 1;
+                    self.places[node].registered = false;
                 }
             }
             Happening::Leased { node, epoch, sent, routing } => self.leased(node, epoch, sent, &routing)?,
@@ -489,6 +469,25 @@ impl World {
             Happening::Fault => self.fault(),
             Happening::Calm => {}
             Happening::On { node } => self.start(node)?,
+            Happening::Restart { node, epoch } => {
+                if self.lives(node, epoch) {
+                    self.cut_power(node);
+                }
+            }
+            Happening::Wanted { node, from, fetch } => {
+                if self.nodes[node].is_on() {
+                    let now = self.clock(node);
+                    self.nodes[node].wanted(now, from, &fetch);
+                    self.gather(node);
+                }
+            }
+            Happening::Fetched { node, epoch, ticket, result } => {
+                if self.lives(node, epoch) {
+                    let now = self.clock(node);
+                    self.nodes[node].fetched(now, ticket, result);
+                    self.gather(node);
+                }
+            }
         }
         Ok(())
     }
@@ -497,191 +496,8 @@ impl World {
         self.nodes[node].epoch == epoch && self.nodes[node].is_on()
     }
 
-    fn heartbeat(&mut self, now_ms: u64, beat: Heartbeat) -> bool {
-        if self.config.canary == Some(Canary::LeaseTooSoon) {
-            self.manager.heartbeat(now_ms, beat);
-            return true;
-        }
-        self.manager.heartbeat(now_ms, beat)
-    }
-
-    fn store(&mut self, change: Option<Change>) {
-        let Some(change) = change else { return };
-        self.number += 1;
-        let number = self.number;
-        self.change = Some((number, change));
-        let delay = self.prng.between(1, 20) * MILLI;
-        self.after(delay, Happening::Stored { number });
-    }
-
-    fn stored(&mut self, number: u64) -> Result<(), String> {
-        let Some((_, change)) = self.change.take_if(|(stored, _)| *stored == number) else { return Ok(()) };
-        self.adopt(change)
-    }
-
-    fn adopt(&mut self, change: Change) -> Result<(), String> {
-        let before = self.manager.state.chains.clone();
-        let registered = self.manager.stored(self.now / MILLI, change).map_err(|error| error.to_string())?;
-        let counts = &mut self.truth.counts;
-        for (id, chain) in &self.manager.state.chains {
-            let old = &before[id];
-            counts.chain_changes += chain.version - old.version;
-            let state = |members: &[corefs_mgmtd::cluster::state::Member], target| {
-                members.iter().find(|member| member.target == target).map(|member| member.state)
-            };
-            for member in chain.members.iter().filter(|member| member.state == Public::Serving) {
-                let filled = state(&old.members, member.target) == Some(Public::Syncing);
-                counts.replicas_filled += u64::from(filled);
-            }
-            let served = |members: &[corefs_mgmtd::cluster::state::Member]| {
-                members.iter().any(|member| member.state == Public::Serving)
-            };
-            counts.total_losses += u64::from(served(&old.members) && !served(&chain.members));
-        }
-        if let Some((node, incarnation)) = registered {
-            let (routing, epoch) = (Rc::clone(&self.manager.routing), incarnation as u32);
-            // It has no lease yet: the first heartbeat brings one.
-            let leased = Happening::Leased { node, epoch, sent: 0, routing };
-            self.send(End::Manager, End::Node(node), leased);
-        }
-        Ok(())
-    }
-
-    /// A node says that it is there.
-    fn beat(&mut self, node: usize, epoch: u32) {
-        if !self.lives(node, epoch) {
-            return;
-        }
-        self.after(333 * MILLI, Happening::Beat { node, epoch });
-        let sent = self.clock(node);
-        if !self.places[node].registered {
-            return self.send(End::Node(node), End::Manager, Happening::Register { node, epoch });
-        }
-        let skips = self.config.canary == Some(Canary::FillingSkipped);
-        let health = |said: &corefs_wire::control::mgmtd::TargetHealthT| TargetHealth {
-            up_to_date: (said.up_to_date || skips).then_some(said.chain_version),
-            failed: said.failed,
-            ..TargetHealth::default()
-        };
-        let targets = self.nodes[node].healths(sent);
-        let targets = targets.iter().map(|said| (TargetId(said.target), health(said))).collect();
-        let beat = Heartbeat { node, incarnation: epoch.into(), targets };
-        self.send(End::Node(node), End::Manager, Happening::Heartbeat { beat, epoch, sent });
-    }
-
-    /// A node hears from the manager: routing, and until when its lease runs.
-    fn leased(&mut self, node: usize, epoch: u32, sent: Nanos, routing: &RoutingInfo) -> Result<(), String> {
-        if !self.lives(node, epoch) {
-            return Ok(());
-        }
-        self.places[node].registered = true;
-        let now = self.clock(node);
-        self.nodes[node].routing(now, routing);
-        let from = if self.config.canary == Some(Canary::LeaseFromReceipt) { now } else { sent };
-        if sent > 0 {
-            self.nodes[node].lease(now, from + TERMS.lease_ms * MILLI);
-        }
-        self.gather(node);
-        self.check_heads()
-    }
-
-    /// Never two heads of a chain hold a lease.
-    fn check_heads(&self) -> Result<(), String> {
-        for chain in self.manager.state.chains.values() {
-            let mut heads = Vec::new();
-            for member in &chain.members {
-                let node = member.node.0 as usize - 1;
-                if self.places[node].stopped_until > self.now {
-                    continue;
-                }
-                let role = self.nodes[node].leased_role(self.clock(node), member.target);
-                heads.extend(role.filter(|role| role.head).map(|role| (node, role.version)));
-            }
-            if heads.len() > 1 {
-                return Err(format!("two heads hold a lease (node, chain version): {heads:?}"));
-            }
-        }
-        Ok(())
-    }
-
     fn node_of(&self, target: TargetId) -> Option<usize> {
         Some(self.manager.routing.targets.get(&target)?.node.0 as usize - 1)
-    }
-
-    /// Takes over what a node wants done.
-    fn gather(&mut self, node: usize) {
-        let epoch = self.nodes[node].epoch;
-        for job in std::mem::take(&mut self.nodes[node].jobs) {
-            self.number += 1;
-            let number = self.number;
-            self.places[node].jobs.insert(number, job);
-            let delay = self.prng.below(MILLI) + if self.prng.chance(1, 50) { 20 * MILLI } else { 0 };
-            self.after(delay, Happening::Done { node, epoch, job: number });
-        }
-        for sent in std::mem::take(&mut self.nodes[node].sent) {
-            self.deliver(node, sent);
-        }
-    }
-
-    fn deliver(&mut self, node: usize, sent: Sent) {
-        let from_here = End::Node(node);
-        match sent {
-            Sent::Forward { to, forward, message } => {
-                self.truth.counts.fills += u64::from(message.offer.fill.is_some());
-                let epoch = self.nodes[node].epoch;
-                let from = Requester::Node { node, epoch, forward };
-                let fill = message.offer.fill.is_some();
-                if self.config.canary == Some(Canary::AnswersInvented) && !fill && self.prng.chance(1, 4) {
-                    let version = message.offer.forwarded.unwrap_or(0);
-                    let result = Err(Error::from(ErrorCode::Internal));
-                    // The length can't be known: learn it from the node itself, as a lying network could.
-                    let length = self.nodes[node].pending_length(forward.target, message.offer.chunk);
-                    let result = length.map_or(result, |length| Ok(Ack { version, length, merged_crc: 0 }));
-                    let answered = Happening::ForwardAnswered { node, epoch, forward, result };
-                    return self.send(from_here, from_here, answered);
-                }
-                if let Some(owner) = self.node_of(to) {
-                    let update = Happening::Update { node: owner, from, message };
-                    self.send(from_here, End::Node(owner), update);
-                }
-            }
-            Sent::Ask(mut question) => {
-                if let Ask::Rows { rows, .. } = &mut question.ask {
-                    self.truth.counts.rows_handed_over += rows.len() as u64;
-                    if self.config.canary == Some(Canary::RowsForgotten) {
-                        rows.clear();
-                    }
-                }
-                if let Some(owner) = self.node_of(question.to) {
-                    let from = (node, self.nodes[node].epoch);
-                    let asked = Happening::Asked { node: owner, from, question: Box::new(question) };
-                    self.send(from_here, End::Node(owner), asked);
-                }
-            }
-            Sent::Answer { to: Requester::Client { client, attempt }, result } => {
-                self.send(from_here, End::Clients, Happening::Answered { client, attempt, result });
-            }
-            Sent::Answer { to: Requester::Node { node, epoch, forward }, result } => {
-                let answered = Happening::ForwardAnswered { node, epoch, forward, result };
-                self.send(from_here, End::Node(node), answered);
-            }
-            Sent::Read { to: Requester::Client { client, attempt }, result } => {
-                self.send(from_here, End::Clients, Happening::ReadDone { client, attempt, result });
-            }
-            Sent::Read { to: Requester::Node { .. }, .. } => unreachable!("nodes don't read"),
-        }
-    }
-
-    fn asked(&mut self, node: usize, from: (usize, u32), question: &Question) {
-        if !self.nodes[node].is_on() {
-            return;
-        }
-        let now = self.clock(node);
-        let result = self.nodes[node].asked(now, question);
-        self.gather(node);
-        let (target, ticket) = (question.target, question.ticket);
-        let told = Happening::Told { node: from.0, epoch: from.1, target, ticket, result };
-        self.send(End::Node(node), End::Node(from.0), told);
     }
 
     /// Looks what a node has committed, and tells the truth about it.
@@ -696,17 +512,19 @@ impl World {
             let place = &mut self.places[node];
             let pending =
                 pending.filter(|(_, tag)| tag.client.0 != 0).map(|(version, tag)| (version, write_id(&tag)));
-            let before = place.seen.insert((target, chunk), (version, pending));
-            if let Some((was, Some((expected, id)))) = before
-                && was < version
-                && expected == version
-            {
-                place.unsettled.insert(chunk, (version, id));
+            let now = self.now;
+            let (before, since) = place.seen.entry((target, chunk)).or_insert(((0, None), now));
+            if *before != (version, pending) {
+                *since = now;
+                let before = std::mem::replace(before, (version, pending));
+                if let (was, Some((expected, id))) = before
+                    && was < version
+                    && expected == version
+                {
+                    place.unsettled.insert(chunk, (version, id));
+                }
             }
-            if !serves {
-                continue;
-            }
-            if let Some((version, id)) = place.unsettled.remove(&chunk) {
+            if serves && let Some((version, id)) = place.unsettled.remove(&chunk) {
                 self.truth.committed(chunk, version, id)?;
             }
         }
@@ -722,26 +540,6 @@ impl World {
         members.iter().find(|member| member.node == id(node)).map(|member| member.target)
     }
 
-    /// A node comes up.
-    fn start(&mut self, node: usize) -> Result<(), String> {
-        self.truth.counts.recovered_pendings += self.nodes[node].power_on()?;
-        let epoch = self.nodes[node].epoch;
-        let place = &mut self.places[node];
-        (place.registered, place.stopped_until) = (false, 0);
-        self.look(node)?;
-        // What was committed in memory only may be pending again, or gone.
-        let place = &mut self.places[node];
-        let seen = &place.seen;
-        let holds = |chunk: ChunkId, version: u64| {
-            seen.iter().any(|((_, of), (held, _))| *of == chunk && *held >= version)
-        };
-        place.unsettled.retain(|chunk, (version, _)| holds(*chunk, *version));
-        self.after(MILLI, Happening::Tick { node, epoch });
-        let delay = self.prng.below(50 * MILLI);
-        self.after(delay, Happening::Beat { node, epoch });
-        Ok(())
-    }
-
     fn check(&mut self) -> Result<(), String> {
         for index in 0..self.config.chunks {
             let chunk = ChunkId::new(InodeId(1), index);
@@ -752,6 +550,7 @@ impl World {
                 replicas.push(self.nodes[node].held(member.target, chunk)?);
             }
             self.truth.check_end(chunk, &replicas)?;
+            self.truth.check_register(chunk)?;
         }
         Ok(())
     }

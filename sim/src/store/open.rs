@@ -2,7 +2,7 @@
 
 use crate::disk::{PowerCut, SimDisk};
 use corefs_engine::store::check::{Check, CheckNeed, CheckReport};
-use corefs_engine::store::{Damage, Input, Need, ReadPlan, Recovery, RecoveryReport, Store};
+use corefs_engine::store::{Damage, Input, Need, Piece, ReadPlan, Recovery, RecoveryReport, Store};
 use corefs_wire::Uuid;
 use corefs_wire::checksum::crc32c;
 use corefs_wire::limits::BLOCK;
@@ -54,21 +54,32 @@ pub fn check(disk: &SimDisk) -> CheckReport {
 
 /// The bytes that a plan asks for, each block verified.
 pub fn fetch(disk: &SimDisk, plan: &ReadPlan) -> Result<Vec<u8>, String> {
-    let blocks: u32 = plan.pieces.iter().map(|piece| piece.blocks).sum();
+    fetch_blocks(disk, &plan.pieces, &plan.crcs)
+        .map_err(|what| format!("{what} of the read at {}", plan.offset))
+}
+
+/// The bytes of these pieces, each block verified.
+pub fn fetch_blocks(disk: &SimDisk, pieces: &[Piece], crcs: &[u32]) -> Result<Vec<u8>, String> {
+    let bytes = raw_blocks(disk, pieces);
+    let blocks = bytes.len() / BLOCK;
+    if crcs.len() != blocks {
+        return Err(format!("{} CRCs for {blocks} blocks", crcs.len()));
+    }
+    match bytes.chunks_exact(BLOCK).zip(crcs).position(|(block, crc)| crc32c(block) != *crc) {
+        Some(index) => Err(format!("a block doesn't match its CRC: number {index}")),
+        None => Ok(bytes),
+    }
+}
+
+/// The bytes of these pieces, whatever they are.
+pub fn raw_blocks(disk: &SimDisk, pieces: &[Piece]) -> Vec<u8> {
+    let blocks: u32 = pieces.iter().map(|piece| piece.blocks).sum();
     let mut bytes = vec![0; blocks as usize * BLOCK];
-    for piece in plan.pieces.iter() {
+    for piece in pieces {
         if let Some(offset) = piece.disk_offset {
             let (at, len) = (piece.first as usize * BLOCK, piece.blocks as usize * BLOCK);
             bytes[at..at + len].copy_from_slice(disk.read(offset, len));
         }
     }
-    if plan.crcs.len() != blocks as usize {
-        return Err(format!("{} CRCs for {blocks} blocks", plan.crcs.len()));
-    }
-    for (index, (block, crc)) in bytes.chunks_exact(BLOCK).zip(plan.crcs.iter()).enumerate() {
-        if crc32c(block) != *crc {
-            return Err(format!("block {index} of the read at {} doesn't match its CRC", plan.offset));
-        }
-    }
-    Ok(bytes)
+    bytes
 }

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Damaged copies that a reader meets before it gives up.
+const READS_DAMAGED_MAX: u32 = 5;
+
 impl World {
     pub(super) fn next_wish(&mut self, client: usize) {
         if self.ending || self.clients[client].wish.is_some() {
@@ -9,12 +12,12 @@ impl World {
         }
         let chunk = ChunkId::new(InodeId(1), self.prng.below(self.config.chunks.into()) as u32);
         let wish = if self.prng.chance(2, 5) {
-            Wish::Read { chunk, floor: self.truth.floor(chunk) }
+            Wish::Read { chunk, floor: self.truth.floor(chunk), began: self.truth.begins() }
         } else {
             self.new_write(client, chunk)
         };
         self.clients[client].wish = Some(wish);
-        self.clients[client].busy = false;
+        (self.clients[client].busy, self.clients[client].damaged) = (false, 0);
         self.clients[client].first = self.clients[client].attempt + 1;
         self.ask(client);
     }
@@ -39,7 +42,8 @@ impl World {
                 (UpdateKind::Write { offset, len }, payload)
             }
         };
-        self.truth.wished(id, kind, payload.clone());
+        let payload: Rc<[u8]> = payload.into();
+        self.truth.wished(id, chunk, kind, Rc::clone(&payload));
         let offer = Offer {
             chunk,
             kind,
@@ -75,7 +79,7 @@ impl World {
                     return;
                 };
                 offer.chain_version = chain.version;
-                let message = Message { target: head, offer, payload };
+                let message = Message { target: head, offer, payload: payload.to_vec() };
                 let update = Happening::Update { node: owner, from, message };
                 self.send(End::Clients, End::Node(owner), update);
             }
@@ -146,6 +150,13 @@ impl World {
                 self.done(client);
             }
             Err(_) if attempt != self.clients[client].attempt => {}
+            // What was damaged where the update came to may be whole when a late copy of it comes.
+            Err(error) if error.code == ErrorCode::Corrupt => {
+                self.truth.given_up(id);
+                self.done(client);
+            }
+            // Its chain goes on without a dead slice.
+            Err(error) if error.code == ErrorCode::SliceDead => {}
             Err(error) if error.code.class() == Class::Fatal => {
                 self.truth.refused(id)?;
                 self.done(client);
@@ -164,19 +175,32 @@ impl World {
         attempt: u64,
         result: Result<(u64, Vec<u8>)>,
     ) -> Result<(), String> {
-        let Some(Wish::Read { chunk, floor }) = self.clients[client].wish.clone() else { return Ok(()) };
+        let Some(Wish::Read { chunk, floor, began }) = self.clients[client].wish.clone() else {
+            return Ok(());
+        };
         if attempt != self.clients[client].attempt {
             return Ok(());
         }
         match result {
             Ok((version, bytes)) => {
-                self.truth.read(chunk, floor, version, &bytes)?;
+                self.truth.read(chunk, began, floor, version, &bytes)?;
                 self.done(client);
             }
             // Never written, or removed.
             Err(error) if error.code == ErrorCode::NoSuchChunk => {
-                self.truth.read_nothing(chunk, floor)?;
+                self.truth.read_nothing(chunk, began, floor)?;
                 self.done(client);
+            }
+            // Another replica may have it whole; if none has, the reader hears that.
+            Err(error) if error.code == ErrorCode::Corrupt => {
+                self.truth.counts.reads_damaged += 1;
+                self.clients[client].damaged += 1;
+                if self.clients[client].damaged > READS_DAMAGED_MAX {
+                    self.truth.counts.reads_failed += 1;
+                    self.done(client);
+                } else {
+                    self.ask(client);
+                }
             }
             Err(error) => {
                 let busy = error.code == ErrorCode::Pending;

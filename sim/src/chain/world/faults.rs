@@ -1,6 +1,49 @@
-//! What goes wrong: power, pauses, partitions, the manager's death.
+//! What goes wrong: power, pauses, clocks, partitions, disks, the manager and its store; often several at once.
 
 use super::*;
+
+/// One kind of fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fault {
+    Power,
+    /// All nodes lose power at once.
+    Blackout,
+    /// A node stands still, while its clock goes on.
+    Pause,
+    /// A node's clock leaps ahead, as after a sleep.
+    Leap,
+    /// A link is cut, one way or both.
+    Link,
+    /// All links of a node are cut.
+    Isolation,
+    ManagerDeath,
+    /// Commits of the manager's store conflict, and some end nobody knows how.
+    Store,
+    /// Writes or flushes of a disk fail from now on.
+    DiskError,
+    SlowDisk,
+    Rot,
+    Misdirected,
+    /// Everything is verified.
+    Scrub,
+}
+
+/// How likely each is.
+const WEIGHTS: [(Fault, u64); 13] = [
+    (Fault::Power, 8),
+    (Fault::Blackout, 1),
+    (Fault::Pause, 2),
+    (Fault::Leap, 1),
+    (Fault::Link, 4),
+    (Fault::Isolation, 2),
+    (Fault::ManagerDeath, 1),
+    (Fault::Store, 2),
+    (Fault::DiskError, 2),
+    (Fault::SlowDisk, 2),
+    (Fault::Rot, 4),
+    (Fault::Misdirected, 2),
+    (Fault::Scrub, 2),
+];
 
 impl World {
     pub(super) fn schedule_fault(&mut self) {
@@ -11,55 +54,102 @@ impl World {
     }
 
     pub(super) fn fault(&mut self) {
+        let mut together = 1;
+        if self.prng.chance(1, 6) {
+            together = self.prng.between(2, 4);
+            self.truth.counts.several_at_once += 1;
+        }
+        for _ in 0..together {
+            let fault = self.draw();
+            self.strike(fault);
+        }
+        let now = self.now;
+        self.cuts.retain(|(_, _, until)| *until > now);
+        self.truth.counts.faults += together;
+        self.faults_left -= 1;
+        self.schedule_fault();
+    }
+
+    fn draw(&mut self) -> Fault {
+        let mut left = self.prng.below(WEIGHTS.iter().map(|(_, weight)| weight).sum());
+        for (fault, weight) in WEIGHTS {
+            match left.checked_sub(weight) {
+                Some(less) => left = less,
+                None => return fault,
+            }
+        }
+        unreachable!("less than all weights")
+    }
+
+    fn strike(&mut self, fault: Fault) {
         let node = self.prng.below(self.nodes.len() as u64) as usize;
-        let other = self.prng.below(self.nodes.len() as u64) as usize;
         let duration = self.prng.between(50, 4000) * MILLI;
+        let until = self.now + duration;
         let counts = &mut self.truth.counts;
-        match self.prng.below(16) {
-            0..=5 => self.cut_power(node),
-            6 => {
+        match fault {
+            Fault::Power => self.cut_power(node),
+            Fault::Blackout => {
                 counts.blackouts += 1;
                 (0..self.nodes.len()).for_each(|node| self.cut_power(node));
             }
-            7 | 8 => {
+            Fault::Pause => {
                 counts.pauses += 1;
-                self.places[node].stopped_until = self.now + duration;
+                self.places[node].stopped_until = until;
             }
-            9..=12 => {
-                counts.partitions += 1;
-                let peer = match self.prng.below(3) {
-                    0 => End::Manager,
-                    1 => End::Clients,
-                    _ => End::Node(other),
-                };
-                let (until, both) = (self.now + duration, self.prng.chance(1, 2));
-                self.cuts.push((End::Node(node), peer, until));
-                if both {
-                    self.cuts.push((peer, End::Node(node), until));
-                }
+            Fault::Leap => {
+                counts.clock_leaps += 1;
+                self.places[node].offset += duration;
+                self.schedule_tick(node);
             }
-            13 | 14 => {
-                counts.partitions += 1;
-                let until = self.now + duration;
+            Fault::Link => self.cut_link(node, until),
+            Fault::Isolation => {
+                counts.isolations += 1;
                 let all = (0..self.nodes.len()).map(End::Node).chain([End::Manager, End::Clients]);
                 for peer in all.filter(|peer| *peer != End::Node(node)) {
                     self.cuts.extend([(End::Node(node), peer, until), (peer, End::Node(node), until)]);
                 }
             }
-            _ => {
+            Fault::ManagerDeath => {
                 counts.manager_deaths += 1;
-                let stored = self.change.take().filter(|_| self.prng.chance(1, 2));
-                if let Some((_, change)) = stored {
-                    // Its last change reached the store.
-                    self.manager.state_stored(change);
-                }
-                self.manager.replace(self.now / MILLI);
+                self.depose();
+            }
+            Fault::Store => {
+                counts.store_troubles += 1;
+                self.trouble_until = until;
+            }
+            Fault::DiskError => self.fail_disk(node),
+            Fault::SlowDisk => {
+                counts.slow_disks += 1;
+                self.places[node].slow_until = until;
+            }
+            Fault::Rot => self.damage(node, false),
+            Fault::Misdirected => self.damage(node, true),
+            Fault::Scrub => {
+                counts.scrubs += 1;
+                let now = self.clock(node);
+                self.nodes[node].scrub(now);
+                self.gather(node);
             }
         }
-        let now = self.now;
-        self.cuts.retain(|(_, _, until)| *until > now);
-        self.faults_left -= 1;
-        self.schedule_fault();
+    }
+
+    fn cut_link(&mut self, node: usize, until: Nanos) {
+        let other = self.prng.below(self.nodes.len() as u64) as usize;
+        let peer = match self.prng.below(3) {
+            0 => End::Manager,
+            1 => End::Clients,
+            _ => End::Node(other),
+        };
+        let (one, other) =
+            if self.prng.chance(1, 2) { (End::Node(node), peer) } else { (peer, End::Node(node)) };
+        self.cuts.push((one, other, until));
+        let counts = &mut self.truth.counts;
+        if self.prng.chance(1, 2) {
+            counts.partitions += 1;
+            self.cuts.push((other, one, until));
+        } else {
+            counts.one_way_partitions += 1;
+        }
     }
 
     pub(super) fn cut_power(&mut self, node: usize) {
@@ -75,5 +165,33 @@ impl World {
             _ => self.prng.between(500, 6000),
         };
         self.after(pause * MILLI, Happening::On { node });
+    }
+
+    /// A disk fails, and is another's worry until its node is started anew.
+    fn fail_disk(&mut self, node: usize) {
+        if !self.nodes[node].is_on() || self.nodes[node].is_failing() {
+            return;
+        }
+        let flushes_only = self.prng.chance(1, 2);
+        self.nodes[node].fail_disk(flushes_only);
+        let counts = &mut self.truth.counts;
+        let count = if flushes_only { &mut counts.flush_errors } else { &mut counts.write_errors };
+        *count += 1;
+        let epoch = self.nodes[node].epoch;
+        let later = self.prng.between(1000, 8000) * MILLI;
+        self.after(later, Happening::Restart { node, epoch });
+    }
+
+    /// Nothing new begins, nothing fails any more.
+    pub(super) fn end_faults(&mut self) {
+        self.ending = true;
+        self.cuts.clear();
+        self.trouble_until = 0;
+        for node in 0..self.nodes.len() {
+            self.places[node].slow_until = 0;
+            let now = self.clock(node);
+            self.nodes[node].scrub(now);
+            self.gather(node);
+        }
     }
 }

@@ -1,0 +1,94 @@
+//! What a life is made of, and the bugs that can be built in on purpose.
+
+use crate::disk::SECTOR;
+
+/// Bytes of a node's slice.
+pub const SLICE_BYTES: u64 = 2 << 20;
+const _: () = assert!(SLICE_BYTES.is_multiple_of(SECTOR as u64), "a disk is whole sectors");
+
+/// A bug built in on purpose: the checks must find it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Canary {
+    /// Flushes do nothing.
+    FlushRemoved,
+    /// The network answers forwards itself, before the successor has them.
+    AnswersInvented,
+    /// Reads ignore that an update is pending.
+    ReadsUnguarded,
+    /// That there is no chunk is said though an update that makes one is pending.
+    AbsenceUnguarded,
+    /// What a disk returns is passed on without a look at its checksums.
+    ReadsUnverified,
+    /// A read's blocks may be used again before they were read.
+    BlockReusedEarly,
+    /// The table of duplicates isn't handed over to a replica that was filled.
+    RowsForgotten,
+    /// It is handed over with rows of updates that are only pending.
+    PendingRowsHandedOver,
+    /// A replica that is being filled commits what it had pending, instead of dropping it, and its predecessor doesn't
+    /// compare what it holds.
+    PendingsKept,
+    /// The network says that ranges are equal, whatever is in them.
+    ComparisonsInvented,
+    /// Nodes count their lease from when it was granted.
+    LeaseFromReceipt,
+    /// A replica that is to be filled says at once that it was.
+    FillingSkipped,
+    /// The manager doesn't hear that a replica was filled.
+    FilledUnheard,
+    /// The manager gives a node a lease before its chains know that they go on without it.
+    LeaseTooSoon,
+    /// A manager begins to count its routing anew, in the reign of its predecessor.
+    ReignNotCounted,
+}
+
+/// One kind of life: see [`run`](super::run).
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Nodes, each with one replica of every chain.
+    pub replicas: usize,
+    pub chains: u64,
+    pub clients: usize,
+    pub chunks: u32,
+    /// Faults before the end, and virtual milliseconds between two of them at most.
+    pub faults: u64,
+    pub fault_every: u64,
+    /// Virtual milliseconds that a client pauses at most.
+    pub think: u64,
+    /// Messages lost of a thousand.
+    pub loss: u64,
+    /// Messages of a thousand that take seconds: longer than anybody waits for an answer.
+    pub slow: u64,
+    /// Messages of a thousand that come twice.
+    pub twice: u64,
+    /// Bytes of the last node's slice, if the others have more. A smaller one refuses what the others have room for.
+    pub last_bytes: u64,
+    /// Virtual milliseconds, and answered operations, that a life has at least before its end.
+    pub least_ms: u64,
+    pub least_operations: u64,
+    /// Believes the black-box check alone ([`register`](super::register)): to see that it finds things by itself.
+    pub black_box: bool,
+    pub canary: Option<Canary>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            replicas: 3,
+            chains: 2,
+            clients: 6,
+            chunks: 6,
+            faults: 12,
+            fault_every: 9000,
+            think: 120,
+            loss: 5,
+            slow: 2,
+            twice: 5,
+            last_bytes: SLICE_BYTES,
+            least_ms: 60_000,
+            least_operations: 1000,
+            black_box: false,
+            canary: None,
+        }
+    }
+}
