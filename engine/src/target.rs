@@ -208,6 +208,15 @@ impl Target {
     }
 
     fn stage(&self, scene: &mut Scene<'_>, chunk: ChunkId, staging: Staging, crcs: &[u32]) -> Result<u32> {
+        // Where an update goes next, and whether it is committed here, follows from the chain under which it was admitted: in another
+        // one somebody else may be last.
+        if !self.replica.is_current(chunk) {
+            scene.slice.store.cancel(staging);
+            return Err(Error::new(
+                ErrorCode::StaleRouting,
+                "the chain changed while the update was prepared",
+            ));
+        }
         let finish = self.replica.finish();
         if staging.is_fill() && finish == Finish::Pending {
             scene.slice.store.cancel(staging);

@@ -59,6 +59,7 @@ pub struct Targets {
     lease_until: Nanos,
     draining: bool,
     owed: Owed,
+    routing_version: u64,
 }
 
 impl Targets {
@@ -78,6 +79,7 @@ impl Targets {
             lease_until: 0,
             draining: false,
             owed: Owed::default(),
+            routing_version: 0,
         }
     }
 
@@ -337,7 +339,8 @@ impl Targets {
         let there = self.targets.iter().filter(|(_, target)| !target.replica().is_gone());
         let missing = self.owed.missing().map(|target| {
             let mut health = TargetHealthT::default();
-            (health.target, health.failed) = (target.0, true);
+            (health.target, health.failed) = (target.0.0, true);
+            health.chain_version = target.1;
             health
         });
         there.map(health).chain(missing).collect()
@@ -430,6 +433,11 @@ impl Targets {
     }
 
     fn route(&mut self, now: Nanos, routing: &RoutingInfo, out: &mut Outputs) {
+        // One that is older than what is known doesn't name the targets that came since.
+        if routing.version < self.routing_version {
+            return;
+        }
+        self.routing_version = routing.version;
         self.place(now, routing, out);
         // Perhaps somebody has it now.
         self.repairs.retry_lost();

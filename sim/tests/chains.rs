@@ -90,7 +90,15 @@ fn a_replica_that_said_that_it_is_filled_takes_no_more_fills() {
 
 /// Lives without a fault in which the last node has less room than the others.
 fn cramped() -> Config {
-    Config { last_bytes: 1 << 20, chunks: 120, faults: 0, least_ms: 20_000, think: 10, ..Config::default() }
+    Config {
+        spares: 0,
+        last_bytes: 1 << 20,
+        chunks: 120,
+        faults: 0,
+        least_ms: 20_000,
+        think: 10,
+        ..Config::default()
+    }
 }
 
 /// One node has less room than the others: what it refuses is undone everywhere, and the next update takes its version.

@@ -125,6 +125,12 @@ impl Replica {
         Some(attempt)
     }
 
+    /// Whether the active update of a chunk was admitted under the present chain version.
+    pub fn is_current(&self, chunk: ChunkId) -> bool {
+        let version = self.role.as_ref().map_or(0, |role| role.version);
+        self.lanes.get(&chunk).is_some_and(|lane| lane.active.offer.chain_version == version)
+    }
+
     /// How an update that is staged now ends here.
     pub fn finish(&self) -> Finish {
         match self.role.as_ref().and_then(|role| role.successor) {

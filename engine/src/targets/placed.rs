@@ -26,9 +26,9 @@ pub(super) struct Owed {
 }
 
 impl Owed {
-    /// Targets that can't be made here for the time being.
-    pub(super) fn missing(&self) -> impl Iterator<Item = &TargetId> {
-        self.missing.keys()
+    /// Targets that can't be made here for the time being, and the chain versions that they should know.
+    pub(super) fn missing(&self) -> impl Iterator<Item = (TargetId, u64)> {
+        self.missing.iter().map(|(id, (_, _, role))| (*id, role.as_ref().map_or(0, |role| role.version)))
     }
 }
 

@@ -49,6 +49,8 @@ pub struct SliceHealth {
 pub struct TargetHealth {
     /// It holds everything that the chain had under this version.
     pub up_to_date: Option<u64>,
+    /// The chain version that it knows.
+    pub version: u64,
     /// It can't be filled for the time being.
     pub failed: bool,
     /// Whom it fills, and how far that has come.
@@ -117,7 +119,9 @@ impl Liveness {
     /// What a node says of its targets.
     pub fn hear_targets(&mut self, node: NodeId, targets: BTreeMap<TargetId, TargetHealth>) {
         let matters = |targets: &BTreeMap<TargetId, TargetHealth>| {
-            let of = |(id, health): (&TargetId, &TargetHealth)| (*id, health.up_to_date, health.failed);
+            let of = |(id, health): (&TargetId, &TargetHealth)| {
+                (*id, health.up_to_date, health.version, health.failed)
+            };
             targets.iter().map(of).collect::<Vec<_>>()
         };
         self.unsettled |= self.targets.get(&node).is_none_or(|before| matters(before) != matters(&targets));

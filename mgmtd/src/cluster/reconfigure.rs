@@ -15,6 +15,7 @@
 //!    one that is being filled, which answers no reads, and nothing is committed without it. It goes when it says that it has
 //!    everything under that very chain version: then it knows that it doesn't serve, and what is committed without it can't
 //!    be missed by anybody who reads there.
+//!    Should all others be gone before it has said that it knows, it stays: whoever comes back has it behind him.
 //! 5. Every change raises the chain version, in the transaction that checks the manager's lease; messages of other versions
 //!    are refused. So updates of an old and of a new configuration never mix.
 //! 6. A node is recognised by the store uuids of its slices, and its directory is locked by one process.
@@ -96,14 +97,22 @@ fn local(
     let Some(node) = liveness.node(member.node).filter(|node| node.alive) else { return Local::Offline };
     let dead = liveness.slices(member.node).get(usize::from(member.slice.0)).is_some_and(|slice| slice.dead);
     let health = liveness.target(member.target);
-    if dead || health.is_some_and(|health| health.failed) {
+    let knows = health.is_some_and(|health| health.version == version);
+    // Who serves, or may believe so, isn't taken out for having failed to be filled earlier.
+    let counts = match member.state {
+        Public::Serving | Public::LastServing => false,
+        Public::Syncing => knows,
+        Public::Waiting | Public::Offline => true,
+    };
+    if dead || counts && health.is_some_and(|health| health.failed) {
         return Local::Offline;
     }
     match member.state {
         // A new primary assumes that everybody lives: enough to leave things as they are, not to change them.
         Public::Offline | Public::Waiting | Public::LastServing if !node.spoke => Local::Offline,
         _ if health.is_some_and(|health| health.up_to_date == Some(version)) => Local::UpToDate,
-        _ => Local::Online,
+        _ if knows => Local::Online,
+        _ => Local::Behind,
     }
 }
 

@@ -48,10 +48,12 @@ impl Public {
 /// What a target's node says of it, or its silence.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Local {
-    /// Alive and filled completely, under the chain version that is still the chain's (other claims are `Online`).
+    /// Alive and filled completely, under the chain version that is still the chain's (other claims aren't).
     UpToDate,
-    /// Alive.
+    /// Alive, and knows the chain version that is still the chain's.
     Online,
+    /// Alive, and hasn't said that it knows that version: it may still do what it was allowed to under an earlier one.
+    Behind,
     /// Alive, in a process that isn't the one last heard of: the old one died.
     Restarted,
     /// Its node's lease ran out, its slice is dead, or its recovery was not clean.
@@ -59,11 +61,11 @@ pub enum Local {
 }
 
 impl Local {
-    pub const ALL: [Self; 4] = [Self::UpToDate, Self::Online, Self::Restarted, Self::Offline];
+    pub const ALL: [Self; 5] = [Self::UpToDate, Self::Online, Self::Behind, Self::Restarted, Self::Offline];
 
     /// Whether the process that served is still the one that serves.
     fn stays(self) -> bool {
-        matches!(self, Self::UpToDate | Self::Online)
+        matches!(self, Self::UpToDate | Self::Online | Self::Behind)
     }
 }
 
@@ -175,8 +177,8 @@ pub struct Row {
     pub why: &'static str,
 }
 
-const ALIVE: &[Local] = &[Local::UpToDate, Local::Online, Local::Restarted];
-const SAME: &[Local] = &[Local::UpToDate, Local::Online];
+const ALIVE: &[Local] = &[Local::UpToDate, Local::Online, Local::Behind, Local::Restarted];
+const SAME: &[Local] = &[Local::UpToDate, Local::Online, Local::Behind];
 const GONE: &[Local] = &[Local::Restarted, Local::Offline];
 
 /// The table. Every combination of state, local state and situation matches exactly one row: a test tries them all.
@@ -261,7 +263,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         public: &[Public::Syncing],
-        local: &[Local::Online],
+        local: &[Local::Online, Local::Behind],
         when: SERVED,
         next: Some(Public::Syncing),
         why: "filling goes on",
@@ -272,6 +274,13 @@ pub const TABLE: &[Row] = &[
         when: UNSERVED,
         next: Some(Public::Waiting),
         why: "whoever filled it is gone",
+    },
+    Row {
+        public: &[Public::Syncing],
+        local: &[Local::Behind],
+        when: UNSERVED,
+        next: Some(Public::Syncing),
+        why: "it may have served and not know that it doesn't: nothing is to be committed without it until it says so",
     },
     Row {
         public: &[Public::Syncing],
@@ -404,7 +413,8 @@ pub fn render() -> String {
          in the transaction that checks the manager's lease.\n\n\
          The table is applied again until nothing changes, and what that amounts to is stored and told at once. Why nothing\n\
          acknowledged is lost is in `mgmtd/src/cluster/reconfigure.rs`.\n\n\
-         Local state: *UpToDate* names the chain version of the sync that made it so, other claims count as Online;\n\
+         Local state: *UpToDate* names the chain version of the sync that made it so, other claims count as Online; *Behind* is alive\n\
+         and hasn't said that it knows the present chain version;\n\
          *Restarted* is alive with a new incarnation; *Offline* is a lease that ran out, a dead slice, or a target that couldn't\n\
          take what it was to be filled with and says so for some seconds.\n\n\
          A member can be asked to leave its chain (its disk or node is to be emptied, or another one is to have its share).\n\
@@ -451,7 +461,7 @@ mod tests {
     }
 
     fn seats() -> impl Strategy<Value = Vec<Seat>> {
-        let member = (0..5usize, 0..4usize, any::<bool>());
+        let member = (0..5usize, 0..5usize, any::<bool>());
         proptest::collection::vec(member, 1..5).prop_map(|members| {
             let mut seats: Vec<Seat> = members
                 .into_iter()

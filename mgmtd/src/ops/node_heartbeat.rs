@@ -68,6 +68,7 @@ fn target_health(said: &TargetHealthT) -> TargetHealth {
     };
     TargetHealth {
         up_to_date: said.up_to_date.then_some(said.chain_version),
+        version: said.chain_version,
         failed: said.failed,
         fills: (said.filling != 0).then_some(filling),
         used: said.used,

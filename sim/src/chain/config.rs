@@ -45,8 +45,10 @@ pub enum Canary {
 /// One kind of life: see [`run`](super::run).
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Nodes, each with one replica of every chain.
+    /// Copies of a chunk, each on its own node.
     pub replicas: usize,
+    /// Nodes beyond the replicas: to these targets can move, and from them.
+    pub spares: usize,
     pub chains: u64,
     pub clients: usize,
     pub chunks: u32,
@@ -71,10 +73,18 @@ pub struct Config {
     pub canary: Option<Canary>,
 }
 
+impl Config {
+    /// How many nodes there are.
+    pub fn nodes(&self) -> usize {
+        self.replicas + self.spares
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             replicas: 3,
+            spares: 1,
             chains: 2,
             clients: 6,
             chunks: 6,

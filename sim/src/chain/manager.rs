@@ -4,12 +4,13 @@
 use super::node::CLUSTER;
 use corefs_mgmtd::cluster::formation::Formation;
 use corefs_mgmtd::cluster::liveness::{Liveness, SliceHealth, TargetHealth, Terms};
+use corefs_mgmtd::cluster::moves;
 use corefs_mgmtd::cluster::reconfigure::{is_due, may_renew, reconfigure};
 use corefs_mgmtd::cluster::routing;
 use corefs_mgmtd::cluster::state::{Arrival, Node, Slice, Standing, State};
 use corefs_mgmtd::cluster::transition::Public;
 use corefs_wire::routing::RoutingInfo;
-use corefs_wire::{NodeId, Result, TargetId, Uuid};
+use corefs_wire::{NodeId, Result, SliceIndex, TargetId, Uuid};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -210,17 +211,44 @@ impl Manager {
         if self.liveness.expire(now_ms) {
             self.publish();
         }
-        if self.storing || !self.liveness.is_unsettled() {
+        if self.storing {
             return None;
         }
+        let steps = moves::next(&self.state, &self.liveness);
         if !is_due(&self.state, &self.liveness) {
             self.liveness.settled();
-            return None;
+            if steps.is_empty() {
+                return None;
+            }
         }
         let mut state = self.state.clone();
+        steps.iter().for_each(|step| moves::apply(&mut state, *step));
         reconfigure(&mut state, &self.liveness, None);
         self.storing = true;
         Some(Change { state, registers: None, restarted: false })
+    }
+
+    /// People empty a node, or take one that is emptied into use again. `None`: it can't be emptied, or there is no time for that.
+    pub fn stand(&mut self, now_ms: u64, node: usize) -> Option<Change> {
+        self.begin(now_ms);
+        if self.storing {
+            return None;
+        }
+        let mut state = self.state.clone();
+        let leaves = state.standing(id(node), SliceIndex(0)) == Some(Standing::Leaving);
+        let standing = if leaves { Standing::Active } else { Standing::Leaving };
+        state.set_standing(id(node), SliceIndex(0), standing);
+        state.moving.balance = true;
+        if !leaves && !moves::plan(&state, &self.liveness).stuck.is_empty() {
+            return None;
+        }
+        self.storing = true;
+        Some(Change { state, registers: None, restarted: false })
+    }
+
+    /// Nothing moves, and nothing is to move.
+    pub fn has_moved(&self) -> bool {
+        moves::is_done(&self.state, &self.liveness)
     }
 
     /// The change is stored: everybody may know. Who registered by it.

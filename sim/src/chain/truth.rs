@@ -61,6 +61,8 @@ counts! {
     flush_errors,
     slow_disks,
     /// Blocks damaged.
+    moves_asked,
+    replicas_moved,
     scrubs,
     fetches,
     rotten,
@@ -204,9 +206,14 @@ impl Truth {
     }
 
     /// A head takes an update from a client: the only one under that chain version, and none of an earlier one does after it.
-    pub fn accepted(&mut self, now: Accepted) -> Result<(), String> {
+    pub fn accepted(&mut self, now: Accepted, counts: bool) -> Result<(), String> {
         let last = *self.heads.entry(now.chain).or_insert(now);
-        if self.knows_versions && last.head != now.head && last.chain_version >= now.chain_version {
+        let stale = match now.chain_version.cmp(&last.chain_version) {
+            std::cmp::Ordering::Less => !counts,
+            std::cmp::Ordering::Equal => true,
+            std::cmp::Ordering::Greater => false,
+        };
+        if self.knows_versions && last.head != now.head && stale {
             return Err(format!("two heads take updates: {now:?} after {last:?}"));
         }
         if now.chain_version >= last.chain_version {

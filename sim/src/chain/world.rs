@@ -268,16 +268,16 @@ fn serves(member: &corefs_mgmtd::cluster::state::Member) -> bool {
 impl World {
     fn new(seed: u64, config: Config) -> Self {
         let mut prng = Prng::new(seed);
-        let nodes: Vec<SimNode> = (0..config.replicas)
+        let nodes: Vec<SimNode> = (0..config.nodes())
             .map(|index| {
-                let last = index + 1 == config.replicas;
+                let last = index + 1 == config.nodes();
                 let bytes = if last { config.last_bytes } else { SLICE_BYTES };
                 let mut node = SimNode::new(index, bytes, &mut prng);
                 node.canary = config.canary;
                 node
             })
             .collect();
-        let mut manager = Manager::new(config.replicas, config.replicas, config.chains as u32);
+        let mut manager = Manager::new(config.nodes(), config.replicas, config.chains as u32);
         manager.counts_reigns = config.canary != Some(Canary::ReignNotCounted);
         let routing = Rc::new(RoutingInfo::default());
         let client = |_| {
@@ -297,7 +297,7 @@ impl World {
         };
         Self {
             clients: (0..config.clients).map(client).collect(),
-            places: (0..config.replicas).map(place).collect(),
+            places: (0..config.nodes()).map(place).collect(),
             nodes,
             change: None,
             prng,
@@ -369,7 +369,8 @@ impl World {
         let chains = &self.manager.state.chains;
         let serve = chains.values().all(|chain| chain.members.iter().any(serves));
         self.clients.iter().all(|client| client.wish.is_none())
-            && (self.manager.is_whole() || self.config.last_bytes < SLICE_BYTES && serve)
+            && (self.manager.is_whole() && self.manager.has_moved()
+                || self.config.last_bytes < SLICE_BYTES && serve)
             && self.nodes.iter().all(|node| node.is_on() && node.is_idle() && node.is_verified())
     }
 

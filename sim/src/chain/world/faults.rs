@@ -26,10 +26,12 @@ enum Fault {
     Misdirected,
     /// Everything is verified.
     Scrub,
+    /// A node is emptied, or taken into use again: its targets move.
+    Move,
 }
 
 /// How likely each is.
-const WEIGHTS: [(Fault, u64); 13] = [
+const WEIGHTS: [(Fault, u64); 14] = [
     (Fault::Power, 8),
     (Fault::Blackout, 1),
     (Fault::Pause, 2),
@@ -40,9 +42,10 @@ const WEIGHTS: [(Fault, u64); 13] = [
     (Fault::Store, 2),
     (Fault::DiskError, 2),
     (Fault::SlowDisk, 2),
-    (Fault::Rot, 4),
-    (Fault::Misdirected, 2),
+    (Fault::Rot, 8),
+    (Fault::Misdirected, 4),
     (Fault::Scrub, 2),
+    (Fault::Move, 5),
 ];
 
 impl World {
@@ -123,6 +126,14 @@ impl World {
                 self.places[node].slow_until = until;
             }
             Fault::Rot => self.damage(node, false),
+            Fault::Move => {
+                let now_ms = self.now / MILLI;
+                if self.manager.leads(now_ms) && self.change.is_none() {
+                    let change = self.manager.stand(now_ms, node);
+                    self.truth.counts.moves_asked += u64::from(change.is_some());
+                    self.store(change);
+                }
+            }
             Fault::Misdirected => self.damage(node, true),
             Fault::Scrub => {
                 counts.scrubs += 1;

@@ -94,6 +94,8 @@ impl World {
                 return Err(format!("{id} went back from version {} to {}", old.version, chain.version));
             };
             counts.chain_changes += changes;
+            let left = |member: &&Member| chain.members.iter().all(|now| now.target != member.target);
+            counts.replicas_moved += old.members.iter().filter(left).count() as u64;
             let state = |members: &[Member], target| {
                 members.iter().find(|member| member.target == target).map(|member| member.state)
             };
@@ -127,6 +129,7 @@ impl World {
             (canary == Some(Canary::FillingSkipped), canary == Some(Canary::FilledUnheard));
         let health = |said: &TargetHealthT| TargetHealth {
             up_to_date: (said.up_to_date && !unheard || skips).then_some(said.chain_version),
+            version: said.chain_version,
             failed: said.failed,
             ..TargetHealth::default()
         };
@@ -160,7 +163,8 @@ impl World {
         self.check_heads()
     }
 
-    /// Never two heads of a chain hold a lease.
+    /// Never two heads of a chain hold a lease, unless the chain is about to be told that the earlier one isn't any more, and
+    /// commits nothing without it.
     pub(super) fn check_heads(&self) -> Result<(), String> {
         for chain in self.manager.state.chains.values() {
             let mut heads = Vec::new();
@@ -172,7 +176,14 @@ impl World {
                 let role = self.nodes[node].leased_role(self.clock(node), member.target);
                 heads.extend(role.filter(|role| role.head).map(|role| (node, role.version)));
             }
-            if heads.len() > 1 {
+            let counts = |node: usize| {
+                let here = chain.members.iter().find(|member| member.node == id(node));
+                here.is_some_and(|member| matches!(member.state, Public::Serving | Public::Syncing))
+            };
+            let newest = heads.iter().map(|(_, version)| *version).max().unwrap_or(0);
+            let stale = heads.iter().any(|(node, version)| *version < newest && !counts(*node));
+            let same = heads.iter().filter(|(_, version)| *version == newest).count() > 1;
+            if stale || same {
                 return Err(format!("two heads hold a lease (node, chain version): {heads:?}"));
             }
         }
