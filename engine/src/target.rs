@@ -172,15 +172,7 @@ impl Target {
             Err(error) => {
                 let blocks = staging.first_block..staging.first_block + staging.blocks;
                 scene.slice.store.cancel(staging);
-                // What is damaged here is there, whole, where it is filled from.
-                let syncing = self.replica.role().is_some_and(Role::syncing);
-                // Not once it said that it has everything: it may serve by now, and must not do so with half a chunk.
-                Err(match error.code {
-                    ErrorCode::Corrupt if syncing && self.filled.is_none() => {
-                        Error::mismatch(ErrorCode::NeedsWhole, 1, 0, error.message)
-                    }
-                    _ => self.hopeful(scene, chunk, blocks, false, error),
-                })
+                Err(self.hopeful(scene, chunk, blocks, false, error))
             }
         };
         self.handle(scene, Input::Applied { chunk, result });
@@ -263,8 +255,8 @@ impl Target {
             }
             Step::Reply { op, result } => scene.out.push(Output::Reply { op, result }),
             Step::End { op } => scene.out.push(Output::End { op }),
-            Step::Fill { chunk, attempt, to, chain_version, force } => {
-                self.begin_fill(scene, Filler::new(chunk, attempt, to, chain_version, force));
+            Step::Fill { chunk, attempt, to, chain_version } => {
+                self.begin_fill(scene, Filler::new(chunk, attempt, to, chain_version));
             }
             Step::FillEnded { chunk } => {
                 self.fill_ended(scene, chunk);

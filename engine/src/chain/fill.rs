@@ -27,7 +27,6 @@ pub struct Filler {
     /// The replica's number of the present step.
     pub attempt: u64,
     pub stage: Stage,
-    force: bool,
     /// What is sent, and the digest of what it replaces.
     sends: Option<(Entry, u64)>,
     /// Bytes of the present part, and where it begins.
@@ -36,9 +35,9 @@ pub struct Filler {
 }
 
 impl Filler {
-    pub fn new(chunk: ChunkId, attempt: u64, to: TargetId, chain_version: u64, force: bool) -> Self {
+    pub fn new(chunk: ChunkId, attempt: u64, to: TargetId, chain_version: u64) -> Self {
         let (stage, sends, at, len) = (Stage::Asking, None, 0, 0);
-        Self { chunk, to, chain_version, attempt, stage, force, sends, at, len }
+        Self { chunk, to, chain_version, attempt, stage, sends, at, len }
     }
 
     /// The successor holds this; we hold that. Whether anything is to be sent.
@@ -52,7 +51,7 @@ impl Filler {
             (None, Some(theirs)) => {
                 Some(Entry { version: after_theirs, removed: true, length: 0, mapped: 0, ..theirs })
             }
-            (Some(ours), Some(theirs)) if !self.force && ours.digest == theirs.digest => None,
+            (Some(ours), Some(theirs)) if ours.digest == theirs.digest => None,
             (Some(ours), _) if ours.removed => {
                 Some(Entry { version: ours.version.max(after_theirs), ..ours })
             }
@@ -127,15 +126,15 @@ mod tests {
         Entry { chunk, version, epoch: 3, length, mapped, removed: false, digest: version * 100 + 1 }
     }
 
-    fn filler(force: bool) -> Filler {
-        Filler::new(ChunkId::new(InodeId(1), 0), 1, TargetId(2), 5, force)
+    fn filler() -> Filler {
+        Filler::new(ChunkId::new(InodeId(1), 0), 1, TargetId(2), 5)
     }
 
     #[test]
     fn only_what_differs_is_sent() {
         let tombstone = Entry { removed: true, length: 0, mapped: 0, ..entry(9, 0, 0) };
         let sends = |ours, theirs| {
-            let mut filler = filler(false);
+            let mut filler = filler();
             filler.compare(ours, theirs).then(|| filler.next_part(1 << 20).unwrap().0)
         };
         let plain = entry(4, 100, 100);
@@ -150,13 +149,11 @@ mod tests {
         assert_eq!(replace.kind, UpdateKind::FullReplace { len: 100, total: 100 });
         let replace = sends(Some(plain), Some(entry(7, 100, 100))).unwrap();
         assert_eq!(replace.version, 4, "whatever was there");
-        let mut forced = filler(true);
-        assert!(forced.compare(Some(plain), Some(plain)));
     }
 
     #[test]
     fn a_chunk_goes_in_parts_and_a_hole_at_its_end_costs_nothing() {
-        let mut filler = filler(false);
+        let mut filler = filler();
         assert!(filler.compare(Some(entry(4, 100 * BLOCK, 5 * BLOCK)), Some(entry(3, 1, 1))));
         let mut parts = Vec::new();
         while let Some((pending, base, offset, len)) = filler.next_part(2 * BLOCK) {
@@ -172,7 +169,7 @@ mod tests {
                 (UpdateKind::Patch { offset: four, len: BLOCK }, four, BLOCK),
             ]
         );
-        let mut empty = self::filler(false);
+        let mut empty = self::filler();
         assert!(empty.compare(Some(entry(4, 0, 0)), None));
         let kind = empty.next_part(BLOCK).map(|part| part.0.kind);
         assert_eq!(kind, Some(UpdateKind::FullReplace { len: 0, total: 0 }));

@@ -53,8 +53,6 @@ pub struct Active {
     pub refusal: Option<Error>,
     /// No update at all: the chunk's committed version is sent to a successor that is being filled.
     pub filler: bool,
-    /// The successor's copy is to be replaced even if it looks the same.
-    pub force: bool,
 }
 
 impl Active {
@@ -71,7 +69,6 @@ impl Active {
             pause: PAUSE_FIRST,
             refusal: None,
             filler: false,
-            force: false,
         }
     }
 
@@ -116,7 +113,6 @@ impl Active {
             pause: PAUSE_FIRST,
             refusal: None,
             filler: false,
-            force: false,
         }
     }
 

@@ -117,8 +117,8 @@ pub enum Step {
     Drop { chunk: ChunkId, version: u64 },
     /// Read the payload of a recovered pending update back.
     Load { chunk: ChunkId },
-    /// Give the successor the committed version of a chunk, even if its own looks the same if `force`.
-    Fill { chunk: ChunkId, attempt: u64, to: TargetId, chain_version: u64, force: bool },
+    /// Give the successor the committed version of a chunk.
+    Fill { chunk: ChunkId, attempt: u64, to: TargetId, chain_version: u64 },
     /// A chunk that [`Input::Fill`] named is filled.
     FillEnded { chunk: ChunkId },
     /// Say [`Input::Due`] at that time.

@@ -340,10 +340,7 @@ impl Replica {
                 lane.fill = true;
                 active.commit(version, steps);
             }
-            Err(error) if filling && error.code == ErrorCode::NeedsWhole => {
-                active.force |= error.expected == 1;
-                self.fill(moment, chunk, steps);
-            }
+            Err(error) if filling && error.code == ErrorCode::NeedsWhole => self.fill(moment, chunk, steps),
             Err(error) if filling && is_definite(error.code) => self.pause(moment, chunk, error, steps),
             Ok(_) => self.stick(chunk, ErrorCode::ReplicasDiffer.into(), steps),
             Err(error) if error.code == ErrorCode::ReplicasDiffer => self.stick(chunk, error, steps),
@@ -361,8 +358,8 @@ impl Replica {
             Some(to) if moment.leased => {
                 self.attempts += 1;
                 active.attempt = self.attempts;
-                let (attempt, chain_version, force) = (active.attempt, role.version, active.force);
-                steps.push(Step::Fill { chunk, attempt, to, chain_version, force });
+                let (attempt, chain_version) = (active.attempt, role.version);
+                steps.push(Step::Fill { chunk, attempt, to, chain_version });
             }
             _ => self.rest(chunk, Phase::Filling, moment, steps),
         }
@@ -400,7 +397,7 @@ impl Replica {
                 self.end(moment, chunk, Ok(Ack::default()), steps);
             }
             Ok(()) => {
-                (active.phase, active.force) = (Phase::Paused, false);
+                active.phase = Phase::Paused;
                 self.drive(moment, chunk, steps);
             }
             Err(error) => self.pause_in(Phase::Filling, moment, chunk, error, steps),

@@ -229,9 +229,8 @@ fn show(step: &Step) -> String {
         }
         Step::Drop { version, .. } => format!("drop version {version}"),
         Step::Load { .. } => "load".into(),
-        Step::Fill { attempt, to, chain_version, force, .. } => {
-            let how = if *force { " by force" } else { "" };
-            format!("fill {to}{how} (chain version {chain_version}, attempt {attempt})")
+        Step::Fill { attempt, to, chain_version, .. } => {
+            format!("fill {to} (chain version {chain_version}, attempt {attempt})")
         }
         Step::FillEnded { .. } => "fill ended".into(),
         Step::Wake { attempt, at, .. } => format!("wake in {} ms ({attempt})", (at - NOW.now) / 1_000_000),
@@ -430,9 +429,7 @@ fn a_late_answer_fits_no_other_update() {
 #[test]
 fn a_successor_that_lacks_the_base_is_given_it_first() {
     let mut stage = in_phase(Some(Phase::Filling));
-    let [Step::Fill { attempt, to: TargetId(2), force: false, .. }] = stage.steps[..] else {
-        panic!("{:?}", stage.steps)
-    };
+    let [Step::Fill { attempt, to: TargetId(2), .. }] = stage.steps[..] else { panic!("{:?}", stage.steps) };
     stage.tell(Input::Filled { chunk: chunk(), attempt: attempt - 1, result: Ok(()) });
     assert_eq!(stage.phase(), Some(Phase::Filling), "an earlier attempt");
     stage.tell(Input::Filled { chunk: chunk(), attempt, result: Ok(()) });

@@ -217,10 +217,14 @@ mod tests {
         reconfigure(&mut state, &liveness, Some(NodeId(order[0])));
         hear(&mut liveness, order[0], 6000);
         assert_eq!((states(&state), nodes(&state)[1]), (vec![Serving, Syncing, Offline], order[0]));
-        // The one that isn't complete doesn't stand in.
+        // The one that isn't complete doesn't stand in; and it stays until it has said that it knows what it is.
         liveness.expire(6500);
         hear(&mut liveness, order[0], 7500);
         liveness.expire(7600);
+        reconfigure(&mut state, &liveness, None);
+        assert_eq!(states(&state)[..2], [LastServing, Syncing]);
+        let version = state.chains[&CHAIN].version;
+        say(&mut liveness, &state, 1, TargetHealth { version, ..TargetHealth::default() });
         reconfigure(&mut state, &liveness, None);
         assert_eq!(states(&state)[..2], [LastServing, Public::Waiting]);
     }
@@ -244,7 +248,10 @@ mod tests {
         hear(&mut liveness, member.node.0, 0);
         reconfigure(&mut state, &liveness, None);
         assert_eq!(states(&state)[2], Public::Syncing);
-        say(&mut liveness, &state, 2, TargetHealth { failed: true, ..TargetHealth::default() });
+        let failed = TargetHealth { failed: true, ..TargetHealth::default() };
+        say(&mut liveness, &state, 2, failed);
+        assert!(!is_due(&state, &liveness), "it says that of an earlier time");
+        say(&mut liveness, &state, 2, TargetHealth { version: state.chains[&CHAIN].version, ..failed });
         reconfigure(&mut state, &liveness, None);
         assert_eq!(states(&state)[2], Public::Offline);
     }

@@ -158,7 +158,8 @@ impl Bounds {
             }
             liveness.hear_node(member.node, vec![SliceHealth::default()], 0);
             let up_to_date = (claims == Some(node)).then_some(state.chain.version);
-            let health = TargetHealth { up_to_date, ..TargetHealth::default() };
+            let version = state.nodes[node].role().map_or(0, |role| role.version);
+            let health = TargetHealth { up_to_date, version, ..TargetHealth::default() };
             liveness.hear_targets(member.node, BTreeMap::from([(member.target, health)]));
         }
         liveness
