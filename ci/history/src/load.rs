@@ -150,8 +150,13 @@ pub async fn prepare(client: Client, settings: Settings, files: u32) -> Result<u
         if number == FILES_MAX {
             return Err(Error::new(ErrorCode::Internal, format!("no file came to the chains {missing:?}")));
         }
-        let options =
-            CreateOptions { exclusive: true, direct: true, chunk_size: CHUNK, stripe: 1, ..Default::default() };
+        let options = CreateOptions {
+            exclusive: true,
+            direct: true,
+            chunk_size: CHUNK,
+            stripe: 1,
+            ..Default::default()
+        };
         let file = fs.create(&Shape::name(number), options).await?;
         missing.remove(&chain_of(&client, &file)?);
         for at in 0..ground.shape.blocks {

@@ -114,7 +114,8 @@ struct Common {
 
 impl Common {
     fn settings(&self) -> Result<Settings> {
-        let log = Log::create(&self.history).map_err(|error| Error::from(error).of(self.history.display()))?;
+        let log =
+            Log::create(&self.history).map_err(|error| Error::from(error).of(self.history.display()))?;
         let Self { blocks, process, seed, stop, .. } = self.clone();
         Ok(Settings { log, blocks, process, seed, stop })
     }
@@ -166,17 +167,14 @@ fn run(args: Args) -> Result<ExitCode> {
             let written = common.with_client(move |client| load::fill(client, chains, most, hold))?;
             println!("{written}");
         }
-        Args::Check { directory, blocks, events, canary } => return check(&directory, blocks, events, canary),
+        Args::Check { directory, blocks, events, canary } => {
+            return check(&directory, blocks, events, canary);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(
-    directory: &Path,
-    blocks: u32,
-    events: Option<PathBuf>,
-    canary: Option<String>,
-) -> Result<ExitCode> {
+fn check(directory: &Path, blocks: u32, events: Option<PathBuf>, canary: Option<String>) -> Result<ExitCode> {
     let mut history = History::load(directory).map_err(Error::from)?;
     if let Some(kind) = canary {
         if canary::alter(&mut history, &kind).is_none() {
@@ -204,7 +202,9 @@ fn check(
     }
     let failures: BTreeMap<String, Value> = failures
         .into_iter()
-        .map(|(what, (count, start, why))| (what, json!({"count": count, "first_start": start, "first_why": why})))
+        .map(|(what, (count, start, why))| {
+            (what, json!({"count": count, "first_start": start, "first_why": why}))
+        })
         .collect();
     let all: Vec<Value> = history
         .failures

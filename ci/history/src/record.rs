@@ -158,7 +158,10 @@ mod tests {
         let mut history = History::default();
         history.add(text.lines().map(|line| Ok(line.to_owned())), Path::new("here")).unwrap();
         let write = |key, id, start, end| WriteOp { key, id, start, end };
-        assert_eq!(history.writes, [write(1, 10, 100, Some(150)), write(2, 12, 170, None), write(1, 11, 160, None)]);
+        assert_eq!(
+            history.writes,
+            [write(1, 10, 100, Some(150)), write(2, 12, 170, None), write(1, 11, 160, None)]
+        );
         assert_eq!(history.reads, [ReadOp { key: 1, id: 10, start: 155, end: 158 }]);
         assert_eq!(history.altered[0].why, "value 5, but altered");
         assert_eq!(history.failures[0].why, "TimedOut after 3 attempts");

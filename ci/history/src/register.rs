@@ -56,12 +56,18 @@ fn of_key(writes: &[WriteOp], reads: &[ReadOp]) -> Vec<String> {
     let mut read_ids: HashMap<u64, ()> = HashMap::new();
     for read in reads {
         let Some(write) = by_id.get(&read.id) else {
-            problems.push(format!("a read at {}..{} returned {}, which nobody wrote", read.start, read.end, read.id));
+            problems.push(format!(
+                "a read at {}..{} returned {}, which nobody wrote",
+                read.start, read.end, read.id
+            ));
             continue;
         };
         if read.end < write.start {
             let ReadOp { id, end, .. } = read;
-            problems.push(format!("a read that ended at {end} returned {id}, of which the write began at {}", write.start));
+            problems.push(format!(
+                "a read that ended at {end} returned {id}, of which the write began at {}",
+                write.start
+            ));
         }
         read_ids.insert(read.id, ());
         if let Some(zone) = zones.get_mut(&read.id) {
