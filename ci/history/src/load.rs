@@ -14,8 +14,8 @@ use std::time::Duration;
 const DIRECTORY: &[u8] = b"/history";
 /// The chunk of such a file (bytes): the least there is.
 const CHUNK: u32 = 64 << 10;
-/// Every so many writes of a writer are followed by a sync of the file, which makes the metadata servers commit something.
-const SYNC_EVERY: u64 = 16;
+/// Mean pause between syncs, each of which makes the metadata servers commit something.
+const SYNC_PAUSE: Duration = Duration::from_millis(100);
 /// Files that are made at most until each chain has one.
 const FILES_MAX: u32 = 1024;
 
@@ -65,7 +65,7 @@ impl Ground {
         }
     }
 
-    async fn write(&self, file: &File, number: u32, at: u32, sync: bool) {
+    async fn write(&self, file: &File, number: u32, at: u32) {
         let (key, id) = (number * self.shape.blocks + at, self.fresh());
         let bytes = block(key, id);
         let start = now();
@@ -81,10 +81,16 @@ impl Ground {
             self.log.line(format_args!("N write {key} {start} {end} {}", plain(&error)));
             sleep(Duration::from_millis(100)).await;
         }
-        if sync {
-            let start = now();
-            if let Err(error) = file.sync().await {
+    }
+
+    async fn sync(&self, file: &File, number: u32) {
+        let start = now();
+        match file.sync().await {
+            Ok(()) => self.log.line(format_args!("S {number} {start} {}", now())),
+            Err(error) => {
+                let key = number * self.shape.blocks;
                 self.log.line(format_args!("N sync {key} {start} {} {}", now(), plain(&error)));
+                sleep(Duration::from_millis(100)).await;
             }
         }
     }
@@ -160,7 +166,7 @@ pub async fn prepare(client: Client, settings: Settings, files: u32) -> Result<u
         let file = fs.create(&Shape::name(number), options).await?;
         missing.remove(&chain_of(&client, &file)?);
         for at in 0..ground.shape.blocks {
-            ground.write(&file, number, at, false).await;
+            ground.write(&file, number, at).await;
         }
         file.close().await?;
         number += 1;
@@ -205,16 +211,23 @@ pub async fn run(
     for (_, mine) in chains {
         let (ground, files) = (Rc::clone(&ground), Rc::clone(&files));
         tasks.push(spawn(async move {
-            let mut count = 0;
             while !ground.stopped.get() {
-                count += 1;
                 let opened = &files[mine[ground.below(mine.len() as u64) as usize]];
                 let at = ground.below(ground.shape.blocks.into()) as u32;
-                ground.write(&opened.file, opened.number, at, count % SYNC_EVERY == 0).await;
+                ground.write(&opened.file, opened.number, at).await;
                 ground.pause(write_pause).await;
             }
         }));
     }
+    // By itself, so that writers don't wait for metadata servers: what doesn't serve is seen apart.
+    let (syncing, opened) = (Rc::clone(&ground), Rc::clone(&files));
+    tasks.push(spawn(async move {
+        while !syncing.stopped.get() {
+            let opened = &opened[syncing.below(opened.len() as u64) as usize];
+            syncing.sync(&opened.file, opened.number).await;
+            syncing.pause(SYNC_PAUSE).await;
+        }
+    }));
     for _ in 0..readers {
         let (ground, files) = (Rc::clone(&ground), Rc::clone(&files));
         tasks.push(spawn(async move {

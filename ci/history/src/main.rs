@@ -217,6 +217,7 @@ fn check(directory: &Path, blocks: u32, events: Option<PathBuf>, canary: Option<
     let mut read_times = history.reads.iter().map(|read| read.end - read.start);
     let told = json!({
         "writes": history.writes.len(), "unknown_writes": unknown, "reads": history.reads.len(),
+        "syncs": history.syncs.len(), "slowest_sync_ms": slowest(&mut history.syncs.iter().map(|(end, start)| end - start)),
         "slowest_write_ms": slowest(&mut write_times), "slowest_read_ms": slowest(&mut read_times),
         "failures": failures, "failed": all.iter().take(200).collect::<Vec<_>>(), "problems": problems.len(),
         "first_problems": problems.iter().take(TOLD_MAX).collect::<Vec<_>>(),

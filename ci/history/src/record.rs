@@ -5,8 +5,9 @@
 //! B key id start                   a write begins
 //! E key id start end ok|unknown    it ended; without this line nobody knows
 //! R key id start end               a read returned this value
+//! S file start end                 a sync: its length and times are stored
 //! X key start end why              a read returned no value: what it returned
-//! N read|write key start end why   an operation failed
+//! N what key start     end why   an operation failed
 //! ```
 //!
 //! Times are nanoseconds of CLOCK_MONOTONIC, the same clock for all processes of a machine.
@@ -78,6 +79,8 @@ pub struct History {
     pub failures: Vec<Failure>,
     /// Reads that returned something that is no value.
     pub altered: Vec<Failure>,
+    /// Syncs, as (end, start).
+    pub syncs: Vec<(u64, u64)>,
     /// The chain of each file.
     pub chains: BTreeMap<u32, u64>,
 }
@@ -130,6 +133,10 @@ impl History {
                 start: number()?,
                 end: number()?,
             }),
+            "S" => {
+                let (_, start, end) = (number()?, number()?, number()?);
+                self.syncs.push((end, start));
+            }
             "X" => {
                 let (key, start, end) = (number()? as u32, number()?, number()?);
                 let why = words.collect::<Vec<_>>().join(" ");

@@ -9,7 +9,8 @@ const WINDOW: u64 = 15_000_000_000;
 
 /// For each event `{"at": ns, "chains": [...], ...}` the same with `chains` told as
 /// `{"chain": 3, "first_write_ms": ..., "still_ms": ..., "first_read_ms": ...}`: until the end of the first successful write (read) that
-/// was begun after the event, and the longest time without the end of one. `null`: none came before the next event.
+/// was begun after the event, and the longest time without the end of one; and with the same of syncs, of any file. `null`: none
+/// came before the next event.
 pub fn after(history: &History, blocks: u32, events: &[Value]) -> Vec<Value> {
     let chain = |key: u32| history.chains.get(&(key / blocks)).copied().unwrap_or(0);
     let mut writes: BTreeMap<u64, Vec<(u64, u64)>> = BTreeMap::new();
@@ -22,6 +23,8 @@ pub fn after(history: &History, blocks: u32, events: &[Value]) -> Vec<Value> {
     for read in &history.reads {
         reads.entry(chain(read.key)).or_default().push((read.end, read.start));
     }
+    let mut syncs = history.syncs.clone();
+    syncs.sort_unstable();
     writes.values_mut().chain(reads.values_mut()).for_each(|all| all.sort_unstable());
     let time = |event: &Value| event["at"].as_u64().unwrap_or(0);
     let one = |(number, event): (usize, &Value)| {
@@ -39,6 +42,8 @@ pub fn after(history: &History, blocks: u32, events: &[Value]) -> Vec<Value> {
         let chains: Vec<Value> = event["chains"].as_array().into_iter().flatten().map(of_chain).collect();
         let mut told = event.clone();
         told["chains"] = chains.into();
+        told["first_sync_ms"] = first(&syncs, at, until).map(ms).into();
+        told["sync_still_ms"] = ms(still(&syncs, at, until)).into();
         told
     };
     events.iter().enumerate().map(one).collect()
