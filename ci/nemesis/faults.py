@@ -113,13 +113,14 @@ def manager_stop(nemesis, rng):
 def meta(nemesis, rng):
     """kill -9 of a metadata server."""
     name, hold = rng.choice(nemesis.cluster.names("meta-")), rng.choice([0.2, 2])
-    nemesis.cluster.kill(name, hold)
+    nemesis.event(nemesis.cluster.kill(name, hold), "meta", name, [])
     time.sleep(hold + rng.random())
     return f"{name}, dead for {hold} s"
 
 
 def full(nemesis, rng):
     """The slices of a chain are filled to the last block, stay so for a while, and are emptied."""
+    nemesis.event(time.monotonic_ns(), "full", "", [])
     written = nemesis.history("fill", "--chains", "1", "--most", str(256 << 20), "--hold-ms", str(rng.choice([500, 3000])))
     return f"the slices of a chain were full after {int(written) >> 20} MiB"
 
@@ -129,6 +130,7 @@ def flip(nemesis, rng):
     damaged, or the only one left that is, are another test's."""
     nemesis.cluster.whole(120)
     name = nemesis.node(rng)
+    nemesis.event(time.monotonic_ns(), "flip", name, [])
     disk = largest(f"{nemesis.cluster.root}/{name}")
     count = damage(disk, rng, 12)
     nemesis.flipped += count
@@ -193,14 +195,13 @@ def partition(nemesis, rng):
     managers = nemesis.cluster.names("manager-")
     other = rng.choice([one for one in nemesis.cluster.names("node-") if one != name])
     kind = rng.choice(["everybody", "managers", "node", "client", "to managers", "to node", "from client"])
+    chains = nemesis.affected(name)
+    nemesis.event(time.monotonic_ns(), f"cut {kind}", name, chains)
     both = {"managers": managers, "node": [other], "client": ["client"]}
     if kind == "everybody":
         if nemesis.network.why:
             raise Skipped(nemesis.network.why)
-        chains = nemesis.affected(name)
-        at = time.monotonic_ns()
         nemesis.network.unplug(name)
-        nemesis.event(at, "partition", name, chains)
         time.sleep(seconds)
         nemesis.network.plug(name)
     elif kind in both:
@@ -217,6 +218,8 @@ def partition(nemesis, rng):
 def partition_manager(nemesis, rng):
     """The leader of the managers is cut off from all nodes, or from everybody; it still reaches the store."""
     name, seconds = nemesis.leader(), rng.choice([1, 3, 6])
+    chains = nemesis.all_chains()
+    nemesis.event(time.monotonic_ns(), "leader cut off", name, chains)
     if rng.random() < 0.5:
         roads(nemesis, [pair for node in nemesis.cluster.names("node-") for pair in ((name, node), (node, name))], seconds)
         return f"{name}, the leader, cut off from the nodes for {seconds} s"
@@ -232,6 +235,8 @@ def drain(nemesis, rng):
     """A node is emptied in the middle of everything, and taken into use again."""
     name = nemesis.node(rng)
     number = str(nemesis.cluster.number(name))
+    chains = nemesis.affected(name)
+    nemesis.event(time.monotonic_ns(), "drain", name, chains)
     done = nemesis.cluster.tell("node", "drain", number)
     if done.returncode:
         return f"{name} could not be drained: {done.stderr.strip()[-200:]}"

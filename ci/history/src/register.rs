@@ -165,7 +165,8 @@ mod tests {
 
     #[test]
     fn a_stale_read_is_found() {
-        is_wrong(&[(1, 0, 10), (2, 20, 30)], &[(1, 40, 50), (2, 60, 70)], "was written within 20..30");
+        is_wrong(&[(1, 0, 10), (2, 20, 30), (3, 60, 70)], &[(1, 40, 50)], "was written within 20..30");
+        is_wrong(&[(1, 0, 10), (2, 20, 30)], &[(1, 40, 50), (2, 60, 70)], "overwritten");
         is_wrong(&[(1, 0, 10), (2, 20, 30)], &[(2, 32, 35), (1, 40, 50)], "overwritten");
     }
 
@@ -194,7 +195,7 @@ mod tests {
         assert!(judge(&writes, &[(2, 100, 110)]).is_empty());
         // Even late.
         assert!(judge(&writes, &[(1, 100, 110), (2, 120, 130)]).is_empty());
-        is_wrong(&writes, &[(1, 100, 110), (2, 120, 130), (1, 140, 150)], "overwritten");
+        is_wrong(&writes, &[(1, 100, 110), (2, 120, 130), (1, 140, 150)], "was written within 120..130");
     }
 
     #[test]
