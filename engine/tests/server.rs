@@ -299,7 +299,7 @@ fn a_node_that_the_leader_has_forgotten_registers_again_whatever_the_other_manag
         options.managers.push(follower.clone());
         options.managers.insert(0, follower);
         let server = StorageServer::start(options).await.unwrap();
-        ground.exercise(1).await;
+        ground.exercise(0).await;
         ground.manager.forgets.set(true);
         let mut rounds = 0;
         while ground.manager.registrations.get() < 2 {
