@@ -142,7 +142,7 @@ impl Settings {
 
 fn chain_of(client: &Client, file: &File) -> Result<u64> {
     let layout = file.attr().layout.ok_or(ErrorCode::Internal)?;
-    Ok(client.routing().chain_of(&layout, 0)?.id.0.into())
+    Ok(client.routing().chain_of(&layout, 0)?.id.0)
 }
 
 /// Makes at least `files` files, and as many as it takes for each chain to have one; every block gets a value. How many files.
@@ -150,7 +150,7 @@ pub async fn prepare(client: Client, settings: Settings, files: u32) -> Result<u
     let ground = settings.ground();
     let fs = client.fs(Credentials::root());
     fs.mkdir(DIRECTORY, 0o755).await?;
-    let mut missing: BTreeSet<u64> = client.routing().chains.keys().map(|id| u64::from(id.0)).collect();
+    let mut missing: BTreeSet<u64> = client.routing().chains.keys().map(|id| id.0).collect();
     let mut number = 0;
     while number < files || !missing.is_empty() {
         if number == FILES_MAX {
