@@ -10,7 +10,13 @@ use std::path::PathBuf;
 #[derive(clap::Args, Clone, Debug)]
 pub struct Cluster {
     /// Address of a manager, as `corefs up` prints it; repeat for several, or put commas between them.
-    #[arg(long, value_name = "ADDR", value_delimiter = ',', default_value = "127.0.0.1:7400", env = "COREFS_MANAGER")]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7400",
+        env = "COREFS_MANAGER"
+    )]
     pub manager: Vec<String>,
     /// File with the cluster's secret; needed for clusters that other machines can reach.
     #[arg(long, value_name = "FILE", env = "COREFS_SECRET_FILE")]
