@@ -1,6 +1,6 @@
 //! Histories altered on purpose: a check that passes them proves nothing.
 
-use crate::record::{History, ReadOp};
+use crate::record::{History, ReadOp, WriteOp};
 
 pub const KINDS: [&str; 4] = ["stale", "lost", "nowhere", "early"];
 
@@ -26,9 +26,12 @@ pub fn alter(history: &mut History, kind: &str) -> Option<()> {
         "nowhere" => history.reads.last_mut()?.id = u64::MAX,
         // A read returns what was only written afterwards.
         "early" => {
-            let read = *history.reads.first()?;
-            let later = |write: &&crate::record::WriteOp| write.key == read.key && write.start > read.end;
-            history.reads[0].id = history.writes.iter().find(later)?.id;
+            let (read, later) = (0..history.reads.len()).find_map(|at| {
+                let read = history.reads[at];
+                let later = |write: &&WriteOp| write.key == read.key && write.start > read.end;
+                history.writes.iter().find(later).map(|write| (at, write.id))
+            })?;
+            history.reads[read].id = later;
         }
         _ => return None,
     }
@@ -48,7 +51,6 @@ fn overwritten_before(history: &History, read: &ReadOp) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::WriteOp;
     use crate::register::check;
 
     #[test]

@@ -190,7 +190,7 @@ impl Membership {
 
     /// Beats until it is stopped.
     pub async fn run(&self) {
-        let mut renewed = true;
+        let (mut renewed, mut failures) = (true, 0);
         while !self.stopped.get() {
             // The lease is running out, and another manager may lead any moment.
             let pause = self.lease.get() / 3;
@@ -200,7 +200,10 @@ impl Membership {
             }
             let outcome = self.beat().await;
             renewed = outcome.is_ok();
-            if let Err(error) = outcome {
+            failures = if renewed { 0 } else { failures + 1 };
+            if let Err(error) = outcome
+                && failures % ROUNDS_PER_LINE == 1
+            {
                 tracing::warn!(%error, "no manager has renewed the lease; trying again");
             }
         }
