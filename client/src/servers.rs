@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// One attempt of a call that doesn't wait for anything on purpose.
 const ATTEMPT: Duration = Duration::from_secs(5);
+/// The same of a manager at first, if there are others: one that stands still costs no more before they are asked.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(1);
 /// One manager's chance to give us routing when an operation waits for it.
 const FETCH: Duration = Duration::from_secs(1);
 /// Servers that one operation tries: the tracker remembers so many.
@@ -30,7 +32,7 @@ impl Ground {
             let Some(server) = self.managers.get(at) else {
                 return Err(Error::new(ErrorCode::BadConfig, "no manager's address was given"));
             };
-            match self.call_encoded::<C>(server, &body, ATTEMPT).await {
+            match self.call_encoded::<C>(server, &body, story.attempt(self.managers.len())).await {
                 Ok(reply) => {
                     self.leader.set(at);
                     return Ok(reply);
@@ -176,6 +178,15 @@ impl<'a> Story<'a> {
             _ => 0,
         };
         (position, of)
+    }
+
+    /// How long a manager has for its answer: longer in each round, since all of them may be slow.
+    fn attempt(&self, managers: usize) -> Duration {
+        let attempts = self.tracker.as_ref().map_or(0, Tracker::attempts) as usize;
+        match managers {
+            0 | 1 => ATTEMPT,
+            _ => FIRST_ATTEMPT.saturating_mul(1 << (attempts / managers).min(8)).min(ATTEMPT),
+        }
     }
 
     async fn after(&mut self, error: Error, position: usize, of: usize) -> Result<()> {

@@ -1,6 +1,7 @@
 //! How tasks of one executor wait for something to change.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -9,7 +10,9 @@ use std::task::{Context, Poll, Waker};
 #[derive(Default)]
 pub struct Waiters {
     changes: Cell<u64>,
-    wakers: RefCell<Vec<Waker>>,
+    tickets: Cell<u64>,
+    /// By ticket: who came first is woken first, and who waits no longer is found.
+    wakers: RefCell<BTreeMap<u64, Waker>>,
 }
 
 impl Waiters {
@@ -17,7 +20,7 @@ impl Waiters {
     pub fn wake_all(&self) {
         self.changes.set(self.changes.get() + 1);
         // Taken out first: a waker may run code that waits here again.
-        for waker in self.wakers.take() {
+        for waker in self.wakers.take().into_values() {
             waker.wake();
         }
     }
@@ -28,7 +31,7 @@ impl Waiters {
 
     /// Resolves at the first change after this call.
     pub fn next(&self) -> Change<'_> {
-        Change { of: self, since: self.changes.get(), registered: None }
+        Change { of: self, since: self.changes.get(), ticket: 0, registered: None }
     }
 }
 
@@ -36,6 +39,8 @@ impl Waiters {
 pub struct Change<'a> {
     of: &'a Waiters,
     since: u64,
+    /// 0: none yet.
+    ticket: u64,
     registered: Option<Waker>,
 }
 
@@ -47,10 +52,25 @@ impl Future for Change<'_> {
             return Poll::Ready(());
         }
         if !self.registered.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
-            self.of.wakers.borrow_mut().push(context.waker().clone());
+            if self.ticket == 0 {
+                self.of.tickets.set(self.of.tickets.get() + 1);
+                self.ticket = self.of.tickets.get();
+            }
+            // What is replaced may run code when it is dropped: not inside of the borrow.
+            let before = self.of.wakers.borrow_mut().insert(self.ticket, context.waker().clone());
+            drop(before);
             self.registered = Some(context.waker().clone());
         }
         Poll::Pending
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        if self.ticket != 0 {
+            let gone = self.of.wakers.borrow_mut().remove(&self.ticket);
+            drop(gone);
+        }
     }
 }
 
@@ -69,5 +89,6 @@ mod tests {
         waiters.wake_all();
         assert!(block_on(poll_once(one)).is_some() && block_on(poll_once(two)).is_some());
         assert!(waiters.is_empty() && block_on(poll_once(waiters.next())).is_none());
+        assert!(waiters.is_empty(), "who waits no longer is forgotten");
     }
 }

@@ -75,6 +75,36 @@ fn a_retry_keeps_its_tag_and_happens_once() {
 }
 
 #[test]
+fn a_head_that_stands_still_is_left_when_another_one_is_named() {
+    run(|| async {
+        let cluster = Cluster::start(2);
+        let mut options = cluster.options();
+        // Less than one attempt may take: waiting it out would be too late.
+        options.deadline = Duration::from_secs(4);
+        let client = Client::connect(options).await.unwrap();
+        let file = create(&client, b"a", DIRECT).await;
+        cluster.shards.iter().for_each(|shard| shard.fail_updates([Fault::Keep]));
+        let write = file.write_at(0, b"hello");
+        let change = async {
+            until(client.node(), || cluster.shards.iter().any(|shard| !shard.tags.borrow().is_empty())).await;
+            cluster.shards.iter().for_each(|shard| shard.update_faults.borrow_mut().clear());
+            cluster.manager.change(|routing| {
+                for chain in routing.chains.values_mut() {
+                    chain.version += 1;
+                    chain.members.reverse();
+                }
+            });
+        };
+        futures_lite::future::zip(write, change).await.0.unwrap();
+        let tags: Vec<_> = cluster.shards.iter().flat_map(|shard| shard.tags.borrow().clone()).collect();
+        assert_eq!(tags.len(), 2, "{tags:?}");
+        assert_eq!(tags[0].0, tags[1].0, "the tag stays");
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+#[test]
 fn a_channel_of_unknown_outcome_is_not_used_again() {
     run(|| async {
         let cluster = Cluster::start(1);

@@ -28,6 +28,9 @@ struct Manager {
     cluster: Uuid,
     routing: RefCell<RoutingInfo>,
     renews: Cell<bool>,
+    /// It has forgotten the node until that registers again.
+    forgets: Cell<bool>,
+    registrations: Cell<u32>,
     beats: Cell<u32>,
     healthy_targets: Cell<usize>,
 }
@@ -36,10 +39,14 @@ impl Manager {
     fn new(cluster: Uuid) -> Rc<Self> {
         let routing = RoutingInfo { cluster, chunk_size: 65536, replicas: 1, ..RoutingInfo::default() };
         let (renews, beats, healthy_targets) = (Cell::new(true), Cell::new(0), Cell::new(0));
-        Rc::new(Self { cluster, routing: RefCell::new(routing), renews, beats, healthy_targets })
+        let (forgets, registrations) = Default::default();
+        let routing = RefCell::new(routing);
+        Rc::new(Self { cluster, routing, renews, forgets, registrations, beats, healthy_targets })
     }
 
     fn register(&self, request: &RegisterNodeT) -> NodeRegisteredT {
+        self.forgets.set(false);
+        self.registrations.set(self.registrations.get() + 1);
         let mut routing = self.routing.borrow_mut();
         routing.version += 1;
         let id = NodeId(1);
@@ -72,11 +79,23 @@ impl Manager {
         if !self.renews.get() {
             return Err(ErrorCode::NotReady.into());
         }
+        if self.forgets.get() {
+            return Err(ErrorCode::NodeConflict.into());
+        }
         self.beats.set(self.beats.get() + 1);
         self.healthy_targets.set(request.targets.iter().filter(|target| target.up_to_date).count());
         let mut reply = NodeHeartbeatReplyT::default();
         reply.lease_ms = LEASE_MS;
         Ok(reply)
+    }
+}
+
+/// A manager that doesn't lead.
+struct Follower;
+
+impl Service for Follower {
+    fn request(&self, _: Request, responder: Responder) {
+        responder.err(&ErrorCode::NotPrimary.into());
     }
 }
 
@@ -260,6 +279,36 @@ fn shards_fence_themselves_when_nobody_renews_their_lease() {
             ground.node.sleep(Duration::from_millis(20)).await;
         }
         server.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn a_node_that_the_leader_has_forgotten_registers_again_whatever_the_other_managers_say() {
+    if !enough_cores() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    ground(Uuid([5; 16]), async |ground| {
+        let secret = Some(Secret::new([5; 32]));
+        let identity =
+            Identity { role: Role::Manager, id: 2, incarnation: 1, cluster: Uuid([5; 16]), secret };
+        let other = Node::start(NodeConfig { pool_bytes: 1 << 20, ..NodeConfig::new(identity) }).unwrap();
+        other.serve(Rc::new(Follower));
+        let follower = other.listen(&"127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut options = ground.options(dir.path());
+        options.managers.push(follower.clone());
+        options.managers.insert(0, follower);
+        let server = StorageServer::start(options).await.unwrap();
+        ground.exercise(0).await;
+        ground.manager.forgets.set(true);
+        let mut rounds = 0;
+        while ground.manager.registrations.get() < 2 {
+            ground.node.sleep(Duration::from_millis(50)).await;
+            rounds += 1;
+            assert!(rounds < 400, "it never registered again");
+        }
+        server.stop().await.unwrap();
+        other.shutdown().await;
     });
 }
 

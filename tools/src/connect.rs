@@ -9,8 +9,14 @@ use std::path::PathBuf;
 /// Which cluster to talk to.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Cluster {
-    /// Address of a manager, as `corefs up` prints it; repeat for several.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", env = "COREFS_MANAGER")]
+    /// Address of a manager, as `corefs up` prints it; repeat for several, or put commas between them.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7400",
+        env = "COREFS_MANAGER"
+    )]
     pub manager: Vec<String>,
     /// File with the cluster's secret; needed for clusters that other machines can reach.
     #[arg(long, value_name = "FILE", env = "COREFS_SECRET_FILE")]

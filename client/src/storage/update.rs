@@ -3,10 +3,11 @@
 use super::channels::Channel;
 use super::read::Asked;
 use super::{Place, Storage};
-use crate::route::{Next, Tracker, Work};
-use corefs_net::{Buffer, Payload};
+use crate::route::{Next, OwnerIndex, Tracker, Work};
+use corefs_net::{Buffer, Payload, Reply};
 use corefs_wire::data::{self, Prefix, UpdateKind, UpdateReply, op};
 use corefs_wire::{Class, Error, ErrorCode, Result, UpdateTag};
+use futures_lite::future;
 use std::ops::Range;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -112,8 +113,22 @@ impl Storage {
     ) -> Result<UpdateReply, super::read::Failure> {
         let asked = self.head(place, index, body)?;
         let payload = payload.map(|(buffer, range)| Payload::new(buffer.clone(), range.clone()));
-        let reply = self.ask(asked.owner, op::UPDATE, body, payload).await;
+        let asking = self.ask(asked.owner, op::UPDATE, body, payload);
+        let reply = future::or(asking, self.deposed(place, index, asked.owner)).await;
         reply.and_then(|reply| UpdateReply::parse(&reply.body)).map_err(|error| asked.failed(error))
+    }
+
+    /// Resolves when another replica has become the head: whoever was asked may stand still, and never answer. (If it does its work
+    /// all the same, the tag says so.)
+    async fn deposed(&self, place: &Place, index: u32, owner: OwnerIndex) -> Result<Reply> {
+        loop {
+            self.ground.news.next().await;
+            let head = self.with_chain(place, index, |chain| chain.head.map(|head| head.owner));
+            if head.is_ok_and(|head| head.is_some_and(|head| head != owner)) {
+                let what = "another replica has become the head";
+                return Err(Error::new(ErrorCode::ConnectionLost, what));
+            }
+        }
     }
 
     /// Finds the head and writes it into the body.

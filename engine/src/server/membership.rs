@@ -12,8 +12,12 @@ use corefs_net::{Address, Node};
 use corefs_wire::control::mgmtd::{NodeHeartbeatT, NodeRegisteredT, RegisterNodeT, RoutingT, SliceInfoT};
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{Class, Error, ErrorCode, NodeId, Result, Uuid};
+use futures_lite::future;
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 /// How long a manager has for its answer.
@@ -88,6 +92,20 @@ pub async fn register(control: &Node, managers: &[Address], member: &Member) -> 
         control.sleep(PAUSE).await;
     }
     unreachable!("the rounds have no end")
+}
+
+/// The outcome of the first of some futures to end, which is taken out.
+async fn first<F: Future + Unpin>(open: &mut Vec<F>) -> F::Output {
+    poll_fn(|context| {
+        for at in 0..open.len() {
+            if let Poll::Ready(outcome) = Pin::new(&mut open[at]).poll(context) {
+                open.swap_remove(at);
+                return Poll::Ready(outcome);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Keeps a registered node in the cluster.
@@ -172,18 +190,26 @@ impl Membership {
 
     /// Beats until it is stopped.
     pub async fn run(&self) {
+        let (mut renewed, mut failures) = (true, 0);
         while !self.stopped.get() {
-            self.control.sleep(self.lease.get() / 3).await;
+            // The lease is running out, and another manager may lead any moment.
+            let pause = self.lease.get() / 3;
+            self.control.sleep(if renewed { pause } else { pause.min(PAUSE) }).await;
             if self.stopped.get() {
                 return;
             }
-            if let Err(error) = self.beat().await {
+            let outcome = self.beat().await;
+            renewed = outcome.is_ok();
+            failures = if renewed { 0 } else { failures + 1 };
+            if let Err(error) = outcome
+                && failures % ROUNDS_PER_LINE == 1
+            {
                 tracing::warn!(%error, "no manager has renewed the lease; trying again");
             }
         }
     }
 
-    /// One heartbeat, to the manager that answered last and then to the others.
+    /// One heartbeat: registers anew if whoever leads doesn't know this incarnation.
     async fn beat(&self) -> Result<()> {
         let reports = cores::reports(&self.cores).await?;
         let mut request = NodeHeartbeatT::default();
@@ -211,13 +237,41 @@ impl Membership {
             // A disk was added since.
             return self.introduce().await;
         }
+        match self.renew(&request).await {
+            // The manager doesn't know this incarnation.
+            Err(error) if error.code == ErrorCode::NodeConflict => self.introduce().await,
+            outcome => outcome,
+        }
+    }
+
+    /// Asks the manager that answered last, and the next one when it refuses or says nothing for a while: one that stands still must
+    /// not use up the lease.
+    async fn renew(&self, request: &NodeHeartbeatT) -> Result<()> {
+        let (of, lease) = (self.managers.len(), self.lease.get());
+        let within = if of > 1 { lease / 2 } else { ANSWER.min(lease) };
+        let ask = |turn: usize| {
+            let position = (self.primary.get() + turn) % of;
+            async move {
+                let sent = boottime();
+                (position, sent, self.control.ask(&self.managers[position], request, within).await)
+            }
+        };
         let mut refusal = Error::from(ErrorCode::Unreachable);
-        for turn in 0..self.managers.len() {
-            let position = (self.primary.get() + turn) % self.managers.len();
-            let manager = &self.managers[position];
-            let sent = boottime();
-            match self.control.ask(manager, &request, ANSWER.min(self.lease.get())).await {
-                Ok(reply) => {
+        let (mut asked, mut open) = (0, Vec::new());
+        while asked < of || !open.is_empty() {
+            if asked < of {
+                open.push(Box::pin(ask(asked)));
+                asked += 1;
+            }
+            let silence = async {
+                match asked < of {
+                    true => self.control.sleep(lease / 5).await,
+                    false => std::future::pending().await,
+                }
+                None
+            };
+            match future::or(async { Some(first(&mut open).await) }, silence).await {
+                Some((position, sent, Ok(reply))) => {
                     self.primary.set(position);
                     if let Some(routing) = &reply.routing {
                         self.route(routing)?;
@@ -225,13 +279,14 @@ impl Membership {
                     self.leased(sent, reply.lease_ms);
                     return Ok(());
                 }
-                Err(error) => refusal = error.of(manager),
+                // Only whoever leads says that; what the others say is of no interest then.
+                Some((_, _, Err(_))) if refusal.code == ErrorCode::NodeConflict => {}
+                Some((position, _, Err(error))) => refusal = error.of(&self.managers[position]),
+                None => {}
             }
         }
-        if refusal.code == ErrorCode::NodeConflict {
-            // The manager doesn't know this incarnation.
-            return self.introduce().await;
-        }
+        // Whoever was asked first isn't the first any more: it may be the one that stands still.
+        self.primary.set((self.primary.get() + 1) % of.max(1));
         Err(refusal)
     }
 

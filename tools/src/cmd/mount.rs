@@ -20,8 +20,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
-    /// Address of a manager; repeat for several.
-    #[arg(long, value_name = "ADDR", env = "COREFS_MANAGER")]
+    /// Address of a manager; repeat for several, or put commas between them.
+    #[arg(long, value_name = "ADDR", value_delimiter = ',', env = "COREFS_MANAGER")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     manager: Vec<String>,
     /// Threads that take requests from the kernel [default: 2].

@@ -5,7 +5,7 @@ use crate::source::Source;
 use crate::tree::Tree;
 
 /// Where `unsafe` may be, and for what.
-const PLACES: [(&str, &str); 20] = [
+const PLACES: [(&str, &str); 21] = [
     ("wire/src/checksum", "instructions that the processor was asked for"),
     ("net/src/ring", "entries name memory that the kernel writes"),
     ("net/src/buffer", "the arena hands out its mapped memory"),
@@ -26,6 +26,7 @@ const PLACES: [(&str, &str); 20] = [
     ("perf/src/bare", "entries name buffers"),
     ("perf/src/cpu", "getrusage(2), sysconf(3)"),
     ("perf/src/extents", "ioctl(2)"),
+    ("ci/history/src/record", "clock_gettime(2)"),
 ];
 
 /// How far above a use its argument may begin.
