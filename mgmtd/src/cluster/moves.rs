@@ -27,7 +27,7 @@ use corefs_wire::limits::MEMBERS_MAX;
 use corefs_wire::{ChainId, NodeId, SliceIndex, TargetId};
 use shares::Shares;
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Members that are on their way to one node at a time, at most.
 pub const ARRIVALS_MAX: usize = 2;
@@ -45,10 +45,20 @@ pub enum Step {
 
 /// What should begin now. Empty: nothing, because nothing is to be done, or because what has begun isn't done.
 pub fn next(state: &State, liveness: &Liveness) -> Vec<Step> {
-    if state.moving.paused || !state.formed() {
+    if state.moving.paused || !state.formed() || is_quiet(state) {
         return Vec::new();
     }
     Planner::new(state, liveness, ARRIVALS_MAX).steps()
+}
+
+/// Nobody wants anything to move, which is how it is nearly always: seen without counting who carries what.
+fn is_quiet(state: &State) -> bool {
+    let stays = |member: &Member| {
+        !member.leaving && state.standing(member.node, member.slice) != Some(Standing::Leaving)
+    };
+    let wanted = state.formation.replicas as usize;
+    !state.moving.balance
+        && state.chains.values().all(|chain| chain.members.len() == wanted && chain.members.iter().all(stays))
 }
 
 /// Whether everything is where it should be.
@@ -96,6 +106,10 @@ fn bytes_of(chain: &Chain, liveness: &Liveness) -> u64 {
     chain.members.iter().filter_map(used).max().unwrap_or(0)
 }
 
+/// What speaks against a place, the weightiest first: members of the chain in its failure domain, what the node would carry, chains that
+/// it shares with the others; and the chain.
+type Rank = (usize, u128, u64, ChainId);
+
 /// A chain that needs a new member, in the place of one if one is to leave.
 struct Need<'a> {
     id: ChainId,
@@ -110,19 +124,25 @@ struct Planner<'a> {
     /// Members on their way to a node.
     arrivals: BTreeMap<NodeId, usize>,
     arrivals_max: usize,
+    /// The chains of which each node holds a member that stays; and those that have something to do already.
+    chains: BTreeMap<NodeId, Vec<ChainId>>,
+    taken: BTreeSet<ChainId>,
     out: Vec<Step>,
 }
 
 impl<'a> Planner<'a> {
     fn new(state: &'a State, liveness: &'a Liveness, arrivals_max: usize) -> Self {
         let mut arrivals = BTreeMap::new();
-        for member in state.chains.values().flat_map(staying) {
+        let mut chains: BTreeMap<NodeId, Vec<ChainId>> = BTreeMap::new();
+        for (id, member) in state.members().filter(|(_, member)| !member.leaving) {
+            chains.entry(member.node).or_default().push(id);
             let used = state.standing(member.node, member.slice) == Some(Standing::Active);
             if member.state != Public::Serving && used && liveness.node_alive(member.node) {
                 *arrivals.entry(member.node).or_default() += 1;
             }
         }
-        Self { state, liveness, shares: Shares::of(state), arrivals, arrivals_max, out: Vec::new() }
+        let (shares, taken, out) = (Shares::of(state), BTreeSet::new(), Vec::new());
+        Self { state, liveness, shares, arrivals, arrivals_max, chains, taken, out }
     }
 
     fn steps(mut self) -> Vec<Step> {
@@ -182,6 +202,7 @@ impl<'a> Planner<'a> {
         self.shares.put(node, slice);
         *self.arrivals.entry(node).or_default() += 1;
         let leaves = leaves.map(|member| member.target);
+        self.taken.insert(chain);
         self.out.push(Step::Add { chain, leaves, node, slice });
     }
 
@@ -197,16 +218,27 @@ impl<'a> Planner<'a> {
     }
 
     fn best(&self, needs: &[Need<'a>]) -> Option<(usize, NodeId, SliceIndex)> {
-        let ranked = needs.iter().enumerate().flat_map(|(at, Need { id, chain, leaves })| {
-            self.state.nodes.keys().filter_map(move |node| {
-                let slice = self.room(chain, *leaves, *node, |_, _| true)?;
-                let domain = self.domain_repeats(chain, *leaves, *node);
-                let left = leaves.is_some_and(|leaves| leaves.node == *node);
-                let load = self.shares.relative(*node, if left { 0 } else { 1 });
-                Some(((domain, load, self.shared(chain, *leaves, *node), *id), (at, *node, slice)))
-            })
-        });
-        ranked.min().map(|(_, best)| best)
+        // Nodes by what they would carry: the first few are enough for most.
+        let mut nodes: Vec<(u128, NodeId)> =
+            self.state.nodes.keys().map(|node| (self.shares.relative(*node, 1), *node)).collect();
+        nodes.sort_unstable();
+        let mut best: Option<(Rank, (usize, NodeId, SliceIndex))> = None;
+        for (at, Need { id, chain, leaves }) in needs.iter().enumerate() {
+            // Where one leaves, another one is no more than there was.
+            let same = leaves.map(|leaves| (self.shares.relative(leaves.node, 0), leaves.node));
+            for (load, node) in same.into_iter().chain(nodes.iter().copied()) {
+                if best.as_ref().is_some_and(|((domain, least, ..), _)| (*domain, *least) < (0, load)) {
+                    break;
+                }
+                let Some(slice) = self.room(chain, *leaves, node, |_, _| true) else { continue };
+                let domain = self.domain_repeats(chain, *leaves, node);
+                let rank = (domain, load, self.shared(chain, *leaves, node), *id);
+                if best.as_ref().is_none_or(|(least, _)| rank < *least) {
+                    best = Some((rank, (at, node, slice)));
+                }
+            }
+        }
+        best.map(|(_, best)| best)
     }
 
     fn is_busy(&self, node: NodeId) -> bool {
@@ -256,7 +288,8 @@ impl<'a> Planner<'a> {
 
     /// Moves from who has too much to who has too little, first between nodes, then between slices of a node; then hands heads on.
     fn even_out(&mut self) {
-        while self.move_between_nodes() {}
+        let quotas = self.shares.node_quotas();
+        while self.move_between_nodes(&quotas) {}
         if self.out.is_empty() && self.state.chains.values().all(is_settled) {
             while self.move_within_a_node() {}
         }
@@ -266,21 +299,28 @@ impl<'a> Planner<'a> {
     }
 
     fn is_free(&self, chain: ChainId) -> bool {
-        let taken = |step: &Step| matches!(step, Step::Add { chain: taken, .. } if *taken == chain);
-        is_settled(&self.state.chains[&chain]) && !self.out.iter().any(taken)
+        !self.taken.contains(&chain) && is_settled(&self.state.chains[&chain])
+    }
+
+    /// The chains of a node.
+    fn chains_of(&self, node: NodeId) -> impl Iterator<Item = (ChainId, &'a Chain)> {
+        let ids = self.chains.get(&node).map_or(&[][..], Vec::as_slice);
+        ids.iter().map(|id| (*id, &self.state.chains[id]))
     }
 
     /// One move between the two nodes for which it is worth most; false if there are none, or if that has to wait.
-    fn move_between_nodes(&mut self) -> bool {
-        for (from, to) in self.shares.uneven_nodes() {
-            let movable = self.state.chains.iter().filter_map(|(id, chain)| {
+    fn move_between_nodes(&mut self, quotas: &BTreeMap<NodeId, u64>) -> bool {
+        let (full, free) = self.shares.uneven_nodes(quotas);
+        let pairs = full.iter().flat_map(|from| free.iter().map(|to| (*from, *to)));
+        for (from, to) in pairs {
+            let movable = self.chains_of(from).filter_map(|(id, chain)| {
                 let leaves = staying(chain).find(|member| member.node == from)?;
                 let slice = self.room(chain, Some(leaves), to, |_, _| true)?;
                 let before = self.domain_repeats(chain, Some(leaves), from);
                 let after = self.domain_repeats(chain, Some(leaves), to);
                 let full = Reverse(self.shares.relative_slice(from, leaves.slice, 0));
-                let rank = (!self.is_free(*id), after, full, self.shared(chain, Some(leaves), to));
-                (after <= before).then_some((rank, *id, leaves, slice))
+                let rank = (!self.is_free(id), after, full, self.shared(chain, Some(leaves), to));
+                (after <= before).then_some((rank, id, leaves, slice))
             });
             if let Some((rank, id, leaves, slice)) = movable.min_by_key(|(rank, id, ..)| (*rank, *id)) {
                 let now = !rank.0 && !self.is_busy(to);
@@ -323,34 +363,39 @@ impl<'a> Planner<'a> {
         from: impl Fn(SliceIndex) -> bool,
         suit: impl Fn(u16, SliceIndex) -> bool + Copy,
     ) -> Option<(ChainId, &'a Member, SliceIndex)> {
-        let movable = self.state.chains.iter().filter_map(|(id, chain)| {
+        let movable = self.chains_of(node).filter_map(|(id, chain)| {
             let on = |member: &&Member| member.node == node && from(member.slice);
-            let leaves = staying(chain).find(on).filter(|_| self.is_free(*id))?;
+            let leaves = staying(chain).find(on).filter(|_| self.is_free(id))?;
             let slice = self.room(chain, Some(leaves), node, suit)?;
-            Some((Reverse(self.shares.relative_slice(node, leaves.slice, 0)), *id, leaves, slice))
+            Some((Reverse(self.shares.relative_slice(node, leaves.slice, 0)), id, leaves, slice))
         });
         let (_, id, leaves, slice) = movable.min_by_key(|(full, id, ..)| (*full, *id))?;
         Some((id, leaves, slice))
     }
 
-    /// Hands one head on, to a node that has fewer than its share. Who isn't next yet comes closer, so that it is soon.
+    /// Hands heads on to nodes that have fewer than their share. Who isn't next yet comes closer, so that it is soon.
     fn hand_on_heads(&mut self) {
         let mut heads: BTreeMap<NodeId, u64> = BTreeMap::new();
         for chain in self.state.chains.values() {
             *heads.entry(chain.members[0].node).or_default() += 1;
         }
-        let of = |node: NodeId| heads.get(&node).copied().unwrap_or(0);
-        let shares = &self.shares;
-        let mut best = None;
         for (id, chain) in &self.state.chains {
-            let head = chain.members[0].node;
-            for (at, member) in chain.members.iter().enumerate().skip(1) {
-                let gain = shares.gain(of(head), head, of(member.node), member.node);
-                best = best.max(gain.map(|gain| (gain, Reverse(at), Reverse(*id))));
+            // Few at a time: while a head goes to the end of its chain, there is one less to read from.
+            if self.out.len() >= self.arrivals_max {
+                break;
             }
-        }
-        if let Some((.., Reverse(chain))) = best {
-            self.out.push(Step::Rotate { chain });
+            let head = chain.members[0].node;
+            let of = |node: NodeId| heads.get(&node).copied().unwrap_or(0);
+            let gain = |(at, member): (usize, &Member)| {
+                let gain = self.shares.gain(of(head), head, of(member.node), member.node)?;
+                Some((gain, Reverse(at), member.node))
+            };
+            let best = chain.members.iter().enumerate().skip(1).filter_map(gain).max();
+            if let Some((.., node)) = best {
+                heads.entry(head).and_modify(|heads| *heads -= 1);
+                *heads.entry(node).or_default() += 1;
+                self.out.push(Step::Rotate { chain: *id });
+            }
         }
     }
 }

@@ -7,6 +7,9 @@ use crate::cluster::transition::Public;
 use corefs_wire::{ChainId, NodeId, SliceIndex, TargetId};
 use std::collections::BTreeMap;
 
+/// A plan that isn't done after so many rounds is shown as far as it goes: nobody waits for ever for it.
+const ROUNDS_MAX: usize = 1000;
+
 /// One target that is to move, or has begun to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Planned {
@@ -53,7 +56,7 @@ pub fn plan(state: &State, liveness: &Liveness) -> Plan {
         }
         settle(&mut state, id);
     }
-    loop {
+    for _ in 0..ROUNDS_MAX {
         let steps = Planner::new(&state, liveness, usize::MAX).steps();
         if steps.is_empty() {
             break;

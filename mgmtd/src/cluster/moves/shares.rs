@@ -108,15 +108,21 @@ impl Shares {
         gain(of(from_has, from), of(to_has, to))
     }
 
-    /// Pairs of nodes of which the first has more than its share and the second less, those that differ most first.
-    pub(super) fn uneven_nodes(&self) -> Vec<(NodeId, NodeId)> {
-        uneven(&self.nodes, self.chains)
+    /// How many of all targets each node should have. Stays the same while targets only move.
+    pub(super) fn node_quotas(&self) -> BTreeMap<NodeId, u64> {
+        quotas(&self.nodes, self.chains)
+    }
+
+    /// Nodes that have more than their share, and those that have less, each with those that differ most first.
+    pub(super) fn uneven_nodes(&self, quotas: &BTreeMap<NodeId, u64>) -> (Vec<NodeId>, Vec<NodeId>) {
+        uneven(&self.nodes, quotas)
     }
 
     /// Pairs of disks of a node of which the first has more than its share and the second less.
     pub(super) fn uneven_disks(&self, node: NodeId) -> Vec<(u16, u16)> {
         let of_node = self.disks.range((node, 0)..=(node, u16::MAX));
-        uneven(&of_node.map(|((_, disk), load)| (*disk, *load)).collect(), u64::MAX)
+        let disks = of_node.map(|((_, disk), load)| (*disk, *load)).collect();
+        pairs(uneven(&disks, &quotas(&disks, u64::MAX)))
     }
 
     /// Pairs of slices of one disk of which the first has more than its share and the second less.
@@ -124,7 +130,8 @@ impl Shares {
         let disks: BTreeSet<u16> = self.of_node(node).map(|(_, disk, _)| disk).collect();
         let of_disk = |disk: u16| {
             let slices = self.of_node(node).filter(|(_, on, _)| *on == disk);
-            uneven(&slices.map(|(slice, _, load)| (slice, load)).collect(), u64::MAX)
+            let slices = slices.map(|(slice, _, load)| (slice, load)).collect();
+            pairs(uneven(&slices, &quotas(&slices, u64::MAX)))
         };
         disks.into_iter().flat_map(of_disk).collect()
     }
@@ -134,9 +141,13 @@ impl Shares {
     }
 }
 
-fn uneven<K: Copy + Ord>(loads: &BTreeMap<K, Load>, most: u64) -> Vec<(K, K)> {
-    let quotas = quotas(loads, most);
-    let difference = |more: bool| {
+fn pairs<K: Copy>((full, free): (Vec<K>, Vec<K>)) -> Vec<(K, K)> {
+    full.iter().flat_map(|from| free.iter().map(|to| (*from, *to))).collect()
+}
+
+/// Who has more than its share, and who has less; those that differ most first.
+fn uneven<K: Copy + Ord>(loads: &BTreeMap<K, Load>, quotas: &BTreeMap<K, u64>) -> (Vec<K>, Vec<K>) {
+    let differing = |more: bool| {
         let of = |(key, load): (&K, &Load)| {
             let quota = quotas.get(key).copied().unwrap_or(0);
             let by = if more { load.targets.checked_sub(quota) } else { quota.checked_sub(load.targets) };
@@ -144,11 +155,9 @@ fn uneven<K: Copy + Ord>(loads: &BTreeMap<K, Load>, most: u64) -> Vec<(K, K)> {
         };
         let mut out: Vec<_> = loads.iter().filter_map(of).collect();
         out.sort_unstable();
-        out
+        out.into_iter().map(|(_, key)| key).collect()
     };
-    let few = difference(false);
-    let pairs = |(_, from)| few.iter().map(move |(_, to)| (from, *to));
-    difference(true).into_iter().flat_map(pairs).collect()
+    (differing(true), differing(false))
 }
 
 /// How many of all targets each should have: in proportion to capacities, `most` at most, rounded so that as few as possible move.

@@ -293,7 +293,8 @@ proptest! {
         prop_assert_eq!(world.loads()[&1] == 0, leaves == 1);
         let shares = Shares::of(&world.state);
         // What is uneven still can't be mended: the fuller node's chains are all on the other one, too.
-        for (from, to) in shares.uneven_nodes() {
+        let (full, free) = shares.uneven_nodes(&shares.node_quotas());
+        for (from, to) in full.iter().flat_map(|from| free.iter().map(|to| (*from, *to))) {
             let movable = world.state.chains.values().any(|chain| {
                 let on = |node| chain.members.iter().any(|member| member.node == node);
                 on(from) && !on(to)
