@@ -8,7 +8,7 @@ use crate::disk::open::format_slice;
 use crate::mesh::{ShardMessage, answer};
 use crate::store::Geometry;
 use corefs_net::Node;
-use corefs_wire::{NodeId, Result, Uuid};
+use corefs_wire::{ErrorCode, NodeId, Result, Uuid};
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -39,7 +39,7 @@ impl Looking {
         while !self.membership.is_stopped() {
             self.control.sleep(LOOK).await;
             let Some(home) = self.home.upgrade() else { return };
-            let request = home.borrow().take_request();
+            let request = home.borrow().requested();
             let Some(request) = request else { continue };
             let outcome = match request {
                 Ok(request) => self.add(&home, &request).await,
@@ -57,7 +57,12 @@ impl Looking {
 
     /// Names the disk, formats it, and has each shard take its slices. The managers hear of them with the next heartbeat.
     async fn add(&self, home: &Rc<RefCell<Home>>, request: &Request) -> Result<()> {
-        let (position, disk) = home.borrow_mut().add_disk(&request.path, request.size)?;
+        let added = home.borrow_mut().add_disk(&request.path, request.size);
+        let (position, disk) = match added {
+            // A process before this one took it, and died before it could say so.
+            Err(error) if error.code == ErrorCode::Exists => return Ok(()),
+            added => added?,
+        };
         let (node, cluster) = (self.membership.node(), home.borrow().cluster());
         let all = home.borrow().slices();
         let slices: Vec<HomeSlice> = all.into_iter().filter(|slice| slice.disk == position).collect();
@@ -69,7 +74,7 @@ impl Looking {
             home.borrow_mut().forget_fresh_disk()?;
             return Err(error);
         }
-        home.borrow_mut().formatted()?;
+        home.borrow_mut().formatted(|disk| disk == position)?;
         self.membership.grows(&slices);
         let given = self.give(&disk, &slices).await;
         self.membership.grown();

@@ -135,11 +135,14 @@ impl Home {
         self.save()
     }
 
-    /// All slices hold stores now.
-    pub fn formatted(&mut self) -> Result<()> {
+    /// All slices hold stores now, but those of disks that aren't `there`.
+    pub fn formatted(&mut self, there: impl Fn(usize) -> bool) -> Result<()> {
+        let before = self.record.clone();
         self.record.formatted = true;
-        self.record.disks.iter_mut().for_each(|disk| disk.fresh = false);
-        self.save()
+        for (_, disk) in self.record.disks.iter_mut().enumerate().filter(|(at, _)| there(*at)) {
+            disk.fresh = false;
+        }
+        if self.record == before { Ok(()) } else { self.save() }
     }
 
     /// Whether the slices of a disk hold no stores yet.
@@ -210,15 +213,15 @@ impl Home {
         self.save()
     }
 
-    /// The disk that people want this node to take, as [`request`] wrote it down; it isn't wanted any more then.
-    pub fn take_request(&self) -> Option<Result<Request>> {
+    /// The disk that people want this node to take, as [`request`] wrote it down.
+    pub fn requested(&self) -> Option<Result<Request>> {
         let path = self.dir.join(REQUEST);
         let text = std::fs::read_to_string(&path).ok()?;
         let read = toml::from_str(&text).map_err(|error| bad(&path, &error.to_string()));
         Some(read)
     }
 
-    /// What became of it.
+    /// What became of it; it isn't wanted any more.
     pub fn answer_request(&self, outcome: &Result<()>) -> Result<()> {
         if let Err(error) = outcome {
             std::fs::write(self.dir.join(FAILED), &error.message).map_err(Error::from)?;
@@ -417,7 +420,7 @@ mod tests {
         let slices = home.slices();
         home.join(NodeId(4), CLUSTER).unwrap();
         assert_eq!(home.open_disks().unwrap()[0].as_ref().unwrap().bytes(), 64 << 20);
-        home.formatted().unwrap();
+        home.formatted(|_| true).unwrap();
         drop(home);
         // The plan is for new nodes only.
         let mut home = Home::open(&path, &plan(0)).unwrap();
@@ -425,6 +428,20 @@ mod tests {
         assert_eq!(home.slices(), slices);
         assert_eq!(home.join(NodeId(4), Uuid([9; 16])).unwrap_err().code, ErrorCode::WrongCluster);
         assert_eq!(home.join(NodeId(5), CLUSTER).unwrap_err().code, ErrorCode::NodeConflict);
+        // One that came and couldn't be formatted stays fresh, and is served without; one that is lost, too.
+        let more = dir.path().join("more");
+        home.add_disk(&more, 64 << 20).unwrap();
+        assert_eq!(home.add_disk(&more, 64 << 20).unwrap_err().code, ErrorCode::Exists);
+        assert_eq!(home.add_disk(&dir.path().join("small"), 1 << 20).unwrap_err().code, ErrorCode::BadConfig);
+        assert_eq!((home.slices().len(), home.slices()[8].disk), (16, 1));
+        std::fs::remove_file(&more).unwrap();
+        std::fs::create_dir(&more).unwrap();
+        let there: Vec<bool> = home.open_disks().unwrap().iter().map(Option::is_some).collect();
+        assert_eq!(there, [true, false]);
+        home.formatted(|disk| there[disk]).unwrap();
+        assert!(home.is_fresh(1) && !home.is_fresh(0));
+        home.forget_fresh_disk().unwrap();
+        assert_eq!(home.slices(), slices);
         let file = std::fs::OpenOptions::new().write(true).open(path.join("disk-0")).unwrap();
         file.set_len(1 << 20).unwrap();
         assert_eq!(home.open_disks().unwrap_err().code, ErrorCode::BadFormat);

@@ -137,8 +137,9 @@ impl StorageServer {
             member.node = home.node();
         }
         let identity = identity(home.node(), home.cluster());
+        let there: Vec<bool> = disks.iter().map(Option::is_some).collect();
         let cores = cores::start(&options, &home, &identity, disks, reserved).await?;
-        home.formatted()?;
+        home.formatted(|disk| there[disk])?;
         let node = home.node().ok_or(ErrorCode::Internal)?;
         Self::join(&options, home, identity, member, node, cores).await
     }
