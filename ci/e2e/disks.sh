@@ -38,6 +38,28 @@ well
 grep -q 'is there already' "$work/refused" || die "not said why: $(cat "$work/refused")"
 "$COREFS" disk add --dir "$dir" --capacity 1MiB 2>"$work/refused" && die "a disk without room was taken"
 grep -q 'give it at least' "$work/refused" || die "not said why: $(cat "$work/refused")"
+if [ "$(id -u)" = 0 ] && loop=$(truncate -s 1G "$work/image" && losetup -f --show "$work/image" 2>/dev/null); then
+  free_device() {
+    local code=$?
+    set +e
+    umount "$work/mounted" 2>/dev/null
+    losetup -d "$loop" 2>/dev/null
+    (exit $code)
+    cleanup
+  }
+  trap free_device EXIT
+  mkfs.ext4 -q "$loop"
+  "$COREFS" disk add --dir "$dir" --disk "$loop" 2>"$work/refused" && die "a device with a file system was taken"
+  grep -q -- '--overwrite' "$work/refused" || die "not said why: $(cat "$work/refused")"
+  fsck.ext4 -nf "$loop" >/dev/null 2>&1 || die "a refused device was changed"
+  mkdir "$work/mounted" && mount "$loop" "$work/mounted"
+  "$COREFS" disk add --dir "$dir" --disk "$loop" --overwrite 2>/dev/null && die "a mounted device was taken"
+  umount "$work/mounted"
+  losetup -d "$loop"
+  trap cleanup EXIT
+else
+  say "devices skipped, because there is no loop device to be had"
+fi
 "$COREFS" disk drain 7 --dir "$dir" 2>"$work/refused" && die "a disk that isn't there was emptied"
 "$COREFS" disk ls --dir "$work" 2>"$work/refused" && die "what is no node has disks"
 disks "leaving:0" "in use:8" "in use:8"

@@ -9,10 +9,15 @@ use corefs_perf::args::Bytes;
 use corefs_wire::control::mgmtd::{NodeChange, SliceInfoT, StatusT};
 use corefs_wire::{Error, ErrorCode, Result};
 use serde_json::json;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+/// Bytes at the beginning of a device: partition tables, superblocks of file systems and our own are there.
+const LOOKED_AT: usize = 128 << 10;
 /// How long a node may take to have a disk in use.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -91,6 +96,9 @@ struct New {
     /// Bytes of it [default: as many as the node's first disk].
     #[arg(long, value_name = "SIZE")]
     capacity: Option<Bytes>,
+    /// Take a block device although something is on it, which is lost then.
+    #[arg(long)]
+    overwrite: bool,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
@@ -194,7 +202,7 @@ fn add(
     if disks.iter().any(|disk| disk.path == dir.join(&path)) {
         return Err(Error::new(ErrorCode::Exists, format!("{} is a disk of this node", path.display())));
     }
-    refuse_files(&dir.join(&path))?;
+    let device = refuse_used(&dir.join(&path), new.overwrite)?;
     if !is_served(dir)? {
         let plan = Plan { disks: &[], capacity: 0, cores: 1 };
         Home::open(dir, &plan)?.add_disk(&path, size)?;
@@ -210,7 +218,7 @@ fn add(
     home::request(dir, &Request { path: path.clone(), size })?;
     let first = disks.last().map_or(0, |disk| disk.slices.end);
     let known = wait_until_known(dir, node, first, common);
-    if known.is_err() && path.is_relative() {
+    if known.is_err() && !device && !home::disks_of(dir)?.iter().any(|disk| disk.path == dir.join(&path)) {
         let _never_used = std::fs::remove_file(dir.join(&path));
     }
     let fresh: Vec<u16> = known?;
@@ -226,16 +234,24 @@ fn add(
     Ok(code)
 }
 
-/// A file that is there already isn't overwritten.
-fn refuse_files(path: &Path) -> Result<()> {
-    let Ok(metadata) = path.metadata() else { return Ok(()) };
-    use std::os::unix::fs::FileTypeExt;
-    if metadata.file_type().is_block_device() {
-        return Ok(());
+/// What is there already isn't overwritten: no file, no device that a file system or another process has, and none that holds something
+/// unless that is wanted. Whether it is a device.
+fn refuse_used(path: &Path, overwrite: bool) -> Result<bool> {
+    let Ok(metadata) = path.metadata() else { return Ok(false) };
+    let of = |error: std::io::Error| Error::from(error).of(path.display());
+    if !metadata.file_type().is_block_device() {
+        let what = "is there already; name a block device, or a file that isn't there yet";
+        return Err(Error::new(ErrorCode::Exists, format!("{} {what}", path.display())));
     }
-    let what =
-        format!("{} is there already; name a block device, or a file that isn't there yet", path.display());
-    Err(Error::new(ErrorCode::Exists, what))
+    // A device that is mounted, or part of something, can't be opened this way (open(2), O_EXCL without O_CREAT).
+    let mut device = File::options().read(true).custom_flags(libc::O_EXCL).open(path).map_err(of)?;
+    let mut beginning = vec![0; LOOKED_AT];
+    device.read_exact(&mut beginning).map_err(of)?;
+    if !overwrite && beginning.iter().any(|byte| *byte != 0) {
+        let what = "isn't empty: if nobody needs what is on it, give --overwrite";
+        return Err(Error::new(ErrorCode::Exists, format!("{} {what}", path.display())));
+    }
+    Ok(true)
 }
 
 /// Whether a process serves the node.
