@@ -72,7 +72,7 @@ impl Service for Manager {
             GetStatusT::OP => {
                 let (mut status, mut node, mut slice) =
                     (StatusT::default(), NodeStatusT::default(), SliceInfoT::default());
-                (slice.capacity, slice.used) = (1000, 300);
+                (slice.capacity, slice.used, slice.standing) = (1000, 300, Standing::Active);
                 (node.alive, node.slices) = (true, vec![slice]);
                 (status.replicas, status.nodes) = (1, vec![node]);
                 status.encode()

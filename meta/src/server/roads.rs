@@ -3,7 +3,7 @@
 use crate::outside::{ChunkService, ClientLeases, Clock, Random, Space};
 use corefs_client::Client;
 use corefs_kv::prng::Prng;
-use corefs_wire::control::mgmtd::{CheckClientsT, GetStatusT, StatusT};
+use corefs_wire::control::mgmtd::{CheckClientsT, GetStatusT, Standing, StatusT};
 use corefs_wire::layout::Layout;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
@@ -69,12 +69,12 @@ impl ChunkService for Roads {
     }
 }
 
-/// Room on all slices that live, each byte counted once however many replicas it gets.
+/// Room on all slices that live and are in use, each byte counted once however many replicas it gets.
 fn space_of(status: &StatusT) -> Space {
     let replicas = u64::from(status.replicas.max(1));
     let slices = status.nodes.iter().filter(|node| node.alive).flat_map(|node| &node.slices);
     let (mut total, mut used) = (0u64, 0u64);
-    for slice in slices.filter(|slice| !slice.dead) {
+    for slice in slices.filter(|slice| !slice.dead && slice.standing == Standing::Active) {
         total = total.saturating_add(slice.capacity);
         used = used.saturating_add(slice.used.min(slice.capacity));
     }
@@ -104,8 +104,11 @@ mod tests {
         let slice = |capacity, used, dead| {
             let mut slice = SliceInfoT::default();
             (slice.capacity, slice.used, slice.dead) = (capacity, used, dead);
+            slice.standing = Standing::Active;
             slice
         };
+        let mut leaving = slice(1000, 10, false);
+        leaving.standing = Standing::Leaving;
         let node = |alive, slices| {
             let mut node = NodeStatusT::default();
             (node.alive, node.slices) = (alive, slices);
@@ -115,6 +118,7 @@ mod tests {
         status.replicas = 2;
         status.nodes = vec![
             node(true, vec![slice(1000, 100, false), slice(1000, 0, true), slice(500, 600, false)]),
+            node(true, vec![leaving]),
             node(false, vec![slice(1000, 0, false)]),
         ];
         assert_eq!(space_of(&status), Space { total: 750, free: 450 });
