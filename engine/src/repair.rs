@@ -193,6 +193,12 @@ impl Job {
         }
     }
 
+    /// Whether a peer is asked for what a pending update makes of the chunk, as far as it has one. The last replica may have
+    /// committed what the others still have as pending, for as long as nobody has told them: every other round asks for that.
+    pub fn wants_pending(&self) -> bool {
+        self.place.pending ^ self.round.is_multiple_of(2)
+    }
+
     /// An answer has come for these blocks; `good` of them are what they should be, and are being written.
     pub fn fetched(&mut self, asked: Range<u32>, good: u128) {
         self.ask &= !mask(asked);

@@ -61,6 +61,7 @@ fn rounds_and_pauses_end() {
     let (mut job, mut now, mut rounds) = (job(0..STEP + 1), 0, 0);
     job.checked(now, 1, &PEERS);
     while job.phase == Phase::Fetch {
+        assert_eq!(job.wants_pending(), rounds % 2 == 1, "what is committed first, then what is pending");
         rounds += 1;
         while job.next_fetch(now, DISK).is_some() {
             job.refused(0..1, false);

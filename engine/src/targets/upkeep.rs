@@ -274,7 +274,8 @@ impl Targets {
         self.tickets += 1;
         (job.ticket, job.due) = (self.tickets, now + ANSWER_TIMEOUT);
         self.pace.spend(blocks * BLOCK as u32);
-        let (ticket, place, first) = (job.ticket, job.place, job.at + first);
+        let place = Place { pending: job.wants_pending(), ..job.place };
+        let (ticket, first) = (job.ticket, job.at + first);
         out.push(Output::Fetch { ticket, to, chain, chain_version, place, first, blocks });
     }
 
