@@ -73,6 +73,15 @@ fn so_do_chains_of_two_and_of_one() {
 }
 
 #[test]
+fn a_damaged_block_that_only_the_tail_has_committed_is_repaired() {
+    // Its answer was lost: the others have the block as pending. In the second life the tail had to fill a new member first, which needed
+    // that block, and answered nothing before.
+    for seed in [2_026_112_630_436, 2_026_112_630_213] {
+        run(seed, Config::default()).unwrap();
+    }
+}
+
+#[test]
 fn faults_that_follow_each_other_quickly_find_recovery_at_work() {
     let counts = all(Config { fault_every: 1500, faults: 30, ..Config::default() }, 300..310);
     at_least(&counts, &[("total_losses", 5), ("replicas_filled", 50)]);

@@ -325,7 +325,9 @@ impl World {
         }
         self.schedule_fault();
         self.after(self.config.least_ms * MILLI, Happening::Calm);
-        let mut end = Nanos::MAX;
+        // Faults end some time; what doesn't get over one that has ended would wait for ever.
+        let faults = self.config.faults * self.config.fault_every;
+        let mut end = self.config.least_ms.max(faults) * MILLI + 10 * SETTLE;
         while let Some(((at, _), happening)) = self.queue.pop_first() {
             self.now = at;
             let node = happening.node();
