@@ -82,6 +82,12 @@ fn a_damaged_block_that_only_the_tail_has_committed_is_repaired() {
 }
 
 #[test]
+fn an_update_that_was_held_begins_only_under_a_lease() {
+    // It waited for a damaged block, and meanwhile its head was left out.
+    run(2_026_112_638_513, Config::default()).unwrap();
+}
+
+#[test]
 fn faults_that_follow_each_other_quickly_find_recovery_at_work() {
     let counts = all(Config { fault_every: 1500, faults: 30, ..Config::default() }, 300..310);
     at_least(&counts, &[("total_losses", 5), ("replicas_filled", 50)]);

@@ -501,10 +501,12 @@ impl Replica {
     }
 
     fn begin_again(&mut self, moment: Moment, chunk: ChunkId, steps: &mut Vec<Step>) {
-        let (Some(role), Some(lane)) = (&self.role, self.lanes.get_mut(&chunk)) else { return };
+        let Some(lane) = self.lanes.get(&chunk) else { return };
         let offer = lane.active.offer;
-        match role.admit_update(&offer) {
+        // It was held: the lease may have run out since, and another one be the head.
+        match self.admit(moment).and_then(|role| role.admit_update(&offer)) {
             Ok(()) => {
+                let Some(lane) = self.lanes.get_mut(&chunk) else { return };
                 lane.active.phase = Phase::Preparing;
                 steps.extend(lane.active.op.map(|op| Step::Begin { op, offer }));
             }

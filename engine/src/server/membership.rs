@@ -9,7 +9,9 @@ use crate::event::Nanos;
 use crate::mesh::ShardMessage;
 use crate::shard::boottime;
 use corefs_net::{Address, Node};
-use corefs_wire::control::mgmtd::{NodeHeartbeatT, NodeRegisteredT, RegisterNodeT, RoutingT, SliceInfoT};
+use corefs_wire::control::mgmtd::{
+    GetRoutingT, NodeHeartbeatT, NodeRegisteredT, RegisterNodeT, RoutingT, SliceInfoT,
+};
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{Class, Error, ErrorCode, NodeId, Result, Uuid};
 use futures_lite::future;
@@ -22,6 +24,8 @@ use std::time::Duration;
 
 /// How long a manager has for its answer.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long a manager may wait for news of routing before it says that there are none.
+const NEWS: Duration = Duration::from_secs(30);
 /// Pause between rounds over all managers.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Rounds between two lines in the log while no manager answers.
@@ -205,6 +209,24 @@ impl Membership {
                 && failures % ROUNDS_PER_LINE == 1
             {
                 tracing::warn!(%error, "no manager has renewed the lease; trying again");
+            }
+        }
+    }
+
+    /// Hears of new routing as soon as there is some, as clients do: they would ask for a version that this node learns of only with
+    /// its next heartbeat. It says nothing of the lease.
+    pub async fn follow(&self) {
+        while !self.stopped.get() {
+            let mut request = GetRoutingT::default();
+            (request.have, request.wait_ms) = (self.routing_version.get(), NEWS.as_millis() as u32);
+            let manager = &self.managers[self.primary.get()];
+            let heard = match self.control.ask(manager, &request, NEWS + ANSWER).await {
+                Ok(reply) => reply.routing.map_or(Ok(()), |routing| self.route(&routing)),
+                Err(error) => Err(error),
+            };
+            if heard.is_err() {
+                // Whoever leads now is found by the heartbeats.
+                self.control.sleep(PAUSE).await;
             }
         }
     }

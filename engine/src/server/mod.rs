@@ -172,6 +172,8 @@ impl StorageServer {
         membership.registered(registered)?;
         let beating = Rc::clone(&membership);
         glommio::spawn_local(async move { beating.run().await }).detach();
+        let following = Rc::clone(&membership);
+        glommio::spawn_local(async move { following.follow().await }).detach();
         let home = Rc::new(RefCell::new(home));
         let looking = disks::Looking::new(&home, &cores, &control, &membership);
         glommio::spawn_local(async move { looking.run().await }).detach();
