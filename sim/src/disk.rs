@@ -5,6 +5,7 @@
 //! or fail.
 
 use crate::prng::Prng;
+use std::ops::Range;
 
 /// The unit in which a disk is torn (bytes).
 pub const SECTOR: usize = 512;
@@ -13,18 +14,31 @@ pub const SECTOR: usize = 512;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PowerCut;
 
+/// A write that isn't durable yet, and what it was written over. While it is in the image, `bytes` are the older ones; where it
+/// was taken out again they are its own.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Unflushed {
     offset: usize,
     bytes: Vec<u8>,
 }
 
+impl Unflushed {
+    fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.bytes.len()
+    }
+
+    /// Puts itself into the image, or takes itself out of it.
+    fn swap(&mut self, image: &mut [u8]) {
+        image[self.range()].swap_with_slice(&mut self.bytes);
+    }
+}
+
 /// One simulated disk. Everything it does follows from the calls made and the generator given to `power_on`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct SimDisk {
-    durable: Vec<u8>,
-    /// What reads see: durable with all unflushed writes over it.
-    view: Vec<u8>,
+    /// What reads see: what is durable, with all unflushed writes over it.
+    image: Vec<u8>,
+    /// In the order in which they were written.
     unflushed: Vec<Unflushed>,
     /// Writes that the flush in progress covers.
     flushing: Option<usize>,
@@ -37,32 +51,24 @@ impl SimDisk {
     /// A disk of `bytes` bytes with arbitrary leftovers on it.
     pub fn new(bytes: usize, prng: &mut Prng) -> Self {
         assert_eq!(bytes % SECTOR, 0, "a disk is whole sectors");
-        let mut durable = vec![0; bytes];
+        let mut image = vec![0; bytes];
         if prng.chance(1, 2) {
-            prng.fill(&mut durable);
+            prng.fill(&mut image);
         }
-        Self::from_image(durable)
+        Self::from_image(image)
     }
 
     /// A disk that holds these bytes, all flushed.
     pub fn from_image(image: Vec<u8>) -> Self {
-        let view = image.clone();
-        Self {
-            durable: image,
-            view,
-            unflushed: Vec::new(),
-            flushing: None,
-            operations_left: None,
-            operations: 0,
-        }
+        Self { image, unflushed: Vec::new(), flushing: None, operations_left: None, operations: 0 }
     }
 
     pub fn len(&self) -> u64 {
-        self.view.len() as u64
+        self.image.len() as u64
     }
 
     pub fn is_empty(&self) -> bool {
-        self.view.is_empty()
+        self.image.is_empty()
     }
 
     /// Cuts the power after so many more operations (0: at the next).
@@ -84,19 +90,19 @@ impl SimDisk {
     }
 
     pub fn read(&self, offset: u64, len: usize) -> &[u8] {
-        &self.view[offset as usize..offset as usize + len]
+        &self.image[offset as usize..offset as usize + len]
     }
 
-    /// Writes into the cache.
-    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), PowerCut> {
+    /// Writes into the cache. What is given as a vector isn't copied.
+    pub fn write(&mut self, offset: u64, bytes: impl Into<Vec<u8>>) -> Result<(), PowerCut> {
         self.operation()?;
-        let offset = offset as usize;
+        let mut write = Unflushed { offset: offset as usize, bytes: bytes.into() };
         assert!(
-            offset.is_multiple_of(4096) && bytes.len().is_multiple_of(4096),
+            write.offset.is_multiple_of(4096) && write.bytes.len().is_multiple_of(4096),
             "O_DIRECT wants whole blocks"
         );
-        self.view[offset..offset + bytes.len()].copy_from_slice(bytes);
-        self.unflushed.push(Unflushed { offset, bytes: bytes.to_vec() });
+        write.swap(&mut self.image);
+        self.unflushed.push(write);
         Ok(())
     }
 
@@ -111,9 +117,7 @@ impl SimDisk {
     pub fn flush_end(&mut self) -> Result<(), PowerCut> {
         self.operation()?;
         let covered = self.flushing.take().unwrap_or(0);
-        for write in self.unflushed.drain(..covered) {
-            self.durable[write.offset..write.offset + write.bytes.len()].copy_from_slice(&write.bytes);
-        }
+        self.unflushed.drain(..covered);
         Ok(())
     }
 
@@ -124,52 +128,50 @@ impl SimDisk {
 
     /// Power comes back: what wasn't flushed is there or not, sector by sector.
     pub fn power_on(&mut self, prng: &mut Prng) {
+        let mut lost = std::mem::take(&mut self.unflushed);
+        lost.iter_mut().rev().for_each(|write| write.swap(&mut self.image));
         let survive = Survival::pick(prng);
-        let last = self.unflushed.len();
-        for (index, write) in self.unflushed.drain(..).enumerate() {
+        let last = lost.len();
+        for (index, write) in lost.into_iter().enumerate() {
             let whole = survive.whole_write(index, last, prng);
             for (sector, bytes) in write.bytes.chunks(SECTOR).enumerate() {
                 if whole.unwrap_or_else(|| survive.sector(prng)) {
                     let at = write.offset + sector * SECTOR;
-                    self.durable[at..at + bytes.len()].copy_from_slice(bytes);
+                    self.image[at..at + bytes.len()].copy_from_slice(bytes);
                 }
             }
         }
-        self.view.copy_from_slice(&self.durable);
         self.flushing = None;
         self.operations_left = None;
     }
 
-    /// Flips one bit of a durable byte.
+    /// Flips one bit of a durable byte, one to which nothing is on its way.
     pub fn rot(&mut self, offset: u64, bit: u8) {
-        self.durable[offset as usize] ^= 1 << (bit % 8);
-        self.view[offset as usize] ^= 1 << (bit % 8);
+        assert!(self.is_flushed(offset), "what isn't durable can't rot");
+        self.image[offset as usize] ^= 1 << (bit % 8);
     }
 
     /// What was meant for `from` went to `to` instead (both flushed at once), as firmware sometimes does.
     pub fn misdirect(&mut self, from: u64, to: u64, len: usize) {
         let (from, to) = (from as usize, to as usize);
-        self.view.copy_within(from..from + len, to);
-        self.durable.copy_within(from..from + len, to);
+        let on_its_way = self.unflushed.iter().map(Unflushed::range);
+        assert!(
+            on_its_way.into_iter().all(|range| range.end <= to || to + len <= range.start),
+            "what is on its way would come after it"
+        );
+        self.image.copy_within(from..from + len, to);
     }
 
     /// Whether a block is as it was flushed: nothing that was written to it since is on its way.
     pub fn is_flushed(&self, offset: u64) -> bool {
-        let at = offset as usize;
-        let covers = |write: &Unflushed| (write.offset..write.offset + write.bytes.len()).contains(&at);
-        !self.unflushed.iter().any(covers)
-    }
-
-    /// Puts bytes in their place, flushed at once: whoever mends a disk.
-    pub fn put(&mut self, offset: u64, bytes: &[u8]) {
-        let range = offset as usize..offset as usize + bytes.len();
-        self.durable[range.clone()].copy_from_slice(bytes);
-        self.view[range].copy_from_slice(bytes);
+        !self.unflushed.iter().any(|write| write.range().contains(&(offset as usize)))
     }
 
     /// The durable bytes.
-    pub fn image(&self) -> &[u8] {
-        &self.durable
+    pub fn image(&self) -> Vec<u8> {
+        let (mut image, mut unflushed) = (self.image.clone(), self.unflushed.clone());
+        unflushed.iter_mut().rev().for_each(|write| write.swap(&mut image));
+        image
     }
 }
 
@@ -231,9 +233,9 @@ mod tests {
         let (mut kept, mut lost, mut torn) = (0, 0, 0);
         for seed in 0..200 {
             let mut disk = SimDisk::from_image(vec![0; 16384]);
-            disk.write(0, &[1; 4096]).unwrap();
+            disk.write(0, [1; 4096]).unwrap();
             disk.flush_begin().unwrap();
-            disk.write(4096, &[2; 4096]).unwrap();
+            disk.write(4096, [2; 4096]).unwrap();
             disk.flush_end().unwrap();
             assert_eq!(disk.read(4096, 1), [2], "reads see the cache");
             disk.power_on(&mut Prng::new(seed));
@@ -254,8 +256,8 @@ mod tests {
     fn the_power_goes_when_told() {
         let mut disk = SimDisk::from_image(vec![0; 8192]);
         disk.cut_after(Some(1));
-        assert_eq!(disk.write(0, &[1; 4096]), Ok(()));
-        assert_eq!(disk.write(0, &[1; 4096]), Err(PowerCut));
+        assert_eq!(disk.write(0, [1; 4096]), Ok(()));
+        assert_eq!(disk.write(0, [1; 4096]), Err(PowerCut));
         assert_eq!(disk.flush(), Err(PowerCut));
     }
 }

@@ -54,9 +54,10 @@ impl Prng {
     }
 
     pub fn fill(&mut self, bytes: &mut [u8]) {
-        for part in bytes.chunks_mut(8) {
-            let random = self.next_u64().to_le_bytes();
-            part.copy_from_slice(&random[..part.len()]);
+        let (whole, rest) = bytes.as_chunks_mut::<8>();
+        whole.iter_mut().for_each(|part| *part = self.next_u64().to_le_bytes());
+        if !rest.is_empty() {
+            rest.copy_from_slice(&self.next_u64().to_le_bytes()[..rest.len()]);
         }
     }
 

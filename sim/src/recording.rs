@@ -45,7 +45,7 @@ impl Recorded {
     fn cut(&self, prng: &mut Prng) -> SimDisk {
         let mut disk = SimDisk::from_image(self.durable.clone());
         for write in &self.writes {
-            let written = disk.write(write.offset as u64, &write.bytes);
+            let written = disk.write(write.offset as u64, &write.bytes[..]);
             assert!(written.is_ok(), "this disk has power until power_on");
         }
         disk.power_on(prng);

@@ -85,7 +85,9 @@ fn rows_of_pending_updates_that_are_handed_over_are_caught() {
 
 #[test]
 fn pendings_kept_by_a_replica_that_is_filled_are_caught() {
-    caught(Canary::PendingsKept, busy(), &[]);
+    let words = &["acknowledged as version", "here and"];
+    caught(Canary::PendingsKept, Config::default(), words);
+    caught(Canary::PendingsKept, seen_by_clients(Config::default()), BLACK_BOX);
 }
 
 #[test]
@@ -98,11 +100,21 @@ fn a_lease_counted_from_its_receipt_is_caught() {
     caught(Canary::LeaseFromReceipt, Config { slow: 100, ..busy() }, &["two heads"]);
 }
 
-/// Not within these lives, since registration gives a lease by itself; the model finds it (`sim/tests/model`).
+/// It does harm only while a change of chains is being stored, and until the node hears of it: the store is slow here, and one
+/// heartbeat in five is lost, one way or the other. Clients ask again soon, so that somebody writes by the new routing meanwhile.
+fn slow_control() -> Config {
+    Config { store_ms: 2000, loss: 100, patience: 30, ..busy() }
+}
+
 #[test]
-#[ignore = "not caught in 80 lives"]
 fn a_lease_given_before_the_chains_know_is_caught() {
-    caught(Canary::LeaseTooSoon, busy(), &[]);
+    caught(Canary::LeaseTooSoon, slow_control(), &["two heads"]);
+}
+
+#[test]
+fn slow_control_alone_does_no_harm() {
+    let withheld: u64 = (1..=10).map(|seed| run(seed, slow_control()).unwrap().leases_withheld).sum();
+    assert!(withheld > 20, "only {withheld} leases had to be withheld");
 }
 
 #[test]

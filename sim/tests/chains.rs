@@ -103,6 +103,24 @@ fn a_replica_that_said_that_it_is_filled_takes_no_more_fills() {
     }
 }
 
+/// Its blocks were being read and merged when the member that came after was taken out: by its own flush the replica would have committed, for
+/// a head of the earlier version, what the others lacked, and shown it.
+#[test]
+fn an_update_that_was_prepared_while_its_chain_changed_is_not_committed_by_a_replica_that_had_become_last() {
+    for seed in [8, 220, 341] {
+        run(seed, Config::default()).unwrap();
+    }
+}
+
+/// A target had just moved to the node, and routing of before, which doesn't name it, came after that: the target was removed, and the chain
+/// waited for it for ever; or it was to be made again.
+#[test]
+fn a_target_is_not_removed_by_routing_that_came_late() {
+    for seed in [1, 191] {
+        run(seed, Config::default()).unwrap();
+    }
+}
+
 /// Lives without a fault in which the last node has less room than the others.
 fn cramped() -> Config {
     Config {

@@ -37,7 +37,7 @@ fn one_seed_is_one_run_bit_for_bit() {
     let images = [(); 2].map(|()| {
         let mut run = Run::new(7, None).unwrap();
         (0..10).for_each(|_| run.until_cut().unwrap());
-        let image = run.disk().image().to_vec();
+        let image = run.disk().image();
         (image, run.finish())
     });
     assert!(images[0] == images[1], "the same seed made another run");

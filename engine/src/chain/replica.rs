@@ -1,7 +1,7 @@
 //! One replica of a chain: admission, the queue of each chunk, forward, acknowledge, commit.
 
 use super::lane::{Active, Lane, Waiting};
-use super::{Begun, FORWARD_DEADLINE, Input, Moment, Phase, Role, Step, is_definite, refuse};
+use super::{Begun, FORWARD_DEADLINE, Input, Moment, PAUSE_FIRST, Phase, Role, Step, is_definite, refuse};
 use crate::event::{Ack, Nanos, Offer, OpId};
 use crate::store::{Finish, PendingInfo};
 use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, Result, UpdateTag};
@@ -551,6 +551,33 @@ impl Replica {
             lane.active.end(Err(dead()), steps);
         }
         self.stuck = 0;
+    }
+
+    /// For a model checker: renames what only tells one thing from another, so that states that differ in nothing else are equal.
+    /// Chain versions become what `version` makes of them, attempts under way are numbered anew from 1, pauses begin anew. Returns
+    /// what became of each attempt; one that isn't in it can't be answered any more.
+    pub fn rename(&mut self, version: &mut dyn FnMut(u64) -> u64) -> BTreeMap<u64, u64> {
+        let mut attempts = BTreeMap::new();
+        for lane in self.lanes.values_mut() {
+            attempts.insert(lane.active.attempt, 0);
+            lane.active.pause = PAUSE_FIRST;
+            let offers = lane.waiting.iter_mut().map(|waiting| &mut waiting.offer);
+            let active = Some(&mut lane.active).filter(|active| !active.filler);
+            for offer in offers.chain(active.map(|active| &mut active.offer)) {
+                offer.chain_version = version(offer.chain_version);
+            }
+        }
+        if let Some(role) = &mut self.role {
+            role.version = version(role.version);
+        }
+        // None has been made yet.
+        attempts.remove(&0);
+        (1..).zip(attempts.values_mut()).for_each(|(number, attempt)| *attempt = number);
+        for lane in self.lanes.values_mut() {
+            lane.active.attempt = attempts.get(&lane.active.attempt).copied().unwrap_or(0);
+        }
+        self.attempts = attempts.len() as u64;
+        attempts
     }
 
     fn active(&mut self, chunk: ChunkId, phase: Phase) -> Option<&mut Active> {

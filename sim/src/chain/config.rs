@@ -25,8 +25,7 @@ pub enum Canary {
     RowsForgotten,
     /// It is handed over with rows of updates that are only pending.
     PendingRowsHandedOver,
-    /// A replica that is being filled commits what it had pending, instead of dropping it, and its predecessor doesn't
-    /// compare what it holds.
+    /// A replica that is being filled commits what it had pending, instead of dropping it.
     PendingsKept,
     /// The network says that ranges are equal, whatever is in them.
     ComparisonsInvented,
@@ -57,6 +56,10 @@ pub struct Config {
     pub fault_every: u64,
     /// Virtual milliseconds that a client pauses at most.
     pub think: u64,
+    /// Virtual milliseconds that a client waits for an answer before it asks again: from so many to twice as many.
+    pub patience: u64,
+    /// Virtual milliseconds that a commit of the manager's store takes at most.
+    pub store_ms: u64,
     /// Messages lost of a thousand.
     pub loss: u64,
     /// Messages of a thousand that take seconds: longer than anybody waits for an answer.
@@ -91,6 +94,8 @@ impl Default for Config {
             faults: 12,
             fault_every: 9000,
             think: 120,
+            patience: 300,
+            store_ms: 20,
             loss: 5,
             slow: 2,
             twice: 5,

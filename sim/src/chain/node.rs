@@ -13,7 +13,9 @@ use corefs_engine::block;
 use corefs_engine::chain::{Pace, Role};
 use corefs_engine::event::{Ack, Ask, DiskIndex, Event, Nanos, Offer, OpId, Output, Outputs, Told};
 use corefs_engine::store::format::initial_writes;
-use corefs_engine::store::{BatchId, DedupRow, Geometry, Merge, PendingInfo, Piece, ReadPlan, UpdateKind};
+use corefs_engine::store::{
+    BatchId, DedupRow, Geometry, Merge, PendingInfo, Piece, ReadPlan, Store, UpdateKind,
+};
 use corefs_engine::target::merged_crc;
 use corefs_engine::targets::Targets;
 use corefs_wire::control::mgmtd::{TargetHealthT, TargetState};
@@ -24,6 +26,7 @@ use corefs_wire::{
     ChainId, ChunkId, Error, ErrorCode, Result, ShardIndex, SliceIndex, TargetId, UpdateTag, Uuid,
 };
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 /// Small parts and ranges, so that everything that can be cut is cut.
 fn pace() -> Pace {
@@ -67,7 +70,7 @@ pub struct Forwarded {
 pub struct Message {
     pub target: TargetId,
     pub offer: Offer,
-    pub payload: Vec<u8>,
+    pub payload: Rc<[u8]>,
 }
 
 /// What leaves a node.
@@ -130,7 +133,9 @@ struct Op {
     message: Option<Message>,
     target: TargetId,
     chunk: ChunkId,
+    /// Whole blocks of the payload, once they are made: so many bytes, and the payload is there in them.
     blocks: Vec<u8>,
+    whole: usize,
     payload: std::ops::Range<usize>,
     merges: Vec<Merge>,
     plan: Option<ReadPlan>,
@@ -167,7 +172,8 @@ impl Op {
             message.as_ref().map_or_else(Default::default, |message| (message.target, message.offer.chunk));
         let (blocks, merges) = Default::default();
         let (plan, read, ticket, ended) = (None, None, 0, false);
-        Self { requester, message, target, chunk, blocks, payload: 0..0, merges, plan, read, ticket, ended }
+        let (whole, payload) = (0, 0..0);
+        Self { requester, message, target, chunk, blocks, whole, payload, merges, plan, read, ticket, ended }
     }
 }
 
@@ -197,6 +203,21 @@ pub struct Accepted {
 /// Version and tag of an update that is pending.
 pub type PendingTag = (u64, UpdateTag);
 
+/// What is to be seen of one target.
+pub struct Look<'a> {
+    target: TargetId,
+    pub serves: bool,
+    store: &'a Store,
+}
+
+impl Look<'_> {
+    /// The committed version of a chunk, and what is pending.
+    pub fn chunk(&self, chunk: ChunkId) -> (u64, Option<PendingTag>) {
+        let status = self.store.status(self.target, chunk).unwrap_or_default();
+        (status.version, status.pending.and_then(|_| self.store.pending_tag(self.target, chunk)))
+    }
+}
+
 pub struct SimNode {
     pub index: usize,
     pub disk: SimDisk,
@@ -213,6 +234,7 @@ pub struct SimNode {
     damaged: BTreeMap<u64, (Vec<u8>, Vec<u8>)>,
     /// Clients' updates that it took as a head: chain, version, target.
     pub accepted: Vec<Accepted>,
+    performing: Outputs,
     /// What the disk is to do next, and what is to be sent.
     pub jobs: Vec<Job>,
     pub sent: Vec<Sent>,
@@ -227,7 +249,7 @@ impl SimNode {
         let geometry =
             Geometry::for_slice(CLUSTER, store, node, SLICE, slice_bytes).expect("a slice of that size");
         for write in initial_writes(&geometry) {
-            disk.write(write.offset, &write.bytes).expect("power is on");
+            disk.write(write.offset, write.bytes).expect("power is on");
         }
         disk.flush().expect("power is on");
         let (jobs, sent, accepted, damaged) = Default::default();
@@ -242,6 +264,7 @@ impl SimNode {
             dead: false,
             damaged,
             accepted,
+            performing: Outputs::new(),
             jobs,
             sent,
             failure: None,
@@ -286,7 +309,7 @@ impl SimNode {
             | Job::Mend { offset, bytes, .. } = job
             {
                 // It reached the cache, whose sectors survive or not.
-                let _reached: Result<(), PowerCut> = self.disk.write(offset, &bytes);
+                let _reached: Result<(), PowerCut> = self.disk.write(offset, bytes);
             }
         }
         self.dispose();
@@ -321,13 +344,7 @@ impl SimNode {
 
     pub fn update(&mut self, now: Nanos, requester: Requester, message: Message) {
         let (target, offer) = (message.target, message.offer);
-        let mut op = Op::new(Some(requester), Some(message));
-        if let Some((offset, len)) = range(offer.kind) {
-            let (at, blocks) = block::placement(offset, len);
-            op.payload = at..at + len as usize;
-            op.blocks = vec![0xEE; blocks * BLOCK];
-        }
-        let op = self.insert(op);
+        let op = self.insert(Op::new(Some(requester), Some(message)));
         self.tell(now, Event::Update { op, target, offer });
         self.turn(now);
     }
@@ -383,15 +400,15 @@ impl SimNode {
         self.machine.as_ref()?.targets.next_deadline()
     }
 
-    /// The committed version of a chunk, whether the target serves, and what is pending. One that served last and alone counts:
-    /// what its own flush commits then is acknowledged, and nobody serves without it.
-    pub fn look(&self, target: TargetId, chunk: ChunkId) -> Option<(u64, bool, Option<PendingTag>)> {
+    /// What is to be seen of a target, if it is here. One that served last and alone counts: what its own flush commits then is
+    /// acknowledged, and nobody serves without it.
+    pub fn look(&self, target: TargetId) -> Option<Look<'_>> {
         let targets = &self.machine.as_ref()?.targets;
         let counts = |role: &Role| role.serving() || role.state == TargetState::LastServing;
         let serves = targets.target(target)?.replica().role().is_some_and(counts);
         let store = &targets.slices().next()?.store;
-        let version = store.status(target, chunk).ok()?.version;
-        Some((version, serves, store.pending_tag(target, chunk)))
+        store.status(target, ChunkId::default()).ok()?;
+        Some(Look { target, serves, store })
     }
 
     /// The end of a turn without anything before: timers.
@@ -411,11 +428,11 @@ impl SimNode {
                 self.tell(now, Event::WriteFailed { slice, error: ErrorCode::DiskError.into() });
             }
             Job::Data { slice, batch, offset, bytes } => {
-                self.disk.write(offset, &bytes).map_err(|_| "power is on")?;
+                self.disk.write(offset, bytes).map_err(|_| "power is on")?;
                 self.tell(now, Event::DataWritten { slice, batch });
             }
             Job::Batch { slice, offset, bytes } => {
-                self.disk.write(offset, &bytes).map_err(|_| "power is on")?;
+                self.disk.write(offset, bytes).map_err(|_| "power is on")?;
                 self.tell(now, Event::BatchWritten { slice });
             }
             Job::FlushBegin { disk } | Job::FlushEnd { disk } if self.failing.is_some() => {
@@ -581,9 +598,10 @@ impl SimNode {
         while let Some(machine) = &mut self.machine
             && !machine.outputs.is_empty()
         {
-            for output in std::mem::take(&mut machine.outputs) {
-                self.do_one(now, output);
-            }
+            // Two lists take turns, so that their room is used again.
+            let mut outputs = std::mem::replace(&mut machine.outputs, std::mem::take(&mut self.performing));
+            outputs.drain(..).for_each(|output| self.do_one(now, output));
+            self.performing = outputs;
         }
     }
 
@@ -611,7 +629,7 @@ impl SimNode {
                     self.accepted.push(Accepted { chain, chain_version, head });
                 }
                 let found = self.op(op);
-                found.blocks.resize(blocks as usize * BLOCK, 0xEE);
+                found.whole = blocks as usize * BLOCK;
                 found.payload = payload.start as usize..payload.end as usize;
                 found.merges = merges.to_vec();
                 self.jobs.push(Job::Merge { op });
@@ -628,17 +646,22 @@ impl SimNode {
                     base: 0,
                     fill,
                 };
-                let mut op = Op::new(None, Some(Message { target, offer, payload: Vec::new() }));
+                let mut op = Op::new(None, Some(Message { target, offer, payload: Rc::default() }));
                 op.plan = plan;
                 op.ticket = ticket;
                 let op = self.insert(op);
                 self.jobs.push(Job::Load { op });
             }
             Output::Write { op, slice, batch, writes } => {
-                let blocks = std::mem::take(&mut self.op(op).blocks);
+                let mut blocks = std::mem::take(&mut self.op(op).blocks);
+                let whole = blocks.len();
                 for write in writes.iter() {
-                    let at = write.first as usize * BLOCK;
-                    let bytes = blocks[at..at + write.blocks as usize * BLOCK].to_vec();
+                    let (at, len) = (write.first as usize * BLOCK, write.blocks as usize * BLOCK);
+                    let bytes = if len == whole {
+                        std::mem::take(&mut blocks)
+                    } else {
+                        blocks[at..at + len].to_vec()
+                    };
                     self.jobs.push(Job::Data { slice, batch, offset: write.disk_offset, bytes });
                 }
             }
@@ -744,7 +767,12 @@ impl SimNode {
         let message = found.message.as_ref().expect("updates have one");
         let payload = found.payload.clone();
         let blocks = &mut found.blocks;
-        blocks[payload.clone()].copy_from_slice(&message.payload);
+        // What is there before shows if it isn't written over.
+        blocks.clear();
+        blocks.reserve_exact(found.whole);
+        blocks.resize(payload.start, 0xEE);
+        blocks.extend_from_slice(&message.payload);
+        blocks.resize(found.whole, 0xEE);
         block::zero_around(blocks, &payload);
         let mut result = Ok(());
         for merge in &found.merges {
@@ -779,7 +807,7 @@ impl SimNode {
                     let message = self.op(op).message.as_mut().expect("updates have one");
                     if let Some((offset, len)) = range(message.offer.kind) {
                         let at = offset as usize % BLOCK;
-                        message.payload = bytes[at..at + len as usize].to_vec();
+                        message.payload = bytes[at..at + len as usize].into();
                     }
                 }
                 Err(what) => result = Err(self.corrupt(what, Wanted::of(&plan).blocks())?),

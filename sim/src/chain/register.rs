@@ -95,11 +95,9 @@ pub fn check(operations: &mut [Operation]) -> Result<u64, String> {
             (taken, untried) = (fork.taken, fork.untried);
         }
         if let Some(next) = untried.pop() {
-            forks.push(Fork {
-                contents: search.contents.clone(),
-                taken: std::mem::take(&mut taken),
-                untried,
-            });
+            // Where nothing else can be tried the search only passes on its way back.
+            let contents = if untried.is_empty() { None } else { search.contents.clone() };
+            forks.push(Fork { contents, taken: std::mem::take(&mut taken), untried });
             search.apply(next, &mut taken);
         }
     }

@@ -7,12 +7,14 @@
 //! | `members` | nodes and the manager: registration, leases, routing, changes of chains |
 //! | `faults` | what goes wrong |
 //! | `damage` | what disks do to bytes that they had already |
+//! | `queue` | what is going to happen |
 
 mod clients;
 mod damage;
 mod faults;
 mod members;
 mod network;
+mod queue;
 
 use super::config::{Canary, Config, SLICE_BYTES};
 use super::manager::{Change, Heard, Heartbeat, Manager, TERMS, id};
@@ -29,6 +31,7 @@ use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{
     ChainId, ChunkId, Class, ClientId, Error, ErrorCode, InodeId, Result, TargetId, UpdateTag,
 };
+use queue::Queue;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -37,6 +40,8 @@ const CHUNK: u32 = 5 * BLOCK as u32;
 const MILLI: Nanos = 1_000_000;
 /// Virtual time that the end may take, with everything healthy.
 const SETTLE: Nanos = 120_000 * MILLI;
+/// Virtual time beyond its least, and beyond the last fault, after which a life that clients get too few answers in is over.
+const PATIENCE: Nanos = 600_000 * MILLI;
 /// Clocks drift by so many parts of a million at most. The margin of leases allows for a tenth.
 const DRIFT_PPM: u64 = 30_000;
 
@@ -217,8 +222,8 @@ struct Place {
     tick_at: Nanos,
     /// Its disk's jobs that are in progress.
     jobs: BTreeMap<u64, Job>,
-    /// Of each chunk: the committed version, and the update that was pending, when last looked at; since when.
-    seen: BTreeMap<(TargetId, ChunkId), (Seen, Nanos)>,
+    /// Of each chunk by its index: the committed version, and the update that was pending, when last looked at; since when.
+    seen: BTreeMap<TargetId, Vec<(Seen, Nanos)>>,
     /// Committed while it didn't serve.
     unsettled: BTreeMap<ChunkId, (u64, WriteId)>,
 }
@@ -228,8 +233,10 @@ struct World {
     prng: Prng,
     now: Nanos,
     number: u64,
-    queue: BTreeMap<(Nanos, u64), Happening>,
+    queue: Queue<Happening>,
     manager: Manager,
+    /// Of each node by number, and each chain from the first: the member that is on it, as the manager has it.
+    members: Vec<Vec<Option<TargetId>>>,
     change: Option<(u64, Change)>,
     nodes: Vec<SimNode>,
     places: Vec<Place>,
@@ -303,7 +310,8 @@ impl World {
             prng,
             now: MILLI,
             number: 0,
-            queue: BTreeMap::new(),
+            queue: Queue::default(),
+            members: Vec::new(),
             cuts: Vec::new(),
             trouble_until: 0,
             routing: Rc::clone(&manager.routing),
@@ -316,6 +324,7 @@ impl World {
     }
 
     fn live(&mut self) -> Result<(), String> {
+        self.note_members();
         for node in 0..self.nodes.len() {
             self.start(node)?;
         }
@@ -325,10 +334,9 @@ impl World {
         }
         self.schedule_fault();
         self.after(self.config.least_ms * MILLI, Happening::Calm);
-        // Faults end some time; what doesn't get over one that has ended would wait for ever.
-        let faults = self.config.faults * self.config.fault_every;
-        let mut end = self.config.least_ms.max(faults) * MILLI + 10 * SETTLE;
-        while let Some(((at, _), happening)) = self.queue.pop_first() {
+        let faults = self.config.faults * self.config.fault_every * MILLI;
+        let mut end = self.config.least_ms * MILLI + faults + PATIENCE;
+        while let Some((at, happening)) = self.queue.pop() {
             self.now = at;
             let node = happening.node();
             if let Some(node) = node.filter(|node| self.places[*node].stopped_until > at) {
@@ -349,10 +357,8 @@ impl World {
                 return self.check();
             }
             if self.now > end {
-                return Err(format!(
-                    "nothing comes to its end any more: chains {:?}",
-                    self.manager.state.chains
-                ));
+                let chains = &self.manager.state.chains;
+                return Err(format!("nothing comes to its end any more: chains {chains:?}"));
             }
         }
         Err("nothing happens any more".into())
@@ -385,7 +391,7 @@ impl World {
 
     fn after(&mut self, delay: Nanos, happening: Happening) {
         self.number += 1;
-        self.queue.insert((self.now + delay, self.number), happening);
+        self.queue.push(self.now + delay, self.number, happening);
     }
 
     fn happen(&mut self, happening: Happening) -> Result<(), String> {
@@ -508,27 +514,35 @@ impl World {
         if let Some(what) = self.nodes[node].failure.take() {
             return Err(what);
         }
-        for index in 0..self.config.chunks {
-            let chunk = ChunkId::new(InodeId(1), index);
-            let Some(target) = self.target_on(node, self.chain_of(chunk)) else { continue };
-            let Some((version, serves, pending)) = self.nodes[node].look(target, chunk) else { continue };
-            let place = &mut self.places[node];
-            let pending =
-                pending.filter(|(_, tag)| tag.client.0 != 0).map(|(version, tag)| (version, write_id(&tag)));
-            let now = self.now;
-            let (before, since) = place.seen.entry((target, chunk)).or_insert(((0, None), now));
-            if *before != (version, pending) {
-                *since = now;
-                let before = std::mem::replace(before, (version, pending));
-                if let (was, Some((expected, id))) = before
-                    && was < version
-                    && expected == version
-                {
-                    place.unsettled.insert(chunk, (version, id));
+        let (chunks, now) = (self.config.chunks as usize, self.now);
+        let (place, members) = (&mut self.places[node], &self.members[node]);
+        for (first, target) in members.iter().enumerate() {
+            let Some(target) = *target else { continue };
+            let Some(replica) = self.nodes[node].look(target) else { continue };
+            let seen = place.seen.entry(target).or_insert_with(|| vec![((0, None), now); chunks]);
+            for index in (first..chunks).step_by(members.len()) {
+                let chunk = ChunkId::new(InodeId(1), index as u32);
+                let (version, pending) = replica.chunk(chunk);
+                let pending = pending
+                    .filter(|(_, tag)| tag.client.0 != 0)
+                    .map(|(version, tag)| (version, write_id(&tag)));
+                let (before, since) = &mut seen[index];
+                if *before != (version, pending) {
+                    *since = now;
+                    let before = std::mem::replace(before, (version, pending));
+                    if let (was, Some((expected, id))) = before
+                        && was < version
+                        && expected == version
+                    {
+                        place.unsettled.insert(chunk, (version, id));
+                    }
                 }
-            }
-            if serves && let Some((version, id)) = place.unsettled.remove(&chunk) {
-                self.truth.committed(chunk, version, id)?;
+                if replica.serves
+                    && !place.unsettled.is_empty()
+                    && let Some((version, id)) = place.unsettled.remove(&chunk)
+                {
+                    self.truth.committed(chunk, version, id)?;
+                }
             }
         }
         Ok(())
@@ -538,9 +552,15 @@ impl World {
         ChainId(u64::from(chunk.index) % self.config.chains + 1)
     }
 
-    fn target_on(&self, node: usize, chain: ChainId) -> Option<TargetId> {
-        let members = &self.manager.state.chains.get(&chain)?.members;
-        members.iter().find(|member| member.node == id(node)).map(|member| member.target)
+    /// The manager's chains have changed.
+    fn note_members(&mut self) {
+        let chains = &self.manager.state.chains;
+        let on = |node: usize, chain: u64| {
+            let members = &chains.get(&ChainId(chain))?.members;
+            members.iter().find(|member| member.node == id(node)).map(|member| member.target)
+        };
+        let of = |node| (1..=self.config.chains).map(|chain| on(node, chain)).collect();
+        self.members = (0..self.config.nodes()).map(of).collect();
     }
 
     fn check(&mut self) -> Result<(), String> {

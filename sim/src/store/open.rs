@@ -28,7 +28,7 @@ pub fn open(disk: &mut SimDisk, cluster: Uuid) -> Result<(Store, RecoveryReport)
         need = match need.map_err(OpenError::Damage)? {
             Need::Read { offset, len } => recovery.step(Input::Bytes(disk.read(offset, len))),
             Need::Write { offset, bytes } => {
-                disk.write(offset, &bytes)?;
+                disk.write(offset, bytes)?;
                 recovery.step(Input::Written)
             }
             Need::Flush => {

@@ -183,7 +183,7 @@ impl Run {
         geometry.check().map_err(|error| error.to_string())?;
         let mut disk = SimDisk::new(geometry.slice_bytes as usize, &mut prng);
         for write in initial_writes(&geometry) {
-            disk.write(write.offset, &write.bytes).map_err(|_| "no cut is due")?;
+            disk.write(write.offset, write.bytes).map_err(|_| "no cut is due")?;
         }
         disk.flush().map_err(|_| "no cut is due")?;
         let (store, _) = open(&mut disk, CLUSTER).map_err(|error| format!("{error:?}"))?;

@@ -264,7 +264,7 @@ impl Run {
         }
         let which = self.prng.below(self.queue.len() as u64) as usize;
         let (_, offset, bytes) = self.queue.swap_remove(which);
-        Ok(self.disk.write(offset, &bytes)?)
+        Ok(self.disk.write(offset, bytes)?)
     }
 
     fn seal(&mut self) -> Step {
@@ -298,7 +298,7 @@ impl Run {
         }
         while let Some(which) = self.queue.iter().position(|(batch, ..)| *batch <= id) {
             let (_, offset, bytes) = self.queue.swap_remove(which);
-            self.disk.write(offset, &bytes)?;
+            self.disk.write(offset, bytes)?;
         }
         match self.canary {
             Some(Canary::FlushRemoved) => return self.flushed(),

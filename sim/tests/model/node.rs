@@ -6,7 +6,7 @@ use corefs_engine::chain::{Begun, Input, Moment, Replica, Role, Step};
 use corefs_engine::event::{Ack, Offer, OpId};
 use corefs_engine::store::{Finish, PendingInfo, UpdateKind};
 use corefs_wire::{ChainId, ChunkId, ClientId, Error, ErrorCode, InodeId, Result, TargetId, UpdateTag};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub const CHAIN: ChainId = ChainId(1);
 
@@ -43,8 +43,6 @@ pub enum Requester {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Node {
     pub on: bool,
-    /// The process that is, or was last, up.
-    pub process: u8,
     pub leased: bool,
     /// The manager takes it for alive.
     pub heard: bool,
@@ -54,6 +52,8 @@ pub struct Node {
     pub filled: Option<u64>,
     /// The last reminder that it asked for.
     pub due: Option<u64>,
+    /// The last attempt to fill the successor.
+    pub filling: Option<u64>,
     ops: BTreeMap<OpId, (Requester, Write)>,
 }
 
@@ -69,20 +69,20 @@ pub struct Said {
 impl Node {
     pub fn new() -> Self {
         let (replica, disk, ops) = Default::default();
-        let (filled, due) = (None, None);
-        Self { on: true, process: 0, leased: false, heard: true, replica, disk, filled, due, ops }
+        let (filled, due, filling) = (None, None, None);
+        Self { on: true, leased: false, heard: true, replica, disk, filled, due, filling, ops }
     }
 
     /// Loses power.
     pub fn cut(&mut self, keeps: bool) {
         self.disk.cut(keeps);
         let disk = std::mem::take(&mut self.disk);
-        *self = Self { on: false, process: self.process, heard: self.heard, disk, ..Self::new() };
+        *self = Self { on: false, heard: self.heard, disk, ..Self::new() };
     }
 
     /// Comes up as another process.
     pub fn boot(&mut self, said: &mut Said, broken: Broken) {
-        (self.on, self.process) = (true, self.process + 1);
+        self.on = true;
         if let Some(pending) = self.disk.pending {
             let info = PendingInfo {
                 chunk: chunk(),
@@ -100,6 +100,35 @@ impl Node {
 
     pub fn role(&self) -> Option<&Role> {
         self.replica.role()
+    }
+
+    /// Renames chain versions. What became of the attempts under way.
+    pub fn rename(&mut self, version: &mut dyn FnMut(u64) -> u64) -> BTreeMap<u64, u64> {
+        let pendings = [&mut self.disk.pending, &mut self.disk.unflushed].into_iter().flatten();
+        pendings.for_each(|pending| pending.chain_version = version(pending.chain_version));
+        self.filled = self.filled.map(&mut *version);
+        let attempts = self.replica.rename(version);
+        self.due = self.due.and_then(|due| attempts.get(&due).copied());
+        self.filling = self.filling.and_then(|filling| attempts.get(&filling).copied());
+        attempts
+    }
+
+    /// Forgets what is over when the chain is at that version, and adds the chain versions that it knows to `found`.
+    pub fn forget(&mut self, version: u64, found: &mut BTreeSet<u64>) -> BTreeMap<u64, u64> {
+        self.filled = self.filled.filter(|filled| *filled == version);
+        self.rename(&mut |version| {
+            found.insert(version);
+            version
+        })
+    }
+
+    /// Attempts of node number `of` have become others.
+    pub fn rename_requesters(&mut self, of: usize, attempts: &BTreeMap<u64, u64>) {
+        for (requester, _) in self.ops.values_mut() {
+            if let Requester::Node(to) = requester {
+                to.rename(of, attempts);
+            }
+        }
     }
 
     /// An update comes, from a client or from its predecessor.
@@ -133,7 +162,7 @@ impl Node {
                     return vec![Input::Answered { chunk, attempt, result }];
                 }
                 let base = self.disk.version();
-                let from = To { node: usize::MAX, process: self.process, attempt };
+                let from = To { node: usize::MAX, attempt };
                 said.messages.push(Message::Forward { from, to, write, version, chain_version, base });
             }
             Step::Commit { .. } => {
@@ -141,11 +170,7 @@ impl Node {
                 return vec![Input::Committed { chunk, result: Ok(()) }];
             }
             Step::Drop { .. } => {
-                if broken == Broken::PendingsKept {
-                    self.disk.commit();
-                } else {
-                    self.disk.pending = None;
-                }
+                self.disk.pending = None;
                 return vec![Input::DropBegun { chunk, result: Ok(()) }, Input::Dropped { chunk }];
             }
             Step::Load { .. } => {
@@ -158,11 +183,12 @@ impl Node {
             }
             Step::Wake { attempt, .. } => self.due = Some(attempt),
             Step::Fill { attempt, to, chain_version, .. } => {
-                let from = To { node: usize::MAX, process: self.process, attempt };
+                self.filling = Some(attempt);
+                let from = To { node: usize::MAX, attempt };
                 let history = self.disk.history.clone();
                 said.messages.push(Message::Fill { from, to, chain_version, history });
             }
-            Step::FillEnded { .. } => self.hand_over(said, broken),
+            Step::FillEnded { .. } => self.hand_over(said),
             Step::Reply { op, result } => {
                 let Some((from, write)) = self.ops.get(&op).copied() else { return Vec::new() };
                 match (from, result) {
@@ -184,12 +210,12 @@ impl Node {
     }
 
     /// The successor has the chunk: it gets the rows, and has everything.
-    fn hand_over(&mut self, said: &mut Said, broken: Broken) {
+    fn hand_over(&mut self, said: &mut Said) {
         let Some(role) = self.replica.role().filter(|role| role.filling) else { return };
         if self.replica.owes_fills() {
             return;
         }
-        let rows = if broken == Broken::RowsForgotten { Default::default() } else { self.disk.rows.clone() };
+        let rows = self.disk.rows.clone();
         let (to, chain_version) = (role.successor.unwrap_or_default(), role.version);
         said.messages.push(Message::Rows { to, chain_version, rows });
     }

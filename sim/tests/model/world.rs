@@ -5,7 +5,7 @@
 
 use super::disk::Write;
 use super::node::{Node, Requester, Said, chunk, node_of, offer};
-use corefs_engine::chain::{Input, Role};
+use corefs_engine::chain::{Input, Role, is_definite};
 use corefs_engine::event::Ack;
 use corefs_mgmtd::cluster::formation::Formation;
 use corefs_mgmtd::cluster::liveness::{Liveness, SliceHealth, TargetHealth, Terms};
@@ -15,7 +15,10 @@ use corefs_mgmtd::cluster::state::{Arrival, Chain, Node as Known, Slice, State a
 use corefs_mgmtd::cluster::transition::Public;
 use corefs_wire::{Error, ErrorCode, NodeId, TargetId, Uuid};
 use stateright::{Model, Property};
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::thread::LocalKey;
 
 const TERMS: Terms =
     Terms { lease_ms: 1000, margin_ms: 200, client_lease_ms: 15_000, forget_meta_ms: 60_000 };
@@ -26,29 +29,66 @@ pub enum Broken {
     Nothing,
     AnswersInvented,
     ReadsUnguarded,
-    RowsForgotten,
-    PendingsKept,
     FillingSkipped,
     DeadTooSoon,
 }
 
-/// Where an answer goes: a node's process, and its attempt.
+/// Where an answer goes: a node, and its attempt, 0 if that is over.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct To {
     pub node: usize,
-    pub process: u8,
     pub attempt: u64,
+}
+
+impl To {
+    /// Attempts of node number `of` have become others, or are over.
+    pub fn rename(&mut self, of: usize, attempts: &BTreeMap<u64, u64>) {
+        if self.node == of {
+            self.attempt = attempts.get(&self.attempt).copied().unwrap_or(0);
+        }
+    }
+
+    fn waits(self) -> bool {
+        self.attempt != 0
+    }
 }
 
 /// Something on the network.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Message {
-    Write { node: usize, write: Write, chain_version: u64 },
     Forward { from: To, to: TargetId, write: Write, version: u64, chain_version: u64, base: u64 },
     Answer { to: To, result: Result<AckBits, ErrorCode> },
     Fill { from: To, to: TargetId, chain_version: u64, history: Vec<Write> },
     Filled { to: To, result: Result<(), ErrorCode> },
     Rows { to: TargetId, chain_version: u64, rows: BTreeSet<Write> },
+}
+
+impl Message {
+    /// Whose attempt it belongs to.
+    fn sender_mut(&mut self) -> Option<&mut To> {
+        match self {
+            Self::Forward { from, .. } | Self::Fill { from, .. } => Some(from),
+            Self::Answer { to, .. } | Self::Filled { to, .. } => Some(to),
+            Self::Rows { .. } => None,
+        }
+    }
+
+    fn sender(&self) -> Option<To> {
+        match self {
+            Self::Forward { from, .. } | Self::Fill { from, .. } => Some(*from),
+            Self::Answer { to, .. } | Self::Filled { to, .. } => Some(*to),
+            Self::Rows { .. } => None,
+        }
+    }
+
+    fn chain_version(&self) -> Option<u64> {
+        match self {
+            Self::Forward { chain_version, .. }
+            | Self::Fill { chain_version, .. }
+            | Self::Rows { chain_version, .. } => Some(*chain_version),
+            Self::Answer { .. } | Self::Filled { .. } => None,
+        }
+    }
 }
 
 /// An [`Ack`], with an order.
@@ -66,8 +106,7 @@ pub struct State {
     pub chain: Chain,
     pub nodes: Vec<Node>,
     pub network: BTreeSet<Message>,
-    /// The chain version under which each client asked last; 0: not yet.
-    asked: Vec<u64>,
+    asked: Vec<Asked>,
     pub acknowledged: BTreeSet<Write>,
     /// The longest history that anybody has seen.
     pub shown: Vec<Write>,
@@ -76,10 +115,22 @@ pub struct State {
     pub fault: Option<&'static str>,
 }
 
+/// How far a client has come.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Asked {
+    NotYet,
+    /// Under this chain version, and it waits for the answer.
+    Under(u64),
+    /// It was refused, and asks again.
+    Refused,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Action {
+    /// A client that knows the routing which the node knows offers its update to it.
     Ask {
         write: Write,
+        node: usize,
     },
     Deliver(Message),
     Lose(Message),
@@ -111,15 +162,145 @@ pub enum Action {
     Due {
         node: usize,
     },
+    /// Nobody answers about a chunk that was sent to fill the successor.
+    Unanswered {
+        node: usize,
+    },
     /// A predecessor begins to fill its successor.
     Walk {
         node: usize,
     },
 }
 
+/// What the manager makes of a chain, of what it has heard from each node (the chain version that it knows), of a node that
+/// registers, and of one that says that it is filled: the next chain, and whether the cluster's rows agree with each other.
+type Changes = HashMap<(Chain, Vec<Option<u64>>, Option<usize>, Option<usize>), (Chain, bool)>;
+
+// There are few chains, and they come again and again.
+thread_local! {
+    static CHANGES: RefCell<Changes> = RefCell::default();
+    static ROLES: RefCell<HashMap<(Chain, usize), Option<Role>>> = RefCell::default();
+    static LEASES: RefCell<HashMap<(Chain, Vec<bool>), Vec<bool>>> = RefCell::default();
+}
+
+fn remembered<K: Eq + Hash, V: Clone>(
+    memory: &'static LocalKey<RefCell<HashMap<K, V>>>,
+    key: K,
+    make: impl FnOnce() -> V,
+) -> V {
+    memory.with_borrow_mut(|memory| memory.entry(key).or_insert_with(make).clone())
+}
+
+/// Whether a node will never again be at a chain version when the chain is at `now`: it is at a later one, or will come to one. Whoever is
+/// off comes up under a new one.
+fn is_past(now: u64, node: &Node, version: u64) -> bool {
+    !node.on || version < now && node.role().is_none_or(|role| role.version > version)
+}
+
+impl State {
+    /// Makes states equal that differ only in what makes no difference.
+    ///
+    /// - Attempts have new names ([`Replica::rename`](corefs_engine::chain::Replica::rename)); what belongs to one that is over is ignored.
+    /// - Chain versions become the first numbers in their order: they are only compared, and the next one is the last plus one.
+    /// - Messages to which nobody will ever listen are gone, and so is what is noted of earlier chain versions and never asked for.
+    fn settle(&mut self) {
+        let version = self.chain.version;
+        let mut found = BTreeSet::from([version]);
+        let attempts: Vec<_> = self.nodes.iter_mut().map(|node| node.forget(version, &mut found)).collect();
+        for (of, attempts) in attempts.iter().enumerate() {
+            self.nodes.iter_mut().for_each(|node| node.rename_requesters(of, attempts));
+        }
+        for asked in &mut self.asked {
+            if let Asked::Under(under) = *asked {
+                let knows = |node: &Node| node.role().is_some_and(|role| role.version <= under);
+                if under == version || self.nodes.iter().any(knows) {
+                    found.insert(under);
+                } else {
+                    *asked = Asked::Refused;
+                }
+            }
+        }
+        if self.failures == 0 {
+            // No power is lost any more.
+            self.nodes.iter_mut().for_each(|node| node.disk.unflushed = None);
+        }
+        let nodes = &self.nodes;
+        let past = |to: TargetId, of: u64| is_past(version, &nodes[node_of(to)], of);
+        let keep = |mut message: Message| {
+            if let Some(to) = message.sender_mut() {
+                to.rename(to.node, &attempts[to.node]);
+            }
+            let matters = match &message {
+                Message::Forward { from, to, chain_version, .. }
+                | Message::Fill { from, to, chain_version, .. } => from.waits() || !past(*to, *chain_version),
+                Message::Answer { to, .. } | Message::Filled { to, .. } => to.waits(),
+                Message::Rows { to, chain_version, .. } => !past(*to, *chain_version),
+            };
+            matters.then_some(message)
+        };
+        self.network = std::mem::take(&mut self.network).into_iter().filter_map(keep).collect();
+        found.extend(self.network.iter().filter_map(Message::chain_version));
+        let last = found.len() as u64;
+        if found.last() != Some(&last) {
+            let names: BTreeMap<u64, u64> = found.into_iter().zip(1..).collect();
+            self.rename_versions(&|version| names[&version]);
+        }
+    }
+
+    /// A message that can only come to nothing: what its sender is told.
+    fn refusal<'a>(&self, message: &'a Message) -> Option<(&'a Message, Input)> {
+        let chunk = chunk();
+        let past = |to: TargetId, of: u64| is_past(self.chain.version, &self.nodes[node_of(to)], of);
+        let stale = || Error::from(ErrorCode::StaleRouting);
+        let input = match *message {
+            Message::Forward { from, to, chain_version, .. } if past(to, chain_version) => {
+                Input::Answered { chunk, attempt: from.attempt, result: Err(stale()) }
+            }
+            Message::Fill { from, to, chain_version, .. } if past(to, chain_version) => {
+                Input::Filled { chunk, attempt: from.attempt, result: Err(stale()) }
+            }
+            Message::Answer { to, result: Err(code) } if only_pauses(code) => {
+                Input::Answered { chunk, attempt: to.attempt, result: Err(code.into()) }
+            }
+            Message::Filled { to, result: Err(code) } => {
+                Input::Filled { chunk, attempt: to.attempt, result: Err(code.into()) }
+            }
+            _ => return None,
+        };
+        Some((message, input))
+    }
+
+    fn rename_versions(&mut self, version: &dyn Fn(u64) -> u64) {
+        self.chain.version = version(self.chain.version);
+        for asked in &mut self.asked {
+            if let Asked::Under(under) = asked {
+                *under = version(*under);
+            }
+        }
+        self.nodes.iter_mut().for_each(|node| drop(node.rename(&mut |of| version(of))));
+        let rename = |mut message: Message| {
+            if let Message::Forward { chain_version, .. }
+            | Message::Fill { chain_version, .. }
+            | Message::Rows { chain_version, .. } = &mut message
+            {
+                *chain_version = version(*chain_version);
+            }
+            message
+        };
+        self.network = std::mem::take(&mut self.network).into_iter().map(rename).collect();
+    }
+}
+
+/// Whoever is refused so asks again later.
+fn only_pauses(code: ErrorCode) -> bool {
+    !is_definite(code) && !matches!(code, ErrorCode::NeedsWhole | ErrorCode::ReplicasDiffer)
+}
+
 /// How much there is to explore.
 #[derive(Clone, Debug)]
 pub struct Bounds {
+    /// Updates wait at the head for each other; otherwise clients ask when it has nothing to do, which comes to the same.
+    pub queues: bool,
     pub writes: u8,
     pub failures: u8,
     pub broken: Broken,
@@ -139,7 +320,7 @@ impl Bounds {
             cluster.register(Arrival { id: None, node: known }).unwrap();
         }
         cluster.form(|_, _| true).unwrap().unwrap();
-        Self { writes, failures, broken, cluster }
+        Self { queues: false, writes, failures, broken, cluster }
     }
 
     fn cluster(&self, state: &State) -> Cluster {
@@ -166,19 +347,36 @@ impl Bounds {
     }
 
     fn reconfigure(&self, state: &mut State, restarted: Option<usize>, claims: Option<usize>) {
-        let mut cluster = self.cluster(state);
-        let liveness = self.liveness(state, claims);
-        let id = restarted.map(|node| id_of(state, node));
-        reconfigure(&mut cluster, &liveness, id);
-        if cluster.check().is_err() {
+        let known = |node: &Node| node.heard.then(|| node.role().map_or(0, |role| role.version));
+        let key = (state.chain.clone(), state.nodes.iter().map(known).collect(), restarted, claims);
+        let (chain, sound) = remembered(&CHANGES, key, || {
+            let mut cluster = self.cluster(state);
+            let liveness = self.liveness(state, claims);
+            let id = restarted.map(|node| id_of(state, node));
+            reconfigure(&mut cluster, &liveness, id);
+            let sound = cluster.check().is_ok();
+            (cluster.chains.into_values().next().unwrap(), sound)
+        });
+        if !sound {
             state.fault = Some("the cluster's rows contradict each other");
         }
-        state.chain = cluster.chains.into_values().next().unwrap();
+        state.chain = chain;
     }
 
     fn role(&self, state: &State, node: usize) -> Option<Role> {
-        let info = routing::build(&self.cluster(state), &self.liveness(state, None), 1);
-        Role::of(target_of(node), info.chains.values().next()?)
+        remembered(&ROLES, (state.chain.clone(), node), || {
+            let info = routing::build(&self.cluster(state), &self.liveness(state, None), 1);
+            Role::of(target_of(node), info.chains.values().next()?)
+        })
+    }
+
+    /// Of each node whether it may have a lease.
+    fn may_renew(&self, state: &State) -> Vec<bool> {
+        let key = (state.chain.clone(), state.nodes.iter().map(|node| node.heard).collect());
+        remembered(&LEASES, key, || {
+            let (cluster, liveness) = (self.cluster(state), self.liveness(state, None));
+            (0..state.nodes.len()).map(|node| may_renew(&cluster, &liveness, id_of(state, node))).collect()
+        })
     }
 
     /// Takes over what a node has said.
@@ -201,7 +399,7 @@ impl Bounds {
             }
         }
         // Whoever was refused asks again.
-        said.refused.iter().for_each(|write| state.asked[usize::from(*write)] = 0);
+        said.refused.iter().for_each(|write| state.asked[usize::from(*write)] = Asked::Refused);
         if said.differs {
             state.fault = Some("replicas differ");
         }
@@ -226,16 +424,6 @@ impl Bounds {
 
     fn deliver(&self, state: &mut State, message: Message) {
         match message {
-            Message::Write { node, write, chain_version } => {
-                if !state.nodes[node].on {
-                    state.asked[usize::from(write)] = 0;
-                } else {
-                    let mut said = Said::default();
-                    let offer = offer(write, chain_version, None, 0);
-                    state.nodes[node].offered(Requester::Client, offer, &mut said, self.broken);
-                    self.hear(state, node, said);
-                }
-            }
             Message::Forward { from, to, write, version, chain_version, base } => {
                 let node = node_of(to);
                 if state.nodes[node].on {
@@ -248,13 +436,7 @@ impl Bounds {
             Message::Answer { to, result } => {
                 let ack = |AckBits(version, length, merged_crc)| Ack { version, length, merged_crc };
                 let result = result.map(ack).map_err(Error::from);
-                if state.nodes[to.node].on && state.nodes[to.node].process == to.process {
-                    self.tell(
-                        state,
-                        to.node,
-                        Input::Answered { chunk: chunk(), attempt: to.attempt, result },
-                    );
-                }
+                self.tell(state, to.node, Input::Answered { chunk: chunk(), attempt: to.attempt, result });
             }
             Message::Fill { from, to, chain_version, history } => {
                 let node = &mut state.nodes[node_of(to)];
@@ -265,9 +447,7 @@ impl Bounds {
             }
             Message::Filled { to, result } => {
                 let result = result.map_err(Error::from);
-                if state.nodes[to.node].on && state.nodes[to.node].process == to.process {
-                    self.tell(state, to.node, Input::Filled { chunk: chunk(), attempt: to.attempt, result });
-                }
+                self.tell(state, to.node, Input::Filled { chunk: chunk(), attempt: to.attempt, result });
             }
             Message::Rows { to, chain_version, rows } => {
                 let node = &mut state.nodes[node_of(to)];
@@ -321,25 +501,48 @@ impl Bounds {
             && state.nodes.iter().all(|node| node.disk.history == state.nodes[0].disk.history)
     }
 
+    /// Lets happen at once what can't happen in any other way and makes no difference until later: that a successor can't take what was sent
+    /// is heard. Whoever asked pauses, and goes on from there as it would go on waiting: when it is reminded, or in another role.
+    fn settle(&self, state: &mut State) {
+        loop {
+            state.settle();
+            let Some((message, input)) = state.network.iter().find_map(|message| state.refusal(message))
+            else {
+                return;
+            };
+            let (message, node) = (message.clone(), message.sender().map_or(0, |to| to.node));
+            state.network.remove(&message);
+            self.tell(state, node, input);
+        }
+    }
+
     fn possible(&self, state: &State) -> Vec<Action> {
         let mut actions = Vec::new();
         if state.fault.is_some() {
             return actions;
         }
         let messages = || state.network.iter();
-        for write in 0..self.writes {
-            let under_way =
-                messages().any(|message| matches!(message, Message::Write { write: of, .. } if *of == write));
-            let asks = state.asked[usize::from(write)] != state.chain.version && self.head(state).is_some();
-            if asks && !under_way && !state.acknowledged.contains(&write) {
-                actions.push(Action::Ask { write });
+        let may_renew = self.may_renew(state);
+        let takes = |(_, here): &(usize, &Node)| here.heads() && (self.queues || here.is_idle());
+        for (node, here) in state.nodes.iter().enumerate().filter(takes) {
+            let version = here.role().map_or(0, |role| role.version);
+            for write in (0..self.writes).filter(|write| !state.acknowledged.contains(write)) {
+                let asks = match state.asked[usize::from(write)] {
+                    // Which client is which makes no difference: the first ones ask first.
+                    Asked::NotYet => write == 0 || state.asked[usize::from(write) - 1] != Asked::NotYet,
+                    Asked::Under(before) => before < version,
+                    Asked::Refused => true,
+                };
+                if asks {
+                    actions.push(Action::Ask { write, node });
+                }
             }
         }
         actions.extend(messages().cloned().map(Action::Deliver));
         for (node, here) in state.nodes.iter().enumerate() {
             if here.on {
                 let stale = here.role().is_none_or(|role| role.version < state.chain.version);
-                let may = may_renew(&self.cluster(state), &self.liveness(state, None), id_of(state, node));
+                let may = may_renew[node];
                 if may && (stale || !here.leased || !here.heard) {
                     actions.push(Action::Beat { node });
                 }
@@ -352,6 +555,9 @@ impl Bounds {
                 }
                 if fresh && here.due.is_some() && self.is_worth_trying(state, node) {
                     actions.push(Action::Due { node });
+                }
+                if fresh && here.filling.is_some() && self.is_worth_trying(state, node) {
+                    actions.push(Action::Unanswered { node });
                 }
                 if fresh && self.may_walk(state, node) {
                     actions.push(Action::Walk { node });
@@ -379,17 +585,12 @@ impl Bounds {
         actions
     }
 
-    fn head(&self, state: &State) -> Option<usize> {
-        let first = state.chain.members.first().filter(|member| member.state == Public::Serving)?;
-        Some(node_of(first.target))
-    }
-
     /// Asking a successor again is left out while it can only be refused, or while an earlier attempt is under way or being
     /// worked on: attempts would be numbered without end.
     fn is_worth_trying(&self, state: &State, node: usize) -> bool {
         let here = &state.nodes[node];
         let waits = state.network.iter().any(|message| match message {
-            Message::Forward { from, .. } | Message::Fill { from, .. } => from.node == node,
+            Message::Forward { from, .. } | Message::Fill { from, .. } => from.node == node && from.waits(),
             Message::Answer { to, .. } | Message::Filled { to, .. } => to.node == node,
             _ => false,
         });
@@ -428,7 +629,7 @@ impl Model for Bounds {
     fn init_states(&self) -> Vec<State> {
         let chain = self.cluster.chains.values().next().unwrap().clone();
         let (network, acknowledged, shown) = Default::default();
-        let (nodes, asked) = (vec![Node::new(); 3], vec![0; usize::from(self.writes)]);
+        let (nodes, asked) = (vec![Node::new(); 3], vec![Asked::NotYet; usize::from(self.writes)]);
         let failures = self.failures;
         let mut state = State { chain, nodes, network, asked, acknowledged, shown, failures, fault: None };
         (0..3).for_each(|node| self.beat(&mut state, node));
@@ -443,11 +644,13 @@ impl Model for Bounds {
         let mut next = state.clone();
         let state = &mut next;
         match action {
-            Action::Ask { write } => {
-                let node = self.head(state)?;
-                let chain_version = state.chain.version;
-                state.asked[usize::from(write)] = chain_version;
-                state.network.insert(Message::Write { node, write, chain_version });
+            Action::Ask { write, node } => {
+                let chain_version = state.nodes[node].role()?.version;
+                state.asked[usize::from(write)] = Asked::Under(chain_version);
+                let mut said = Said::default();
+                let offer = offer(write, chain_version, None, 0);
+                state.nodes[node].offered(Requester::Client, offer, &mut said, self.broken);
+                self.hear(state, node, said);
             }
             Action::Deliver(message) => {
                 state.network.remove(&message);
@@ -456,9 +659,6 @@ impl Model for Bounds {
             Action::Lose(message) => {
                 state.failures -= 1;
                 state.network.remove(&message);
-                if let Message::Write { write, .. } = message {
-                    state.asked[usize::from(write)] = 0;
-                }
             }
             Action::Cut { node, keeps } => {
                 state.failures -= 1;
@@ -489,9 +689,16 @@ impl Model for Bounds {
                     self.tell(state, node, Input::Due { chunk: chunk(), attempt });
                 }
             }
+            Action::Unanswered { node } => {
+                if let Some(attempt) = state.nodes[node].filling.take() {
+                    let result = Err(ErrorCode::TimedOut.into());
+                    self.tell(state, node, Input::Filled { chunk: chunk(), attempt, result });
+                }
+            }
             Action::Walk { node } => self.tell(state, node, Input::Fill { chunk: chunk() }),
         }
         self.look(state);
+        self.settle(state);
         Some(next)
     }
 
@@ -499,7 +706,8 @@ impl Model for Bounds {
         vec![
             Property::always("nothing acknowledged is lost", |_, state: &State| state.fault.is_none()),
             Property::always("it comes to rest only when it is whole", |model: &Self, state: &State| {
-                state.fault.is_some() || model.is_whole(state) || !model.possible(state).is_empty()
+                let goes_on = state.fault.is_some() || !state.network.is_empty() || model.is_whole(state);
+                goes_on || !model.possible(state).is_empty()
             }),
             Property::sometimes("everything is done", |model: &Self, state: &State| model.is_whole(state)),
         ]

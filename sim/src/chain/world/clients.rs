@@ -69,7 +69,8 @@ impl World {
             Wish::Write { offer, .. } => offer.chunk,
             Wish::Read { chunk, .. } => *chunk,
         };
-        let patience = 300 * MILLI + self.prng.below(300 * MILLI);
+        let patience = self.config.patience * MILLI;
+        let patience = patience + self.prng.below(patience);
         self.after(patience, Happening::TimedOut { client, attempt });
         let Some(chain) = routing.chains.get(&self.chain_of(chunk)) else { return };
         let node = |target| routing.targets.get(&target).map(|target| target.node.0 as usize - 1);
@@ -79,7 +80,7 @@ impl World {
                     return;
                 };
                 offer.chain_version = chain.version;
-                let message = Message { target: head, offer, payload: payload.to_vec() };
+                let message = Message { target: head, offer, payload };
                 let update = Happening::Update { node: owner, from, message };
                 self.send(End::Clients, End::Node(owner), update);
             }

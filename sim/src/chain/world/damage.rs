@@ -21,16 +21,18 @@ impl World {
         {
             return;
         }
-        let (now, serves) =
-            (self.now, |world: &Self, target| world.nodes[node].look(target, ChunkId::default()).is_some());
-        let settled = |(_, (seen, since)): &(_, &(Seen, Nanos))| {
-            seen.1.is_none() && seen.0 > 0 && now > *since + SETTLED
-        };
-        let seen = self.places[node].seen.iter().filter(settled).map(|(key, _)| *key);
-        let chunks: Vec<(TargetId, ChunkId)> = seen.filter(|(target, _)| serves(self, *target)).collect();
+        let (now, serves) = (self.now, |world: &Self, target| world.nodes[node].look(target).is_some());
+        let settled =
+            |(seen, since): &(Seen, Nanos)| seen.1.is_none() && seen.0 > 0 && now > *since + SETTLED;
         let mut blocks = Vec::new();
-        for (target, chunk) in chunks {
-            blocks.extend(self.nodes[node].blocks_of(target, chunk));
+        for (target, chunks) in &self.places[node].seen {
+            if !serves(self, *target) {
+                continue;
+            }
+            for (index, _) in chunks.iter().enumerate().filter(|(_, seen)| settled(seen)) {
+                let chunk = ChunkId::new(InodeId(1), index as u32);
+                blocks.extend(self.nodes[node].blocks_of(*target, chunk));
+            }
         }
         if blocks.is_empty() {
             return;

@@ -50,7 +50,8 @@ impl World {
     /// Takes over what a node wants done.
     pub(super) fn gather(&mut self, node: usize) {
         let epoch = self.nodes[node].epoch;
-        for job in std::mem::take(&mut self.nodes[node].jobs) {
+        let mut jobs = std::mem::take(&mut self.nodes[node].jobs);
+        for job in jobs.drain(..) {
             self.number += 1;
             let number = self.number;
             self.places[node].jobs.insert(number, job);
@@ -62,9 +63,10 @@ impl World {
             };
             self.after(delay, Happening::Done { node, epoch, job: number });
         }
-        for sent in std::mem::take(&mut self.nodes[node].sent) {
-            self.deliver(node, sent);
-        }
+        let mut sent = std::mem::take(&mut self.nodes[node].sent);
+        sent.drain(..).for_each(|sent| self.deliver(node, sent));
+        // Their room is used again.
+        (self.nodes[node].jobs, self.nodes[node].sent) = (jobs, sent);
         for accepted in std::mem::take(&mut self.nodes[node].accepted) {
             let chain = &self.manager.state.chains[&accepted.chain];
             let head = chain.members.iter().find(|member| member.target == accepted.head);
@@ -150,9 +152,8 @@ impl World {
         }
         let now = self.clock(node);
         let mut result = self.nodes[node].asked(now, question);
-        let invents = matches!(self.config.canary, Some(Canary::ComparisonsInvented | Canary::PendingsKept));
         if let Ask::Compare { from, last, .. } = question.ask
-            && invents
+            && self.config.canary == Some(Canary::ComparisonsInvented)
             && from != last
             && result.is_ok()
         {
