@@ -12,15 +12,14 @@ use corefs_wire::limits::{COMPARE_CHUNKS_MAX, FILLS_MAX};
 use corefs_wire::{ChunkId, TargetId, UpdateTag};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Bytes a second at which a shard fills others, unless it is told otherwise.
-pub const RATE_DEFAULT: u64 = 100 << 20;
+/// Bytes a second at which a node fills others, unless it is told otherwise: readers hardly notice it (docs/performance.md).
+pub const RATE_DEFAULT: u64 = 50 << 20;
 /// Bytes that are sent, checked and written at once: for as long as that takes, nobody reads from the shard.
 const PART: u32 = 128 << 10;
 /// Chunks of all targets of a shard under way together.
 const SHARD_FILLS_MAX: usize = 2 * FILLS_MAX;
 
-/// How fast a shard may fill others. A bucket that holds a hundredth of a second, and may be overdrawn by one part:
-/// what is sent at once, those who read wait for.
+/// How fast a shard may fill others. A bucket that holds a tenth of a second, and may be overdrawn by one part.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Pace {
     /// Bytes a second.
@@ -56,7 +55,7 @@ impl Pace {
         let elapsed = now.saturating_sub(self.since);
         let more = u128::from(self.rate) * u128::from(elapsed) / 1_000_000_000;
         if more > 0 {
-            let most = (self.rate / 100).max(1) as i64;
+            let most = (self.rate / 10).max(1) as i64;
             self.level = self.level.saturating_add(i64::try_from(more).unwrap_or(i64::MAX)).min(most);
             self.since = now;
         }

@@ -64,7 +64,7 @@ pub const TEMPLATE: &str = r#"# corefs: settings of the roles, a section each. E
 # listen = "127.0.0.1"                    # IP address; each shard takes a port of its own
 # domain = ""                             # failure domain, such as a rack
 # busy_poll = 0                           # microseconds a shard polls before it sleeps
-# resync_rate = "100MiB"                  # bytes a second at which it fills replicas that came back
+# resync_rate = "50MiB"                   # bytes a second at which it fills replicas that came back
 # scrub_rate = "32MiB"                    # bytes a second at which it verifies what it stores, at most; 0: not at all
 # secret_file = "secret"
 

@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long, value_name = "MICROSECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     busy_poll: Option<u64>,
-    /// Bytes a second at which this node fills replicas that came back [default: 100MiB].
+    /// Bytes a second at which this node fills replicas that came back [default: 50MiB].
     #[arg(long, value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     resync_rate: Option<Bytes>,

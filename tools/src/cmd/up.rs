@@ -46,7 +46,7 @@ pub struct Args {
     /// lone request most of a wake-up; on shared ones polling takes the others' time.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
     busy_poll: u64,
-    /// Bytes a second at which each node fills replicas that came back [default: 100MiB].
+    /// Bytes a second at which each node fills replicas that came back [default: 50MiB].
     #[arg(long, value_name = "SIZE")]
     resync_rate: Option<Bytes>,
     /// Bytes a second at which each node verifies what it stores in the background, at most; 0: not at all [default: 32MiB].
