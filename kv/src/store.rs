@@ -1,5 +1,5 @@
 //! The seam between the shared transaction ([`Txn`](crate::txn::Txn)) and a backend of ours: reads at a version, and
-//! one-shot commits. FoundationDB's client has its own transaction and implements the contract directly.
+//! one-shot commits.
 
 use crate::bounds::{PAGE_BYTES_MAX, PAGE_PAIRS_MAX};
 use crate::contract::{Committed, Direction, KeyRange, Pair, RangePage};
