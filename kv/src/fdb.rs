@@ -24,7 +24,7 @@ pub mod fault;
 pub mod network;
 pub mod shim;
 
-use crate::bounds::{PAGE_BYTES_MAX, PAGE_PAIRS_MAX};
+use crate::bounds::{PAGE_BYTES_MAX, PAGE_PAIRS_MAX, PREFIX_MAX};
 use crate::contract::{Atomic, Committed, Direction, KeyRange, KvEngine, RangePage, Versionstamp};
 use crate::mutation::Mutation;
 use crate::prng::Prng;
@@ -47,11 +47,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Bytes of a cluster's name at most.
-pub const NAME_MAX: usize = 48;
+pub const NAME_MAX: usize = PREFIX_MAX - "corefs//".len();
 /// Bytes of a key at most: `KEY_SIZE_LIMIT` of FoundationDB.
 const FDB_KEY_MAX: usize = 10_000;
-const _: () =
-    assert!(KV_KEY_MAX + "corefs//".len() + NAME_MAX < FDB_KEY_MAX, "a name leaves room for the longest key");
+const _: () = assert!(KV_KEY_MAX + PREFIX_MAX < FDB_KEY_MAX, "a name leaves room for the longest key");
 /// How long any call may take: a transaction has no longer either. Without it a call would wait for as long as the servers
 /// are away.
 const CALL_MILLISECONDS: i32 = 1000 * KV_TRANSACTION_SECONDS as i32;
