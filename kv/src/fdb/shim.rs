@@ -21,12 +21,13 @@ const REMEDY: &str = "install FoundationDB's package foundationdb-clients, versi
      FoundationDB have it for Debian and Red Hat), or name the directory of such a libfdb_c.so in LD_LIBRARY_PATH";
 
 /// Called by FoundationDB's network thread when a future is ready.
-type Callback = Option<unsafe extern "C" fn(*mut c_void, *mut c_void)>;
+type Callback = unsafe extern "C" fn(*mut c_void, *mut c_void);
 
 macro_rules! forward {
     ($($name:ident($($arg:ident: $kind:ty),*) $(-> $result:ty)?;)*) => {
         /// Where the functions of the opened library are.
         struct Functions {
+            // SAFETY: types of functions; those who call them say why they may.
             $($name: unsafe extern "C" fn($($kind),*) $(-> $result)?,)*
         }
 
@@ -72,7 +73,7 @@ forward! {
 
     fdb_future_destroy(future: *mut c_void);
     fdb_future_is_ready(future: *mut c_void) -> c_int;
-    fdb_future_set_callback(future: *mut c_void, callback: Callback, parameter: *mut c_void) -> c_int;
+    fdb_future_set_callback(future: *mut c_void, callback: Option<Callback>, parameter: *mut c_void) -> c_int;
     fdb_future_get_error(future: *mut c_void) -> c_int;
     fdb_future_get_int64(future: *mut c_void, out: *mut i64) -> c_int;
     fdb_future_get_key(future: *mut c_void, key: *mut *const u8, length: *mut c_int) -> c_int;
