@@ -68,18 +68,13 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// Clients that left anything and whose lease has ended. Rows of older incarnations of live ones are dropped.
     async fn dead_clients(&self) -> Result<BTreeSet<ClientId>> {
         let mut clients = BTreeSet::new();
-        let mut rest = self.keys.table(table::CLIENT);
-        loop {
-            let page = self.page(&rest, PAGE, Direction::Forward).await?;
-            clients.extend(page.pairs.iter().filter_map(|(key, _)| match self.keys.parse(key) {
-                Ok(Key::Client(client)) => Some(client),
-                _ => None,
-            }));
-            match page.pairs.last() {
-                Some((last, _)) if page.more => rest = rest.after(last, Direction::Forward),
-                _ => break,
+        let look = |key: &[u8], _: &[u8]| {
+            if let Ok(Key::Client(client)) = self.keys.parse(key) {
+                clients.insert(client);
             }
-        }
+            Ok(())
+        };
+        self.each_pair(table::CLIENT, look).await?;
         clients.extend(self.clients_with_replies().await?);
         let clients: Vec<ClientId> = clients.into_iter().collect();
         let mut dead = BTreeSet::new();
@@ -130,21 +125,16 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// All sessions of these clients.
     async fn sessions_of(&self, clients: &BTreeSet<ClientId>) -> Result<Vec<(InodeId, u64)>> {
         let mut sessions = Vec::new();
-        let mut rest = self.keys.table(table::SESSION);
-        loop {
-            let page = self.page(&rest, PAGE, Direction::Forward).await?;
-            for (key, value) in &page.pairs {
-                if let Key::Session(inode, number) = self.keys.parse(key)?
-                    && clients.contains(&Session::decode(value)?.client)
-                {
-                    sessions.push((inode, number));
-                }
+        let look = |key: &[u8], value: &[u8]| {
+            if let Key::Session(inode, number) = self.keys.parse(key)?
+                && clients.contains(&Session::decode(value)?.client)
+            {
+                sessions.push((inode, number));
             }
-            match page.pairs.last() {
-                Some((last, _)) if page.more => rest = rest.after(last, Direction::Forward),
-                _ => return Ok(sessions),
-            }
-        }
+            Ok(())
+        };
+        self.each_pair(table::SESSION, look).await?;
+        Ok(sessions)
     }
 
     /// Drops the locks of these clients; on how many files there were any.
@@ -252,8 +242,9 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             .await?;
         }
         let mut gone = dead.clone();
-        self.each_pair(table::SESSION, |value| Ok(_ = gone.remove(&Session::decode(value)?.client))).await?;
-        let locked = |value: &[u8]| {
+        self.each_pair(table::SESSION, |_, value| Ok(_ = gone.remove(&Session::decode(value)?.client)))
+            .await?;
+        let locked = |_: &[u8], value: &[u8]| {
             Locks::decode(value)?.clients().for_each(|client| _ = gone.remove(&client));
             Ok(())
         };
@@ -277,12 +268,12 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         Ok(())
     }
 
-    /// Every value of a table, a page at a time: each page is of a snapshot of its own.
-    async fn each_pair(&self, letter: u8, mut look: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    /// Every pair of a table, a page at a time: each page is of a snapshot of its own.
+    async fn each_pair(&self, letter: u8, mut look: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
         let mut rest = self.keys.table(letter);
         loop {
             let page = self.page(&rest, PAGE, Direction::Forward).await?;
-            page.pairs.iter().try_for_each(|(_, value)| look(value))?;
+            page.pairs.iter().try_for_each(|(key, value)| look(key, value))?;
             match page.pairs.last() {
                 Some((last, _)) if page.more => rest = rest.after(last, Direction::Forward),
                 _ => return Ok(()),
