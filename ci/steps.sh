@@ -65,16 +65,17 @@ tests_in() {
     END { printf "%d tests passed, %d failed, %d ignored, in %d programs", passed, failed, ignored, programs }' "$1"
 }
 
-# end_to_end SECONDS FILES...: each end-to-end test is a step.
+# end_to_end SECONDS FILES...: each end-to-end test is a step. With COREFS_E2E_KV, clusters keep their metadata there.
 end_to_end() {
-  local limit=$1 file; shift
+  local limit=$1 file name=e2e; shift
+  [ -z "${COREFS_E2E_KV:-}" ] || name=e2e-fdb
   local as_root=()
   if [ "$(id -u)" != 0 ] && sudo -n true 2>/dev/null; then
-    as_root=(sudo -n env "PATH=$PATH" "TMPDIR=$TMPDIR" "COREFS=$COREFS" "HOME=$HOME")
+    as_root=(sudo -n env "PATH=$PATH" "TMPDIR=$TMPDIR" "COREFS=$COREFS" "HOME=$HOME" "COREFS_E2E_KV=${COREFS_E2E_KV:-}" "LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}")
   fi
   for file in "$@"; do
     [ "$(basename "$file")" != lib.sh ] || continue
-    step "e2e/$(basename "$file" .sh)" "$limit" "${as_root[@]}" bash "$file" || true
+    step "$name/$(basename "$file" .sh)" "$limit" "${as_root[@]}" bash "$file" || true
   done
 }
 

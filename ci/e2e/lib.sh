@@ -36,9 +36,11 @@ need_mount() { can_mount || skip "mounting needs /dev/fuse and root"; }
 need_tool() { command -v "$1" >/dev/null || skip "$1 is not installed"; }
 
 # up [flags of corefs up]: starts the cluster in $work/cluster and waits for its ready line. Sets up_pid, manager.
+# COREFS_E2E_KV: where it keeps metadata, as `--kv` says it; in its own directory if that isn't set.
 # On a port of the test's own: a cluster that was killed must find its port free, whoever else starts one meanwhile.
 up() {
   : >"$work/up.out"
+  [ -z "${COREFS_E2E_KV:-}" ] || [ -e "$work/cluster/cluster.toml" ] || set -- --kv "$COREFS_E2E_KV" "$@"
   "$COREFS" up --dir "$work/cluster" --port $((10000 + $$ % 20000)) "$@" >"$work/up.out" 2>>"$work/up.log" &
   up_pid=$!
   for _ in $(seq 1200); do

@@ -11,6 +11,13 @@ use std::time::Duration;
 /// How long a transaction may run from its first read to its commit.
 pub const TRANSACTION_AGE_MAX: Duration = Duration::from_secs(KV_TRANSACTION_SECONDS);
 
+/// Bytes before every key in FoundationDB, at most: the cluster's name there (`kv::fdb`). All backends count as if they were there.
+pub const PREFIX_MAX: usize = 32;
+/// What FoundationDB counts for the structures of a mutation and of a conflict range (`MutationRef` and `KeyRangeRef` of
+/// 7.3.77, rounded up).
+const MUTATION_BYTES: usize = 48;
+const RANGE_BYTES: usize = 24;
+
 /// With that many newer versions a snapshot is too old, whatever its age. Bounds the memory of histories and
 /// conflict windows.
 pub const VERSIONS_REMEMBERED_MAX: usize = 1 << 17;
@@ -19,6 +26,29 @@ pub const VERSIONS_REMEMBERED_MAX: usize = 1 << 17;
 pub const PAGE_BYTES_MAX: usize = 1 << 20;
 /// Most pairs in one page of a range.
 pub const PAGE_PAIRS_MAX: usize = 1 << 14;
+
+/// What a conflict range counts towards a transaction's size.
+pub fn range_bytes(range: &KeyRange) -> usize {
+    range.begin.len() + range.end.len() + 2 * PREFIX_MAX + RANGE_BYTES
+}
+
+/// What a mutation counts: its own bytes, and the conflict range of what it writes. As FoundationDB does it, so that what fits into a
+/// transaction of any backend fits into one of FoundationDB's.
+pub fn mutation_bytes(mutation: &Mutation) -> usize {
+    let (key, value) = match mutation {
+        Mutation::ClearRange(range) => {
+            let both = range.begin.len() + range.end.len() + 2 * PREFIX_MAX;
+            return both + MUTATION_BYTES + range_bytes(range);
+        }
+        Mutation::Clear { key } => (key, 0),
+        Mutation::Atomic { key, operand: value, .. }
+        | Mutation::Set { key, value }
+        | Mutation::StampedKey { key, value, .. }
+        | Mutation::StampedValue { key, value, .. } => (key, value.len()),
+    };
+    // The range of a single key ends in a zero byte more.
+    3 * (PREFIX_MAX + key.len()) + 1 + value + MUTATION_BYTES + RANGE_BYTES
+}
 
 fn too_large(limit: usize, actual: usize, what: &str) -> Error {
     Error::mismatch(ErrorCode::KvTooLarge, limit as u64, actual as u64, format!("{what} is too large"))
@@ -124,6 +154,15 @@ mod tests {
         assert!(check_range(&KeyRange::single(&[1; KV_KEY_MAX])).is_ok());
         assert_eq!(check_range(&KeyRange::new([2], [1])).unwrap_err().code, ErrorCode::InvalidArgument);
         assert_eq!(check_range(&KeyRange::new([2], [0xFF, 1])).unwrap_err().code, ErrorCode::InvalidArgument);
+    }
+
+    /// Of 32,768 targets in chains of one: the largest transaction there is.
+    #[test]
+    fn the_rows_of_the_largest_cluster_fit_into_one_transaction() {
+        let chain = Mutation::Set { key: vec![0; 14], value: vec![0; 42] };
+        check_size(32_768 * mutation_bytes(&chain)).unwrap();
+        let (page, pages) = (Mutation::Set { key: vec![0; 18], value: vec![0; 5 + 8 * 4096] }, 8);
+        check_size(32_768 * mutation_bytes(&chain) + pages * mutation_bytes(&page)).unwrap();
     }
 
     #[test]

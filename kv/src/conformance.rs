@@ -23,6 +23,9 @@ use std::time::Duration;
 pub trait Bench {
     type Engine: KvEngine;
 
+    /// What is printed when it has passed.
+    const NAME: &str;
+
     /// An empty store that nobody else uses.
     async fn fresh(&self) -> Self::Engine;
 
@@ -30,7 +33,7 @@ pub trait Bench {
     async fn pass(&self, engine: &Self::Engine, duration: Duration) -> bool;
 }
 
-/// Runs everything. Prints what it has to skip.
+/// Runs everything. Prints what it has to skip, and at the end what passed: `ci/test` shows these lines.
 pub async fn check_all<B: Bench>(bench: &B) {
     reads::check(bench).await;
     writes::check(bench).await;
@@ -39,6 +42,7 @@ pub async fn check_all<B: Bench>(bench: &B) {
     for seed in 0..4 {
         check_serializable(&bench.fresh().await, seed, Load::default()).await;
     }
+    println!("conformance: passed on {}", B::NAME);
 }
 
 /// Runs futures side by side on the calling task; their results in order.

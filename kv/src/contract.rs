@@ -197,8 +197,8 @@ pub struct Committed {
 ///
 /// **Errors of writes** (too large, not allowed) are returned by the next read and by the commit.
 ///
-/// **Limits** are those of [`wire::limits`](corefs_wire::limits): 10 KB keys, 100 KB values, 10 MB a transaction
-/// (keys, values and conflict ranges), five seconds from its first read.
+/// **Limits** are those of [`wire::limits`](corefs_wire::limits): keys of 9,900 bytes, 100 KB values, 10 MB a transaction
+/// (keys, values and conflict ranges, as FoundationDB counts them: [`bounds`](crate::bounds)), five seconds from its first read.
 #[allow(async_fn_in_trait)] // executors are single-threaded: futures need not be Send
 pub trait Transaction {
     /// The version of the snapshot, taken now if no read has done so. Not less than that of any commit whose

@@ -13,6 +13,7 @@
 //! | [`mem`] | deterministic store in memory, with faults |
 //! | [`embedded`] | durable store of one process, on redb |
 //! | `remote` (feature) | client and server of `corefs kv`: the embedded store of another process |
+//! | `fdb` (feature) | FoundationDB, for clusters of many machines |
 //! | [`conformance`] | the suite that every backend passes |
 //! | [`prng`] * | the seeded generator of faults, jitter and tests |
 
@@ -21,6 +22,8 @@ pub mod clock;
 pub mod conformance;
 pub mod contract;
 pub mod embedded;
+#[cfg(feature = "fdb")]
+pub mod fdb;
 pub mod mem;
 pub mod mutation;
 pub mod overlay;
@@ -35,4 +38,6 @@ pub mod window;
 
 pub use contract::*;
 pub use embedded::Embedded;
+#[cfg(feature = "fdb")]
+pub use fdb::Fdb;
 pub use mem::Mem;

@@ -59,18 +59,6 @@ impl Mutation {
             Self::ClearRange(range) => range.clone(),
         }
     }
-
-    /// Bytes of keys and values, as they count towards a transaction's size.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Self::Clear { key } => key.len(),
-            Self::ClearRange(range) => range.begin.len() + range.end.len(),
-            Self::Atomic { key, operand: value, .. }
-            | Self::Set { key, value }
-            | Self::StampedKey { key, value, .. }
-            | Self::StampedValue { key, value, .. } => key.len() + value.len(),
-        }
-    }
 }
 
 impl Atomic {

@@ -1,7 +1,7 @@
 //! The seam between the shared transaction ([`Txn`](crate::txn::Txn)) and a backend of ours: reads at a version, and
-//! one-shot commits. FoundationDB's client has its own transaction and implements the contract directly.
+//! one-shot commits.
 
-use crate::bounds::{PAGE_BYTES_MAX, PAGE_PAIRS_MAX};
+use crate::bounds::{PAGE_BYTES_MAX, PAGE_PAIRS_MAX, mutation_bytes, range_bytes};
 use crate::contract::{Committed, Direction, KeyRange, Pair, RangePage};
 use crate::mutation::Mutation;
 use corefs_wire::Result;
@@ -41,11 +41,10 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// Bytes that count towards the limit of a transaction.
+    /// What counts towards the limit of a transaction.
     pub fn bytes(&self) -> usize {
-        let range = |range: &KeyRange| range.begin.len() + range.end.len();
-        let conflicts = self.read_conflicts.iter().chain(&self.write_conflicts).map(range);
-        self.mutations.iter().map(Mutation::bytes).chain(conflicts).sum()
+        let conflicts = self.read_conflicts.iter().chain(&self.write_conflicts).map(range_bytes);
+        self.mutations.iter().map(mutation_bytes).chain(conflicts).sum()
     }
 }
 

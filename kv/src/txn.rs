@@ -50,7 +50,7 @@ impl<S: Store> Txn<S> {
         if self.refused.is_some() {
             return;
         }
-        self.bytes += mutation.bytes();
+        self.bytes += bounds::mutation_bytes(&mutation);
         match bounds::check_mutation(&mutation).and_then(|()| bounds::check_size(self.bytes)) {
             Ok(()) => {
                 overlay(&mut self.overlay);
@@ -64,7 +64,7 @@ impl<S: Store> Txn<S> {
         if range.is_empty() || self.refused.is_some() {
             return;
         }
-        self.bytes += range.begin.len() + range.end.len();
+        self.bytes += bounds::range_bytes(&range);
         match bounds::check_range(&range).and_then(|()| bounds::check_size(self.bytes)) {
             Ok(()) if reads => self.commit.read_conflicts.push(range),
             Ok(()) => self.commit.write_conflicts.push(range),

@@ -14,6 +14,7 @@ struct MemBench(Faults);
 
 impl Bench for MemBench {
     type Engine = Mem;
+    const NAME: &str = "memory";
 
     async fn fresh(&self) -> Mem {
         Mem::with_faults(1, self.0)
@@ -49,6 +50,7 @@ struct EmbeddedBench {
 
 impl Bench for EmbeddedBench {
     type Engine = Embedded;
+    const NAME: &str = "embedded";
 
     async fn fresh(&self) -> Embedded {
         let directory = tempfile::tempdir().unwrap();

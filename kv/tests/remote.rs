@@ -76,6 +76,7 @@ struct RemoteBench(RefCell<Vec<(TempDir, Served)>>);
 
 impl Bench for RemoteBench {
     type Engine = Client;
+    const NAME: &str = "embedded, of another process";
 
     async fn fresh(&self) -> Client {
         // One store at a time: the one before is stopped when the next is asked for.

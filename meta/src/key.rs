@@ -14,7 +14,7 @@
 //! | `I` | inode: u64 | [`Inode`](crate::inode::Inode) | set |
 //! | `K` | inode: u64 | [`Locks`](crate::lock::Locks): the advisory locks on it | set |
 //! | `L` | client: u64, incarnation: u32 | its sequences below this are done: u64, little-endian | atomic MAX |
-//! | `P` | client: u64 | empty: this client may have sessions or locks | set |
+//! | `P` | client: u64 | empty, or the mark of a sweep: this client may have sessions or locks | set |
 //! | `R` | client: u64, incarnation: u32, sequence: u64 | [`Outcome`](crate::once::Outcome) of that request | set |
 //! | `S` | inode: u64, session: u64 | [`Session`](crate::session::Session) | set |
 //! | `T` | directory: u64 | when its entries last changed (ns): u64, little-endian | atomic MAX |

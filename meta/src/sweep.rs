@@ -68,18 +68,13 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// Clients that left anything and whose lease has ended. Rows of older incarnations of live ones are dropped.
     async fn dead_clients(&self) -> Result<BTreeSet<ClientId>> {
         let mut clients = BTreeSet::new();
-        let mut rest = self.keys.table(table::CLIENT);
-        loop {
-            let page = self.page(&rest, PAGE, Direction::Forward).await?;
-            clients.extend(page.pairs.iter().filter_map(|(key, _)| match self.keys.parse(key) {
-                Ok(Key::Client(client)) => Some(client),
-                _ => None,
-            }));
-            match page.pairs.last() {
-                Some((last, _)) if page.more => rest = rest.after(last, Direction::Forward),
-                _ => break,
+        let look = |key: &[u8], _: &[u8]| {
+            if let Ok(Key::Client(client)) = self.keys.parse(key) {
+                clients.insert(client);
             }
-        }
+            Ok(())
+        };
+        self.each_pair(table::CLIENT, look).await?;
         clients.extend(self.clients_with_replies().await?);
         let clients: Vec<ClientId> = clients.into_iter().collect();
         let mut dead = BTreeSet::new();
@@ -130,21 +125,16 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// All sessions of these clients.
     async fn sessions_of(&self, clients: &BTreeSet<ClientId>) -> Result<Vec<(InodeId, u64)>> {
         let mut sessions = Vec::new();
-        let mut rest = self.keys.table(table::SESSION);
-        loop {
-            let page = self.page(&rest, PAGE, Direction::Forward).await?;
-            for (key, value) in &page.pairs {
-                if let Key::Session(inode, number) = self.keys.parse(key)?
-                    && clients.contains(&Session::decode(value)?.client)
-                {
-                    sessions.push((inode, number));
-                }
+        let look = |key: &[u8], value: &[u8]| {
+            if let Key::Session(inode, number) = self.keys.parse(key)?
+                && clients.contains(&Session::decode(value)?.client)
+            {
+                sessions.push((inode, number));
             }
-            match page.pairs.last() {
-                Some((last, _)) if page.more => rest = rest.after(last, Direction::Forward),
-                _ => return Ok(sessions),
-            }
-        }
+            Ok(())
+        };
+        self.each_pair(table::SESSION, look).await?;
+        Ok(sessions)
     }
 
     /// Drops the locks of these clients; on how many files there were any.
@@ -232,29 +222,63 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         .await
     }
 
-    /// Drops everything in the name of dead clients that have no sessions and no locks left. One begun meanwhile rewrote
-    /// the client's row, so this transaction conflicts with it.
+    /// Drops everything in the name of dead clients that have no sessions and no locks left.
+    ///
+    /// There may be more sessions than one transaction has the time to read. So the clients' rows get a mark of this sweep,
+    /// sessions and locks are gone through page by page, and only rows that bear the mark afterwards go: whatever was begun meanwhile
+    /// rewrote its client's row.
     async fn forget_clients(&self, dead: &BTreeSet<ClientId>) -> Result<()> {
-        retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
-            let rows: Vec<Vec<u8>> = dead.iter().map(|client| self.keys.client(*client)).collect();
-            txn.get_many(&rows, Isolation::Serializable).await?;
-            let mut gone = dead.clone();
-            let sessions = self.keys.table(table::SESSION);
-            for (_, value) in txn.range_all(&sessions, usize::MAX, Isolation::Snapshot).await? {
-                gone.remove(&Session::decode(&value)?.client);
-            }
-            let locks = self.keys.table(table::LOCKS);
-            for (_, value) in txn.range_all(&locks, usize::MAX, Isolation::Snapshot).await? {
-                Locks::decode(&value)?.clients().for_each(|client| _ = gone.remove(&client));
-            }
-            for client in gone {
-                txn.clear(&self.keys.client(client));
-                txn.clear_range(&self.keys.replies(client, None));
-                txn.clear_range(&self.keys.low_waters(client, None));
-            }
+        let mark = self.outside.random().to_le_bytes();
+        let clients: Vec<ClientId> = dead.iter().copied().collect();
+        let rows = |batch: &[ClientId]| batch.iter().map(|client| self.keys.client(*client)).collect();
+        for batch in clients.chunks(CLIENTS_AT_ONCE) {
+            let rows: Vec<Vec<u8>> = rows(batch);
+            retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
+                // Read, so that an attempt that lands late can't mark a row again.
+                txn.get_many(&rows, Isolation::Serializable).await?;
+                rows.iter().for_each(|row| txn.set(row, &mark));
+                Ok(())
+            })
+            .await?;
+        }
+        let mut gone = dead.clone();
+        self.each_pair(table::SESSION, |_, value| Ok(_ = gone.remove(&Session::decode(value)?.client)))
+            .await?;
+        let locked = |_: &[u8], value: &[u8]| {
+            Locks::decode(value)?.clients().for_each(|client| _ = gone.remove(&client));
             Ok(())
-        })
-        .await
+        };
+        self.each_pair(table::LOCKS, locked).await?;
+        let gone: Vec<ClientId> = gone.into_iter().collect();
+        for batch in gone.chunks(CLIENTS_AT_ONCE) {
+            let rows: Vec<Vec<u8>> = rows(batch);
+            retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
+                let values = txn.get_many(&rows, Isolation::Serializable).await?;
+                let marked =
+                    batch.iter().zip(values).filter(|(_, value)| value.as_deref() == Some(&mark[..]));
+                for (client, _) in marked {
+                    txn.clear(&self.keys.client(*client));
+                    txn.clear_range(&self.keys.replies(*client, None));
+                    txn.clear_range(&self.keys.low_waters(*client, None));
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Every pair of a table, a page at a time: each page is of a snapshot of its own.
+    async fn each_pair(&self, letter: u8, mut look: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+        let mut rest = self.keys.table(letter);
+        loop {
+            let page = self.page(&rest, PAGE, Direction::Forward).await?;
+            page.pairs.iter().try_for_each(|(key, value)| look(key, value))?;
+            match page.pairs.last() {
+                Some((last, _)) if page.more => rest = rest.after(last, Direction::Forward),
+                _ => return Ok(()),
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! measures it.
 
 use crate::directory::{Directory, Shape};
+use crate::store::{self, Place};
 use crate::supervise::{Spec, Supervisor};
 use corefs_wire::limits::{CHUNK_DEFAULT, CHUNK_MAX, CHUNK_MIN, REPLICAS_MAX, SHARDS_A_CORE_MAX, SHARDS_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -25,6 +26,8 @@ pub struct Wishes {
     pub chunk_size: Option<u64>,
     pub capacity: Option<u64>,
     pub port: Option<u16>,
+    /// A FoundationDB for the metadata.
+    pub kv: Option<Place>,
     /// Microseconds that shards poll before they sleep; of this start, not of the cluster.
     pub busy_poll: u64,
     /// Bytes a second; may be another at each start.
@@ -47,6 +50,7 @@ impl Wishes {
             chunk_size: u32::try_from(self.chunk_size.unwrap_or(CHUNK_DEFAULT.into())).unwrap_or(u32::MAX),
             capacity: self.capacity.unwrap_or(by_default) & !0xFFFFF,
             manager: format!("127.0.0.1:{}", free_port(self.port)?),
+            kv: self.kv.clone().map(named).transpose()?.map(|place| place.text()),
             added: 0,
             removed: vec![],
         };
@@ -77,8 +81,30 @@ impl Wishes {
                 return Err(Error::mismatch(ErrorCode::BadConfig, is, wish, what));
             }
         }
+        let Some(wish) = &self.kv else { return Ok(()) };
+        let is = shape.kv.as_deref().map(store::of_up).transpose()?;
+        // The name may be left out.
+        let same = |is: &Place| {
+            is.cluster_file == wish.cluster_file && (wish.name.is_none() || wish.name == is.name)
+        };
+        if !is.as_ref().is_some_and(same) {
+            let is = shape.kv.as_deref().unwrap_or("its own directory");
+            let what =
+                format!("--kv {}: this cluster keeps metadata in {is}; leave the flag out", wish.text());
+            return Err(Error::new(ErrorCode::BadConfig, what));
+        }
         Ok(())
     }
+}
+
+/// Gives a new cluster a name in its FoundationDB, if a person gave none.
+fn named(place: Place) -> Result<Place> {
+    if place.name.is_some() {
+        return Ok(place);
+    }
+    let mut number = [0; 8];
+    getrandom::fill(&mut number).map_err(|error| Error::new(ErrorCode::Os, error.to_string()))?;
+    Ok(Place { name: Some(format!("up-{:016x}", u64::from_le_bytes(number))), ..place })
 }
 
 /// Cores that this process may use.
@@ -156,10 +182,12 @@ pub fn start(directory: &Directory, wishes: &Wishes, say: &mut dyn FnMut(String)
     let shape = match directory.shape()? {
         Some(shape) => {
             wishes.agree(&shape)?;
+            shape.kv.as_deref().map_or(Ok(()), |kv| store::try_out(kv, false))?;
             shape
         }
         None => {
             let shape = wishes.choose(directory.root())?;
+            shape.kv.as_deref().map_or(Ok(()), |kv| store::try_out(kv, true))?;
             directory.create(&shape)?;
             shape
         }
@@ -172,17 +200,14 @@ pub fn start(directory: &Directory, wishes: &Wishes, say: &mut dyn FnMut(String)
         all.extend(log_filter());
         supervisor.start(Spec { name: name.to_owned(), args: all, log })
     };
-    let kv = launch(
-        "kv",
-        directory.log("kv"),
-        vec![
-            "kv".into(),
-            "--dir".into(),
-            directory.kv().into(),
-            "--listen".into(),
-            directory.kv_address().into(),
-        ],
-    )?;
+    let embedded = || -> Vec<OsString> {
+        let (dir, listen) = (directory.kv().into(), directory.kv_address().into());
+        vec!["kv".into(), "--dir".into(), dir, "--listen".into(), listen]
+    };
+    let kv = match &shape.kv {
+        Some(kv) => kv.clone(),
+        None => launch("kv", directory.log("kv"), embedded())?,
+    };
     let number = |value: u32| OsString::from(value.to_string());
     let manager = launch(
         "mgmtd",

@@ -4,7 +4,7 @@
 //! DIR/cluster.toml   what was chosen when it was made (nodes, replicas, ports), and how many nodes were added since
 //! DIR/secret         the cluster's secret, 64 hexadecimal digits, readable by its owner only
 //! DIR/lock           held by the `corefs up` that runs on it
-//! DIR/kv/            the embedded key-value store
+//! DIR/kv/            the embedded key-value store; empty where metadata is in FoundationDB
 //! DIR/node-1/ ...    a storage node each: its identity and its disk
 //! DIR/log/           a log for each role
 //! DIR/run/           sockets
@@ -31,6 +31,9 @@ pub struct Shape {
     pub capacity: u64,
     /// Address of the manager, stable over restarts because clients are told it.
     pub manager: String,
+    /// Where metadata is, if not in the directory's embedded store: `fdb:CLUSTER_FILE#NAME`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv: Option<String>,
     /// Nodes that were added since it was made.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub added: u32,
@@ -250,6 +253,7 @@ mod tests {
             chunk_size: 65536,
             capacity: 1 << 30,
             manager,
+            kv: None,
             added: 0,
             removed: vec![],
         };

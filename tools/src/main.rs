@@ -14,6 +14,7 @@ mod output;
 mod role;
 mod scratch;
 mod signals;
+mod store;
 mod supervise;
 mod tree;
 

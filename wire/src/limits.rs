@@ -68,8 +68,9 @@ pub const SHARDS_A_CORE_MAX: usize = 8;
 /// Slices of a node.
 pub const SLICES_MAX: usize = 1024;
 
-/// FoundationDB's limits, which every key-value backend keeps.
-pub const KV_KEY_MAX: usize = 10_000;
+/// FoundationDB's limits, which every key-value backend keeps. Of its 10,000 bytes of a key, a cluster's name takes some
+/// (`kv::fdb`).
+pub const KV_KEY_MAX: usize = 9_900;
 pub const KV_VALUE_MAX: usize = 100_000;
 pub const KV_TRANSACTION_BYTES_MAX: usize = 10_000_000;
 pub const KV_TRANSACTION_SECONDS: u64 = 5;

@@ -1,6 +1,7 @@
 //! Between the store's own types and the messages of `wire/schemas/kv.fbs`. Pure. What comes from the wire is
 //! checked here only as far as it must be to have a type; sizes and keys are [`bounds`](crate::bounds)' business.
 
+use crate::bounds::{mutation_bytes, range_bytes};
 use crate::contract::{Atomic, Direction, KeyRange, RangePage, Versionstamp};
 use crate::contract::{Committed, next_key};
 use crate::mutation::Mutation;
@@ -137,15 +138,14 @@ impl Requests {
 pub fn encode_commit(commit: Commit, assembly: u64, released: Vec<u64>) -> Vec<CommitRequestT> {
     let read_version = commit.read_version;
     let mut requests = Requests { done: Vec::new(), current: CommitRequestT::default(), bytes: 0, items: 0 };
-    let bytes = |range: &KeyRange| range.begin.len() + range.end.len();
     for range in commit.read_conflicts {
-        requests.room(bytes(&range)).read_conflicts.push(encode_conflict(range));
+        requests.room(range_bytes(&range)).read_conflicts.push(encode_conflict(range));
     }
     for range in commit.write_conflicts {
-        requests.room(bytes(&range)).write_conflicts.push(encode_conflict(range));
+        requests.room(range_bytes(&range)).write_conflicts.push(encode_conflict(range));
     }
     for mutation in commit.mutations {
-        requests.room(mutation.bytes()).mutations.push(encode_mutation(mutation));
+        requests.room(mutation_bytes(&mutation)).mutations.push(encode_mutation(mutation));
     }
     let mut requests = requests.done.into_iter().chain([requests.current]).collect::<Vec<_>>();
     let last = requests.len() - 1;

@@ -41,7 +41,8 @@ pub const TEMPLATE: &str = r#"# corefs: settings of the roles, a section each. E
 # secret_file = "secret"                  # the cluster's secret; required unless every address is local
 
 [mgmtd]         # the manager: membership, chains, routing
-# kv = "unix:kv.sock"                     # where `corefs kv` listens
+# kv = "unix:kv.sock"                     # where `corefs kv` listens, or "fdb:CLUSTER_FILE#NAME"
+# kv_core = 0                             # FoundationDB's network thread; by default on the last core
 # listen = "127.0.0.1:7400"               # address that nodes and clients are given
 # nodes = 1                               # storage nodes to wait for before the first chains are made
 # replicas = 1                            # copies of each chunk
@@ -51,6 +52,7 @@ pub const TEMPLATE: &str = r#"# corefs: settings of the roles, a section each. E
 
 [meta]          # a metadata server: the namespace
 # kv = "unix:kv.sock"
+# kv_core = 0
 # manager = ["127.0.0.1:7400"]            # every manager's address
 # listen = "127.0.0.1:0"                  # port 0: any free one
 # secret_file = "secret"

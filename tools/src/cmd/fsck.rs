@@ -1,6 +1,7 @@
 //! `corefs fsck`: what a stopped cluster holds, verified to the last block and the last name.
 
 use crate::directory::{Directory, Shape};
+use crate::store::Store;
 use crate::{output, role};
 use corefs_engine::disk::BlockingDisk;
 use corefs_engine::disk::file::DiskFile;
@@ -62,7 +63,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
     } else if args.dir.join("cluster.toml").exists() {
         let directory = Directory::open(&args.dir)?;
         let shape = directory.shape()?;
-        check_store(&directory.kv(), &mut outcome)?;
+        match shape.as_ref().and_then(|shape| shape.kv.as_deref()) {
+            None => check_embedded(&directory.kv(), &mut outcome)?,
+            Some(kv) => check_in(kv, &mut outcome)?,
+        }
         for node in shape.iter().flat_map(Shape::running) {
             check_node(&format!("node-{node}"), &directory.node(node), &mut outcome, watch)?;
         }
@@ -83,7 +87,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 /// The key-value store, and the namespace in it.
-fn check_store(path: &Path, outcome: &mut Outcome) -> Result<()> {
+fn check_embedded(path: &Path, outcome: &mut Outcome) -> Result<()> {
     let report = embedded::check::check(path)?;
     let whole = report.damage.is_empty();
     outcome.part("key-value store", json!({"pairs": report.pairs, "bytes": report.bytes}), report.damage);
@@ -98,6 +102,29 @@ fn check_store(path: &Path, outcome: &mut Outcome) -> Result<()> {
         store.close().await;
         checked
     })?;
+    report_namespace(&checked, outcome);
+    Ok(())
+}
+
+/// The namespace in a store that sees to itself.
+#[cfg_attr(not(feature = "fdb"), expect(unused_variables, reason = "without FoundationDB it ends before"))]
+fn check_in(kv: &str, outcome: &mut Outcome) -> Result<()> {
+    match Store::parse(kv)? {
+        Store::Served(_) => {
+            Err(Error::new(ErrorCode::BadConfig, format!("cluster.toml: {kv} is no fdb:...")))
+        }
+        #[cfg(feature = "fdb")]
+        Store::Fdb(place) => {
+            let checked: Checked = role::block_on("fsck", async move {
+                check::check(&place.open(None).await?, &Keys::new(FILE_SYSTEM)).await
+            })?;
+            report_namespace(&checked, outcome);
+            Ok(())
+        }
+    }
+}
+
+fn report_namespace(checked: &Checked, outcome: &mut Outcome) {
     let mut findings: Vec<String> = checked.findings.iter().map(ToString::to_string).collect();
     if checked.untold > 0 {
         findings.push(format!("and {} more", checked.untold));
@@ -107,7 +134,6 @@ fn check_store(path: &Path, outcome: &mut Outcome) -> Result<()> {
         "sessions": checked.sessions, "waiting for removal": checked.garbage, "bytes": checked.bytes,
     });
     outcome.part("namespace", counts, findings);
-    Ok(())
 }
 
 /// Every slice of a node.

@@ -14,7 +14,7 @@ use std::time::Instant;
 /// Serve the embedded key-value store to the managers and metadata servers of this machine.
 ///
 /// It is one copy on one disk: losing the directory loses the namespace. A cluster of several machines that must survive
-/// that wants FoundationDB, which a later release brings.
+/// that wants FoundationDB: `--kv fdb:CLUSTER_FILE` of the managers and metadata servers, and no `corefs kv`.
 #[derive(clap::Args, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Args {

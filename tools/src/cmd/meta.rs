@@ -1,6 +1,8 @@
 //! `corefs meta`: a metadata server.
 
+use crate::store::Store;
 use crate::{config, role};
+use corefs_kv::KvEngine;
 use corefs_meta::server::{MetaOptions, MetaServer};
 use corefs_net::handshake::Role;
 use corefs_wire::Result;
@@ -16,10 +18,14 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
-    /// Address of the key-value store.
-    #[arg(long, value_name = "ADDR")]
+    /// The key-value store: the address of a `corefs kv`, or fdb:CLUSTER_FILE#NAME for a part of a FoundationDB.
+    #[arg(long, value_name = "STORE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     kv: Option<String>,
+    /// Core for FoundationDB's network thread, off those of storage shards [default: the last one].
+    #[arg(long, value_name = "CORE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_core: Option<usize>,
     /// Address of a manager; repeat for several.
     #[arg(long, value_name = "ADDR")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -36,13 +42,25 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let args: Args = config::merge("meta", args.config.as_deref(), &args)?;
-    let kv = role::address("kv", &config::required(args.kv, "meta", "kv")?)?;
+    let store = Store::parse(&config::required(args.kv, "meta", "kv")?)?;
     let secret = role::secret(args.secret_file.as_deref())?;
     let listen = role::address("listen", args.listen.as_deref().unwrap_or("127.0.0.1:0"))?;
     let options = MetaOptions { listen, managers: role::managers(&args.manager)?, secret: secret.clone() };
+    match store {
+        Store::Served(address) => {
+            serve(options, async move { role::connect_kv(address, Role::Meta, secret) })
+        }
+        #[cfg(feature = "fdb")]
+        Store::Fdb(place) => serve(options, async move { place.open(args.kv_core).await }),
+    }
+}
+
+fn serve<E: KvEngine>(
+    options: MetaOptions,
+    store: impl Future<Output = Result<E>> + 'static,
+) -> Result<ExitCode> {
     let start = async move {
-        let store = role::connect_kv(kv, Role::Meta, secret)?;
-        let server = MetaServer::start(options, store).await?;
+        let server = MetaServer::start(options, store.await?).await?;
         let address = server.address().to_string();
         Ok((server, address))
     };

@@ -1,6 +1,8 @@
 //! `corefs mgmtd`: a cluster manager.
 
+use crate::store::Store;
 use crate::{config, role};
+use corefs_kv::KvEngine;
 use corefs_mgmtd::cluster::formation::Wanted;
 use corefs_mgmtd::server::{ManagerOptions, ManagerServer};
 use corefs_net::handshake::Role;
@@ -21,10 +23,14 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
-    /// Address of the key-value store.
-    #[arg(long, value_name = "ADDR")]
+    /// The key-value store: the address of a `corefs kv`, or fdb:CLUSTER_FILE#NAME for a part of a FoundationDB.
+    #[arg(long, value_name = "STORE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     kv: Option<String>,
+    /// Core for FoundationDB's network thread, off those of storage shards [default: the last one].
+    #[arg(long, value_name = "CORE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_core: Option<usize>,
     /// Address to serve on [default: 127.0.0.1:7400].
     #[arg(long, value_name = "ADDR")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,21 +59,34 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let args: Args = config::merge("mgmtd", args.config.as_deref(), &args)?;
-    let kv = role::address("kv", &config::required(args.kv, "mgmtd", "kv")?)?;
+    let kv = config::required(args.kv, "mgmtd", "kv")?;
+    let store = Store::parse(&kv)?;
     let listen = role::address("listen", args.listen.as_deref().unwrap_or("127.0.0.1:7400"))?;
     let secret = role::secret(args.secret_file.as_deref())?;
     let mut options = ManagerOptions::new(listen);
     options.secret = secret.clone();
-    options.kv = kv.to_string();
+    options.kv = kv;
     options.wanted = Wanted {
         nodes: args.nodes,
         replicas: args.replicas,
         targets_per_node: args.targets,
         chunk_size: args.chunk_size.map(|bytes| u32::try_from(bytes.0).unwrap_or(u32::MAX)),
     };
+    match store {
+        Store::Served(address) => {
+            serve(options, async move { role::connect_kv(address, Role::Manager, secret) })
+        }
+        #[cfg(feature = "fdb")]
+        Store::Fdb(place) => serve(options, async move { place.open(args.kv_core).await }),
+    }
+}
+
+fn serve<E: KvEngine>(
+    options: ManagerOptions,
+    store: impl Future<Output = Result<E>> + 'static,
+) -> Result<ExitCode> {
     let start = async move {
-        let store = role::connect_kv(kv, Role::Manager, secret)?;
-        let server = ManagerServer::start(options, store).await?;
+        let server = ManagerServer::start(options, store.await?).await?;
         let address = server.address().to_string();
         Ok((server, address))
     };

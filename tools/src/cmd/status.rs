@@ -2,7 +2,7 @@
 
 use super::node;
 use crate::connect::Cluster;
-use crate::output;
+use crate::{output, store};
 use corefs_wire::control::mgmtd::{ChainT, FillT, GetStatusT, NodeStatusT, StatusT, TargetState};
 use corefs_wire::control::process::{CounterT, GetProcessT, ProcessT, ShardCountersT};
 use corefs_wire::{Result, Uuid};
@@ -162,10 +162,11 @@ const PROBLEMS_SHOWN: usize = 4;
 fn print(status: &StatusT) -> Result<()> {
     let chains = &status.routing.chains;
     let (total, used) = space(&status.nodes);
+    let embedded = || format!("{} (embedded: one copy)", status.kv);
     let mut out = vec![
         format!("cluster   {}", cluster_name(status)),
         format!("manager   {}", status.primary),
-        format!("metadata  {} (embedded: one copy)", status.kv),
+        format!("metadata  {}", if store::is_fdb(&status.kv) { status.kv.clone() } else { embedded() }),
         format!(
             "chains    {} of {}, {} whole; {} replicas, chunks of {}",
             chains.len(),

@@ -2,7 +2,7 @@
 
 use crate::cluster::{self, Wishes};
 use crate::directory::Directory;
-use crate::{output, signals};
+use crate::{output, signals, store};
 use corefs_perf::args::{Bytes, Rate};
 use corefs_wire::Result;
 use std::path::PathBuf;
@@ -15,7 +15,8 @@ use std::time::Duration;
 /// Prints one line `ready manager=ADDRESS` when it serves. Each node and role is a process of its own; one that dies
 /// is started again and reported. Ctrl-C (or SIGTERM) stops everything cleanly.
 ///
-/// Metadata is in an embedded store: one copy, on this machine's disk. Data has as many copies as --replicas says.
+/// Metadata is in an embedded store: one copy, on this machine's disk; or in FoundationDB, with --kv. Data has as many copies as
+/// --replicas says.
 #[derive(clap::Args)]
 pub struct Args {
     /// Directory of the cluster; made when it isn't there.
@@ -42,6 +43,10 @@ pub struct Args {
     /// The manager's port [default: 7400, or any free one when that's taken; kept for later starts].
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
+    /// Keep metadata in the FoundationDB of this cluster file, under a name of the cluster's own if none is given: fdb:CLUSTER_FILE
+    /// or fdb:CLUSTER_FILE#NAME. For the life of the cluster [default: in --dir].
+    #[arg(long, value_name = "STORE")]
+    kv: Option<String>,
     /// Microseconds that the storage nodes' shards poll for work before they sleep. On cores that nobody else needs, 50 spare a
     /// lone request most of a wake-up; on shared ones polling takes the others' time.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
@@ -70,6 +75,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         chunk_size: args.chunk_size.map(|bytes| bytes.0),
         capacity: args.capacity.map(|bytes| bytes.0),
         port: args.port,
+        kv: args.kv.as_deref().map(store::of_up).transpose()?,
         busy_poll: args.busy_poll,
         resync_rate: args.resync_rate.map(|bytes| bytes.0),
         scrub_rate: args.scrub_rate.map(|bytes| bytes.0),

@@ -29,8 +29,8 @@ const ALLOWED_TO_TESTS: [(&str, &str); 2] = [
     ("tools", "sim"),     // crash images of a whole node
 ];
 
-/// A crate that only a part of another may name: (who, whom, the part).
-const ONLY_IN: [(&str, &str, &str); 1] = [("kv", "net", "kv/src/remote")];
+/// A crate that only parts of another may name: (who, whom, the parts).
+const ONLY_IN: [(&str, &str, &[&str]); 1] = [("kv", "net", &["kv/src/remote", "kv/src/fdb"])];
 
 /// The part of a crate that another may name: (who, whom, what follows the crate's name).
 const ONLY_NAMED: [(&str, &str, &str); 1] = [("perf", "engine", "disk")];
@@ -103,9 +103,9 @@ fn narrow(file: &Source, findings: &mut Findings) {
     for word in file.product_words() {
         let Some(whom) = word.word.strip_prefix("corefs_") else { continue };
         findings.checked += 1;
-        for (who, limited, part) in ONLY_IN {
-            if of(who) && whom == limited && !file.is_in(part) {
-                findings.at(file, word.line, format!("only {part} may import {limited}"));
+        for (who, limited, parts) in ONLY_IN {
+            if of(who) && whom == limited && !parts.iter().any(|part| file.is_in(part)) {
+                findings.at(file, word.line, format!("only {} may import {limited}", parts.join(" and ")));
             }
         }
         for (who, limited, part) in ONLY_NAMED {
@@ -155,12 +155,16 @@ mod tests {
     fn parts_stay_parts() {
         let code = "use corefs_net::Node;";
         assert_eq!(
-            findings(check, &[("kv/src/remote/client.rs", code), ("kv/src/remote.rs", code)]).len(),
+            findings(
+                check,
+                &[("kv/src/remote/client.rs", code), ("kv/src/remote.rs", code), ("kv/src/fdb.rs", code)]
+            )
+            .len(),
             0
         );
         assert_eq!(
             findings(check, &[("kv/src/store.rs", code)]),
-            ["kv/src/store.rs:1: only kv/src/remote may import net"]
+            ["kv/src/store.rs:1: only kv/src/remote and kv/src/fdb may import net"]
         );
         assert_eq!(findings(check, &[("perf/src/disk.rs", "use corefs_engine::disk::bench;")]).len(), 0);
         for code in

@@ -5,13 +5,15 @@ use crate::source::Source;
 use crate::tree::Tree;
 
 /// Where `unsafe` may be, and for what.
-const PLACES: [(&str, &str); 21] = [
+const PLACES: [(&str, &str); 23] = [
     ("wire/src/checksum", "instructions that the processor was asked for"),
     ("net/src/ring", "entries name memory that the kernel writes"),
     ("net/src/buffer", "the arena hands out its mapped memory"),
     ("net/src/tcp", "entries name memory; socket calls"),
     ("net/src/heap", "an allocator is unsafe to implement"),
     ("net/src/process", "clock_gettime(2), getrusage(2), sysconf(3)"),
+    ("kv/src/fdb/shim", "functions of a C library, found by name"),
+    ("kv/src/fdb/network", "FoundationDB's thread, and the end of it by atexit(3)"),
     ("engine/src/disk", "entries name buffers"),
     ("engine/src/shard", "entries name buffers"),
     ("engine/src/store/prefetch", "a hint to the processor, of any address"),
