@@ -175,12 +175,14 @@ pub enum Action {
 /// What the manager makes of a chain, of what it has heard from each node (the chain version that it knows), of a node that
 /// registers, and of one that says that it is filled: the next chain, and whether the cluster's rows agree with each other.
 type Changes = HashMap<(Chain, Vec<Option<u64>>, Option<usize>, Option<usize>), (Chain, bool)>;
+/// Of each node of a chain whether it may have a lease, given who has heard of the chain as it is.
+type Leases = HashMap<(Chain, Vec<bool>), Vec<bool>>;
 
 // There are few chains, and they come again and again.
 thread_local! {
     static CHANGES: RefCell<Changes> = RefCell::default();
     static ROLES: RefCell<HashMap<(Chain, usize), Option<Role>>> = RefCell::default();
-    static LEASES: RefCell<HashMap<(Chain, Vec<bool>), Vec<bool>>> = RefCell::default();
+    static LEASES: RefCell<Leases> = RefCell::default();
 }
 
 fn remembered<K: Eq + Hash, V: Clone>(
