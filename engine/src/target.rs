@@ -79,7 +79,7 @@ impl Target {
         let admitted = role.and_then(|role| role.check(entry.chain(), entry.chain_version.get()));
         let store = &mut scene.slice.store;
         let (offset, length) = (entry.offset.get(), entry.length.get());
-        let plan = admitted.and_then(|()| match pending {
+        let plan = admitted.and_then(|()| match pending && self.replica.is_pending_written(chunk) {
             true => store.read_pending(self.id, chunk, offset, length),
             false => Err(ErrorCode::NoSuchChunk.into()),
         });

@@ -82,6 +82,11 @@ fn a_damaged_block_that_only_the_tail_has_committed_is_repaired() {
 }
 
 #[test]
+fn nobody_is_given_a_block_that_is_still_being_written() {
+    run(2_026_112_650_039, Config::default()).unwrap();
+}
+
+#[test]
 fn an_update_that_was_held_begins_only_under_a_lease() {
     // It waited for a damaged block, and meanwhile its head was left out.
     run(2_026_112_638_513, Config::default()).unwrap();

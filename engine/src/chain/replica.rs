@@ -131,6 +131,13 @@ impl Replica {
         self.lanes.get(&chunk).is_some_and(|lane| lane.active.offer.chain_version == version)
     }
 
+    /// The pending update of a chunk is on the disk, and stays there: its blocks may be read.
+    pub fn is_pending_written(&self, chunk: ChunkId) -> bool {
+        let written =
+            |phase| !matches!(phase, Phase::Preparing | Phase::Held | Phase::Writing | Phase::Dropping);
+        self.lanes.get(&chunk).is_some_and(|lane| written(lane.active.phase))
+    }
+
     /// How an update that is staged now ends here.
     pub fn finish(&self) -> Finish {
         match self.role.as_ref().and_then(|role| role.successor) {
