@@ -53,7 +53,8 @@ if [ "$(id -u)" = 0 ] && loop=$(truncate -s 1G "$work/image" && losetup -f --sho
   grep -q -- '--overwrite' "$work/refused" || die "not said why: $(cat "$work/refused")"
   fsck.ext4 -nf "$loop" >/dev/null 2>&1 || die "a refused device was changed"
   mkdir "$work/mounted" && mount "$loop" "$work/mounted"
-  "$COREFS" disk add --dir "$dir" --disk "$loop" --overwrite 2>/dev/null && die "a mounted device was taken"
+  "$COREFS" disk add --dir "$dir" --disk "$loop" --overwrite 2>"$work/refused" && die "a mounted device was taken"
+  grep -q 'is mounted' "$work/refused" || die "not said why: $(cat "$work/refused")"
   umount "$work/mounted"
   losetup -d "$loop"
   trap cleanup EXIT

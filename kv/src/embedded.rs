@@ -20,11 +20,9 @@ mod staged;
 pub mod writer;
 
 use crate::clock::Clock;
-use crate::contract::{Committed, KvEngine};
+use crate::contract::Committed;
 use crate::prng::Prng;
-use crate::retry::pause_before;
 use crate::store::{Commit, Found, ReadBatch, Store};
-use crate::txn::Txn;
 use corefs_wire::{Error, ErrorCode, Result};
 use format::{ABOUT, FORMAT, FORMAT_ROW, PAIRS, REOPEN_STEP, VERSION_ROW, closed, translate};
 use lock::DirectoryLock;
@@ -214,23 +212,6 @@ fn begin_life(database: &Database) -> Result<u64> {
     };
     transaction.commit().map_err(translate)?;
     Ok(version)
-}
-
-impl KvEngine for Embedded {
-    type Txn = Txn<Self>;
-
-    fn begin(&self) -> Txn<Self> {
-        Txn::new(self.clone())
-    }
-
-    fn now(&self) -> Duration {
-        self.0.clock.now()
-    }
-
-    async fn backoff(&self, attempt: u32) {
-        let random = self.random();
-        self.pause(pause_before(attempt, random)).await;
-    }
 }
 
 impl Store for Embedded {

@@ -11,9 +11,9 @@
 //! | conflict ranges | given explicitly with the commit, both kinds |
 //! | versionstamps, atomic operations | its own mutations |
 //! | unknown commit | `commit_unknown_result`, and any commit that wasn't answered: see [`retry`](crate::retry) |
-//! | five seconds, ten megabytes | its own bounds; [`Txn`] refuses earlier, and the same for every backend |
+//! | five seconds, ten megabytes | its own bounds; [`Txn`](crate::txn::Txn) refuses earlier, and the same for every backend |
 //!
-//! Read-your-writes and the collecting of conflicts are [`Txn`]'s, as for all backends, not the client library's: so that there is one
+//! Read-your-writes and the collecting of conflicts are `Txn`'s, as for all backends, not the client library's: so that there is one
 //! code that decides what conflicts, which the other backends test with faults on demand (docs/adr/0012).
 //!
 //! # Keys
@@ -25,12 +25,10 @@ pub mod network;
 pub mod shim;
 
 use crate::bounds::{PAGE_BYTES_MAX, PAGE_PAIRS_MAX, PREFIX_MAX};
-use crate::contract::{Atomic, Committed, Direction, KeyRange, KvEngine, RangePage, Versionstamp};
+use crate::contract::{Atomic, Committed, Direction, KeyRange, RangePage, Versionstamp};
 use crate::mutation::Mutation;
 use crate::prng::Prng;
-use crate::retry::pause_before;
 use crate::store::{Commit, Found, RangeRead, ReadBatch, Store};
-use crate::txn::Txn;
 use corefs_net::executor;
 use corefs_wire::limits::{KV_KEY_MAX, KV_TRANSACTION_SECONDS};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -241,23 +239,6 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-impl KvEngine for Fdb {
-    type Txn = Txn<Self>;
-
-    fn begin(&self) -> Txn<Self> {
-        Txn::new(self.clone())
-    }
-
-    fn now(&self) -> Duration {
-        self.0.start.elapsed()
-    }
-
-    async fn backoff(&self, attempt: u32) {
-        let random = self.random();
-        self.pause(pause_before(attempt, random)).await;
-    }
-}
-
 impl Store for Fdb {
     type Snapshot = View;
 
@@ -308,12 +289,13 @@ impl Store for Fdb {
         commit.mutations.iter().for_each(|mutation| self.mutate(&handle, mutation));
         let stamp = handle.get_versionstamp();
         let committed = handle.commit().await.map_err(|error| self.error(*error, During::Commit))?;
-        // It has happened; an error now only means that it can't be said when.
-        let when = |error| self.error(error, During::Commit);
+        // It has happened; an error now only means that it can't be said when, whatever its code means otherwise.
+        let when = |error| Error::new(ErrorCode::KvUnknownCommit, self.error(error, During::Commit).message);
         let version = committed.committed_version().map_err(when)?;
         let stamp = stamp.await.map_err(when)?;
-        let stamp = Versionstamp::parse(&stamp)?;
-        Ok(Committed { version: self.version(version)?, versionstamp: Some(stamp) })
+        let unknown = |error: Error| Error::new(ErrorCode::KvUnknownCommit, error.message);
+        let versionstamp = Some(Versionstamp::parse(&stamp).map_err(unknown)?);
+        Ok(Committed { version: self.version(version).map_err(unknown)?, versionstamp })
     }
 
     async fn pause(&self, duration: Duration) {

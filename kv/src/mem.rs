@@ -8,9 +8,7 @@ use crate::contract::*;
 use crate::mutation::Mutation;
 use crate::prng::Prng;
 use crate::resolver::Resolver;
-use crate::retry::pause_before;
 use crate::store::{Commit, Found, RangeRead, ReadBatch, Store, fill_page};
-use crate::txn::Txn;
 use crate::window::Window;
 use corefs_wire::{Error, ErrorCode, Result};
 use futures_lite::future::yield_now;
@@ -305,23 +303,6 @@ impl State {
             // Nobody waits for its outcome any more: it happens if it still can.
             let _outcome = self.commit(commit, now);
         }
-    }
-}
-
-impl KvEngine for Mem {
-    type Txn = Txn<Self>;
-
-    fn begin(&self) -> Txn<Self> {
-        Txn::new(self.clone())
-    }
-
-    fn now(&self) -> Duration {
-        self.pace.now()
-    }
-
-    async fn backoff(&self, attempt: u32) {
-        let random = self.random();
-        self.pause(pause_before(attempt, random)).await;
     }
 }
 

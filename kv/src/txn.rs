@@ -4,6 +4,7 @@ use crate::bounds;
 use crate::contract::*;
 use crate::mutation::Mutation;
 use crate::overlay::{Overlay, Seen};
+use crate::retry::pause_before;
 use crate::store::{Commit, RangeRead, ReadBatch, Store};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::time::Duration;
@@ -20,6 +21,23 @@ pub struct Txn<S: Store> {
     bytes: usize,
     /// The first write that was refused.
     refused: Option<Error>,
+}
+
+impl<S: Store> KvEngine for S {
+    type Txn = Txn<S>;
+
+    fn begin(&self) -> Txn<S> {
+        Txn::new(self.clone())
+    }
+
+    fn now(&self) -> Duration {
+        Store::now(self)
+    }
+
+    async fn backoff(&self, attempt: u32) {
+        let random = self.random();
+        self.pause(pause_before(attempt, random)).await;
+    }
 }
 
 impl<S: Store> Txn<S> {

@@ -43,8 +43,9 @@ fn worked_s() -> Option<f64> {
     Some(text.split_whitespace().next()?.parse::<f64>().ok()? / 1e9)
 }
 
-/// One life; too quiet a one fails.
+/// One life; too quiet a one fails. In those of odd seeds nodes hear of routing without waiting for their heartbeats.
 pub fn live(seed: u64, config: Config) -> Result<Counts, String> {
+    let config = Config { news: config.news || !seed.is_multiple_of(2), ..config };
     let counts = run(seed, config)?;
     let had = (counts.milliseconds, counts.operations(), counts.faults);
     if had.0 < LEAST.0 || had.1 < LEAST.1 || had.2 < LEAST.2 {

@@ -67,6 +67,13 @@ fn chains_of_three_keep_what_they_acknowledged() {
 }
 
 #[test]
+fn so_do_those_whose_nodes_hear_of_routing_at_once() {
+    let counts = all(Config { news: true, ..Config::default() }, 400..420);
+    at_least(&counts, &[("news", 500), ("replicas_filled", 100), ("total_losses", 10)]);
+    all(Config { news: true, fault_every: 1500, faults: 30, ..Config::default() }, 420..426);
+}
+
+#[test]
 fn so_do_chains_of_two_and_of_one() {
     all(Config { replicas: 2, ..Config::default() }, 100..112);
     all(Config { replicas: 1, ..Config::default() }, 200..206);

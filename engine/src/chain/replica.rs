@@ -508,16 +508,14 @@ impl Replica {
     }
 
     fn begin_again(&mut self, moment: Moment, chunk: ChunkId, steps: &mut Vec<Step>) {
-        let Some(lane) = self.lanes.get(&chunk) else { return };
-        let offer = lane.active.offer;
-        // It was held: the lease may have run out since, and another one be the head.
-        match self.admit(moment).and_then(|role| role.admit_update(&offer)) {
-            Ok(()) => {
-                let Some(lane) = self.lanes.get_mut(&chunk) else { return };
-                lane.active.phase = Phase::Preparing;
-                steps.extend(lane.active.op.map(|op| Step::Begin { op, offer }));
-            }
-            Err(error) => self.end(moment, chunk, Err(error), steps),
+        let Some(offer) = self.active(chunk, Phase::Held).map(|active| active.offer) else { return };
+        // The lease may have run out since, and another one be the head.
+        if let Err(error) = self.admit(moment).and_then(|role| role.admit_update(&offer)) {
+            return self.end(moment, chunk, Err(error), steps);
+        }
+        if let Some(active) = self.active(chunk, Phase::Held) {
+            active.phase = Phase::Preparing;
+            steps.extend(active.op.map(|op| Step::Begin { op, offer }));
         }
     }
 

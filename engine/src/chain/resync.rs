@@ -12,7 +12,7 @@ use corefs_wire::limits::{COMPARE_CHUNKS_MAX, FILLS_MAX};
 use corefs_wire::{ChunkId, TargetId, UpdateTag};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Bytes a second at which a node fills others, unless it is told otherwise: readers hardly notice it (docs/performance.md).
+/// Bytes a second at which a node fills others, unless it is told otherwise. What that costs readers is in docs/performance.md.
 pub const RATE_DEFAULT: u64 = 50 << 20;
 /// Bytes that are sent, checked and written at once: for as long as that takes, nobody reads from the shard.
 const PART: u32 = 128 << 10;

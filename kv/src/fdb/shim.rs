@@ -10,7 +10,7 @@
 use corefs_wire::{Error, ErrorCode, Result};
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_double, c_int, c_void};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 /// What `foundationdb` was built for (its cargo feature `fdb-7_3`): the oldest library that will do.
 pub const API_VERSION: c_int = 730;
@@ -164,22 +164,24 @@ struct Opened {
     _library: Library,
 }
 
-static OPENED: OnceLock<Opened> = OnceLock::new();
-/// Held by whoever opens.
-static OPENING: Mutex<()> = Mutex::new(());
+/// What came of opening it.
+static OPENED: OnceLock<Result<Opened>> = OnceLock::new();
 
 fn functions() -> &'static Functions {
-    &OPENED.get().expect("FoundationDB's library is opened before anything of it is called").functions
+    match OPENED.get() {
+        Some(Ok(opened)) => &opened.functions,
+        _ => panic!("FoundationDB's library is opened before anything of it is called"),
+    }
 }
 
-/// Opens the library, if nobody has yet.
+/// Opens the library, if nobody has tried to yet.
 ///
 /// Errors: `BadConfig` that says what to install, when the library is missing or too old.
 pub fn load() -> Result<()> {
-    let _turn = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
-    if OPENED.get().is_some() {
-        return Ok(());
-    }
+    OPENED.get_or_init(open).as_ref().map(drop).map_err(Error::clone)
+}
+
+fn open() -> Result<Opened> {
     // SAFETY: what the library does as it is loaded is part of FoundationDB's contract with its users.
     let library = unsafe { Library::new(LIBRARY) }.map_err(|error| {
         let what = format!("FoundationDB's client library can't be opened ({error}); {REMEDY}");
@@ -191,9 +193,7 @@ pub fn load() -> Result<()> {
     if newest < API_VERSION {
         return Err(unfit(&format!("its API version is {newest}, and {API_VERSION} is needed")));
     }
-    let opened = OPENED.set(Opened { functions, _library: library });
-    assert!(opened.is_ok(), "only the holder of the lock opens the library");
-    Ok(())
+    Ok(Opened { functions, _library: library })
 }
 
 fn unfit(why: &str) -> Error {

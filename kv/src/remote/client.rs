@@ -5,11 +5,9 @@
 //! happen yet (`KvUnknownCommit`).
 
 use super::codec::{self, REQUEST_BYTES_MAX, REQUEST_ITEMS_MAX, message};
-use crate::contract::{Committed, KvEngine, RangePage};
+use crate::contract::{Committed, RangePage};
 use crate::prng::Prng;
-use crate::retry::pause_before;
 use crate::store::{Commit, Found, ReadBatch, Store};
-use crate::txn::Txn;
 use corefs_net::tcp::ConnId;
 use corefs_net::{Address, Node};
 use corefs_wire::control::kv::{KeyT, ReadRequestT, ReadVersionRequestT};
@@ -184,23 +182,6 @@ fn is_answer(code: ErrorCode) -> bool {
     let number = code as u32;
     let store = (300..400).contains(&number) || (500..600).contains(&number);
     store || matches!(code, ErrorCode::InvalidArgument | ErrorCode::BadFrame | ErrorCode::UnknownOperation)
-}
-
-impl KvEngine for Client {
-    type Txn = Txn<Self>;
-
-    fn begin(&self) -> Txn<Self> {
-        Txn::new(self.clone())
-    }
-
-    fn now(&self) -> Duration {
-        self.0.start.elapsed()
-    }
-
-    async fn backoff(&self, attempt: u32) {
-        let random = self.random();
-        self.pause(pause_before(attempt, random)).await;
-    }
 }
 
 impl Store for Client {

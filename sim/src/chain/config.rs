@@ -60,6 +60,8 @@ pub struct Config {
     pub patience: u64,
     /// Virtual milliseconds that a commit of the manager's store takes at most.
     pub store_ms: u64,
+    /// Nodes hear of new routing when there is some, and not only with their leases.
+    pub news: bool,
     /// Messages lost of a thousand.
     pub loss: u64,
     /// Messages of a thousand that take seconds: longer than anybody waits for an answer.
@@ -96,6 +98,7 @@ impl Default for Config {
             think: 120,
             patience: 300,
             store_ms: 20,
+            news: false,
             loss: 5,
             slow: 2,
             twice: 5,

@@ -73,6 +73,8 @@ counts! {
     /// Rare paths. Commits of the manager's store that conflicted, and that nobody knew the end of.
     store_conflicts,
     store_unknown,
+    /// Routing that came without a lease.
+    news,
     /// Leases not given because chains had to be told first; nodes that had to say again who they are.
     leases_withheld,
     registered_again,

@@ -131,6 +131,12 @@ enum Happening {
         node: usize,
         epoch: u32,
     },
+    /// Routing without a lease.
+    News {
+        node: usize,
+        epoch: u32,
+        routing: Rc<RoutingInfo>,
+    },
     Leased {
         node: usize,
         epoch: u32,
@@ -180,6 +186,7 @@ impl Happening {
             | Self::Unknown { node, .. }
             | Self::Wanted { node, .. }
             | Self::Fetched { node, .. }
+            | Self::News { node, .. }
             | Self::Leased { node, .. } => Some(*node),
             _ => None,
         }
@@ -465,6 +472,7 @@ impl World {
                     self.places[node].registered = false;
                 }
             }
+            Happening::News { node, epoch, routing } => self.news(node, epoch, &routing)?,
             Happening::Leased { node, epoch, sent, routing } => self.leased(node, epoch, sent, &routing)?,
             Happening::Upkeep => {
                 let now_ms = self.now / MILLI;

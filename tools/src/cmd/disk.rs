@@ -10,7 +10,7 @@ use corefs_wire::control::mgmtd::{NodeChange, SliceInfoT, StatusT};
 use corefs_wire::{Error, ErrorCode, Result};
 use serde_json::json;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -244,7 +244,14 @@ fn refuse_used(path: &Path, overwrite: bool) -> Result<bool> {
         return Err(Error::new(ErrorCode::Exists, format!("{} {what}", path.display())));
     }
     // A device that is mounted, or part of something, can't be opened this way (open(2), O_EXCL without O_CREAT).
-    let mut device = File::options().read(true).custom_flags(libc::O_EXCL).open(path).map_err(of)?;
+    let opened = File::options().read(true).custom_flags(libc::O_EXCL).open(path);
+    let mut device = opened.map_err(|error| match error.kind() {
+        ErrorKind::ResourceBusy => {
+            let what = "is mounted, or part of something that is in use; take it out of that first";
+            Error::new(ErrorCode::Exists, format!("{} {what}", path.display()))
+        }
+        _ => of(error),
+    })?;
     let mut beginning = vec![0; LOOKED_AT];
     device.read_exact(&mut beginning).map_err(of)?;
     if !overwrite && beginning.iter().any(|byte| *byte != 0) {

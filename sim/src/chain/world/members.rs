@@ -89,6 +89,7 @@ impl World {
         let before = self.manager.state.chains.clone();
         let registered = self.manager.stored(self.now / MILLI, change).map_err(|error| error.to_string())?;
         self.note_members();
+        self.tell_news();
         let counts = &mut self.truth.counts;
         for (id, chain) in &self.manager.state.chains {
             let Some(old) = before.get(id) else { continue };
@@ -114,6 +115,27 @@ impl World {
             self.send(End::Manager, End::Node(node), leased);
         }
         Ok(())
+    }
+
+    /// Everybody who is registered hears of what has changed. The message may be lost or late: leases bring it, too.
+    fn tell_news(&mut self) {
+        for node in 0..self.nodes.len() {
+            if self.config.news && self.places[node].registered {
+                let (epoch, routing) = (self.nodes[node].epoch, Rc::clone(&self.manager.routing));
+                self.send(End::Manager, End::Node(node), Happening::News { node, epoch, routing });
+            }
+        }
+    }
+
+    pub(super) fn news(&mut self, node: usize, epoch: u32, routing: &RoutingInfo) -> Result<(), String> {
+        if !self.lives(node, epoch) {
+            return Ok(());
+        }
+        self.truth.counts.news += 1;
+        let now = self.clock(node);
+        self.nodes[node].routing(now, routing);
+        self.gather(node);
+        self.check_heads()
     }
 
     /// A node says that it is there.
