@@ -2,10 +2,8 @@
 
 use crate::ground::Ground;
 use crate::route::{At, Next, Refresh, Tracker, Work};
-use corefs_net::Address;
+use corefs_wire::control::Call;
 use corefs_wire::control::mgmtd::GetRoutingT;
-use corefs_wire::control::{Call, Message};
-use corefs_wire::frame::Kind;
 use corefs_wire::limits::MEMBERS_MAX;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{Error, ErrorCode, Result};
@@ -113,23 +111,6 @@ impl Ground {
         drop(guard);
     }
 
-    /// A call that may take long on purpose, without the node's ticking that short deadlines need.
-    async fn call_patiently<C: Call>(
-        &self,
-        server: &Address,
-        request: &C,
-        within: Duration,
-    ) -> Result<C::Reply> {
-        let conn = self.node.within(ATTEMPT, self.node.connection(server)).await?;
-        let expected = self.node.expect(conn, None)?;
-        self.node.post(conn, Kind::Request, C::OP, expected.request_id(), &request.encode(), None)?;
-        let late = async {
-            corefs_net::executor::sleep(within).await;
-            Err(Error::new(ErrorCode::TimedOut, format!("{} at {server}: not done in {within:?}", C::NAME)))
-        };
-        C::Reply::decode(&futures_lite::future::or(expected, late).await?.body)
-    }
-
     /// One question to the manager that leads as far as we know; when it fails the next is the leader.
     /// `wait`: how long it may wait for something newer before it answers.
     pub async fn fetch_once(&self, wait: Duration) -> Result<()> {
@@ -139,7 +120,7 @@ impl Ground {
         (request.have, request.wait_ms) = (have, wait.as_millis() as u32);
         let at = self.leader.get();
         let Some(server) = self.managers.get(at) else { return Ok(()) };
-        let reply = self.call_patiently(server, &request, wait + FETCH).await;
+        let reply = self.node.ask_patiently(server, &request, ATTEMPT, wait + FETCH).await;
         let reply = reply.inspect_err(|_| self.leader.set((at + 1) % self.managers.len()))?;
         if let Some(routing) = reply.routing {
             self.install(RoutingInfo::from_message(&routing)?);

@@ -190,6 +190,28 @@ impl Node {
         C::Reply::decode(&reply.body).map_err(|error| error.of(C::NAME))
     }
 
+    /// An [`ask`](Self::ask) that may take long on purpose: it has a timer of its own, and not the ticks that short deadlines need, which
+    /// would wake an idle process all the time. `reach` is how long the connection may take.
+    pub async fn ask_patiently<C: Call>(
+        &self,
+        address: &Address,
+        call: &C,
+        reach: Duration,
+        deadline: Duration,
+    ) -> Result<C::Reply> {
+        let conn = self.within(reach, self.connection(address)).await?;
+        let expected = self.expect(conn, None)?;
+        self.post(conn, Kind::Request, C::OP, expected.request_id(), &call.encode(), None)?;
+        let late = async {
+            executor::sleep(deadline).await;
+            Err(Error::new(
+                ErrorCode::TimedOut,
+                format!("{} at {address}: not done in {deadline:?}", C::NAME),
+            ))
+        };
+        C::Reply::decode(&expected.or(late).await?.body).map_err(|error| error.of(C::NAME))
+    }
+
     /// One call on a connection opened on demand and kept. `Unreachable`, `ConnectionLost`, `TimedOut`, or the error that
     /// the peer replied.
     pub async fn call(

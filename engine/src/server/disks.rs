@@ -7,7 +7,7 @@ use crate::disk::file::DiskFile;
 use crate::disk::open::format_slice;
 use crate::mesh::{ShardMessage, answer};
 use crate::store::Geometry;
-use corefs_net::Node;
+use corefs_net::executor;
 use corefs_wire::{ErrorCode, NodeId, Result, Uuid};
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
@@ -20,24 +20,18 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(super) struct Looking {
     home: Weak<RefCell<Home>>,
     cores: Rc<Vec<Core>>,
-    control: Node,
     membership: Rc<Membership>,
 }
 
 impl Looking {
-    pub(super) fn new(
-        home: &Rc<RefCell<Home>>,
-        cores: &Rc<Vec<Core>>,
-        control: &Node,
-        membership: &Rc<Membership>,
-    ) -> Self {
+    pub(super) fn new(home: &Rc<RefCell<Home>>, cores: &Rc<Vec<Core>>, membership: &Rc<Membership>) -> Self {
         let (cores, membership) = (Rc::clone(cores), Rc::clone(membership));
-        Self { home: Rc::downgrade(home), cores, control: control.clone(), membership }
+        Self { home: Rc::downgrade(home), cores, membership }
     }
 
     pub(super) async fn run(self) {
         while !self.membership.is_stopped() {
-            self.control.sleep(LOOK).await;
+            executor::sleep(LOOK).await;
             let Some(home) = self.home.upgrade() else { return };
             let request = home.borrow().requested();
             let Some(request) = request else { continue };

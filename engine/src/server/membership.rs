@@ -8,7 +8,7 @@ use super::home::HomeSlice;
 use crate::event::Nanos;
 use crate::mesh::ShardMessage;
 use crate::shard::boottime;
-use corefs_net::{Address, Node};
+use corefs_net::{Address, Node, executor};
 use corefs_wire::control::mgmtd::{
     GetRoutingT, NodeHeartbeatT, NodeRegisteredT, RegisterNodeT, RoutingT, SliceInfoT,
 };
@@ -198,7 +198,7 @@ impl Membership {
         while !self.stopped.get() {
             // The lease is running out, and another manager may lead any moment.
             let pause = self.lease.get() / 3;
-            self.control.sleep(if renewed { pause } else { pause.min(PAUSE) }).await;
+            executor::sleep(if renewed { pause } else { pause.min(PAUSE) }).await;
             if self.stopped.get() {
                 return;
             }
@@ -220,13 +220,13 @@ impl Membership {
             let mut request = GetRoutingT::default();
             (request.have, request.wait_ms) = (self.routing_version.get(), NEWS.as_millis() as u32);
             let manager = &self.managers[self.primary.get()];
-            let heard = match self.control.ask(manager, &request, NEWS + ANSWER).await {
+            let heard = match self.control.ask_patiently(manager, &request, ANSWER, NEWS + ANSWER).await {
                 Ok(reply) => reply.routing.map_or(Ok(()), |routing| self.route(&routing)),
                 Err(error) => Err(error),
             };
             if heard.is_err() {
                 // Whoever leads now is found by the heartbeats.
-                self.control.sleep(PAUSE).await;
+                executor::sleep(PAUSE).await;
             }
         }
     }

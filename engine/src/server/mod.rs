@@ -175,7 +175,7 @@ impl StorageServer {
         let following = Rc::clone(&membership);
         glommio::spawn_local(async move { following.follow().await }).detach();
         let home = Rc::new(RefCell::new(home));
-        let looking = disks::Looking::new(&home, &cores, &control, &membership);
+        let looking = disks::Looking::new(&home, &cores, &membership);
         glommio::spawn_local(async move { looking.run().await }).detach();
         Ok(Self { control, address, node, cores, membership, _home: home })
     }
