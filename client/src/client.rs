@@ -99,6 +99,8 @@ pub(crate) struct Inner {
     pub relief: Waiters,
     /// Handles that were dropped and must be closed.
     pub orphans: RefCell<Vec<Orphan>>,
+    /// Told of appends that went elsewhere than whoever appended believed.
+    moved: RefCell<Option<Rc<Moved>>>,
     /// Changes when a lock was given back here.
     pub unlocked: Waiters,
     name: String,
@@ -106,6 +108,9 @@ pub(crate) struct Inner {
     /// The endpoint is ours to shut down.
     owns_node: bool,
 }
+
+/// Of which file, and from which byte on its end is otherwise.
+type Moved = dyn Fn(InodeId, u64);
 
 /// What is left of a handle that was dropped without being closed.
 pub(crate) struct Orphan {
@@ -175,6 +180,12 @@ impl Client {
         Fs::new(self.clone(), who)
     }
 
+    /// Has `told` hear of appends that went elsewhere than [`File::append_believing`](crate::File::append_believing) was told: of which
+    /// file, and from which byte on a cache of it is wrong. It is called before these bytes are stored, and must not wait.
+    pub fn on_moved(&self, told: impl Fn(InodeId, u64) + 'static) {
+        self.0.moved.replace(Some(Rc::new(told)));
+    }
+
     /// Writes what is buffered, ends open sessions and the lease. Other handles fail afterwards.
     pub async fn close(&self) -> Result<()> {
         keep::close(&self.0).await
@@ -185,6 +196,13 @@ impl Inner {
     /// The inode, if it is open here.
     pub fn live(&self, inode: InodeId) -> Option<Rc<Inode>> {
         self.inodes.borrow().get(&inode).and_then(Weak::upgrade)
+    }
+
+    pub fn moved(&self, inode: &Inode, from: u64) {
+        let told = self.moved.borrow().clone();
+        if let Some(told) = told {
+            told(inode.id(), from);
+        }
     }
 
     /// All inodes that are open.

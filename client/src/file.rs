@@ -4,14 +4,17 @@
 //! |---|---|
 //! | `read` | reads: cut, widened to whole blocks, put together |
 //! | `write` | writes: held behind the caller in cells, or direct |
+//! | `append` | appends: held without a place, until they get one behind everybody's |
 //! | `sync` | flush, sync, truncate, close |
 //! | `space` | holes: made, found; copying within the cluster |
 
+mod append;
 mod read;
 mod space;
 mod sync;
 mod write;
 
+pub(crate) use append::Appends;
 pub use read::{Data, read_batch};
 pub(crate) use sync::close_handle;
 

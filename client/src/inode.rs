@@ -6,6 +6,7 @@
 //!   metadata says, or where our unwritten bytes end.
 
 use crate::behind::Behind;
+use crate::file::Appends;
 use crate::storage::Place;
 use crate::wait::Waiters;
 use crate::{Attr, Changes, Time};
@@ -41,6 +42,9 @@ pub struct Inode {
     pub epoch: Cell<u32>,
     pub unsynced: Cell<Unsynced>,
     pub behind: RefCell<Behind<Buffer>>,
+    pub appends: Appends,
+    /// Writes under way that have a place: how many, and where the last of them ends at most.
+    pub under_way: Cell<(u32, u64)>,
     /// Changes when a flight lands.
     pub progress: Waiters,
     pub failures: RefCell<Failures>,
@@ -67,6 +71,8 @@ impl Inode {
             epoch: Cell::new(attr.epoch),
             unsynced: Cell::default(),
             behind: RefCell::new(Behind::new(cell)),
+            appends: Appends::default(),
+            under_way: Cell::default(),
             progress: Waiters::default(),
             failures: RefCell::default(),
             pending: Cell::default(),
@@ -119,7 +125,8 @@ impl Inode {
     /// Whether there is anything that the metadata servers don't know yet.
     pub fn has_news(&self) -> bool {
         let unsynced = self.unsynced.get() != Unsynced::default();
-        unsynced || self.pending.get() != Changes::default() || !self.behind.borrow().is_empty()
+        let held = self.appends.pending() || !self.behind.borrow().is_empty();
+        unsynced || held || self.pending.get() != Changes::default()
     }
 
     /// Takes changes in that wait for the session to end, if these may wait and there is a session: times, and what
@@ -198,9 +205,19 @@ impl Inode {
 
     /// Bytes that were written could not be stored: the file ends where what is left of it does.
     pub fn recede(&self) {
+        let end = self.held_end() + self.appends.waiting() as u64;
+        self.length.set(self.length.get().min(end));
+    }
+
+    /// Where the bytes end that are stored or held.
+    fn held_end(&self) -> u64 {
         let known = if self.attr.get().epoch == self.epoch.get() { self.attr.get().size } else { 0 };
-        let stored = known.max(self.unsynced.get().end);
-        self.length.set(self.length.get().min(stored.max(self.behind.borrow().end())));
+        known.max(self.unsynced.get().end).max(self.behind.borrow().end())
+    }
+
+    /// Where all bytes end that have a place. Appends that wait have none.
+    pub fn known_end(&self) -> u64 {
+        self.held_end().max(self.under_way.get().1)
     }
 
     /// The metadata servers know this now.

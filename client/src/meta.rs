@@ -11,8 +11,8 @@ use crate::ground::Ground;
 use crate::lock::Lock;
 use crate::{Attr, Changes, Credentials, Entry, Kind, Space};
 use corefs_wire::control::meta::{
-    CallerT, CloseT, CreateT, GetAttrT, GetLockT, LinkT, LookupT, OpenT, ReadDirT, ReadLinkT, RenameT,
-    RmDirT, SetAttrT, SetLockT, StatFsT, SyncLengthT, UnlinkT,
+    AppendT, CallerT, CloseT, CreateT, GetAttrT, GetLockT, LinkT, LookupT, OpenT, ReadDirT, ReadLinkT,
+    RenameT, RmDirT, SetAttrT, SetLockT, StatFsT, SyncLengthT, UnlinkT,
 };
 use corefs_wire::limits::NAME_MAX;
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
@@ -271,6 +271,28 @@ impl Meta {
         request.mtime = written.mtime;
         request.epoch = written.epoch;
         Attr::from_message(&self.0.ground.meta(inode.0, &request).await?.attr)
+    }
+
+    /// A place for `count` bytes behind everything that anybody wrote or was given, and behind `at_least`; none when the file's epoch
+    /// isn't `epoch` any more.
+    pub(crate) async fn append(
+        &self,
+        inode: InodeId,
+        session: u64,
+        count: u64,
+        at_least: u64,
+        epoch: u32,
+    ) -> Result<(Attr, Option<u64>)> {
+        let (caller, _sequence) = self.changing(&Credentials::root());
+        let mut request = AppendT::default();
+        request.caller = caller;
+        request.inode = inode.0;
+        request.session = session;
+        request.count = count;
+        request.at_least = at_least;
+        request.epoch = epoch;
+        let reply = self.0.ground.meta(inode.0, &request).await?;
+        Ok((Attr::from_message(&reply.attr)?, reply.given.then_some(reply.offset)))
     }
 
     /// Entries after `after`, and whether there are more.

@@ -374,20 +374,26 @@ impl Filesystem for CoreFs {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         // The one copy on this path: the kernel's request sits in its thread's buffer, which is reused on return.
         let data = data.to_vec();
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        // What comes from a mapping has a place, however the file was opened.
+        let append = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         self.run(inode, move |client| async move {
             let write = async {
                 let file = handles::file(handle)?;
                 if kill {
                     kill_privileges(&client, &file).await?;
                 }
-                file.write_at(offset, &data).await
+                match append {
+                    // The kernel's offset is only its guess.
+                    true => file.append_believing(offset, &data).await,
+                    false => file.write_at(offset, &data).await,
+                }
             };
             match write.await {
                 Ok(()) => reply.written(data.len() as u32),

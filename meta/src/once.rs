@@ -31,6 +31,8 @@ pub struct Outcome {
     pub created: bool,
     /// The inode's chunks must be cut before this may be answered.
     pub trim: bool,
+    /// Where an append may go.
+    pub offset: Option<u64>,
 }
 
 /// What came of one attempt.
@@ -50,6 +52,7 @@ const CREATED: u8 = 1;
 const TRIM: u8 = 2;
 const HAS_SESSION: u8 = 4;
 const HAS_STAT: u8 = 8;
+const HAS_OFFSET: u8 = 16;
 
 impl Outcome {
     pub fn of(stat: Stat) -> Self {
@@ -63,6 +66,7 @@ impl Outcome {
         flags |= if self.trim { TRIM } else { 0 };
         flags |= if self.session != 0 { HAS_SESSION } else { 0 };
         flags |= if self.stat.is_some() { HAS_STAT } else { 0 };
+        flags |= if self.offset.is_some() { HAS_OFFSET } else { 0 };
         let mut writer = Writer::new(VERSION);
         writer.varint(op.into()).byte(flags);
         if self.session != 0 {
@@ -72,6 +76,9 @@ impl Outcome {
             writer.varint(id.0);
             inode.write(&mut writer);
             writer.signed(directory.touched).varint(directory.entries).varint(directory.subdirectories);
+        }
+        if let Some(offset) = self.offset {
+            writer.varint(offset);
         }
         writer.finish()
     }
@@ -90,8 +97,9 @@ impl Outcome {
             true => Some(read_stat(&mut reader)?),
             false => None,
         };
+        let offset = if flags & HAS_OFFSET != 0 { Some(reader.varint()?) } else { None };
         reader.end()?;
-        Ok(Self { stat, session, created: flags & CREATED != 0, trim: flags & TRIM != 0 })
+        Ok(Self { stat, session, created: flags & CREATED != 0, trim: flags & TRIM != 0, offset })
     }
 
     /// Whether a stored row can be read, whichever operation it answers.
@@ -220,7 +228,7 @@ mod tests {
         let stat = Stat { id: InodeId(300), inode: Inode::new(Kind::Directory, 5), directory };
         let outcomes = [
             Outcome::default(),
-            Outcome { stat: Some(stat), session: u64::MAX, created: true, trim: true },
+            Outcome { stat: Some(stat), session: u64::MAX, created: true, trim: true, offset: Some(300) },
             Outcome { session: 1, ..Outcome::default() },
         ];
         for outcome in outcomes {

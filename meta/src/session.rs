@@ -23,26 +23,45 @@ pub struct Session {
     pub epoch: u32,
     /// When it began (ns since the epoch, UTC), for people.
     pub began: i64,
+    /// Where it appends.
+    pub place: Option<Place>,
 }
 
-const VERSION: u8 = 1;
+/// Where the bytes end that a session was given to append to. Whoever asks for a place gets one behind those of all other clients.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The truncate epoch: with a newer one it means nothing.
+    pub epoch: u32,
+    pub end: u64,
+}
+
+/// 2: with a place.
+const VERSION: u8 = 2;
 
 impl Session {
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new(VERSION);
+        let mut writer = Writer::new(if self.place.is_some() { VERSION } else { 1 });
         writer.byte(self.write.into()).varint(self.client.0).varint(self.incarnation.into());
-        writer.varint(self.epoch.into()).fixed(self.began as u64).finish()
+        writer.varint(self.epoch.into()).fixed(self.began as u64);
+        if let Some(place) = self.place {
+            writer.varint(place.epoch.into()).varint(place.end);
+        }
+        writer.finish()
     }
 
     pub fn decode(value: &[u8]) -> Result<Self> {
-        let (mut reader, _) = Reader::new("session", value, VERSION)?;
-        let session = Self {
+        let (mut reader, version) = Reader::new("session", value, VERSION)?;
+        let mut session = Self {
             write: reader.byte()? != 0,
             client: ClientId(reader.varint()?),
             incarnation: reader.varint32()?,
             epoch: reader.varint32()?,
             began: reader.fixed()? as i64,
+            place: None,
         };
+        if version >= 2 {
+            session.place = Some(Place { epoch: reader.varint32()?, end: reader.varint()? });
+        }
         reader.end()?;
         Ok(session)
     }
@@ -54,8 +73,12 @@ mod tests {
 
     #[test]
     fn bytes_are_golden() {
-        let session = Session { client: ClientId(300), incarnation: 2, write: true, epoch: 4, began: 1 };
+        let session =
+            Session { client: ClientId(300), incarnation: 2, write: true, epoch: 4, began: 1, place: None };
         assert_eq!(session.encode(), [1, 1, 0xAC, 2, 2, 4, 1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Session::decode(&session.encode()), Ok(session));
+        let session = Session { place: Some(Place { epoch: 5, end: 300 }), ..session };
+        assert_eq!(session.encode(), [2, 1, 0xAC, 2, 2, 4, 1, 0, 0, 0, 0, 0, 0, 0, 5, 0xAC, 2]);
         assert_eq!(Session::decode(&session.encode()), Ok(session));
         assert!(Session::decode(&session.encode()[..5]).is_err());
     }

@@ -1,7 +1,8 @@
 //! What dead clients leave behind: their sessions are settled, their locks and remembered replies dropped.
 //!
 //! A client is dead when its lease has ended; ids of clients are never used again. The length of a file that a dead
-//! client had open for writing becomes what the chains hold, if that is more: no acknowledged byte is lost.
+//! client had open for writing becomes what the chains hold, if that is more: no acknowledged byte is lost. A client that was cut off
+//! while it appended may still be sending: its place stays, and reads as zeros if nothing comes.
 
 use crate::at_once::all_of;
 use crate::inode::Inode;
@@ -190,6 +191,10 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 };
                 match held {
                     Some((epoch, length)) if epoch == inode.epoch && inode.trim_to.is_none() => {
+                        // What it was about to append may still arrive: nobody else gets that place.
+                        let place =
+                            session.place.filter(|place| place.epoch == epoch).map_or(0, |place| place.end);
+                        let length = length.max(place);
                         if length > inode.size {
                             let now = self.outside.now();
                             (inode.size, inode.mtime, inode.ctime) = (length, now, now);

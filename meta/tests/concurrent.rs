@@ -540,3 +540,66 @@ fn settling_a_dead_client_never_undoes_a_truncation() {
         assert_eq!(block_on(dead.stat(file)).unwrap().size, 10, "seed {seed}");
     }
 }
+
+#[test]
+fn places_of_appends_never_meet() {
+    for seed in 0..60 {
+        let (fs, world) = formatted(seed);
+        let file = block_on(root(&fs).create(ROOT, b"log", 0o644)).unwrap().inode;
+        fs.kv().set_faults(Faults::STORM);
+        let filled: Rc<RefCell<Vec<(u64, u64)>>> = Rc::default();
+        let tasks = (0..5u64).map(|number| {
+            let server = if number % 2 == 0 { fs.clone() } else { another(&fs) };
+            let client = Client::new(server, 200 + number);
+            client.low_water.set(true);
+            let (filled, world) = (filled.clone(), world.clone());
+            let mut random = Prng::new(seed * 100 + number);
+            Box::pin(async move {
+                let mut end = 0;
+                let mut session = client.open(file, true, false).await.unwrap().session;
+                for _ in 0..15 {
+                    let count = 1 + random.below(50);
+                    let start = client.append(file, session, (count, end), 1).await.unwrap();
+                    if number == 4 && random.below(8) == 0 {
+                        // It dies, others settle what it left, and then its bytes arrive.
+                        world.kill(client.id);
+                        while client.fs.settle_dead_clients().await.is_err() {}
+                        for _ in 0..random.below(200) {
+                            yield_now().await;
+                        }
+                        filled.borrow_mut().push((start, start + count));
+                        return;
+                    }
+                    yield_now().await;
+                    if random.below(4) == 0 {
+                        // Storage was full: this place is given up.
+                        continue;
+                    }
+                    end = start + count;
+                    filled.borrow_mut().push((start, end));
+                    world.write(file, 1, start, &vec![number as u8; count as usize]).unwrap();
+                    match random.below(3) {
+                        0 => {
+                            client.close(file, session, end).await.unwrap();
+                            session = client.open(file, true, false).await.unwrap().session;
+                        }
+                        1 => _ = client.sync(file, session, end, 1).await.unwrap(),
+                        // Reported later.
+                        _ => {}
+                    }
+                }
+                client.close(file, session, end).await.unwrap();
+            }) as Task
+        });
+        schedule::run(seed, tasks.collect());
+        settle(&fs);
+        block_on(assert_clean(&fs));
+        let mut filled = filled.take();
+        filled.sort_unstable();
+        for pair in filled.windows(2) {
+            assert!(pair[0].1 <= pair[1].0, "seed {seed}: {pair:?} meet");
+        }
+        let size = block_on(root(&fs).stat(file)).unwrap().size;
+        assert!(filled.last().is_some_and(|last| last.1 <= size), "seed {seed}: {size} bytes");
+    }
+}

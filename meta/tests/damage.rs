@@ -154,7 +154,8 @@ fn files_and_rows() {
     });
     damaged(&[Damage::WrongTrimming], async |txn, keys, ids| txn.set(&keys.trimming(ids.file), &[]));
     damaged(&[Damage::SessionWithoutInode], async |txn, keys, ids| {
-        let session = Session { client: ClientId(100), incarnation: 1, write: true, epoch: 1, began: 0 };
+        let session =
+            Session { client: ClientId(100), incarnation: 1, write: true, epoch: 1, began: 0, place: None };
         txn.clear(&keys.session(ids.file, ids.session));
         txn.set(&keys.session(InodeId(999), 1), &session.encode());
     });

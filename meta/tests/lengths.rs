@@ -327,3 +327,76 @@ fn a_dead_client_does_not_undo_a_truncation() {
         assert_eq!((attr.size, attr.epoch), (10, 3));
     });
 }
+
+#[test]
+fn appends_get_places_that_do_not_meet() {
+    over_fresh(async |client, world| {
+        let (file, session) = file_with(client, world, b"f", 10).await;
+        let other = Client::new(client.fs.clone(), 200);
+        let theirs = other.open(file, true, false).await.unwrap().session;
+        assert_eq!(client.append(file, session, (5, 0), 1).await, Ok(10));
+        assert_eq!(other.append(file, theirs, (100, 0), 1).await, Ok(15));
+        // What a client knows of its own bytes is its own affair: it may give a place up, and goes behind the others'.
+        assert_eq!(client.append(file, session, (5, 12), 1).await, Ok(115));
+        assert_eq!(other.append(file, theirs, (1, 0), 1).await, Ok(120));
+        assert_eq!(client.stat(file).await.unwrap().size, 10, "nothing was written yet");
+        client.close(file, session, 120).await.unwrap();
+        assert_eq!(other.append(file, theirs, (1, 0), 1).await, Ok(120));
+
+        assert_eq!(code(other.append(file, theirs, (0, 0), 1).await), InvalidArgument);
+        assert_eq!(code(other.append(file, session, (1, 0), 1).await), NoSuchSession);
+        assert_eq!(code(client.append(file, theirs, (1, 0), 1).await), NoSuchSession);
+        let reader = other.send_open(file, false, false, true).await.unwrap().session;
+        assert_eq!(code(other.append(file, reader, (1, 0), 1).await), NoSuchSession, "it can't write");
+        assert_eq!(code(other.append(file, theirs, (u64::MAX, 0), 1).await), FileTooLarge);
+        assert_eq!(code(other.append(file, theirs, (1, u64::MAX), 1).await), FileTooLarge);
+        assert_eq!(code(other.append(file, theirs, (1, 0), 3).await), StaleLayout);
+    });
+}
+
+#[test]
+fn a_truncation_takes_the_places_of_appends_along() {
+    over_fresh(async |client, world| {
+        let (file, session) = file_with(client, world, b"f", 10).await;
+        let other = Client::new(client.fs.clone(), 200);
+        let theirs = other.open(file, true, false).await.unwrap().session;
+        client.append(file, session, (500, 0), 1).await.unwrap();
+        let epoch = other.truncate(file, 4).await.unwrap().epoch;
+        assert_eq!(code(client.append(file, session, (5, 0), 1).await), StaleLayout);
+        assert_eq!(other.append(file, theirs, (5, 0), epoch).await, Ok(4));
+        assert_eq!(client.append(file, session, (5, 0), epoch).await, Ok(9));
+        // A truncation that its server left halfway is finished first.
+        world.fail_chunks(1);
+        assert_eq!(code(other.truncate(file, 2).await), Unreachable);
+        assert_eq!(code(client.append(file, session, (5, 0), epoch).await), StaleLayout);
+        assert_eq!(client.append(file, session, (5, 0), epoch + 2).await, Ok(2));
+    });
+}
+
+#[test]
+fn a_request_for_a_place_that_comes_twice_gets_the_same() {
+    over_fresh(async |client, world| {
+        let (file, session) = file_with(client, world, b"f", 10).await;
+        let other = Client::new(client.fs.clone(), 200);
+        let theirs = other.open(file, true, false).await.unwrap().session;
+        assert_eq!(client.append(file, session, (5, 0), 1).await, Ok(10));
+        assert_eq!(other.append(file, theirs, (5, 0), 1).await, Ok(15));
+        assert_eq!(client.again().append(file, session, (5, 0), 1).await, Ok(10));
+        assert_eq!(other.append(file, theirs, (5, 0), 1).await, Ok(15), "the first asked once");
+    });
+}
+
+#[test]
+fn the_place_of_a_dead_client_stays_its_own() {
+    over_fresh(async |client, world| {
+        let (file, session) = file_with(client, world, b"f", 10).await;
+        let other = Client::new(client.fs.clone(), 200);
+        let theirs = other.open(file, true, false).await.unwrap().session;
+        client.append(file, session, (5, 0), 1).await.unwrap();
+        world.kill(client.id);
+        assert_eq!(other.fs.settle_dead_clients().await.unwrap().sessions_settled, 1);
+        // What it sent may arrive still.
+        assert_eq!(other.append(file, theirs, (5, 0), 1).await, Ok(15));
+        assert_eq!(other.stat(file).await.unwrap().size, 15);
+    });
+}

@@ -88,6 +88,7 @@ fn make(ground: Rc<Ground>, name: String, write_behind: usize, owns_node: bool) 
         held: Cell::new(0),
         relief: Waiters::default(),
         orphans: Default::default(),
+        moved: std::cell::RefCell::default(),
         unlocked: Waiters::default(),
         name,
         lease: Cell::new(Duration::from_secs(10)),

@@ -70,9 +70,13 @@ async fn keep_house(weak: Weak<Inner>) {
         inner.inodes.borrow_mut().retain(|_, inode| inode.strong_count() > 0);
         let now = inner.ground.now();
         for inode in inner.all_live() {
+            let long = |since: Duration| now.saturating_sub(since) >= WAIT_MAX;
             let since = inode.behind.borrow().waiting_since();
-            if since.is_some_and(|since| now.saturating_sub(since) >= WAIT_MAX) {
+            if since.is_some_and(long) {
                 inner.launch_all(&inode);
+            }
+            if inode.appends.waiting_since().is_some_and(long) {
+                inner.launch_appends(&inode);
             }
         }
     }

@@ -94,6 +94,10 @@ impl File {
     #[inline]
     fn start_read(&self, offset: u64, length: usize) -> Started<'_> {
         let inode = &*self.inode;
+        if inode.appends.pending() {
+            // Where the file ends is open.
+            return Started::Later(offset..offset.saturating_add(length as u64));
+        }
         let end = offset.saturating_add(length as u64).min(inode.length.get());
         if offset >= end {
             return Started::Known(Data::default());
@@ -125,8 +129,15 @@ impl File {
         Ok(Data::pooled(buffer, start, len))
     }
 
-    async fn read_patiently(&self, range: Range<u64>) -> Result<Data> {
+    async fn read_patiently(&self, mut range: Range<u64>) -> Result<Data> {
         let (client, inode) = (&self.client.0, &*self.inode);
+        if inode.appends.pending() {
+            client.settle_appends(&self.inode).await;
+        }
+        range.end = range.end.min(inode.length.get());
+        if range.is_empty() {
+            return Ok(Data::default());
+        }
         if inode.behind.borrow().overlaps(&range) {
             client.settle_range(&self.inode, &range).await;
         }

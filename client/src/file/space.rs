@@ -26,11 +26,12 @@ impl File {
     pub async fn punch(&self, range: Range<u64>) -> Result<()> {
         self.check_writable()?;
         let (client, inode) = (&self.client.0, &self.inode);
+        client.settle_appends(inode).await;
         let range = range.start..range.end.min(inode.length.get());
         if range.is_empty() {
             return Ok(());
         }
-        let _writing = self.begin_write().await?;
+        let _writing = self.begin_write(range.end).await?;
         client.settle_range(inode, &range).await;
         let size = u64::from(inode.place.layout.chunk_size);
         let mut from = (range.start / size) as u32;
@@ -91,8 +92,9 @@ impl File {
             let what = "the file would be too large";
             return Err(Error::mismatch(ErrorCode::FileTooLarge, most, length, what));
         }
+        self.client.0.settle_appends(inode).await;
         if length > inode.length.get() {
-            let _writing = self.begin_write().await?;
+            let _writing = self.begin_write(length).await?;
             // Reported with the writes of this session, as if the last byte had been one of them.
             inode.wrote(length);
             inode.stored(length, inode.epoch.get());

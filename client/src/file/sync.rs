@@ -78,6 +78,9 @@ pub async fn close_handle(
 impl Inner {
     /// Waits until everything that was written before now is stored, or failed to be.
     pub async fn settle(self: &Rc<Self>, inode: &Rc<Inode>) {
+        if inode.appends.pending() {
+            self.settle_appends(inode).await;
+        }
         if !inode.behind.borrow().is_empty() {
             self.settle_range(inode, &(0..u64::MAX)).await;
         }
@@ -109,10 +112,11 @@ impl Inner {
     }
 
     async fn end_session(&self, inode: &Inode, session: u64, who: &Credentials) -> Result<()> {
+        // From here on nothing may wait for this session to end, nor append by it. What it was given a place for is reported with it.
+        inode.sessions.borrow_mut().retain(|open| *open != session);
+        self.leave_place(inode, session).await;
         let unsynced = inode.unsynced.get();
         let written = written(inode, unsynced);
-        // From here on nothing may wait for this session to end.
-        inode.sessions.borrow_mut().retain(|open| *open != session);
         let pending = inode.take_pending();
         // The change time that was shown here stays, so that nobody takes the close for another change.
         let shown = (who.privileged && inode.has_news()).then(|| inode.attr().ctime);
@@ -132,7 +136,7 @@ impl Inner {
     }
 
     /// A new session in place of one that the metadata servers have forgotten.
-    async fn reopen(&self, inode: &Inode, old: u64, who: &Credentials) -> Result<u64> {
+    pub(super) async fn reopen(&self, inode: &Inode, old: u64, who: &Credentials) -> Result<u64> {
         let (attr, session) = self.meta.open(who, inode.id(), true, false).await?;
         inode.absorb(&attr);
         let mut sessions = inode.sessions.borrow_mut();

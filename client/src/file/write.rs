@@ -11,7 +11,6 @@ use crate::storage::Update;
 use corefs_net::Buffer;
 use corefs_wire::data::UpdateKind;
 use corefs_wire::{Error, ErrorCode, Result};
-use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -22,11 +21,16 @@ const EPOCHS_MAX: usize = 16;
 const PIECES_MAX: usize = 16;
 
 /// A write is under way until it is dropped.
-pub(super) struct Writing<'a>(&'a Cell<u32>);
+pub(super) struct Writing<'a> {
+    file: &'a File,
+}
 
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        let writing = &self.file.writing;
+        writing.set(writing.get() - 1);
+        let (count, end) = self.file.inode.under_way.get();
+        self.file.inode.under_way.set(if count == 1 { (0, 0) } else { (count - 1, end) });
     }
 }
 
@@ -39,9 +43,11 @@ impl File {
             return Ok(());
         }
         let (client, inode) = (&self.client.0, &self.inode);
-        // At once, so that an append that comes while we wait lands behind these bytes.
+        if inode.appends.pending() {
+            client.settle_appends(inode).await;
+        }
         inode.wrote(range.end);
-        let _writing = self.begin_write().await?;
+        let _writing = self.begin_write(range.end).await?;
         if !self.direct {
             return client.write_behind(inode, range, data).await;
         }
@@ -61,8 +67,11 @@ impl File {
             return Ok(());
         }
         let (client, inode) = (&self.client.0, &self.inode);
+        if inode.appends.pending() {
+            client.settle_appends(inode).await;
+        }
         inode.wrote(range.end);
-        let _writing = self.begin_write().await?;
+        let _writing = self.begin_write(range.end).await?;
         let piece = async |range: Range<u64>, at: usize| {
             let len = (range.end - range.start) as usize;
             client.store(inode, range.start, data.clone(), at..at + len).await
@@ -70,18 +79,13 @@ impl File {
         client.write_direct(inode, range, piece).await
     }
 
-    /// Writes at the end, wherever that is by then; returns where that was. Exact among the handles of this client.
-    pub async fn append(&self, data: &[u8]) -> Result<u64> {
-        let offset = self.inode.length.get();
-        self.write_at(offset, data).await?;
-        Ok(offset)
-    }
-
     /// Makes sure that there is a session that will report what is written: a [`finish`](Self::finish) may have ended it.
-    /// The session lasts at least as long as what is returned.
-    pub(super) async fn begin_write(&self) -> Result<Writing<'_>> {
+    /// The session lasts at least as long as what is returned. Appends that come meanwhile land behind `end`.
+    pub(super) async fn begin_write(&self, end: u64) -> Result<Writing<'_>> {
         self.writing.set(self.writing.get() + 1);
-        let writing = Writing(&self.writing);
+        let (count, most) = self.inode.under_way.get();
+        self.inode.under_way.set((count + 1, most.max(end)));
+        let writing = Writing { file: self };
         if self.session.get() == 0 {
             // Whether this handle may write was asked when it was opened.
             let root = Credentials::root();
@@ -101,7 +105,7 @@ impl File {
         Ok(writing)
     }
 
-    fn check_write(&self, offset: u64, len: usize) -> Result<Range<u64>> {
+    pub(super) fn check_write(&self, offset: u64, len: usize) -> Result<Range<u64>> {
         self.client.0.ground.check_open()?;
         if !self.writable {
             return Err(Error::new(ErrorCode::NotPermitted, "the file was opened for reading"));
@@ -151,32 +155,42 @@ impl Inner {
 
     /// Stores bytes of one cell, under the newest truncate epoch.
     async fn store(&self, inode: &Inode, start: u64, buffer: Buffer, bytes: Range<usize>) -> Result<()> {
-        let chunk_size = u64::from(inode.place.layout.chunk_size);
-        let end = start + bytes.len() as u64;
         for _ in 0..EPOCHS_MAX {
             let epoch = inode.epoch.get();
-            let update = Update {
-                index: (start / chunk_size) as u32,
-                kind: UpdateKind::Write,
-                epoch,
-                offset: (start % chunk_size) as u32,
-                length: bytes.len() as u32,
-            };
-            match self.storage.update(&inode.place, update, Some((buffer.clone(), bytes.clone()))).await {
-                Ok(_) => {
-                    inode.stored(end, epoch);
-                    return Ok(());
-                }
+            match self.store_under(inode, epoch, start, buffer.clone(), bytes.clone()).await {
                 Err(error) if error.code == ErrorCode::StaleLayout => self.learn_epoch(inode, epoch).await?,
-                Err(error) => return Err(error),
+                outcome => return outcome,
             }
         }
         let what = format!("{} was truncated again and again", inode.id());
         Err(Error::new(ErrorCode::StaleLayout, what))
     }
 
+    /// As [`store`](Self::store), under this truncate epoch and no other: `StaleLayout` when there is a newer one.
+    pub(super) async fn store_under(
+        &self,
+        inode: &Inode,
+        epoch: u32,
+        start: u64,
+        buffer: Buffer,
+        bytes: Range<usize>,
+    ) -> Result<()> {
+        let chunk_size = u64::from(inode.place.layout.chunk_size);
+        let end = start + bytes.len() as u64;
+        let update = Update {
+            index: (start / chunk_size) as u32,
+            kind: UpdateKind::Write,
+            epoch,
+            offset: (start % chunk_size) as u32,
+            length: bytes.len() as u32,
+        };
+        self.storage.update(&inode.place, update, Some((buffer, bytes))).await?;
+        inode.stored(end, epoch);
+        Ok(())
+    }
+
     /// Somebody else truncated the file: these bytes come after that.
-    async fn learn_epoch(&self, inode: &Inode, known: u32) -> Result<()> {
+    pub(super) async fn learn_epoch(&self, inode: &Inode, known: u32) -> Result<()> {
         inode.absorb(&self.meta.get_attr(&Credentials::root(), inode.id()).await?);
         if inode.epoch.get() == known {
             // The chunks know before the metadata does: only for a moment.

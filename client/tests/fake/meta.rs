@@ -3,9 +3,9 @@
 use super::{LAYOUT, answer};
 use corefs_net::{Node, Request, Responder, Service};
 use corefs_wire::control::meta::{
-    AttrReplyT, AttrResultT, AttrT, CallerT, CloseT, CreateReplyT, CreateT, EmptyT, GetAttrReplyT, GetAttrT,
-    Kind, LookupT, OpenReplyT, OpenT, ReadLinkReplyT, ReadLinkT, SetAttrFieldsT, SetAttrT, SyncLengthT,
-    UnlinkT,
+    AppendReplyT, AppendT, AttrReplyT, AttrResultT, AttrT, CallerT, CloseT, CreateReplyT, CreateT, EmptyT,
+    GetAttrReplyT, GetAttrT, Kind, LookupT, OpenReplyT, OpenT, ReadLinkReplyT, ReadLinkT, SetAttrFieldsT,
+    SetAttrT, SyncLengthT, UnlinkT,
 };
 use corefs_wire::control::{Call, Message};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -18,6 +18,8 @@ pub struct Meta {
     pub names: RefCell<BTreeMap<(u64, Vec<u8>), u64>>,
     pub targets: RefCell<BTreeMap<u64, Vec<u8>>>,
     pub sessions: RefCell<BTreeSet<u64>>,
+    /// Where the place of another client's append ends, by inode: for the next append.
+    pub taken: RefCell<BTreeMap<u64, u64>>,
     /// What was done, by (client, sequence): the reply.
     done: RefCell<BTreeMap<(u64, u64), Vec<u8>>>,
     /// Calls that were done, by name.
@@ -122,6 +124,16 @@ impl Meta {
             }
             attr.mtime = if mtime == 0 { attr.mtime } else { mtime };
         })
+    }
+
+    fn append(&self, asked: &AppendT) -> Result<AppendReplyT> {
+        let attr = self.inode(asked.inode)?;
+        let elsewhere = self.taken.borrow_mut().remove(&asked.inode).unwrap_or(0);
+        let mut reply = AppendReplyT::default();
+        reply.given = attr.epoch == asked.epoch;
+        reply.offset = attr.size.max(asked.at_least).max(elsewhere);
+        reply.attr = Box::new(attr);
+        Ok(reply)
     }
 
     fn set_attr(&self, asked: SetAttrT) -> Result<AttrReplyT> {
@@ -231,6 +243,15 @@ impl Service for Meta {
                 |asked| {
                     self.session(asked.session)?;
                     Ok(attr_reply(&self.take_length(asked.inode, asked.epoch, asked.length, asked.mtime)?))
+                },
+            ),
+            AppendT::OP => self.once::<AppendT>(
+                &request,
+                responder,
+                |c| &c.caller,
+                |asked| {
+                    self.session(asked.session)?;
+                    self.append(&asked)
                 },
             ),
             CloseT::OP => self.once::<CloseT>(

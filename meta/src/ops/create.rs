@@ -103,7 +103,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         now: i64,
     ) -> u64 {
         let (client, incarnation) = (ClientId(caller.client), caller.incarnation);
-        let session = Session { client, incarnation, write: true, epoch, began: now };
+        let session = Session { client, incarnation, write: true, epoch, began: now, place: None };
         let number = self.new_session_number();
         self.begin_session(txn, id, number, &session);
         number

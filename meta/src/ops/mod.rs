@@ -5,6 +5,7 @@
 //! | lookup, get_attr, read_dir, read_link, statfs | snapshot | none | none |
 //! | create | parent, entry | parent, entry | inode, entry, parent's times and counts |
 //! | open, close, sync_length | inode, session | both | session, length and times |
+//! | append | inode, sessions of the inode | all | the session |
 //! | set_attr | inode; for a length the sessions | both | inode |
 //! | get_xattr, list_xattr, get_lock | snapshot | none | none |
 //! | set_xattr, remove_xattr | inode, attribute, the others | all | attribute, inode |
@@ -18,6 +19,7 @@
 //! don't conflict, but a create and the directory's removal do. Every mutating operation reads and writes the row of
 //! its request too (see [`once`](crate::once)).
 
+mod append;
 mod close;
 mod create;
 mod get_attr;

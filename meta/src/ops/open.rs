@@ -71,6 +71,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             write: request.write,
             epoch,
             began: now,
+            place: None,
         };
         let number = self.new_session_number();
         self.begin_session(txn, InodeId(request.inode), number, &session);

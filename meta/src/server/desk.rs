@@ -73,6 +73,7 @@ impl<E: KvEngine> Desk<E> {
             meta::OpenT::OP => carry(body, async |request| names.open(&request).await).await,
             meta::CloseT::OP => carry(body, async |request| names.close(&request).await).await,
             meta::SyncLengthT::OP => carry(body, async |request| names.sync_length(&request).await).await,
+            meta::AppendT::OP => carry(body, async |request| names.append(&request).await).await,
             meta::ReadDirT::OP => carry(body, async |request| names.read_dir(&request).await).await,
             meta::UnlinkT::OP => carry(body, async |request| names.unlink(&request).await).await,
             meta::RmDirT::OP => carry(body, async |request| names.rmdir(&request).await).await,

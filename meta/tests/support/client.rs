@@ -170,6 +170,22 @@ impl<E: KvEngine> Client<E> {
         Ok(*self.fs.sync_length(&request).await?.attr)
     }
 
+    /// A place for an append; `StaleLayout` when none was given.
+    pub async fn append(
+        &self,
+        inode: u64,
+        session: u64,
+        (count, at_least): (u64, u64),
+        epoch: u32,
+    ) -> Result<u64> {
+        let mut request = AppendT::default();
+        (request.caller, request.inode, request.session) = (self.caller(), inode, session);
+        (request.count, request.at_least, request.epoch) = (count, at_least, epoch);
+        let reply = self.fs.append(&request).await?;
+        assert_eq!(reply.given, reply.attr.epoch == epoch);
+        if reply.given { Ok(reply.offset) } else { Err(ErrorCode::StaleLayout.into()) }
+    }
+
     /// A page of names.
     pub async fn list(&self, inode: u64, after: &[u8], limit: u32) -> Result<(Vec<Vec<u8>>, bool)> {
         let reply = self.list_plus(inode, after, limit, false).await?;

@@ -3660,6 +3660,448 @@ pub mod corefs {
                 )
             }
         }
+        pub enum AppendOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Append<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Append<'a> {
+            type Inner = Append<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Append<'a> {
+            pub const VT_CALLER: ::flatbuffers::VOffsetT = 4;
+            pub const VT_INODE: ::flatbuffers::VOffsetT = 6;
+            pub const VT_SESSION: ::flatbuffers::VOffsetT = 8;
+            pub const VT_COUNT: ::flatbuffers::VOffsetT = 10;
+            pub const VT_AT_LEAST: ::flatbuffers::VOffsetT = 12;
+            pub const VT_EPOCH: ::flatbuffers::VOffsetT = 14;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Append { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args AppendArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<Append<'bldr>> {
+                let mut builder = AppendBuilder::new(_fbb);
+                builder.add_at_least(args.at_least);
+                builder.add_count(args.count);
+                builder.add_session(args.session);
+                builder.add_inode(args.inode);
+                builder.add_epoch(args.epoch);
+                if let Some(x) = args.caller {
+                    builder.add_caller(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> AppendT {
+                let caller = {
+                    let x = self.caller();
+                    alloc::boxed::Box::new(x.unpack())
+                };
+                let inode = self.inode();
+                let session = self.session();
+                let count = self.count();
+                let at_least = self.at_least();
+                let epoch = self.epoch();
+                AppendT {
+                    caller,
+                    inode,
+                    session,
+                    count,
+                    at_least,
+                    epoch,
+                }
+            }
+
+            #[inline]
+            pub fn caller(&self) -> Caller<'a> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Caller>>(Append::VT_CALLER, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn inode(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Append::VT_INODE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn session(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Append::VT_SESSION, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn count(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Append::VT_COUNT, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn at_least(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Append::VT_AT_LEAST, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn epoch(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(Append::VT_EPOCH, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Append<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Caller>>("caller", Self::VT_CALLER, true)?
+                    .visit_field::<u64>("inode", Self::VT_INODE, false)?
+                    .visit_field::<u64>("session", Self::VT_SESSION, false)?
+                    .visit_field::<u64>("count", Self::VT_COUNT, false)?
+                    .visit_field::<u64>("at_least", Self::VT_AT_LEAST, false)?
+                    .visit_field::<u32>("epoch", Self::VT_EPOCH, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct AppendArgs<'a> {
+            pub caller: Option<::flatbuffers::WIPOffset<Caller<'a>>>,
+            pub inode: u64,
+            pub session: u64,
+            pub count: u64,
+            pub at_least: u64,
+            pub epoch: u32,
+        }
+        impl<'a> Default for AppendArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                AppendArgs {
+                    caller: None, // required field
+                    inode: 0,
+                    session: 0,
+                    count: 0,
+                    at_least: 0,
+                    epoch: 0,
+                }
+            }
+        }
+
+        pub struct AppendBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AppendBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_caller(&mut self, caller: ::flatbuffers::WIPOffset<Caller<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Caller>>(Append::VT_CALLER, caller);
+            }
+            #[inline]
+            pub fn add_inode(&mut self, inode: u64) {
+                self.fbb_.push_slot::<u64>(Append::VT_INODE, inode, 0);
+            }
+            #[inline]
+            pub fn add_session(&mut self, session: u64) {
+                self.fbb_.push_slot::<u64>(Append::VT_SESSION, session, 0);
+            }
+            #[inline]
+            pub fn add_count(&mut self, count: u64) {
+                self.fbb_.push_slot::<u64>(Append::VT_COUNT, count, 0);
+            }
+            #[inline]
+            pub fn add_at_least(&mut self, at_least: u64) {
+                self.fbb_.push_slot::<u64>(Append::VT_AT_LEAST, at_least, 0);
+            }
+            #[inline]
+            pub fn add_epoch(&mut self, epoch: u32) {
+                self.fbb_.push_slot::<u32>(Append::VT_EPOCH, epoch, 0);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AppendBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                AppendBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Append<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, Append::VT_CALLER, "caller");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for Append<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Append");
+                ds.field("caller", &self.caller());
+                ds.field("inode", &self.inode());
+                ds.field("session", &self.session());
+                ds.field("count", &self.count());
+                ds.field("at_least", &self.at_least());
+                ds.field("epoch", &self.epoch());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct AppendT {
+            pub caller: alloc::boxed::Box<CallerT>,
+            pub inode: u64,
+            pub session: u64,
+            pub count: u64,
+            pub at_least: u64,
+            pub epoch: u32,
+        }
+        impl Default for AppendT {
+            fn default() -> Self {
+                Self {
+                    caller: Default::default(),
+                    inode: 0,
+                    session: 0,
+                    count: 0,
+                    at_least: 0,
+                    epoch: 0,
+                }
+            }
+        }
+        impl AppendT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Append<'b>> {
+                let caller = Some({
+                    let x = &self.caller;
+                    x.pack(_fbb)
+                });
+                let inode = self.inode;
+                let session = self.session;
+                let count = self.count;
+                let at_least = self.at_least;
+                let epoch = self.epoch;
+                Append::create(
+                    _fbb,
+                    &AppendArgs {
+                        caller,
+                        inode,
+                        session,
+                        count,
+                        at_least,
+                        epoch,
+                    },
+                )
+            }
+        }
+        pub enum AppendReplyOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct AppendReply<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for AppendReply<'a> {
+            type Inner = AppendReply<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> AppendReply<'a> {
+            pub const VT_ATTR: ::flatbuffers::VOffsetT = 4;
+            pub const VT_GIVEN: ::flatbuffers::VOffsetT = 6;
+            pub const VT_OFFSET: ::flatbuffers::VOffsetT = 8;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                AppendReply { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args AppendReplyArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<AppendReply<'bldr>> {
+                let mut builder = AppendReplyBuilder::new(_fbb);
+                builder.add_offset(args.offset);
+                if let Some(x) = args.attr {
+                    builder.add_attr(x);
+                }
+                builder.add_given(args.given);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> AppendReplyT {
+                let attr = {
+                    let x = self.attr();
+                    alloc::boxed::Box::new(x.unpack())
+                };
+                let given = self.given();
+                let offset = self.offset();
+                AppendReplyT { attr, given, offset }
+            }
+
+            #[inline]
+            pub fn attr(&self) -> Attr<'a> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Attr>>(AppendReply::VT_ATTR, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn given(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<bool>(AppendReply::VT_GIVEN, Some(false)).unwrap() }
+            }
+            #[inline]
+            pub fn offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(AppendReply::VT_OFFSET, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for AppendReply<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Attr>>("attr", Self::VT_ATTR, true)?
+                    .visit_field::<bool>("given", Self::VT_GIVEN, false)?
+                    .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct AppendReplyArgs<'a> {
+            pub attr: Option<::flatbuffers::WIPOffset<Attr<'a>>>,
+            pub given: bool,
+            pub offset: u64,
+        }
+        impl<'a> Default for AppendReplyArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                AppendReplyArgs {
+                    attr: None, // required field
+                    given: false,
+                    offset: 0,
+                }
+            }
+        }
+
+        pub struct AppendReplyBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AppendReplyBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_attr(&mut self, attr: ::flatbuffers::WIPOffset<Attr<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Attr>>(AppendReply::VT_ATTR, attr);
+            }
+            #[inline]
+            pub fn add_given(&mut self, given: bool) {
+                self.fbb_.push_slot::<bool>(AppendReply::VT_GIVEN, given, false);
+            }
+            #[inline]
+            pub fn add_offset(&mut self, offset: u64) {
+                self.fbb_.push_slot::<u64>(AppendReply::VT_OFFSET, offset, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> AppendReplyBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                AppendReplyBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<AppendReply<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, AppendReply::VT_ATTR, "attr");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for AppendReply<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("AppendReply");
+                ds.field("attr", &self.attr());
+                ds.field("given", &self.given());
+                ds.field("offset", &self.offset());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct AppendReplyT {
+            pub attr: alloc::boxed::Box<AttrT>,
+            pub given: bool,
+            pub offset: u64,
+        }
+        impl Default for AppendReplyT {
+            fn default() -> Self {
+                Self {
+                    attr: Default::default(),
+                    given: false,
+                    offset: 0,
+                }
+            }
+        }
+        impl AppendReplyT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<AppendReply<'b>> {
+                let attr = Some({
+                    let x = &self.attr;
+                    x.pack(_fbb)
+                });
+                let given = self.given;
+                let offset = self.offset;
+                AppendReply::create(_fbb, &AppendReplyArgs { attr, given, offset })
+            }
+        }
         pub enum ReadDirOffset {}
         #[derive(Copy, Clone, PartialEq)]
 
