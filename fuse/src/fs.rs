@@ -8,6 +8,7 @@ use crate::errno::{INVALID, NO_ATTRIBUTE, NOT_SUPPORTED, STOP_ASKING, TOO_SMALL,
 use crate::handles::{self, with_directory};
 use crate::locks;
 use crate::marks;
+use crate::notices;
 use corefs_client::{
     Attr, Changes, Client, ClientPool, CreateOptions, Credentials, File, Kind, NewInode, OpenOptions,
     has_set_ids,
@@ -309,7 +310,15 @@ impl Filesystem for CoreFs {
                 Ok(file)
             };
             match opened.await {
-                Ok(file) => reply.opened(handles::insert_file(file), FopenFlags::empty()),
+                Ok(file) => {
+                    if options.truncate {
+                        // The kernel cuts it itself.
+                        marks::heard(&file.attr());
+                    } else if marks::believes_otherwise(&file.attr(), TTL) {
+                        notices::attributes_changed(file.inode());
+                    }
+                    reply.opened(handles::insert_file(file), FopenFlags::empty());
+                }
                 Err(error) => reply.error(errno(&error)),
             }
         });
@@ -396,7 +405,10 @@ impl Filesystem for CoreFs {
                 }
             };
             match write.await {
-                Ok(()) => reply.written(data.len() as u32),
+                Ok(()) => {
+                    marks::written(id(inode), offset.saturating_add(data.len() as u64));
+                    reply.written(data.len() as u32);
+                }
                 Err(error) => reply.error(errno(&error)),
             }
         });

@@ -10,7 +10,8 @@
 //! | `handles` | open files and directories, by the number the kernel knows them by |
 //! | `directory` | a directory being read, and what its offsets mean |
 //! | `locks` | who may hold locks, and whether somebody who waits for one still wants it |
-//! | `marks` | which inodes have no extended attributes |
+//! | `marks` | what was heard lately: which inodes have no extended attributes, and what lengths the kernel knows |
+//! | `notices` | what the kernel is told without having asked |
 //! | `attr` | attributes between the two forms |
 //! | `errno` | the only place where errors become errno values |
 
@@ -22,5 +23,6 @@ mod handles;
 mod locks;
 mod marks;
 pub mod mount;
+mod notices;
 
 pub use mount::{MountOptions, Mounted, mount, unmount};

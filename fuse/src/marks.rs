@@ -1,7 +1,12 @@
-//! Which inodes have extended attributes and access control lists, as far as this mount has heard lately.
+//! What this mount has heard of inodes lately: which have extended attributes and access control lists, and what lengths the kernel was
+//! told.
 //!
 //! The kernel asks for lists of everything that it checks permissions of, and for `security.capability` of everything
 //! that is written; nearly nothing has any. What was heard counts for as long as the kernel believes attributes.
+//!
+//! What somebody elsewhere wrote and closed, an open here must show (close-to-open), and the kernel asks for no length while it believes the
+//! one that it was told: then it has to be told to ask.
+//!
 //! The table lives on the thread of the mount's one client shard.
 
 use corefs_client::{Attr, Marks};
@@ -16,18 +21,40 @@ const INODES_MAX: usize = 64 << 10;
 const ACCESS: &[u8] = b"system.posix_acl_access";
 const DEFAULT: &[u8] = b"system.posix_acl_default";
 
-thread_local! {
-    static HEARD: RefCell<HashMap<InodeId, (Marks, Instant)>> = RefCell::default();
+struct Heard {
+    marks: Marks,
+    /// Bytes, as the kernel knows it.
+    size: u64,
+    when: Instant,
 }
 
-/// What a metadata server has just said of an inode.
+thread_local! {
+    static HEARD: RefCell<HashMap<InodeId, Heard>> = RefCell::default();
+}
+
+/// What a metadata server has just said of an inode, and the kernel is told.
 pub fn heard(attr: &Attr) {
     HEARD.with_borrow_mut(|heard| {
         if heard.len() >= INODES_MAX {
             heard.clear();
         }
-        heard.insert(attr.inode, (attr.marks, Instant::now()));
+        heard.insert(attr.inode, Heard { marks: attr.marks, size: attr.size, when: Instant::now() });
     });
+}
+
+/// The kernel has written up to `end`.
+pub fn written(inode: InodeId, end: u64) {
+    HEARD.with_borrow_mut(|heard| {
+        if let Some(heard) = heard.get_mut(&inode) {
+            heard.size = heard.size.max(end);
+        }
+    });
+}
+
+/// Whether the kernel believes another length than this.
+pub fn believes_otherwise(attr: &Attr, believed: Duration) -> bool {
+    let differs = |heard: &Heard| heard.size != attr.size && heard.when.elapsed() < believed;
+    HEARD.with_borrow(|heard| heard.get(&attr.inode).is_some_and(differs))
 }
 
 /// Somebody here is about to change or has changed them.
@@ -38,7 +65,7 @@ pub fn forget(inode: InodeId) {
 /// Whether an inode is known to have no such attribute (none at all: `None`).
 pub fn has_none(inode: InodeId, name: Option<&[u8]>, believed: Duration) -> bool {
     let marks = HEARD.with_borrow(|heard| {
-        heard.get(&inode).filter(|(_, when)| when.elapsed() < believed).map(|(marks, _)| *marks)
+        heard.get(&inode).filter(|heard| heard.when.elapsed() < believed).map(|heard| heard.marks)
     });
     let Some(marks) = marks else { return false };
     match name {

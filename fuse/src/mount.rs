@@ -1,11 +1,11 @@
 //! Mounting and unmounting, and what can be wrong with either.
 
 use crate::fs::CoreFs;
+use crate::notices;
 use corefs_client::ClientPool;
-use corefs_wire::{Error, ErrorCode, InodeId, Result};
-use fuser::{BackgroundSession, Config, INodeNo, MountOption, Notifier, Session, SessionACL};
+use corefs_wire::{Error, ErrorCode, Result};
+use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 
 /// How a mount behaves.
 #[derive(Clone, Debug)]
@@ -58,28 +58,10 @@ pub fn mount(pool: ClientPool, path: &Path, options: &MountOptions) -> Result<Mo
         };
         Error::new(ErrorCode::Os, format!("mounting at {}: {error}{remedy}", path.display()))
     };
-    let (moved, heard) = mpsc::channel();
-    pool.run(0, move |client| async move {
-        client.on_moved(move |inode, from| _ = moved.send((inode, from)));
-    })?;
-    let session = Session::new(CoreFs::new(pool, options.local_locks), path, &config).map_err(why)?;
-    forget_moved(session.notifier(), heard)?;
+    let session = Session::new(CoreFs::new(pool.clone(), options.local_locks), path, &config).map_err(why)?;
+    notices::start(&pool, session.notifier())?;
     let session = session.spawn().map_err(why)?;
     Ok(Mounted { session, path: path.to_owned() })
-}
-
-/// Has the kernel forget what it keeps of files whose appends went elsewhere than it believed. On a thread of its own, because the kernel may
-/// wait for our answers meanwhile; it ends with the client.
-fn forget_moved(notifier: Notifier, heard: mpsc::Receiver<(InodeId, u64)>) -> Result<()> {
-    let work = move || {
-        for (inode, from) in heard {
-            // A file that the kernel doesn't know is forgotten already. A length of 0 means up to the end.
-            if let Err(error) = notifier.inval_inode(INodeNo(inode.0), from as i64, 0) {
-                tracing::debug!(%error, %inode, "the kernel was not told that appends moved");
-            }
-        }
-    };
-    std::thread::Builder::new().name("corefs-forget".into()).spawn(work).map(drop).map_err(Error::from)
 }
 
 impl Mounted {

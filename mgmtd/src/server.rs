@@ -120,7 +120,7 @@ impl<E: KvEngine> ManagerServer<E> {
             kv: options.kv,
         };
         // Nothing is awaited between listening and serving: the first request finds somebody.
-        let clock = BootClock(node.clone());
+        let clock = BootClock;
         let primary = Rc::new(Primary::new(engine, clock.clone(), settings, cluster));
         let answers =
             Answers { primary: Rc::clone(&primary), started: Instant::now(), requests: RefCell::default() };
@@ -209,10 +209,10 @@ fn random_uuid() -> Result<Uuid> {
     Ok(Uuid(bytes))
 }
 
-/// CLOCK_BOOTTIME, and pauses on the endpoint's ticks. (Pauses may be short or long after a suspend; leases are judged by the
-/// clock alone.)
+/// CLOCK_BOOTTIME, and pauses by the executor's timers: the endpoint's tick as long as anybody waits. (Pauses may be short or long after a
+/// suspend; leases are judged by the clock alone.)
 #[derive(Clone)]
-struct BootClock(Node);
+struct BootClock;
 
 impl Clock for BootClock {
     fn now_ms(&self) -> u64 {
@@ -220,7 +220,7 @@ impl Clock for BootClock {
     }
 
     async fn sleep(&self, ms: u64) {
-        self.0.sleep(Duration::from_millis(ms)).await;
+        corefs_net::executor::sleep(Duration::from_millis(ms)).await;
     }
 }
 

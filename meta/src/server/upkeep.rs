@@ -4,6 +4,7 @@
 use super::Shared;
 use crate::gc::{GcCursor, GcLimits};
 use corefs_kv::KvEngine;
+use corefs_net::executor::sleep;
 use corefs_wire::Result;
 use corefs_wire::control::mgmtd::RegisterMetaT;
 use corefs_wire::routing::RoutingInfo;
@@ -62,7 +63,7 @@ impl<E: KvEngine> Shared<E> {
 
 async fn stay_known<E: KvEngine>(shared: Rc<Shared<E>>, mut lease: Duration) {
     loop {
-        shared.node.sleep(lease / 3).await;
+        sleep(lease / 3).await;
         if shared.stopping.get() {
             return;
         }
@@ -93,7 +94,7 @@ async fn collect<E: KvEngine>(shared: Rc<Shared<E>>) {
                 FAILURE_PAUSE
             }
         };
-        shared.node.sleep(pause).await;
+        sleep(pause).await;
     }
 }
 
@@ -111,6 +112,6 @@ async fn tidy<E: KvEngine>(shared: Rc<Shared<E>>) {
             }
             Err(error) => shared.failed("dead clients can't be settled", &error),
         }
-        shared.node.sleep(TIDY_PAUSE).await;
+        sleep(TIDY_PAUSE).await;
     }
 }
