@@ -141,7 +141,9 @@ fi
 if has git; then
   git clone -q --no-hardlinks "$root" "$mnt/clone" 2>/dev/null || { rm -rf "$mnt/clone"; say "git: skipped, because $root is no repository"; }
   if [ -d "$mnt/clone" ]; then
-    git -C "$mnt/clone" fsck --full 2>&1 | grep -iE 'error|missing|corrupt|bad' && die "git fsck"
+    git -C "$mnt/clone" fsck --full --no-dangling >"$work/git.log" 2>&1 || { cat "$work/git.log"; die "git fsck"; }
+    # By whole words: names of objects are letters, too.
+    if grep -wiE 'error|missing|corrupt|bad|broken' "$work/git.log"; then die "git fsck complains"; fi
     [ -z "$(git -C "$mnt/clone" status --porcelain)" ] || die "a fresh clone isn't clean"
     say "git: this repository cloned and checked"
   fi
