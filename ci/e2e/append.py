@@ -1,6 +1,7 @@
 """Records appended through mounts, and whether they are all there: for append.sh.
 
-A record is a line `WRITER NUMBER FILLING`, whose filling follows from the two; lengths vary.
+A record is a line of 256 bytes, `WRITER NUMBER FILLING`, whose filling follows from the two. None crosses a page: there the kernel may cut a
+write(2) in two before we see it.
 """
 import os
 import subprocess
@@ -9,8 +10,8 @@ import threading
 
 
 def record(writer, number):
-    filling = chr(ord("a") + number % 26) * (number * 37 % 700)
-    return f"{writer} {number} {filling}\n".encode()
+    filling = chr(ord("a") + number % 26) * 256
+    return f"{writer} {number} {filling}"[:255].encode() + b"\n"
 
 
 def write(path, writer, count, how):
@@ -82,6 +83,8 @@ def rotate(one, two):
     for _ in range(10):
         stop.wait(0.3)
         os.truncate(other, 0)
+    # Some records come after the last one, too.
+    stop.wait(0.3)
     stop.set()
     writer.join()
     found, gaps = read(other)
