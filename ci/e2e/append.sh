@@ -47,9 +47,9 @@ append write "$work/two/killed" two 100000 sync >"$work/acked" 2>/dev/null & wri
 append write "$work/mnt/killed" one 400 sync >"$work/acked.one" & other=$!
 for _ in $(seq 200); do [ "$(wc -l <"$work/acked")" -lt 100 ] || break; sleep 0.05; done
 kill -KILL $two_pid
-wait $two_pid 2>/dev/null || true
+wait $two_pid 2>/dev/null || true # killed
 umount -l "$work/two"
-wait $writer || true
+wait $writer || true # its mount is gone; what it had synced is checked below
 wait $other || die "the mount that lived failed to append"
 append check "$work/mnt/killed" "$work/acked" "$work/acked.one"
 mount_two

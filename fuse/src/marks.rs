@@ -51,10 +51,10 @@ pub fn written(inode: InodeId, end: u64) {
     });
 }
 
-/// Whether the kernel believes another length than this.
+/// Whether the kernel may believe another length than this: what isn't remembered, it may have been told.
 pub fn believes_otherwise(attr: &Attr, believed: Duration) -> bool {
     let differs = |heard: &Heard| heard.size != attr.size && heard.when.elapsed() < believed;
-    HEARD.with_borrow(|heard| heard.get(&attr.inode).is_some_and(differs))
+    HEARD.with_borrow(|heard| heard.get(&attr.inode).is_none_or(differs))
 }
 
 /// Somebody here is about to change or has changed them.

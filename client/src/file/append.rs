@@ -2,7 +2,8 @@
 //! given. So appends of many clients never meet, and a program that appends lines pays for a place once in a while.
 //!
 //! Until they leave, the file looks from here as if nobody else appended: length and attributes count them, and reads have them leave
-//! first. One batch of a file is on its way at a time, so the appends of a client keep their order.
+//! first. One batch of a file is on its way at a time, so the appends of a client keep their order. The bytes are copied once more than
+//! those of writes, because only the place says whose cell's buffer they belong into; they count among what is held behind all files.
 //!
 //! A session that was given a place keeps it from others until the session ends, so it may not end before the bytes are stored and in
 //! what it reports. A batch that failed leaves a gap of zeros, unless storage was full: then certainly nothing arrives later, and the place
@@ -99,11 +100,13 @@ impl File {
         }
         let (client, inode) = (&self.client.0, &self.inode);
         let _writing = self.begin_write(0).await?;
+        client.admit(inode).await?;
         while inode.appends.waiting() > 0 && inode.appends.waiting() + data.len() > BATCH_MAX {
             client.launch_appends(inode);
             inode.progress.next().await;
         }
         inode.appends.take(believed, data, client.ground.now());
+        client.held.set(client.held.get() + data.len());
         inode.wrote(inode.length.get() + data.len() as u64);
         if self.direct {
             client.settle_appends(inode).await;
@@ -146,12 +149,14 @@ impl Inner {
             appends.done.set(appends.done.get() + bytes.len() as u64);
             appends.flying.set(false);
             appends.by.set(0);
+            inner.held.set(inner.held.get() - bytes.len());
             if let Err(error) = outcome {
                 tracing::warn!(%error, inode = %inode.id(), "appended bytes were not stored");
                 inode.fail(error);
                 inode.recede();
             }
             inode.progress.wake_all();
+            inner.relief.wake_all();
         };
         corefs_net::executor::spawn(flight).detach();
     }

@@ -214,12 +214,15 @@ impl Inner {
     }
 
     /// Waits until more bytes may be held, for this file and altogether.
-    async fn admit(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<()> {
+    pub(super) async fn admit(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<()> {
         let most = self.ground.pool.capacity() / 2;
         loop {
             self.ground.check_open()?;
             if self.held.get() >= most {
-                self.all_live().iter().for_each(|inode| self.launch_all(inode));
+                for inode in self.all_live() {
+                    self.launch_all(&inode);
+                    self.launch_appends(&inode);
+                }
                 self.relief.next().await;
             } else if inode.behind.borrow().bytes() >= self.write_behind {
                 if inode.behind.borrow().flying() == 0 {
