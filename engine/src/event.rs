@@ -92,6 +92,8 @@ pub enum Event<'a> {
     Answered { target: TargetId, chunk: ChunkId, attempt: u64, result: Result<Ack> },
     /// One of the writes of [`Output::Write`] is complete.
     DataWritten { slice: SliceIndex, batch: BatchId },
+    /// All writes of the [`Output::Write`] of a part of a fill are complete, and were told; or there are none.
+    FillWritten { op: OpId, target: TargetId, chunk: ChunkId },
     /// One of the writes of [`Output::WriteBatch`] is complete.
     BatchWritten { slice: SliceIndex },
     /// The answer to [`Output::Flush`].
@@ -149,7 +151,8 @@ pub enum Output {
     },
     /// Ask the owner of `to`; answered with [`Event::Told`].
     Ask { target: TargetId, ticket: u64, to: TargetId, chain: ChainId, chain_version: u64, ask: Ask },
-    /// Write prepared blocks; each write is answered with [`Event::DataWritten`].
+    /// Write prepared blocks; each write is answered with [`Event::DataWritten`], the last of a fill's also with
+    /// [`Event::FillWritten`].
     Write { op: OpId, slice: SliceIndex, batch: BatchId, writes: InlineVec<DataWrite, 2> },
     /// Write these bytes; each write is answered with [`Event::BatchWritten`].
     WriteBatch { slice: SliceIndex, writes: Vec<DiskWrite> },

@@ -7,8 +7,9 @@ use crate::event::{DiskIndex, Nanos, Output, Outputs};
 use crate::store::{Applied, BatchId, Durable, Store};
 use corefs_wire::{ChunkId, SliceIndex, TargetId};
 
-/// How long records that nobody waits for (commits, freed blocks) may gather (nanoseconds).
-pub const LAZY: Nanos = 20_000_000;
+/// How long records that nobody waits for (commits, freed blocks, parts of fills) may gather (nanoseconds). Every flush
+/// stops the disk for whoever reads: docs/performance.md.
+pub const LAZY: Nanos = 100_000_000;
 /// How long a slice is idle before its journal says that its last flush is done (nanoseconds).
 pub const SEAL_AFTER: Nanos = 200_000_000;
 /// Bytes of checkpoint that ride in one batch at least.
@@ -81,9 +82,10 @@ impl Slice {
         self.sealed = None;
     }
 
-    pub fn applied(&mut self, applied: &Applied) {
+    /// An update was applied, and perhaps somebody waits for its flush.
+    pub fn applied(&mut self, applied: &Applied, urgent: bool) {
         self.open_writes += applied.writes.len() as u32;
-        self.urgent = true;
+        self.urgent |= urgent;
     }
 
     pub fn dropped(&mut self, target: TargetId, chunk: ChunkId) {
@@ -94,6 +96,11 @@ impl Slice {
     /// A change whose durability somebody waits for, that has no data.
     pub fn hurry(&mut self) {
         self.urgent = true;
+    }
+
+    /// Somebody waits for room that may come back with the next batch, if there is something to put into it.
+    pub fn hurry_what_waits(&mut self) {
+        self.urgent |= self.alive && self.store.wants_batch();
     }
 
     /// One data write of `batch` is complete.

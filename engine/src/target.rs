@@ -214,9 +214,16 @@ impl Target {
             scene.slice.store.cancel(staging);
             return Err(Error::new(ErrorCode::StaleRouting, "the target isn't being filled any more"));
         }
-        let plan = scene.slice.store.stage(staging, crcs, finish)?;
+        let staged = scene.slice.store.stage(staging, crcs, finish);
+        let plan = staged.inspect_err(|error| {
+            // What it lacks may come back with the next flush.
+            if error.code == ErrorCode::Overloaded {
+                scene.slice.hurry_what_waits();
+            }
+        })?;
         let applied = scene.slice.store.apply(plan);
-        scene.slice.applied(&applied);
+        // A part of a fill needs no flush of its own: see `fill_written`.
+        scene.slice.applied(&applied, !self.replica.is_fill(chunk));
         let op = self.replica.op(chunk).expect("what is prepared has an operation");
         let (slice, batch) = (scene.slice.index, applied.batch);
         scene.out.push(Output::Write { op, slice, batch, writes: applied.writes });

@@ -132,6 +132,9 @@ impl Targets {
                     slice.data_written(batch);
                 }
             }
+            Event::FillWritten { op, target, chunk } => {
+                self.with(now, target, out, |target, scene| target.fill_written(scene, op, chunk));
+            }
             Event::BatchWritten { slice } => {
                 if let Some(slice) = self.slice_mut(slice) {
                     slice.batch_written();

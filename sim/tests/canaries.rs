@@ -122,6 +122,14 @@ fn filling_that_is_skipped_is_caught() {
     caught(Canary::FillingSkipped, Config::default(), &[]);
 }
 
+/// Parts of fills have no flush of their own: the last one is for all of them. What follows flushes as well, so there is little to do
+/// here, and much that fails.
+#[test]
+fn a_fill_that_is_not_on_the_disk_is_caught() {
+    let idle = Config { replicas: 2, think: 1000, least_operations: 100, ..Config::default() };
+    caught(Canary::FillUnflushed, Config { faults: 60, fault_every: 1000, ..idle }, &["had been shown"]);
+}
+
 #[test]
 fn a_replica_that_never_comes_back_is_caught() {
     caught(Canary::FilledUnheard, Config::default(), &["nothing comes to its end"]);

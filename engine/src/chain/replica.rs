@@ -138,6 +138,11 @@ impl Replica {
         self.lanes.get(&chunk).is_some_and(|lane| written(lane.active.phase))
     }
 
+    /// Whether the active update of a chunk is a part of a fill.
+    pub fn is_fill(&self, chunk: ChunkId) -> bool {
+        self.lanes.get(&chunk).is_some_and(|lane| lane.active.offer.fill.is_some())
+    }
+
     /// How an update that is staged now ends here.
     pub fn finish(&self) -> Finish {
         match self.role.as_ref().and_then(|role| role.successor) {

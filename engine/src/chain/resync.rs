@@ -14,12 +14,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Bytes a second at which a node fills others, unless it is told otherwise. What that costs readers is in docs/performance.md.
 pub const RATE_DEFAULT: u64 = 50 << 20;
-/// Bytes that are sent, checked and written at once: for as long as that takes, nobody reads from the shard.
-const PART: u32 = 128 << 10;
+/// Bytes that are sent, checked and written at once: for as long as that takes, nobody reads from the shard (docs/performance.md).
+const PART: u32 = 32 << 10;
 /// Chunks of all targets of a shard under way together.
 const SHARD_FILLS_MAX: usize = 2 * FILLS_MAX;
 
-/// How fast a shard may fill others. A bucket that holds a tenth of a second, and may be overdrawn by one part.
+/// How fast a shard may fill others. A bucket that holds a tenth of a second, and may be overdrawn by one chunk: what a chunk
+/// takes is spent when it begins, so that those under way together don't come in bursts.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Pace {
     /// Bytes a second.
@@ -73,8 +74,10 @@ impl Pace {
         self.level -= i64::from(bytes);
     }
 
-    pub fn begin(&mut self) {
+    /// A chunk of so many bytes begins.
+    pub fn begin(&mut self, bytes: u32) {
         self.filling += 1;
+        self.spend(bytes);
     }
 
     pub fn end(&mut self) {
@@ -265,7 +268,7 @@ mod tests {
         }
         assert!((9_500..=10_500).contains(&sent), "{sent} bytes in ten seconds");
         for _ in 0..SHARD_FILLS_MAX {
-            pace.begin();
+            pace.begin(0);
         }
         assert!(pace.admits(100 * second).is_err(), "too much is under way");
         pace.end();

@@ -102,6 +102,7 @@ impl Shard {
         let update = self.desk.ops.update(op);
         update.batch = batch;
         update.slice = slice;
+        update.failed = false;
         if let Some(buffer) = &update.buffer {
             for (part, write) in writes.iter().enumerate() {
                 let (start, len) = (write.first as usize * BLOCK, write.blocks as usize * BLOCK);
@@ -119,6 +120,17 @@ impl Shard {
             }
         }
         update.writes = writes;
+        self.tell_fill_written(op);
+    }
+
+    /// Says so when all data of a part of a fill are written.
+    fn tell_fill_written(&mut self, op: OpId) {
+        let update = self.desk.ops.update(op);
+        let is_fill = update.message.flags & data::FILL != 0;
+        if is_fill && update.left == 0 && !update.failed {
+            let (target, chunk) = (update.target, update.chunk);
+            self.desk.tell(Event::FillWritten { op, target, chunk });
+        }
     }
 
     pub(super) fn data_done(&mut self, op: OpId, part: u16, result: i32) {
@@ -127,8 +139,14 @@ impl Shard {
         let (slice, batch) = (update.slice, update.batch);
         let expected = update.writes.get(usize::from(part)).map_or(0, |write| write.blocks as usize * BLOCK);
         match check_transfer(result, expected) {
-            Ok(()) => self.desk.tell(Event::DataWritten { slice, batch }),
-            Err(error) => self.desk.tell(Event::WriteFailed { slice, error }),
+            Ok(()) => {
+                self.desk.tell(Event::DataWritten { slice, batch });
+                self.tell_fill_written(op);
+            }
+            Err(error) => {
+                update.failed = true;
+                self.desk.tell(Event::WriteFailed { slice, error });
+            }
         }
         self.desk.ops.release(op);
     }

@@ -18,7 +18,8 @@
 //! 4. [`Store::seal_batch`] packs all open records. The shard writes the journal blocks, and when these *and all
 //!    data of plans applied into this batch or earlier* are complete, flushes the disk once and calls
 //!    [`Store::batch_flushed`]. One batch is in flight at a time; records gather meanwhile (group commit).
-//! 5. Staged with [`Finish::Commit`] (alone, or last of a chain) the update is committed by that flush. Staged with
+//! 5. Staged with [`Finish::Commit`] (alone, or last of a chain) the update is committed by that flush, or before it, if nobody
+//!    is told that it is durable, by [`Store::commit_written`]. Staged with
 //!    [`Finish::Pending`] it is durable but invisible until [`Store::commit`], whose record needs no flush of its
 //!    own before the acknowledgment, or gone after [`Store::drop_pending`].
 //!
@@ -317,13 +318,32 @@ impl Store {
         let (committed, chain_version) = (record.direct, record.update.chain_version);
         let outcome = Outcome { version: record.update.version, length: record.length };
         if committed {
-            let mut freed = Vec::new();
-            self.index.commit_pending((target, chunk), chain_version, number, &mut freed);
-            self.limbo.put(freed, number);
+            self.commit_direct(target, chunk, chain_version, number);
         } else {
             self.index.set_stage(target, chunk, number, Stage::Flushed);
         }
         Some(Durable { target, chunk, outcome, committed })
+    }
+
+    /// Commits an update that was staged with [`Finish::Commit`], whose data are written, before its flush: for parts of
+    /// fills, which are promised to nobody. Until the flush the chunk is, on the disk, what it was before. `None` if there is
+    /// no such update, or its flush came first.
+    pub fn commit_written(&mut self, target: TargetId, chunk: ChunkId) -> Option<Outcome> {
+        let pending = self.index.chunk(target, chunk)?.pending.as_ref()?;
+        if pending.stage != Stage::Logged || !pending.record.direct {
+            return None;
+        }
+        let (record, number) = (&pending.record, pending.number);
+        let outcome = Outcome { version: record.update.version, length: record.length };
+        self.commit_direct(target, chunk, record.update.chain_version, number);
+        Some(outcome)
+    }
+
+    /// Blocks that it supersedes wait for the flush of its record.
+    fn commit_direct(&mut self, target: TargetId, chunk: ChunkId, chain_version: u64, number: u64) {
+        let mut freed = Vec::new();
+        self.index.commit_pending((target, chunk), chain_version, number, &mut freed);
+        self.limbo.put(freed, number);
     }
 
     fn reclaim(&mut self) {

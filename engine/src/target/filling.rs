@@ -1,10 +1,10 @@
 //! How a target fills its successor, and how it is filled by its predecessor.
 
 use super::{Scene, Target};
-use crate::chain::{ANSWER_TIMEOUT, FillStage, Filler, Input, Moment, Progress, Resync, ResyncStage};
+use crate::chain::{ANSWER_TIMEOUT, FillStage, Filler, Input, Moment, Progress, Resync, ResyncStage, Role};
 use crate::event::{Ack, Ask, Nanos, OpId, Output, Told};
 use crate::slice::Slice;
-use crate::store::{DedupRow, Entry};
+use crate::store::{BatchId, DedupRow, Entry};
 use corefs_wire::limits::{COMPARE_CHUNKS_MAX, ROWS_MAX};
 use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, Result, TargetId};
 
@@ -21,9 +21,14 @@ impl Target {
 
     /// Holds everything that the chain has, as of its present version.
     pub fn is_up_to_date(&self, slice: &Slice) -> bool {
-        let Some(role) = self.replica.role() else { return false };
-        let filled = |(version, batch)| version == role.version && slice.has_flushed(batch);
-        role.serving() || (role.syncing() && self.filled.is_some_and(filled))
+        let serves = self.replica.role().is_some_and(Role::serving);
+        serves || self.took_everything().is_some_and(|batch| slice.has_flushed(batch))
+    }
+
+    /// The batch after whose flush it is filled completely, under the present chain version.
+    pub fn took_everything(&self) -> Option<BatchId> {
+        let role = self.replica.role().filter(|role| role.syncing())?;
+        self.filled.and_then(|(version, batch)| (version == role.version).then_some(batch))
     }
 
     /// Under a new role the walk begins anew, if there is somebody to fill.
@@ -177,7 +182,8 @@ impl Target {
         if let Some(earlier) = self.fillers.insert(chunk, filler) {
             scene.out.extend(earlier.op().map(|op| Output::End { op }));
         } else {
-            scene.pace.begin();
+            let ours = scene.slice.store.entry(self.id, chunk).ok().flatten();
+            scene.pace.begin(ours.map_or(0, |ours| ours.mapped));
         }
     }
 
@@ -228,7 +234,6 @@ impl Target {
                 Err(error) => return self.end_fill(scene, chunk, Err(error)),
             },
         };
-        scene.pace.spend(len);
         if let Some(resync) = &mut self.resync {
             resync.progress.sent_bytes += u64::from(len);
         }
@@ -324,6 +329,19 @@ impl Target {
         }
         let covered = entries.last().filter(|_| !complete).map_or(last, |entry| entry.chunk);
         Ok(Told::Differs { covered, entries })
+    }
+
+    /// The bytes of a part of a fill are written. That is enough for the predecessor to go on: only when this replica says
+    /// that it holds everything must it be on the disk, and that it says after a flush of something logged later. What was
+    /// there before stays untouched until a flush, whichever comes first.
+    pub fn fill_written(&mut self, scene: &mut Scene<'_>, op: OpId, chunk: ChunkId) {
+        if !scene.slice.alive() || self.replica.op(chunk) != Some(op) {
+            return;
+        }
+        if let Some(outcome) = scene.slice.store.commit_written(self.id, chunk) {
+            let (version, length) = (outcome.version, outcome.length);
+            self.handle(scene, Input::Durable { chunk, version, length, committed: true });
+        }
     }
 
     /// Takes over rows; after the last it is complete once they are on the disk.

@@ -33,6 +33,8 @@ pub enum Canary {
     LeaseFromReceipt,
     /// A replica that is to be filled says at once that it was.
     FillingSkipped,
+    /// When a replica has been given everything, the flush that is to come before it says so does nothing.
+    FillUnflushed,
     /// The manager doesn't hear that a replica was filled.
     FilledUnheard,
     /// The manager gives a node a lease before its chains know that they go on without it.

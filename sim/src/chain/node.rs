@@ -120,7 +120,7 @@ pub enum Job {
     Read { op: OpId },
     Merge { op: OpId },
     Load { op: OpId },
-    Data { slice: SliceIndex, batch: BatchId, offset: u64, bytes: Vec<u8> },
+    Data { op: OpId, slice: SliceIndex, batch: BatchId, offset: u64, bytes: Vec<u8> },
     Batch { slice: SliceIndex, offset: u64, bytes: Vec<u8> },
     FlushBegin { disk: DiskIndex },
     FlushEnd { disk: DiskIndex },
@@ -141,6 +141,8 @@ struct Op {
     plan: Option<ReadPlan>,
     read: Option<Wanted>,
     ticket: u64,
+    /// Writes that aren't complete.
+    writing: usize,
     ended: bool,
 }
 
@@ -171,9 +173,23 @@ impl Op {
         let (target, chunk) =
             message.as_ref().map_or_else(Default::default, |message| (message.target, message.offer.chunk));
         let (blocks, merges) = Default::default();
-        let (plan, read, ticket, ended) = (None, None, 0, false);
+        let (plan, read, ticket, writing, ended) = (None, None, 0, 0, false);
         let (whole, payload) = (0, 0..0);
-        Self { requester, message, target, chunk, blocks, whole, payload, merges, plan, read, ticket, ended }
+        Self {
+            requester,
+            message,
+            target,
+            chunk,
+            blocks,
+            whole,
+            payload,
+            merges,
+            plan,
+            read,
+            ticket,
+            writing,
+            ended,
+        }
     }
 }
 
@@ -388,6 +404,20 @@ impl SimNode {
         self.machine.as_ref().map_or(Vec::new(), |machine| machine.targets.target_healths(now))
     }
 
+    /// Whether a canary keeps flushes from the disk now.
+    fn flushes_nothing(&self) -> bool {
+        match self.canary {
+            Some(Canary::FlushRemoved) => true,
+            Some(Canary::FillUnflushed) => self.machine.as_ref().is_some_and(|machine| {
+                let healths = machine.targets.target_healths(0);
+                let mut targets =
+                    healths.iter().filter_map(|said| machine.targets.target(TargetId(said.target)));
+                targets.any(|target| target.took_everything().is_some())
+            }),
+            _ => false,
+        }
+    }
+
     /// Its place in a chain, if it knows one and holds a lease.
     pub fn leased_role(&self, now: Nanos, target: TargetId) -> Option<&Role> {
         let targets = &self.machine.as_ref()?.targets;
@@ -427,9 +457,10 @@ impl SimNode {
             Job::Data { slice, .. } | Job::Batch { slice, .. } if self.failing == Some(Failing::All) => {
                 self.tell(now, Event::WriteFailed { slice, error: ErrorCode::DiskError.into() });
             }
-            Job::Data { slice, batch, offset, bytes } => {
+            Job::Data { op, slice, batch, offset, bytes } => {
                 self.disk.write(offset, bytes).map_err(|_| "power is on")?;
                 self.tell(now, Event::DataWritten { slice, batch });
+                self.written(now, op, 1);
             }
             Job::Batch { slice, offset, bytes } => {
                 self.disk.write(offset, bytes).map_err(|_| "power is on")?;
@@ -439,13 +470,13 @@ impl SimNode {
                 self.tell(now, Event::FlushFailed { disk, error: ErrorCode::DiskError.into() });
             }
             Job::FlushBegin { disk } => {
-                if self.canary != Some(Canary::FlushRemoved) {
+                if !self.flushes_nothing() {
                     self.disk.flush_begin().map_err(|_| "power is on")?;
                 }
                 self.jobs.push(Job::FlushEnd { disk });
             }
             Job::FlushEnd { disk } => {
-                if self.canary != Some(Canary::FlushRemoved) {
+                if !self.flushes_nothing() {
                     self.disk.flush_end().map_err(|_| "power is on")?;
                 }
                 self.tell(now, Event::Flushed { disk });
@@ -662,8 +693,10 @@ impl SimNode {
                     } else {
                         blocks[at..at + len].to_vec()
                     };
-                    self.jobs.push(Job::Data { slice, batch, offset: write.disk_offset, bytes });
+                    self.jobs.push(Job::Data { op, slice, batch, offset: write.disk_offset, bytes });
                 }
+                self.op(op).writing = writes.len();
+                self.written(now, op, 0);
             }
             Output::WriteBatch { slice, writes } => {
                 let job = |write: corefs_engine::store::DiskWrite| Job::Batch {
@@ -717,6 +750,17 @@ impl SimNode {
     fn chain_of(&self, target: TargetId) -> ChainId {
         let target = self.machine.as_ref().and_then(|machine| machine.targets.target(target));
         target.and_then(|target| target.replica().role()).map_or(ChainId(0), |role| role.chain)
+    }
+
+    /// So many writes of an update are complete: of a fill it is told when all are. It may be over already.
+    fn written(&mut self, now: Nanos, id: OpId, complete: usize) {
+        let Some(op) = self.machine.as_mut().and_then(|machine| machine.ops.get_mut(&id)) else { return };
+        op.writing -= complete;
+        let fill = op.message.as_ref().is_some_and(|message| message.offer.fill.is_some());
+        if fill && op.writing == 0 {
+            let (target, chunk) = (op.target, op.chunk);
+            self.tell(now, Event::FillWritten { op: id, target, chunk });
+        }
     }
 
     fn remove(&mut self, op: OpId) -> Op {
