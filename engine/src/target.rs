@@ -128,6 +128,22 @@ impl Target {
         }
     }
 
+    /// A client or the predecessor wants a change. What builds on another version than the one here comes after a fill, and that after a
+    /// look at the filler's own blocks: until then what is kept of an earlier chain version stays, to repair them from.
+    pub fn offered(&mut self, scene: &mut Scene<'_>, op: OpId, offer: Offer) {
+        if offer.forwarded.is_some()
+            && offer.fill.is_none()
+            && self.replica.keeps(offer.chunk)
+            && self.base(scene, offer.chunk) != offer.base
+            && self.replica.admit(scene.moment).is_ok_and(|role| role.admit_update(&offer).is_ok())
+        {
+            let what = "something else is kept here than what the update builds on";
+            scene.out.push(Output::Reply { op, result: Err(Error::new(ErrorCode::NeedsWhole, what)) });
+            return scene.out.push(Output::End { op });
+        }
+        self.handle(scene, Input::Offer { op, offer });
+    }
+
     fn tell(&mut self, scene: &mut Scene<'_>, input: Input) {
         let mut steps = std::mem::take(&mut self.steps);
         self.replica.handle(scene.moment, input, &mut steps);

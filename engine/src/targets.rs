@@ -109,7 +109,7 @@ impl Targets {
             Event::Read { op, entry } => self.read(now, op, entry, out),
             Event::ReadEnded { slice, plan } => self.read_ended(slice, plan),
             Event::Update { op, target, offer } => match self.owned(target) {
-                Ok(()) => self.tell(now, target, Input::Offer { op, offer }, out),
+                Ok(()) => self.with(now, target, out, |target, scene| target.offered(scene, op, offer)),
                 Err(error) => {
                     out.push(Output::Reply { op, result: Err(error) });
                     out.push(Output::End { op });
@@ -225,8 +225,8 @@ impl Targets {
     }
 
     /// What a target that is being filled answers its predecessor. Errors: those of a stale chain version, `Pending` while
-    /// something of an earlier one is under way, `NotServing` if it isn't being filled, `Overloaded` while there is no room
-    /// for rows.
+    /// something of an earlier one is under way, or is kept when rows come, `NotServing` if it isn't being filled, `Overloaded`
+    /// while there is no room for rows.
     pub fn asked(
         &mut self,
         now: Nanos,
@@ -234,12 +234,15 @@ impl Targets {
         chain: ChainId,
         chain_version: u64,
         ask: &Ask,
+        out: &mut Outputs,
     ) -> Result<Told> {
         self.owned(id)?;
-        let moment = self.moment(now);
-        let target = self.targets.get_mut(&id).ok_or(WRONG_SHARD)?;
-        target.admit_filling(moment, chain, chain_version)?;
-        target.asked(&mut self.slices[target.slice()], ask)
+        let mut told = Err(WRONG_SHARD.into());
+        self.with(now, id, out, |target, scene| {
+            let admitted = target.admit_filling(scene.moment, chain, chain_version);
+            told = admitted.and_then(|()| target.asked(scene, ask));
+        });
+        told
     }
 
     /// How many replicas come after this one in the chain: 0 for unknown targets.

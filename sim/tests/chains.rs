@@ -52,7 +52,7 @@ fn chains_of_three_keep_what_they_acknowledged() {
             ("store_conflicts", 10),
             ("fenced", 100),
             ("reads_pending", 1000),
-            ("reads_damaged", 10),
+            ("reads_damaged", 5),
             ("recovered_pendings", 50),
             ("replicas_filled", 400),
             ("total_losses", 50),
@@ -86,6 +86,13 @@ fn a_damaged_block_that_only_the_tail_has_committed_is_repaired() {
     for seed in [2_026_112_630_436, 2_026_112_630_213] {
         run(seed, Config::default()).unwrap();
     }
+}
+
+/// The only one that served had a damaged block. Whoever came back had the very same one, in an older version, and had it replaced part by part,
+/// until the filler came to the part that it couldn't read.
+#[test]
+fn a_fill_looks_at_everything_before_it_replaces_what_may_be_the_last_good_copy() {
+    run(2_026_112_707_118, Config::default()).unwrap();
 }
 
 #[test]

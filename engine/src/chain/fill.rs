@@ -2,6 +2,9 @@
 //!
 //! While it lasts the chunk's queue stands still, so the committed version stays what it is. A part names the digest of what
 //! it replaces: a copy of it that comes late, when the chunk has moved on, is refused.
+//!
+//! If there is something to replace, all parts are read before the first is sent. A block that is damaged here is found then, while the
+//! successor's older version, which may hold the very same block, is still there to repair it from.
 
 use crate::event::OpId;
 use crate::store::{Entry, PendingInfo, UpdateKind};
@@ -29,6 +32,8 @@ pub struct Filler {
     pub stage: Stage,
     /// What is sent, and the digest of what it replaces.
     sends: Option<(Entry, u64)>,
+    /// The parts are only looked at yet.
+    looking: bool,
     /// Bytes of the present part, and where it begins.
     at: u32,
     len: u32,
@@ -36,8 +41,8 @@ pub struct Filler {
 
 impl Filler {
     pub fn new(chunk: ChunkId, attempt: u64, to: TargetId, chain_version: u64) -> Self {
-        let (stage, sends, at, len) = (Stage::Asking, None, 0, 0);
-        Self { chunk, to, chain_version, attempt, stage, sends, at, len }
+        let (stage, sends, looking, at, len) = (Stage::Asking, None, false, 0, 0);
+        Self { chunk, to, chain_version, attempt, stage, sends, looking, at, len }
     }
 
     /// The successor holds this; we hold that. Whether anything is to be sent.
@@ -47,7 +52,7 @@ impl Filler {
         self.sends = match (ours, theirs) {
             (None, None) => None,
             // A tombstone that we have forgotten does no harm there.
-            (None, Some(theirs)) if theirs.removed => None,
+            (None, Some(theirs)) if theirs.removed || theirs.version == 0 => None,
             (None, Some(theirs)) => {
                 Some(Entry { version: after_theirs, removed: true, length: 0, mapped: 0, ..theirs })
             }
@@ -59,7 +64,27 @@ impl Filler {
         }
         .map(|entry| (entry, base));
         (self.at, self.len) = (0, 0);
+        self.looking = theirs.is_some_and(|theirs| theirs.length > 0);
         self.sends.is_some()
+    }
+
+    /// The next part of at most `most` bytes that is to be looked at before anything is sent: as the patch that it would be. If
+    /// there is only one part there is nothing to look at: it is read before it is sent.
+    pub fn next_look(&mut self, most: u32) -> Option<PendingInfo> {
+        let (entry, _) = self.sends?;
+        self.at += self.len;
+        self.len = (entry.mapped - self.at).min(most);
+        if self.looking && entry.mapped > most && self.len > 0 {
+            self.stage = Stage::Loading;
+            return Some(self.part(&entry, UpdateKind::Patch { offset: self.at, len: self.len }));
+        }
+        (self.looking, self.stage, self.at, self.len) = (false, Stage::Asking, 0, 0);
+        None
+    }
+
+    /// Whether the part that is being read is only looked at.
+    pub fn looks(&self) -> bool {
+        self.looking
     }
 
     /// The next part of at most `most` bytes: the update that it is, the digest of what it replaces, and which bytes of the
@@ -78,7 +103,11 @@ impl Filler {
             false => UpdateKind::Patch { offset: self.at, len: self.len },
         };
         self.stage = Stage::Loading;
-        let pending = PendingInfo {
+        Some((self.part(&entry, kind), base, self.at, self.len))
+    }
+
+    fn part(&self, entry: &Entry, kind: UpdateKind) -> PendingInfo {
+        PendingInfo {
             chunk: self.chunk,
             kind,
             version: entry.version,
@@ -87,8 +116,7 @@ impl Filler {
             tag: UpdateTag::default(),
             length: entry.length,
             flushed: true,
-        };
-        Some((pending, base, self.at, self.len))
+        }
     }
 
     /// The version that its parts have.
@@ -149,6 +177,24 @@ mod tests {
         assert_eq!(replace.kind, UpdateKind::FullReplace { len: 100, total: 100 });
         let replace = sends(Some(plain), Some(entry(7, 100, 100))).unwrap();
         assert_eq!(replace.version, 4, "whatever was there");
+    }
+
+    #[test]
+    fn what_would_replace_something_is_looked_at_first() {
+        let looks = |theirs, mapped| {
+            let mut filler = filler();
+            assert!(filler.compare(Some(entry(4, 10 * BLOCK, mapped)), theirs));
+            let looks = std::iter::from_fn(|| filler.next_look(2 * BLOCK));
+            let looks: Vec<_> = looks.map(|part| part.kind).collect();
+            assert!(!filler.looks() && filler.next_part(2 * BLOCK).is_some_and(|part| part.2 == 0));
+            looks
+        };
+        let (two, three) = (2 * BLOCK, 3 * BLOCK);
+        let patch = |offset, len| UpdateKind::Patch { offset, len };
+        assert_eq!(looks(Some(entry(3, 1, 1)), three), [patch(0, two), patch(two, BLOCK)]);
+        assert_eq!(looks(Some(entry(3, 1, 1)), two), [], "one part");
+        assert_eq!(looks(Some(entry(3, 0, 0)), three), [], "nothing is there");
+        assert_eq!(looks(None, three), []);
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub enum Phase {
     Recovered,
     /// The payload of a recovered update is being read back.
     Loading,
+    /// Of an earlier chain version, on a replica that is being filled now: nobody waits for it, and it is dropped when the chunk is
+    /// to be changed, or the filling ends. Until then its blocks may be the last good ones of what others have committed.
+    Kept,
     /// Replicas hold different bytes, or the payload can't be read: the chunk is out of service.
     Stuck,
 }
@@ -129,6 +132,13 @@ impl Active {
     pub fn commit(&mut self, chain_version: u64, steps: &mut Vec<Step>) {
         self.phase = Phase::Acked;
         steps.push(Step::Commit { chunk: self.offer.chunk, version: self.ack.version, chain_version });
+    }
+
+    /// It goes no further, and isn't dropped yet.
+    pub fn keep(&mut self, steps: &mut Vec<Step>) {
+        self.phase = Phase::Kept;
+        self.reply(Err(ErrorCode::ChainBroken.into()), steps);
+        steps.extend(self.op.take().map(|op| Step::End { op }));
     }
 
     /// A successor will never take it.

@@ -92,6 +92,8 @@ pub enum Input {
     Due { chunk: ChunkId, attempt: u64 },
     /// The store was opened with this pending update.
     Recovered { pending: PendingInfo },
+    /// Nobody needs what is kept of an earlier chain version any more.
+    LetGo,
     /// The successor is to be given the committed version of a chunk, when its active update is over.
     Fill { chunk: ChunkId },
     /// [`Step::Fill`] has come to its end.

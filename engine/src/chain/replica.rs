@@ -55,6 +55,7 @@ impl Replica {
                     | Phase::Recovered
                     | Phase::Loading
                     | Phase::Filling
+                    | Phase::Kept
                     | Phase::Stuck
             )
         };
@@ -93,7 +94,19 @@ impl Replica {
     /// Whether nothing of an earlier chain version is under way any more: what is committed here is known then.
     pub fn is_settled(&self) -> bool {
         let version = self.role.as_ref().map_or(0, |role| role.version);
-        self.lanes.values().all(|lane| lane.active.offer.chain_version >= version)
+        let over =
+            |lane: &Lane| lane.active.offer.chain_version >= version || lane.active.phase == Phase::Kept;
+        self.lanes.values().all(over)
+    }
+
+    /// Whether an update of a chunk is kept that won't be committed here.
+    pub fn keeps(&self, chunk: ChunkId) -> bool {
+        self.phase(chunk) == Some(Phase::Kept)
+    }
+
+    /// Whether anything is kept.
+    pub fn keeps_any(&self) -> bool {
+        self.lanes.values().any(|lane| lane.active.phase == Phase::Kept)
     }
 
     /// Whether the successor still lacks something that it is to be given.
@@ -180,6 +193,7 @@ impl Replica {
             Input::Due { chunk, attempt } => self.due(moment, chunk, attempt, steps),
             Input::Recovered { pending } => self.recovered(&pending),
             Input::Loaded { chunk, op, result } => self.loaded(moment, chunk, op, result, steps),
+            Input::LetGo => self.let_go(steps),
             Input::Fill { chunk } => self.want_fill(moment, chunk, steps),
             Input::Filled { chunk, attempt, result } => self.filled(moment, chunk, attempt, result, steps),
             Input::Died => self.died(ErrorCode::SliceDead, steps),
@@ -206,6 +220,7 @@ impl Replica {
             }
             match lane.active.phase {
                 Phase::Filling => lane.active.phase = Phase::Paused,
+                Phase::Kept => lane.active.phase = Phase::Recovered,
                 Phase::Stuck if role.syncing() => {
                     // Whatever was wrong with it: it gets another replica's.
                     self.stuck -= 1;
@@ -224,7 +239,12 @@ impl Replica {
             return waiting.refuse(error, steps);
         }
         match self.lanes.get_mut(&offer.chunk) {
-            Some(lane) => lane.wait(waiting, steps),
+            Some(lane) => {
+                lane.wait(waiting, steps);
+                if lane.active.phase == Phase::Kept {
+                    lane.active.give_up(ErrorCode::ChainBroken.into(), steps);
+                }
+            }
             None => {
                 self.lanes.insert(offer.chunk, Lane::new(Active::new(op, offer, moment.now)));
                 steps.push(Step::Begin { op, offer });
@@ -304,7 +324,7 @@ impl Replica {
         }
         if role.syncing() && active.offer.chain_version < role.version {
             // Whoever fills this target sends what is worth having.
-            return active.give_up(ErrorCode::ChainBroken.into(), steps);
+            return active.keep(steps);
         }
         let receives = role.serving() || role.syncing();
         match (role.successor, active.op) {
@@ -375,6 +395,11 @@ impl Replica {
             }
             _ => self.rest(chunk, Phase::Filling, moment, steps),
         }
+    }
+
+    fn let_go(&mut self, steps: &mut Vec<Step>) {
+        let kept = self.lanes.values_mut().filter(|lane| lane.active.phase == Phase::Kept);
+        kept.for_each(|lane| lane.active.give_up(ErrorCode::ChainBroken.into(), steps));
     }
 
     fn want_fill(&mut self, moment: Moment, chunk: ChunkId, steps: &mut Vec<Step>) {
@@ -508,7 +533,12 @@ impl Replica {
                 let refusal = lane.active.refusal.take();
                 lane.active.give_up(refusal.unwrap_or_else(|| ErrorCode::ChainBroken.into()), steps);
             }
-            Phase::Preparing | Phase::Writing | Phase::Dropping | Phase::Loading | Phase::Stuck => {}
+            Phase::Preparing
+            | Phase::Writing
+            | Phase::Dropping
+            | Phase::Loading
+            | Phase::Kept
+            | Phase::Stuck => {}
         }
     }
 

@@ -144,6 +144,10 @@ fn in_phase(phase: Option<Phase>) -> Stage {
             stage.tell(Input::DropBegun { chunk: chunk(), result: Ok(()) });
         }
         Phase::Stuck => drop(stage.applied().durable(false).answered(1, Ok(Ack { merged_crc: 1, ..ACK }))),
+        Phase::Kept => {
+            stage.applied().durable(false);
+            stage.tell(Input::Role(role_in(2, 2, &[TargetState::Serving, TargetState::Syncing])));
+        }
         Phase::Recovered | Phase::Loading => unreachable!("made above"),
     }
     assert_eq!(stage.phase(), Some(phase));
@@ -163,6 +167,7 @@ fn phases() -> Vec<Option<Phase>> {
         Phase::Dropping,
         Phase::Recovered,
         Phase::Loading,
+        Phase::Kept,
         Phase::Stuck,
     ];
     std::iter::once(None).chain(all.map(Some)).collect()
@@ -180,6 +185,7 @@ fn inputs() -> Vec<(&'static str, Input)> {
         ("begun fresh", Input::Begun { chunk, result: Ok(Begun::Fresh { version: 5 }) }),
         ("begun done", Input::Begun { chunk, result: Ok(Begun::Done(ACK)) }),
         ("begun refused", Input::Begun { chunk, result: Err(ErrorCode::StaleLayout.into()) }),
+        ("let go", Input::LetGo),
         ("fill", Input::Fill { chunk }),
         ("filled", Input::Filled { chunk, attempt: 2, result: Ok(()) }),
         ("not filled", Input::Filled { chunk, attempt: 2, result: failed(ErrorCode::TimedOut) }),
@@ -458,9 +464,18 @@ fn a_replica_that_is_being_filled_drops_what_was_pending_and_never_has_an_update
     stage.offer(1, offer(1, 1, Some(5))).begun().applied().durable(false);
     let filled = role_in(3, 2, &FILLING);
     stage.tell(Input::Role(filled.clone()));
+    assert!(
+        matches!(&stage.steps[..], [Step::Reply { result: Err(error), .. }, Step::End { .. }] if error.code == ErrorCode::ChainBroken)
+    );
+    assert!(stage.replica.keeps(chunk()) && stage.replica.is_settled(), "it may be the last good copy");
+    // It goes when the chunk is given, or at the end.
+    let mut other = stage.clone();
+    other.offer(2, offer(2, 3, Some(9)));
+    assert!(matches!(other.steps[..], [Step::Drop { version: 5, .. }]));
+    stage.tell(Input::LetGo);
     assert!(matches!(stage.steps[..], [Step::Drop { version: 5, .. }]) && !stage.replica.is_settled());
     stage.tell(Input::DropBegun { chunk: chunk(), result: Ok(()) }).tell(Input::Dropped { chunk: chunk() });
-    assert!(stage.replica.is_settled());
+    assert!(stage.replica.is_settled() && stage.replica.busy() == 0);
     // A refusal says that it can't be filled; its predecessor goes on asking.
     let mut stage = Stage::new(filled);
     stage.offer(1, offer(1, 3, Some(5))).begun();

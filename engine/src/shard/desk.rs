@@ -316,7 +316,7 @@ impl Desk {
         let flow = self.open_account(conn, 1);
         let (requester, op) = (Requester { conn, request: header.request() }, header.op());
         let found = filling::decode_ask(op, body).and_then(|(target, chain, version, ask)| {
-            self.targets.asked(self.now, target, chain, version, &ask)
+            self.targets.asked(self.now, target, chain, version, &ask, &mut self.outputs)
         });
         let result = found.map(|told| filling::encode_told(&told));
         self.ready.push(Ready { requester, op, result });

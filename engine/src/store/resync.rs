@@ -13,14 +13,14 @@ use corefs_wire::resync::{digest, fold};
 use corefs_wire::{ChunkId, Error, ErrorCode, Result, TargetId, UpdateTag};
 
 /// What is committed of one chunk, with all that replicas must agree on in its digest.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Entry {
     pub chunk: ChunkId,
     pub version: u64,
     pub epoch: u64,
-    /// Bytes.
+    /// Bytes. In an answer to a filler at least 1 if the replica keeps an update of the chunk that it won't commit.
     pub length: u32,
-    /// Bytes up to the last block that isn't a hole.
+    /// Bytes up to the last block that isn't a hole; 0 in answers.
     pub mapped: u32,
     pub removed: bool,
     pub digest: u64,

@@ -4,7 +4,7 @@ use super::{Scene, Target};
 use crate::chain::{ANSWER_TIMEOUT, FillStage, Filler, Input, Moment, Progress, Resync, ResyncStage, Role};
 use crate::event::{Ack, Ask, Nanos, OpId, Output, Told};
 use crate::slice::Slice;
-use crate::store::{BatchId, DedupRow, Entry};
+use crate::store::{BatchId, DedupRow, Entry, PendingInfo, UpdateKind};
 use corefs_wire::limits::{COMPARE_CHUNKS_MAX, ROWS_MAX};
 use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, Result, TargetId};
 
@@ -224,6 +224,11 @@ impl Target {
     fn load_part(&mut self, scene: &mut Scene<'_>, chunk: ChunkId) {
         let (target, slice) = (self.id, scene.slice.index);
         let Some(filler) = self.fillers.get_mut(&chunk) else { return };
+        if filler.looks()
+            && let Some(part) = filler.next_look(scene.pace.part)
+        {
+            return self.look_at_part(scene, part);
+        }
         let Some((pending, base, offset, len)) = filler.next_part(scene.pace.part) else {
             return self.end_fill(scene, chunk, Ok(()));
         };
@@ -244,6 +249,19 @@ impl Target {
             return;
         };
         scene.out.push(Output::Load { slice, target, ticket, pending, fill: Some(base), plan });
+    }
+
+    /// Has a part read that isn't to be sent yet.
+    fn look_at_part(&mut self, scene: &mut Scene<'_>, pending: PendingInfo) {
+        let (target, slice, chunk) = (self.id, scene.slice.index, pending.chunk);
+        let UpdateKind::Patch { offset, len } = pending.kind else { return };
+        let plan = match scene.slice.store.read(target, chunk, offset, len) {
+            Ok(plan) => plan,
+            Err(error) => return self.end_fill(scene, chunk, Err(error)),
+        };
+        scene.pace.spend(len);
+        let Some(ticket) = self.renew(scene, chunk) else { return scene.slice.store.end_read(plan) };
+        scene.out.push(Output::Load { slice, target, ticket, pending, fill: None, plan: Some(plan) });
     }
 
     /// The next step of a fill has a number and a time of its own.
@@ -271,6 +289,13 @@ impl Target {
         let Some(filler) = self.fillers.get_mut(&chunk).filter(wanted) else {
             return scene.out.push(Output::End { op });
         };
+        if filler.looks() {
+            scene.out.push(Output::End { op });
+            return match result {
+                Ok(_) => self.load_part(scene, chunk),
+                Err(error) => self.end_fill(scene, chunk, Err(error)),
+            };
+        }
         filler.stage = FillStage::Sending(op);
         if let Err(error) = result {
             return self.end_fill(scene, chunk, Err(error));
@@ -312,10 +337,15 @@ impl Target {
     }
 
     /// A question of the predecessor.
-    pub(crate) fn asked(&mut self, slice: &mut Slice, ask: &Ask) -> Result<Told> {
+    pub(crate) fn asked(&mut self, scene: &mut Scene<'_>, ask: &Ask) -> Result<Told> {
         match ask {
-            Ask::Compare { from, last, digest } => self.compare(slice, *from, *last, *digest),
-            Ask::Rows { floor, rows, finish } => self.take_rows(slice, *floor, rows, *finish),
+            Ask::Compare { from, last, digest } => self.compare(scene.slice, *from, *last, *digest),
+            Ask::Rows { .. } if self.replica.keeps_any() => {
+                // Every chunk was compared: what is kept is good for nothing.
+                self.handle(scene, Input::LetGo);
+                Err(Error::new(ErrorCode::Pending, "something of an earlier chain version is being dropped"))
+            }
+            Ask::Rows { floor, rows, finish } => self.take_rows(scene.slice, *floor, rows, *finish),
         }
     }
 
@@ -324,6 +354,15 @@ impl Target {
         let mut entries: Vec<Entry> = slice.store.entries(self.id, from, last, most + 1)?;
         let complete = entries.len() <= most;
         entries.truncate(most);
+        // What isn't told: nobody but the filler of the chunk needs it, of its own.
+        entries.iter_mut().for_each(|entry| entry.mapped = 0);
+        if from == last && self.replica.keeps(from) {
+            // Before it is replaced the filler is to look at what it has.
+            match entries.first_mut() {
+                Some(entry) => entry.length = entry.length.max(1),
+                None => entries.push(Entry { chunk: from, length: 1, ..Entry::default() }),
+            }
+        }
         if complete && entries.iter().fold(0, |state, entry| entry.fold_into(state)) == digest {
             return Ok(Told::Equal);
         }

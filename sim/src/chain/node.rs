@@ -389,7 +389,7 @@ impl SimNode {
     pub fn asked(&mut self, now: Nanos, question: &Question) -> Result<Told> {
         let Some(machine) = &mut self.machine else { return Err(ErrorCode::Unreachable.into()) };
         let Question { to, chain, chain_version, ask, .. } = question;
-        let told = machine.targets.asked(now, *to, *chain, *chain_version, ask);
+        let told = machine.targets.asked(now, *to, *chain, *chain_version, ask, &mut machine.outputs);
         self.turn(now);
         told
     }

@@ -257,8 +257,10 @@ impl Node {
     }
 
     /// A fill comes: whatever is here is replaced.
-    pub fn filled_with(&mut self, chain_version: u64, history: &[Write]) -> Result<()> {
+    pub fn filled_with(&mut self, chain_version: u64, history: &[Write], broken: Broken) -> Result<()> {
         self.admit_filling(chain_version)?;
+        // What an offer does to what is kept. Nobody hears anything of it.
+        self.tell(Input::LetGo, &mut Said::default(), broken);
         if self.disk.pending.is_some() {
             return Err(ErrorCode::Pending.into());
         }
@@ -289,7 +291,7 @@ impl Node {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.replica.busy() == 0
+        self.replica.busy() == 0 || self.replica.keeps(chunk())
     }
 }
 

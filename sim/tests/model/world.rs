@@ -443,7 +443,8 @@ impl Bounds {
             Message::Fill { from, to, chain_version, history } => {
                 let node = &mut state.nodes[node_of(to)];
                 if node.on {
-                    let result = node.filled_with(chain_version, &history).map_err(|error| error.code);
+                    let result =
+                        node.filled_with(chain_version, &history, self.broken).map_err(|error| error.code);
                     state.network.insert(Message::Filled { to: from, result });
                 }
             }
@@ -454,6 +455,7 @@ impl Bounds {
             Message::Rows { to, chain_version, rows } => {
                 let node = &mut state.nodes[node_of(to)];
                 if node.on && node.admit_filling(chain_version).is_ok() {
+                    node.tell(Input::LetGo, &mut Said::default(), self.broken);
                     node.disk.rows.extend(rows);
                     node.filled = Some(chain_version);
                 }
