@@ -128,11 +128,11 @@ impl Target {
         }
     }
 
-    /// A client or the predecessor wants a change. What builds on another version than the one here comes after a fill, and that after a
-    /// look at the filler's own blocks: until then what is kept of an earlier chain version stays, to repair them from.
+    /// A client or the predecessor wants a change. What builds on another version than the one here, and isn't here, comes after a fill,
+    /// and that after a look at the filler's own blocks: until then what is kept of an earlier chain version stays, to repair them from.
     pub fn offered(&mut self, scene: &mut Scene<'_>, op: OpId, offer: Offer) {
-        if offer.forwarded.is_some()
-            && offer.fill.is_none()
+        let ours = || scene.slice.store.status(self.id, offer.chunk).map_or(0, |status| status.version);
+        if offer.forwarded.is_some_and(|version| offer.fill.is_none() && version != ours())
             && self.replica.keeps(offer.chunk)
             && self.base(scene, offer.chunk) != offer.base
             && self.replica.admit(scene.moment).is_ok_and(|role| role.admit_update(&offer).is_ok())

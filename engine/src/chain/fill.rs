@@ -45,21 +45,20 @@ impl Filler {
         Self { chunk, to, chain_version, attempt, stage, sends, looking, at, len }
     }
 
-    /// The successor holds this; we hold that. Whether anything is to be sent.
-    pub fn compare(&mut self, ours: Option<Entry>, theirs: Option<Entry>) -> bool {
+    /// The successor holds this; we hold that, and give no version up to `floor` to what isn't here. Whether anything is to be sent.
+    ///
+    /// A removal has our version, or that of a tombstone which we may have forgotten, and none above: the update that comes next follows it.
+    pub fn compare(&mut self, ours: Option<Entry>, theirs: Option<Entry>, floor: u64) -> bool {
         let base = theirs.map_or(0, |theirs| theirs.digest);
-        let after_theirs = theirs.map_or(1, |theirs| theirs.version + 1);
         self.sends = match (ours, theirs) {
             (None, None) => None,
             // A tombstone that we have forgotten does no harm there.
             (None, Some(theirs)) if theirs.removed || theirs.version == 0 => None,
             (None, Some(theirs)) => {
-                Some(Entry { version: after_theirs, removed: true, length: 0, mapped: 0, ..theirs })
+                let version = (theirs.version + 1).min(floor.max(1));
+                Some(Entry { version, removed: true, length: 0, mapped: 0, ..theirs })
             }
             (Some(ours), Some(theirs)) if ours.digest == theirs.digest => None,
-            (Some(ours), _) if ours.removed => {
-                Some(Entry { version: ours.version.max(after_theirs), ..ours })
-            }
             (Some(ours), _) => Some(ours),
         }
         .map(|entry| (entry, base));
@@ -163,7 +162,7 @@ mod tests {
         let tombstone = Entry { removed: true, length: 0, mapped: 0, ..entry(9, 0, 0) };
         let sends = |ours, theirs| {
             let mut filler = filler();
-            filler.compare(ours, theirs).then(|| filler.next_part(1 << 20).unwrap().0)
+            filler.compare(ours, theirs, 7).then(|| filler.next_part(1 << 20).unwrap().0)
         };
         let plain = entry(4, 100, 100);
         assert_eq!(sends(None, None), None);
@@ -171,8 +170,11 @@ mod tests {
         assert_eq!(sends(Some(plain), Some(plain)), None);
         let removal = sends(None, Some(plain)).unwrap();
         assert_eq!((removal.kind, removal.version), (UpdateKind::Remove, 5));
-        let removal = sends(Some(tombstone), Some(plain)).unwrap();
-        assert_eq!((removal.kind, removal.version, removal.truncate_epoch), (UpdateKind::Remove, 9, 3));
+        assert_eq!(sends(None, Some(entry(20, 100, 100))).unwrap().version, 7, "8 may be the next update's");
+        for theirs in [plain, entry(20, 100, 100)] {
+            let removal = sends(Some(tombstone), Some(theirs)).unwrap();
+            assert_eq!((removal.kind, removal.version, removal.truncate_epoch), (UpdateKind::Remove, 9, 3));
+        }
         let replace = sends(Some(plain), None).unwrap();
         assert_eq!(replace.kind, UpdateKind::FullReplace { len: 100, total: 100 });
         let replace = sends(Some(plain), Some(entry(7, 100, 100))).unwrap();
@@ -183,7 +185,7 @@ mod tests {
     fn what_would_replace_something_is_looked_at_first() {
         let looks = |theirs, mapped| {
             let mut filler = filler();
-            assert!(filler.compare(Some(entry(4, 10 * BLOCK, mapped)), theirs));
+            assert!(filler.compare(Some(entry(4, 10 * BLOCK, mapped)), theirs, 0));
             let looks = std::iter::from_fn(|| filler.next_look(2 * BLOCK));
             let looks: Vec<_> = looks.map(|part| part.kind).collect();
             assert!(!filler.looks() && filler.next_part(2 * BLOCK).is_some_and(|part| part.2 == 0));
@@ -200,7 +202,7 @@ mod tests {
     #[test]
     fn a_chunk_goes_in_parts_and_a_hole_at_its_end_costs_nothing() {
         let mut filler = filler();
-        assert!(filler.compare(Some(entry(4, 100 * BLOCK, 5 * BLOCK)), Some(entry(3, 1, 1))));
+        assert!(filler.compare(Some(entry(4, 100 * BLOCK, 5 * BLOCK)), Some(entry(3, 1, 1)), 0));
         let mut parts = Vec::new();
         while let Some((pending, base, offset, len)) = filler.next_part(2 * BLOCK) {
             assert_eq!((base, pending.version, pending.length), (301, 4, 100 * BLOCK));
@@ -216,7 +218,7 @@ mod tests {
             ]
         );
         let mut empty = self::filler();
-        assert!(empty.compare(Some(entry(4, 0, 0)), None));
+        assert!(empty.compare(Some(entry(4, 0, 0)), None, 0));
         let kind = empty.next_part(BLOCK).map(|part| part.0.kind);
         assert_eq!(kind, Some(UpdateKind::FullReplace { len: 0, total: 0 }));
         assert_eq!(empty.next_part(BLOCK), None);

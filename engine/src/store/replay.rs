@@ -173,7 +173,8 @@ impl Replay {
             let base = found.map_or(0, |chunk| chunk.version);
             let pending = found.is_some_and(|chunk| chunk.pending.is_some());
             let fits = match update.kind {
-                UpdateKind::FullReplace { .. } => version > 0,
+                // A removal that fills a replica has any version as well.
+                UpdateKind::FullReplace { .. } | UpdateKind::Remove => version > 0,
                 UpdateKind::Patch { .. } => version == base,
                 _ => version > base,
             };

@@ -74,9 +74,6 @@ impl Store {
             super::UpdateKind::Patch { offset, len } => ours.is_some_and(|ours| {
                 ours.version == update.version && !ours.removed && offset + len <= ours.length
             }),
-            super::UpdateKind::Remove => {
-                digest_of(ours) == base && ours.is_none_or(|ours| update.version > ours.version)
-            }
             _ => digest_of(ours) == base,
         };
         if fits && update.version > 0 {

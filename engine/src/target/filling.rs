@@ -212,8 +212,9 @@ impl Target {
             Err(error) => return self.end_fill(scene, chunk, Err(error)),
         };
         let ours = scene.slice.store.entry(self.id, chunk).unwrap_or_default();
+        let floor = scene.slice.store.floor(self.id).unwrap_or(0);
         let Some(filler) = self.fillers.get_mut(&chunk) else { return };
-        if filler.compare(ours, theirs) {
+        if filler.compare(ours, theirs, floor) {
             self.load_part(scene, chunk);
         } else {
             self.end_fill(scene, chunk, Ok(()));
