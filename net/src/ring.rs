@@ -12,6 +12,7 @@
 //! - The kernel is entered only when entries are queued or the kernel asks (deferred work, completions that overflowed).
 
 mod alarm;
+mod drive;
 mod file;
 mod operations;
 mod park;
@@ -20,6 +21,7 @@ mod setup;
 mod token;
 
 pub use alarm::Alarm;
+pub use drive::{Begun, DriveRing, STATUS, Wakes, drive_status};
 pub use file::File;
 pub use operations::{Sync, Try};
 pub use park::breathe;
@@ -119,7 +121,7 @@ impl Ring {
     pub fn new(config: &RingConfig) -> Result<Self> {
         let ring = setup::build(config)?;
         let parking = Parking::new(config.busy_poll)?;
-        let files = FileTable::register(&ring, config.files);
+        let files = FileTable::register(&ring.submitter(), config.files);
         Ok(Self {
             ring,
             waiting: VecDeque::new(),
@@ -203,7 +205,7 @@ impl Ring {
     /// the kernel refuses (it counts against the memlock limit): everything works all the same.
     pub fn register_pool(&mut self, pool: &Pool) -> bool {
         assert!(self.region.is_none(), "one region a ring");
-        let registered = setup::register_region(&self.ring, pool.region());
+        let registered = setup::register_region(&self.ring.submitter(), pool.region());
         if registered {
             self.region = Some(pool.clone());
         }
@@ -288,8 +290,8 @@ impl Ring {
             if completion.token.source() != Source::RING {
                 self.counters.completions += 1;
                 out.push(completion);
-            } else if completion.token == rest::LISTENING {
-                self.resting.heard();
+            } else {
+                self.resting.completed(completion.token);
             }
         }
     }

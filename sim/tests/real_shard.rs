@@ -3,6 +3,7 @@
 
 use corefs_engine::disk::file::DiskFile;
 use corefs_engine::disk::open::Extent;
+use corefs_engine::disk::way::Choice;
 use corefs_engine::mesh::ShardMessage;
 use corefs_engine::shard::{Shard, ShardConfig, SliceSpec};
 use corefs_engine::store::disk_log::{DiskEvent, DiskLogReader};
@@ -49,6 +50,7 @@ fn with_shard(disk: &Path, log: &Path, format: bool, work: impl AsyncFnOnce(&Nod
         listen: "127.0.0.1:0".parse().unwrap(),
         disks: vec![file.unwrap()],
         slices: (0..SLICES).map(slice).collect(),
+        way: Choice::Auto,
         busy_poll: Duration::ZERO,
         resync_rate: corefs_engine::chain::RATE_DEFAULT,
         scrub_rate: 0,

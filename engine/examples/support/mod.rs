@@ -2,6 +2,7 @@
 
 use corefs_engine::disk::file::DiskFile;
 use corefs_engine::disk::open::Extent;
+use corefs_engine::disk::way::Choice;
 use corefs_engine::mesh::ShardHandle;
 use corefs_engine::shard::{Shard, ShardConfig, SliceSpec};
 use corefs_net::{
@@ -41,6 +42,7 @@ pub fn serve(file: DiskFile, bytes: u64, format: bool, started: mpsc::Sender<Sta
                 store: STORE,
                 format,
             }],
+            way: Choice::Auto,
             busy_poll: Duration::from_micros(50),
             resync_rate: corefs_engine::chain::RATE_DEFAULT,
             scrub_rate: 0,

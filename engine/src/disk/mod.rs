@@ -1,20 +1,28 @@
-//! Disks: files and block devices under O_DIRECT.
+//! Disks: files and block devices under O_DIRECT, and NVMe namespaces past the block layer.
 //!
 //! | module | is |
 //! |---|---|
 //! | [`file`](mod@file) | opening, locking, preallocating; plain blocking access for formatting and recovery |
 //! | [`mem`] | the same in memory, for tests |
 //! | [`open`] | formats slices and recovers them |
-//! | [`uring`] | the hot path: typed transfers on the shard's ring |
+//! | [`uring`] | the hot path: typed transfers on the shard's rings |
+//! | [`way`] | by which way a disk is reached: what there is to choose from, and why |
+//! | [`nvme`] | NVMe namespaces: what they are like, and their commands |
+//! | [`cache`] | which writes are durable when they complete, and which flushes can be spared; pure |
+//! | [`sysfs`] | what the kernel says of block devices |
 //! | [`record`] | the optional log of everything a disk was asked, for power-cut images of a real run |
 //! | [`bench`] | the bare bound: our own loop of transfers with nothing in between |
 
 pub mod bench;
+pub mod cache;
 pub mod file;
 pub mod mem;
+pub mod nvme;
 pub mod open;
 pub mod record;
+pub mod sysfs;
 pub mod uring;
+pub mod way;
 
 use corefs_wire::Result;
 use corefs_wire::limits::BLOCK;

@@ -2,16 +2,31 @@
 //!
 //! A transfer is named by what it is for ([`Io`]); its completion carries the name back. Offsets are of the slice; the base
 //! on the file is added here. The memory of a transfer belongs to whoever asked until the completion.
+//!
+//! Each disk has its [`Way`], chosen when it is taken over: entries on the core's ring, or on one of drives beside it.
 
 use super::BlockingDisk;
+use super::cache::{Cache, Write};
 use super::file::DiskFile;
+use super::nvme::{Namespace, OPERATION, Transfer, status_text};
 use super::open::Extent;
 use super::record::Recorder;
+use super::way::{Choice, Survey, Way};
 use crate::event::{DiskIndex, Nanos};
 use crate::store::disk_log::Acknowledged;
-use corefs_net::ring::{File, Sync};
-use corefs_net::{Ring, Source, Token};
-use corefs_wire::{ChunkId, Result, SliceIndex, TargetId};
+use corefs_net::ring::{Begun, DriveRing, File, Sync, Wakes, drive_status};
+use corefs_net::{Completion, Pool, Ring, Source, Token};
+use corefs_wire::limits::BLOCK;
+use corefs_wire::{ChunkId, Error, ErrorCode, Result, SliceIndex, TargetId};
+use std::ptr;
+use std::time::{Duration, Instant};
+
+/// Transfers of drives that are handed over at a time; more wait.
+const DRIVE_ENTRIES: u32 = 1024;
+/// How long a way to a disk may take to read a block, to be taken.
+const PROBE: Duration = Duration::from_secs(5);
+/// The mark of a completion whose bytes are in the drive's cache; the rest of it is the disk's position.
+const CACHED: u32 = 1 << 31;
 
 /// What a transfer is for. `op` and `slot` are positions in the shard's tables, `part` counts the transfers of one operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,12 +102,24 @@ impl Io {
     }
 }
 
+/// How transfers of a disk are asked for.
+enum Route {
+    /// On the core's own ring.
+    Core(File),
+    /// On a ring of drives, as reads and writes; flushes on the core's own, since they can't be polled for.
+    Polled { ring: usize, file: File, core: File },
+    /// On a ring of drives, as NVMe commands.
+    Commands { ring: usize, file: File, namespace: Namespace },
+}
+
 struct Disk {
-    file: File,
+    route: Route,
+    way: Way,
     /// Held open, and locked.
     open: DiskFile,
     /// When its last flush began.
     flush_began: Nanos,
+    cache: Cache,
 }
 
 /// Where a slice is.
@@ -102,21 +129,141 @@ struct Place {
     extent: Extent,
 }
 
+/// What was done to make writes durable, beside what was asked for.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Durability {
+    /// Flushes that the kernel or a drive was asked for.
+    pub flush_commands: u64,
+    /// Flushes that were asked for when everything written was durable already.
+    pub flushes_spared: u64,
+    /// Writes that were durable when they completed, on drives with a volatile cache (FUA).
+    pub fua_writes: u64,
+}
+
 /// The disks of one shard.
 #[derive(Default)]
 pub struct Disks {
+    /// First: what is in flight is waited for before anything else goes.
+    rings: Vec<DriveRing>,
     disks: Vec<Disk>,
     /// By [`SliceIndex`].
     places: Vec<Option<Place>>,
     recorder: Option<Recorder>,
+    choice: Choice,
+    /// Flushes that had nothing to do.
+    spared: Vec<Completion>,
+    durability: Durability,
 }
 
 impl Disks {
-    /// Takes a disk over and registers it with the ring.
-    pub fn add(&mut self, ring: &mut Ring, open: DiskFile) -> DiskIndex {
-        let index = DiskIndex(self.disks.len() as u16);
-        self.disks.push(Disk { file: ring.add_file(open.fd()), open, flush_began: 0 });
-        index
+    /// For disks that are reached by the shortest way that works, or by the one that is wanted.
+    pub fn new(choice: Choice) -> Self {
+        Self { choice, ..Self::default() }
+    }
+
+    /// Takes a disk over, by the shortest way that works: each is tried with a read. `BadConfig`, with the reasons, if the way that is
+    /// wanted doesn't.
+    pub fn add(&mut self, ring: &mut Ring, pool: &Pool, open: DiskFile) -> Result<DiskIndex> {
+        let mut survey = Survey::of(open.path());
+        let ways = survey.ways(self.choice);
+        let mut refused = Vec::new();
+        for way in ways {
+            let route = match way {
+                Way::Plain => Ok(Route::Core(ring.add_file(open.fd()))),
+                Way::Polled => self.ring_of(Wakes::Polled, pool).map(|at| {
+                    let file = self.rings[at].add_file(open.fd());
+                    Route::Polled { ring: at, file, core: ring.add_file(open.fd()) }
+                }),
+                Way::Passthrough(wakes) => {
+                    let gone = Err("it was tried before".to_string());
+                    let namespace = std::mem::replace(&mut survey.passthrough, gone);
+                    let namespace = namespace.map_err(|why| Error::new(ErrorCode::BadConfig, why));
+                    namespace.and_then(|namespace| {
+                        let at = self.ring_of(wakes, pool)?;
+                        let file = self.rings[at].add_file(namespace.fd());
+                        Ok(Route::Commands { ring: at, file, namespace })
+                    })
+                }
+            };
+            let volatile =
+                matches!(&route, Ok(Route::Commands { namespace, .. }) if namespace.has_volatile_cache());
+            let tried = route.and_then(|route| self.probe(ring, pool, &route, &open).map(|()| route));
+            match tried {
+                Ok(route) => {
+                    refused.extend(survey.obstacles(way));
+                    tracing::info!(disk = %open.path().display(), %way, obstacles = ?refused, "the way to a disk");
+                    let index = DiskIndex(self.disks.len() as u16);
+                    let cache = Cache::new(volatile);
+                    self.disks.push(Disk { route, way, open, flush_began: 0, cache });
+                    return Ok(index);
+                }
+                Err(error) => refused.push(format!("{way}: {}", error.message)),
+            }
+        }
+        refused.extend(survey.obstacles(Way::Plain));
+        let what =
+            format!("{}: no way to it that was asked for: {}", open.path().display(), refused.join("; "));
+        Err(Error::new(ErrorCode::BadConfig, what))
+    }
+
+    /// The ring of drives of that kind; made when the first is needed.
+    fn ring_of(&mut self, wakes: Wakes, pool: &Pool) -> Result<usize> {
+        if let Some(at) = self.rings.iter().position(|ring| ring.wakes() == wakes) {
+            return Ok(at);
+        }
+        let mut ring = DriveRing::new(DRIVE_ENTRIES, wakes)?;
+        ring.register_pool(pool);
+        self.rings.push(ring);
+        Ok(self.rings.len() - 1)
+    }
+
+    /// Reads the first block this way, and the usual way: an error, or other bytes, and it isn't taken.
+    fn probe(&mut self, ring: &mut Ring, pool: &Pool, route: &Route, open: &DiskFile) -> Result<()> {
+        let at = match route {
+            Route::Core(_) => return Ok(()),
+            Route::Polled { ring, .. } | Route::Commands { ring, .. } => *ring,
+        };
+        let buffer = pool.get(BLOCK).ok_or_else(|| Error::from(ErrorCode::Overloaded))?;
+        let (token, mut completed) = (Io::Flush { disk: DiskIndex(u16::MAX) }.token(), Vec::new());
+        // SAFETY: the buffer has one owner and is kept until the completion, or until the ring is drained.
+        unsafe { read_by(&mut self.rings, ring, route, buffer.as_mut_ptr(), BLOCK as u32, 0, token) };
+        let until = Instant::now() + PROBE;
+        while completed.is_empty() && Instant::now() < until {
+            self.rings[at].turn(&mut completed)?;
+        }
+        let Some(completion) = completed.first() else {
+            self.rings[at].drain();
+            return Err(Error::new(ErrorCode::DiskError, "a read doesn't come back"));
+        };
+        if completion.result != BLOCK as i32 {
+            return Err(disk_error((-completion.result).max(0)));
+        }
+        let mut expected = vec![0; BLOCK];
+        open.share()?.read_at(0, &mut expected)?;
+        if buffer.as_slice() != expected {
+            return Err(Error::new(ErrorCode::DiskError, "it reads other bytes than the block device"));
+        }
+        Ok(())
+    }
+
+    /// Hands over what is queued, and appends what has completed to `out`. With `rest` it waits until something has, or the alarm is
+    /// raised; it may return for nothing.
+    #[inline]
+    pub fn gather(&mut self, ring: &mut Ring, rest: bool, out: &mut Vec<Completion>) -> Result<()> {
+        out.append(&mut self.spared);
+        match (rest && out.is_empty(), self.rings.is_empty()) {
+            (true, true) => ring.rest(out),
+            (true, false) => ring.rest_beside(&mut self.rings, out),
+            (false, _) => {
+                ring.turn(out)?;
+                self.rings.iter_mut().try_for_each(|drives| drives.turn(out))
+            }
+        }
+    }
+
+    /// Waits for everything that the rings of drives have in flight.
+    pub fn drain(&mut self) {
+        self.rings.iter_mut().for_each(DriveRing::drain);
     }
 
     pub fn place(&mut self, slice: SliceIndex, disk: DiskIndex, extent: Extent) {
@@ -126,6 +273,25 @@ impl Disks {
         }
         assert!(extent.base + extent.bytes <= self.disks[usize::from(disk.0)].open.bytes());
         self.places[index] = Some(Place { disk, extent });
+    }
+
+    /// By which way a disk is reached.
+    pub fn way(&self, disk: DiskIndex) -> Way {
+        self.disks[usize::from(disk.0)].way
+    }
+
+    /// What was done so far, under the names of counters.
+    pub fn counters(&self) -> [(&'static str, u64); 7] {
+        let ways = |which: fn(Way) -> bool| self.disks.iter().filter(|disk| which(disk.way)).count() as u64;
+        [
+            ("flush_commands", self.durability.flush_commands),
+            ("flushes_spared", self.durability.flushes_spared),
+            ("fua_writes", self.durability.fua_writes),
+            ("drive_enters", self.rings.iter().map(DriveRing::enters).sum()),
+            ("disks_passthrough", ways(|way| matches!(way, Way::Passthrough(_)))),
+            ("disks_polled", ways(|way| matches!(way, Way::Polled | Way::Passthrough(Wakes::Polled)))),
+            ("disks_plain", ways(|way| way == Way::Plain)),
+        ]
     }
 
     /// The file itself, to be read by waiting for it.
@@ -150,7 +316,7 @@ impl Disks {
     /// `to` is owned by the transfer until its completion.
     #[inline]
     pub unsafe fn read(
-        &self,
+        &mut self,
         ring: &mut Ring,
         slice: SliceIndex,
         offset: u64,
@@ -158,9 +324,10 @@ impl Disks {
         len: u32,
         io: Io,
     ) {
-        let (file, offset) = self.locate(slice, offset, len);
+        let (disk, offset) = self.locate(slice, offset, len);
+        let route = &self.disks[disk].route;
         // SAFETY: passed on to the caller.
-        unsafe { ring.read(file, to, len, offset, io.token()) }
+        unsafe { read_by(&mut self.rings, ring, route, to, len, offset, io.token()) }
     }
 
     /// # Safety
@@ -179,11 +346,33 @@ impl Disks {
             let bytes = unsafe { std::slice::from_raw_parts(from, len as usize) };
             recorder.write(slice, io.token(), offset, bytes);
         }
-        let (file, offset) = self.locate(slice, offset, len);
-        // SAFETY: passed on to the caller.
-        unsafe { ring.write(file, from, len, offset, io.token()) }
+        let (index, offset) = self.locate(slice, offset, len);
+        let disk = &mut self.disks[index];
+        match &disk.route {
+            // SAFETY: passed on to the caller.
+            Route::Core(file) => unsafe { ring.write(*file, from, len, offset, io.token()) },
+            Route::Polled { ring: at, file, .. } => {
+                let drives = &mut self.rings[*at];
+                let begun = drives.begin(io.token(), 0);
+                // SAFETY: passed on to the caller.
+                unsafe { drives.write(begun, *file, from, len, offset) }
+            }
+            Route::Commands { ring: at, file, namespace } => {
+                let (what, mark) = match disk.cache.write() {
+                    Write::Durable => (Transfer::Write, 0),
+                    Write::Through => (Transfer::WriteThrough, 0),
+                    Write::Cached => (Transfer::Write, CACHED | index as u32),
+                };
+                self.durability.fua_writes += u64::from(what == Transfer::WriteThrough);
+                let drives = &mut self.rings[*at];
+                let begun = drives.begin(io.token(), mark);
+                // SAFETY: passed on to the caller.
+                unsafe { command_all(drives, begun, *file, namespace, what, (from, len), offset) }
+            }
+        }
     }
 
+    /// Everything that has completed before is to be durable.
     pub fn flush(&mut self, ring: &mut Ring, disk: DiskIndex, now: Nanos) {
         let token = Io::Flush { disk }.token();
         if let Some(recorder) = &mut self.recorder {
@@ -194,7 +383,26 @@ impl Disks {
         }
         let disk = &mut self.disks[usize::from(disk.0)];
         disk.flush_began = now;
-        ring.sync(disk.file, Sync::Data, token);
+        let needed = match &disk.route {
+            Route::Core(core) | Route::Polled { core, .. } => {
+                ring.sync(*core, Sync::Data, token);
+                true
+            }
+            Route::Commands { ring: at, file, namespace } => {
+                let needed = disk.cache.flush();
+                if needed {
+                    let drives = &mut self.rings[*at];
+                    let begun = drives.begin(token, 0);
+                    // SAFETY: a flush names no memory.
+                    unsafe { drives.command(begun, *file, OPERATION, namespace.flush(), (ptr::null(), 0)) }
+                } else {
+                    self.spared.push(Completion { token, result: 0, flags: 0 });
+                }
+                needed
+            }
+        };
+        self.durability.flush_commands += u64::from(needed);
+        self.durability.flushes_spared += u64::from(!needed);
     }
 
     /// When the last flush of a disk began.
@@ -202,21 +410,89 @@ impl Disks {
         self.disks[usize::from(disk.0)].flush_began
     }
 
-    /// A write or flush has succeeded.
+    /// A transfer or flush is over.
     #[inline]
-    pub fn complete(&mut self, io: Io) {
-        if let Some(recorder) = &mut self.recorder {
+    pub fn complete(&mut self, io: Io, completion: &Completion) {
+        if completion.flags & CACHED != 0 {
+            self.disks[(completion.flags & !CACHED) as usize].cache.written();
+        }
+        if let Some(recorder) = self.recorder.as_mut().filter(|_| completion.result >= 0) {
             recorder.complete(io.token(), matches!(io, Io::Flush { .. }));
         }
     }
 
     #[inline]
-    fn locate(&self, slice: SliceIndex, offset: u64, len: u32) -> (File, u64) {
+    fn locate(&self, slice: SliceIndex, offset: u64, len: u32) -> (usize, u64) {
         let place = self.places[usize::from(slice.0)].expect("only placed slices are used");
         // A transfer beyond the slice would destroy a neighbour's: this holds in release too.
         assert!(offset + u64::from(len) <= place.extent.bytes, "a transfer beyond the end of its slice");
-        (self.disks[usize::from(place.disk.0)].file, place.extent.base + offset)
+        (usize::from(place.disk.0), place.extent.base + offset)
     }
+}
+
+/// # Safety
+/// `to` is owned by the transfer until its completion.
+#[inline]
+unsafe fn read_by(
+    rings: &mut [DriveRing],
+    core: &mut Ring,
+    route: &Route,
+    to: *mut u8,
+    len: u32,
+    offset: u64,
+    token: Token,
+) {
+    match route {
+        // SAFETY: passed on to the caller.
+        Route::Core(file) => unsafe { core.read(*file, to, len, offset, token) },
+        Route::Polled { ring, file, .. } => {
+            let begun = rings[*ring].begin(token, 0);
+            // SAFETY: passed on to the caller.
+            unsafe { rings[*ring].read(begun, *file, to, len, offset) }
+        }
+        Route::Commands { ring, file, namespace } => {
+            let begun = rings[*ring].begin(token, 0);
+            // SAFETY: passed on to the caller.
+            unsafe {
+                command_all(&mut rings[*ring], begun, *file, namespace, Transfer::Read, (to, len), offset)
+            }
+        }
+    }
+}
+
+/// Asks for a transfer by as many commands as it takes.
+///
+/// # Safety
+/// The memory is the transfer's until its completion.
+#[inline]
+unsafe fn command_all(
+    drives: &mut DriveRing,
+    begun: Begun,
+    file: File,
+    namespace: &Namespace,
+    what: Transfer,
+    (memory, len): (*const u8, u32),
+    offset: u64,
+) {
+    let mut done = 0;
+    while done < len {
+        let (memory, piece) = (memory.wrapping_add(done as usize), namespace.piece(len - done));
+        let command = namespace.transfer(what, memory, piece, offset + u64::from(done));
+        // SAFETY: the command names the piece's memory and no other; passed on to the caller.
+        unsafe { drives.command(begun, file, OPERATION, command, (memory, piece)) };
+        done += piece;
+    }
+}
+
+/// What became of a transfer, from the number that it ended with: of an error of the system or of the drive, or 0 if it came up short.
+#[cold]
+pub fn disk_error(number: i32) -> Error {
+    let what = match (number, drive_status(-number)) {
+        (_, Some(status)) => status_text(status),
+        (0, None) => "the disk gave less than was asked for".to_string(),
+        (_, None) => std::io::Error::from_raw_os_error(number).to_string(),
+    };
+    Error::new(ErrorCode::DiskError, what)
 }
 
 #[cfg(test)]

@@ -77,6 +77,7 @@ pub async fn start(
             listen,
             disks: shared?,
             slices: specs.collect(),
+            way: options.way,
             busy_poll: options.busy_poll,
             resync_rate: (options.resync_rate / options.cores as u64).max(1),
             scrub_rate: match options.scrub_rate {

@@ -18,6 +18,7 @@ mod process;
 mod scrub;
 
 use crate::chain::RATE_DEFAULT;
+use crate::disk::way::Choice;
 use crate::mesh::{ShardMessage, ShardReport};
 use crate::scrub::SCRUB_RATE_DEFAULT;
 use corefs_net::{Address, Identity, Node, NodeConfig, Role, Secret};
@@ -54,6 +55,8 @@ pub struct Options {
     pub listen: IpAddr,
     /// Failure domain, empty for none.
     pub domain: String,
+    /// By which way shards reach the disks.
+    pub way: Choice,
     /// How long a shard polls before it sleeps.
     pub busy_poll: Duration,
     /// Bytes a second at which the node fills replicas that came back, all its shards together.
@@ -78,6 +81,7 @@ impl Options {
             first_core: 0,
             listen: IpAddr::from([127, 0, 0, 1]),
             domain: String::new(),
+            way: Choice::Auto,
             busy_poll: Duration::ZERO,
             resync_rate: RATE_DEFAULT,
             scrub_rate: SCRUB_RATE_DEFAULT,

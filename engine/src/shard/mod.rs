@@ -34,6 +34,7 @@ use crate::disk::file::DiskFile;
 use crate::disk::open::{Extent, format_slice, give_back_memory, recover_slice};
 use crate::disk::record::Recorder;
 use crate::disk::uring::Disks;
+use crate::disk::way::Choice;
 use crate::event::Event;
 use crate::mesh::{ShardHandle, ShardMessage, ShardReport, mail};
 use crate::store::{Geometry, RecoveryReport, Store};
@@ -67,6 +68,8 @@ pub struct ShardConfig {
     pub listen: Address,
     pub disks: Vec<DiskFile>,
     pub slices: Vec<SliceSpec>,
+    /// By which way disks are reached.
+    pub way: Choice,
     /// How long it polls before it sleeps.
     pub busy_poll: Duration,
     /// Bytes a second at which it fills replicas that came back.
@@ -131,12 +134,13 @@ impl Shard {
         let pool = Pool::with_huge_pages(config.pool_bytes)?;
         ring.register_pool(&pool);
         let (handle, mailbox) = mail(ring.alarm());
-        let mut disks = Disks::default();
+        let mut disks = Disks::new(config.way);
         let mut targets = Targets::new(config.node, config.shard);
         targets.set_pace(Pace::of_rate(config.resync_rate));
         targets.set_scrub_rate(config.scrub_rate);
         let cluster = config.identity.cluster;
-        let opened: Vec<_> = config.disks.into_iter().map(|disk| disks.add(&mut ring, disk)).collect();
+        let opened = config.disks.into_iter().map(|disk| disks.add(&mut ring, &pool, disk));
+        let opened: Vec<_> = opened.collect::<Result<_>>()?;
         let mut recovered = Vec::new();
         let mut recorder = config.record.as_deref().map(Recorder::create).transpose()?;
         for spec in &config.slices {
@@ -198,6 +202,7 @@ impl Shard {
         counters.extend(self.desk.counters.list().into_iter().map(|(name, value)| (name.to_string(), value)));
         let ring = counters::of_ring(self.ring.counters());
         counters.extend(ring.into_iter().map(|(name, value)| (name.to_string(), value)));
+        counters.extend(self.disks.counters().into_iter().map(|(name, value)| (name.to_string(), value)));
         counters.push(("allocations".into(), corefs_net::heap::allocations()));
         counters.push(("pool_bytes_in_use".into(), self.desk.pool.in_use() as u64));
         let upkeep = self.desk.targets.upkeep();
@@ -225,7 +230,7 @@ impl Shard {
             let found = open_slice(&mut file, (self.cluster, self.node), &spec);
             opened.push((spec, found.map_err(|error| error.of(disk.path().display()))?));
         }
-        let disk = self.disks.add(&mut self.ring, disk);
+        let disk = self.disks.add(&mut self.ring, &self.desk.pool, disk)?;
         for (spec, (store, report)) in opened {
             self.recovered.push((spec.index, report));
             self.disks.place(spec.index, disk, spec.extent);

@@ -95,9 +95,7 @@ impl Shard {
     #[inline]
     pub(super) fn disk_done(&mut self, completion: Completion) {
         let (io, result) = (Io::of(completion.token), completion.result);
-        if result >= 0 {
-            self.disks.complete(io);
-        }
+        self.disks.complete(io, &completion);
         let id = |op: u32| OpId(op.into());
         match io {
             Io::Read { op, part } => self.read_done(id(op), part, result),

@@ -2,13 +2,13 @@
 
 use super::Shard;
 use crate::block;
-use crate::disk::uring::Io;
+use crate::disk::uring::{Io, disk_error};
 use crate::event::{Event, OpId};
 use crate::store::ReadPlan;
 use corefs_net::{Completion, Payload, Source, heap};
 use corefs_wire::data::{ReadReply, op};
 use corefs_wire::limits::BLOCK;
-use corefs_wire::{Error, ErrorCode, Result, SliceIndex};
+use corefs_wire::{Error, Result, SliceIndex};
 use std::ptr;
 use zerocopy::IntoBytes;
 
@@ -118,15 +118,6 @@ impl Shard {
         self.desk.counters.reads_refused += 1;
         self.answer(read.requester, op::READ, Err(error), None);
     }
-}
-
-#[cold]
-pub(super) fn disk_error(number: i32) -> Error {
-    let what = match number {
-        0 => "the disk gave less than was asked for".to_string(),
-        _ => std::io::Error::from_raw_os_error(number).to_string(),
-    };
-    Error::new(ErrorCode::DiskError, what)
 }
 
 /// What a transfer of `expected` bytes came to.

@@ -46,12 +46,11 @@ impl Shard {
 
     fn turns(&mut self) -> Result<()> {
         loop {
-            if self.may_rest() {
+            let rest = self.may_rest();
+            if rest {
                 self.arm_timer();
-                self.ring.rest(&mut self.completions)?;
-            } else {
-                self.ring.turn(&mut self.completions)?;
             }
+            self.disks.gather(&mut self.ring, rest, &mut self.completions)?;
             self.turn();
             if matches!(self.ending, Ending::Now) {
                 return Ok(());
@@ -167,6 +166,7 @@ impl Shard {
     /// Gives all plans back: the store insists.
     fn dispose(&mut self) {
         self.ring.drain();
+        self.disks.drain();
         let mut plans = Vec::new();
         for op in self.desk.ops.drain() {
             match op {

@@ -1,11 +1,11 @@
 //! An update's way through the disk: whole blocks made of payload and old blocks, written with their record, flushed.
 
 use super::ops::{Merging, Op, UpdateOp};
-use super::reads::{check_transfer, disk_error};
+use super::reads::check_transfer;
 use super::{BatchMemory, BatchWrite, Shard};
 use crate::block;
 use crate::disk::Pages;
-use crate::disk::uring::Io;
+use crate::disk::uring::{Io, disk_error};
 use crate::event::{Ack, Event, OpId};
 use crate::store::{BatchId, DataWrite, DiskWrite, InlineVec, Merge, PendingInfo, ReadPlan, UpdateKind};
 use crate::target::merged_crc;

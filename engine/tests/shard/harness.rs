@@ -2,6 +2,7 @@
 
 use corefs_engine::disk::file::DiskFile;
 use corefs_engine::disk::open::Extent;
+use corefs_engine::disk::way::Choice;
 use corefs_engine::event::Nanos;
 use corefs_engine::mesh::{ShardHandle, ShardMessage, ShardReport, answer};
 use corefs_engine::shard::{Shard, ShardConfig, SliceSpec};
@@ -57,6 +58,10 @@ pub struct Running {
 pub struct Cluster {
     shape: Shape,
     dir: PathBuf,
+    /// The one node's disk, if it is no file in `dir`.
+    drive: Option<PathBuf>,
+    /// By which way nodes that are started from now on reach their disks.
+    pub way: Choice,
     pub shards: Vec<Option<Running>>,
     version: u64,
     pub chain_version: u64,
@@ -73,9 +78,25 @@ pub struct Cluster {
 impl Cluster {
     /// Formats and starts all nodes in `dir`, and grants them a lease without end.
     pub fn start(dir: &Path, shape: Shape) -> Self {
+        Self::start_on(dir, shape, None, Choice::Auto)
+    }
+
+    /// The same on a drive, which is overwritten.
+    pub fn start_on(dir: &Path, shape: Shape, drive: Option<&Path>, way: Choice) -> Self {
+        Self::launch_all(dir, shape, drive, way, true).unwrap()
+    }
+
+    /// What was started on a drive before, by another process.
+    pub fn continue_on(dir: &Path, shape: Shape, drive: &Path, way: Choice) -> Result<Self> {
+        Self::launch_all(dir, shape, Some(drive), way, false)
+    }
+
+    fn launch_all(dir: &Path, shape: Shape, drive: Option<&Path>, way: Choice, format: bool) -> Result<Self> {
         let mut cluster = Self {
             shape,
             dir: dir.to_path_buf(),
+            drive: drive.map(Path::to_path_buf),
+            way,
             shards: Vec::new(),
             version: 0,
             chain_version: 0,
@@ -86,16 +107,16 @@ impl Cluster {
             lease_at_start: true,
         };
         for node in 1..=shape.nodes {
-            let running = cluster.launch(node, true).unwrap();
+            let running = cluster.launch(node, format)?;
             cluster.shards.push(Some(running));
         }
         cluster.publish();
         cluster.lease(Nanos::MAX);
-        cluster
+        Ok(cluster)
     }
 
     pub fn disk_path(&self, node: u32) -> PathBuf {
-        self.dir.join(format!("disk-{node}"))
+        self.drive.clone().unwrap_or_else(|| self.dir.join(format!("disk-{node}")))
     }
 
     fn launch(&self, node: u32, format: bool) -> Result<Running> {
@@ -121,6 +142,7 @@ impl Cluster {
             listen: "127.0.0.1:0".parse()?,
             disks: vec![disk],
             slices,
+            way: self.way,
             busy_poll: Duration::ZERO,
             resync_rate: corefs_engine::chain::RATE_DEFAULT,
             scrub_rate: self.scrub_rate,

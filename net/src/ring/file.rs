@@ -1,6 +1,6 @@
 //! Files by number: registered ones spare the kernel a look-up for each operation.
 
-use io_uring::{IoUring, types};
+use io_uring::{Submitter, types};
 use std::os::fd::RawFd;
 
 /// A file as entries name it.
@@ -17,11 +17,11 @@ pub struct FileTable {
 }
 
 impl FileTable {
-    pub fn register(ring: &IoUring, slots: u32) -> Self {
+    pub fn register(ring: &Submitter<'_>, slots: u32) -> Self {
         if slots == 0 {
             return Self { free: Vec::new() };
         }
-        match ring.submitter().register_files_sparse(slots) {
+        match ring.register_files_sparse(slots) {
             Ok(()) => Self { free: (0..slots).rev().collect() },
             Err(error) => {
                 tracing::info!(%error, "files are not registered with the ring: each access looks its file up");
@@ -30,26 +30,31 @@ impl FileTable {
         }
     }
 
-    fn set(ring: &IoUring, slot: u32, fd: RawFd) -> bool {
-        ring.submitter().register_files_update(slot, &[fd]).is_ok()
+    /// Names `fd` by a slot while there is one, else plainly.
+    pub fn add(&mut self, ring: &Submitter<'_>, fd: RawFd) -> File {
+        let Some(slot) = self.free.pop() else { return File::Plain(fd) };
+        if Self::set(ring, slot, fd) {
+            return File::Registered(slot);
+        }
+        self.free.push(slot);
+        File::Plain(fd)
+    }
+
+    fn set(ring: &Submitter<'_>, slot: u32, fd: RawFd) -> bool {
+        ring.register_files_update(slot, &[fd]).is_ok()
     }
 }
 
 impl super::Ring {
     /// Names `fd` for entries: by a slot of the table while there is one, else plainly. The caller keeps `fd` open.
     pub fn add_file(&mut self, fd: RawFd) -> File {
-        let Some(slot) = self.files.free.pop() else { return File::Plain(fd) };
-        if FileTable::set(&self.ring, slot, fd) {
-            return File::Registered(slot);
-        }
-        self.files.free.push(slot);
-        File::Plain(fd)
+        self.files.add(&self.ring.submitter(), fd)
     }
 
     /// Gives the slot back. Entries in flight keep the file.
     pub fn remove_file(&mut self, file: File) {
         if let File::Registered(slot) = file
-            && FileTable::set(&self.ring, slot, -1)
+            && FileTable::set(&self.ring.submitter(), slot, -1)
         {
             self.files.free.push(slot);
         }

@@ -2,7 +2,7 @@
 //! the completion.
 
 use super::file::with_file;
-use super::setup::REGION_PIECE;
+use super::setup::fixed;
 use super::{File, Ring, Source, Token};
 use io_uring::{opcode, squeue, types};
 use std::os::fd::RawFd;
@@ -36,7 +36,7 @@ impl Ring {
     /// # Safety
     /// `to` is owned by the entry until its completion.
     pub unsafe fn read(&mut self, file: File, to: *mut u8, len: u32, offset: u64, token: Token) {
-        let entry = match self.fixed(to, len) {
+        let entry = match fixed(self.region.as_ref(), to, len) {
             Some(piece) => {
                 with_file!(file, |fd| opcode::ReadFixed::new(fd, to, len, piece).offset(offset).build())
             }
@@ -51,7 +51,7 @@ impl Ring {
     /// # Safety
     /// `from` is valid and unchanged until the completion.
     pub unsafe fn write(&mut self, file: File, from: *const u8, len: u32, offset: u64, token: Token) {
-        let entry = match self.fixed(from, len) {
+        let entry = match fixed(self.region.as_ref(), from, len) {
             Some(piece) => {
                 with_file!(file, |fd| opcode::WriteFixed::new(fd, from, len, piece).offset(offset).build())
             }
@@ -143,6 +143,13 @@ impl Ring {
         unsafe { self.push(entry, token) }
     }
 
+    /// Completes when `fd` is readable.
+    pub(super) fn when_readable(&mut self, fd: RawFd, token: Token) {
+        let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).build();
+        // SAFETY: the entry names no memory.
+        unsafe { self.push(entry, token) }
+    }
+
     /// Completes with -ETIME after `duration`.
     pub fn timeout(&mut self, duration: Duration, token: Token) {
         let time = types::Timespec::new().sec(duration.as_secs()).nsec(duration.subsec_nanos());
@@ -164,16 +171,6 @@ impl Ring {
         let entry: squeue::Entry = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build();
         // SAFETY: the entry names no memory.
         unsafe { self.push(entry, Token::new(Source::RING, 0)) }
-    }
-
-    /// The registered piece that holds all of these bytes.
-    #[inline]
-    fn fixed(&self, start: *const u8, len: u32) -> Option<u16> {
-        let (base, region) = self.region.as_ref()?.region();
-        let from = (start as usize).checked_sub(base as usize)?;
-        let to = from.checked_add(len as usize)?;
-        let piece = from / REGION_PIECE;
-        (to <= region && to <= (piece + 1) * REGION_PIECE).then_some(piece as u16)
     }
 }
 

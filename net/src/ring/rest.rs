@@ -7,25 +7,36 @@
 //! Other threads wake the sleeper by the [`Alarm`](super::Alarm): its eventfd is read by the ring itself. That is sound only
 //! because no eventfd is registered with such a ring (see `alarm.rs`), so a ring either rests or parks, all its life.
 
-use super::{Completion, File, Ring, Source, Token};
+use super::{Completion, DriveRing, File, Ring, Source, Token};
 use corefs_wire::Result;
+use std::os::fd::RawFd;
 use std::time::Instant;
 
 /// The read of the alarm's eventfd.
 pub const LISTENING: Token = Token::new(Source::RING, 1);
 
-/// Whether the alarm's eventfd is being read, and where to.
+/// The poll of a ring of drives.
+const WATCHING: Token = Token::new(Source::RING, 2);
+
+/// What the ring itself has in flight, so that something wakes it.
 #[derive(Default)]
 pub struct Resting {
+    /// The alarm's eventfd is being read.
     listening: bool,
-    /// Boxed: the kernel writes here while the ring may move.
+    /// Where to. Boxed: the kernel writes here while the ring may move.
     count: Box<u64>,
+    /// A ring of drives is being polled.
+    watching: bool,
 }
 
 impl Resting {
-    /// The read has completed.
-    pub fn heard(&mut self) {
-        self.listening = false;
+    /// An entry of the ring's own has completed.
+    pub fn completed(&mut self, token: Token) {
+        match token {
+            LISTENING => self.listening = false,
+            WATCHING => self.watching = false,
+            _ => {}
+        }
     }
 }
 
@@ -35,9 +46,10 @@ impl Ring {
     pub fn rest(&mut self, out: &mut Vec<Completion>) -> Result<()> {
         if !self.parking.busy_poll.is_zero() {
             let started = Instant::now();
+            let watching = self.resting.watching;
             loop {
                 self.turn(out)?;
-                if !out.is_empty() || self.parking.alarm.is_raised() {
+                if !out.is_empty() || self.parking.alarm.is_raised() || self.resting.watching != watching {
                     return Ok(());
                 }
                 if started.elapsed() >= self.parking.busy_poll {
@@ -53,6 +65,43 @@ impl Ring {
         self.parking.alarm.get_up();
         slept?;
         self.turn(out)
+    }
+
+    /// As [`rest`](Self::rest), for a core that has drives with rings of their own: returns when something of theirs has completed, too.
+    /// While transfers are in flight that are polled for, it doesn't sleep, since nothing would wake it.
+    pub fn rest_beside(&mut self, drives: &mut [DriveRing], out: &mut Vec<Completion>) -> Result<()> {
+        loop {
+            for drive in &mut *drives {
+                drive.turn(out)?;
+            }
+            if !drives.iter().any(DriveRing::must_be_asked) {
+                break;
+            }
+            self.turn(out)?;
+            if !out.is_empty() || self.parking.alarm.is_raised() {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        if !out.is_empty() {
+            return self.turn(out);
+        }
+        for fd in drives.iter().filter_map(DriveRing::readable) {
+            self.watch(fd);
+        }
+        self.rest(out)?;
+        for drive in drives {
+            drive.turn(out)?;
+        }
+        Ok(())
+    }
+
+    /// Has the ring of drives that are not polled wake this one. It is one-shot, and completes at once if something is there already, so
+    /// nothing is missed between the last look and the sleep. There is one such ring at most.
+    fn watch(&mut self, fd: RawFd) {
+        if !std::mem::replace(&mut self.resting.watching, true) {
+            self.when_readable(fd, WATCHING);
+        }
     }
 
     /// Makes sure that the alarm's eventfd is being read.

@@ -48,6 +48,11 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     domain: Option<String>,
+    /// By which way shards reach their disks: auto, passthrough (NVMe), polled (a block device whose completions are polled for) or
+    /// plain [default: auto, the first of these that works; `corefs doctor` shows which].
+    #[arg(long, value_name = "WAY")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk_way: Option<String>,
     /// Microseconds a shard polls for work before it sleeps [default: 0]. On cores that nobody else needs, 50 spare a lone
     /// request most of a wake-up.
     #[arg(long, value_name = "MICROSECONDS")]
@@ -96,6 +101,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     if let Some(domain) = args.domain {
         options.domain = domain;
+    }
+    if let Some(way) = &args.disk_way {
+        options.way = way.parse()?;
     }
     if let Some(busy_poll) = args.busy_poll {
         options.busy_poll = Duration::from_micros(busy_poll);

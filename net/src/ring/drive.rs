@@ -1,0 +1,309 @@
+//! A second ring of a core, for its drives: completions that are polled for, and commands that pass the kernel's block layer by.
+//!
+//! Neither fits in the core's [`Ring`](super::Ring): sockets can't be polled this way, and a drive's command takes entries of twice the size. So a
+//! core with such drives has this one beside it, and rests in [`Ring::rest_beside`](super::Ring::rest_beside).
+//!
+//! A **polled** ring asks the drive's completion queue itself, in [`DriveRing::turn`]: no interrupt, and no completion without asking. One
+//! that isn't polled is woken by interrupts, and then wakes whoever rests beside it.
+//!
+//! Invariants
+//! - A transfer completes once, under its token, when all its pieces have. Its result is that of [`Completion`], but an error of
+//!   the drive itself is negative and below [`STATUS`]: see [`drive_status`].
+//! - As of the core's ring: memory that a transfer names is the transfer's until then; what finds no room waits in order.
+//! - A drive's commands can't be cancelled. Dropping the ring waits for them, so drop it before the memory.
+
+use super::file::{FileTable, with_file};
+use super::setup::{self, fixed};
+use super::{Completion, DRAIN_ROUNDS, File, GETEVENTS, Token};
+use crate::buffer::Pool;
+use corefs_wire::{Error, ErrorCode, Result};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use slab::Slab;
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+/// Results below minus this are a drive's status. Errors of the system are above: there are fewer than 4096.
+pub const STATUS: i32 = 1 << 16;
+/// Drives of a core.
+const FILES: u32 = 64;
+
+/// The drive's own status in a completion's result, if it is one: for NVMe its type and code, as in the completion queue
+/// entry without the phase bit (NVM Express Base Specification 2.0, 3.3.3.2.1).
+pub fn drive_status(result: i32) -> Option<u16> {
+    (result <= -STATUS).then(|| (-STATUS - result) as u16)
+}
+
+/// One transfer, of one or more entries.
+struct Transfer {
+    token: Token,
+    /// Entries that haven't completed.
+    left: u32,
+    /// Bytes that were moved; of commands, which don't say, all of them from the beginning.
+    moved: i32,
+    /// An error, or 0.
+    failed: i32,
+    mark: u32,
+    /// Its entries' results are a drive's status, not bytes.
+    commands: bool,
+}
+
+/// A transfer that is being queued: each piece of it is pushed under this.
+#[derive(Clone, Copy, Debug)]
+pub struct Begun(usize);
+
+/// What completions of a ring's entries mean.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wakes {
+    /// They are polled for. The drive must have queues for that.
+    Polled,
+    /// They come by interrupt.
+    ByInterrupt,
+}
+
+/// See the module's documentation. `!Send`, as it is the ring of one core.
+pub struct DriveRing {
+    /// First, so that it is torn down before the memory it knows.
+    ring: IoUring<squeue::Entry128, cqueue::Entry32>,
+    waiting: VecDeque<squeue::Entry128>,
+    transfers: Slab<Transfer>,
+    files: FileTable,
+    region: Option<Pool>,
+    wakes: Wakes,
+    /// System calls.
+    enters: u64,
+}
+
+impl DriveRing {
+    /// A ring for the calling thread. `Os` if the kernel has no such rings (before Linux 5.19).
+    pub fn new(entries: u32, wakes: Wakes) -> Result<Self> {
+        let ring = setup::build_for_drives(entries, wakes == Wakes::Polled)?;
+        let files = FileTable::register(&ring.submitter(), FILES);
+        Ok(Self {
+            ring,
+            waiting: VecDeque::new(),
+            transfers: Slab::with_capacity(entries as usize),
+            files,
+            region: None,
+            wakes,
+            enters: 0,
+        })
+    }
+
+    pub fn wakes(&self) -> Wakes {
+        self.wakes
+    }
+
+    /// As [`Ring::register_pool`](super::Ring::register_pool).
+    pub fn register_pool(&mut self, pool: &Pool) -> bool {
+        assert!(self.region.is_none(), "one region a ring");
+        let registered = setup::register_region(&self.ring.submitter(), pool.region());
+        if registered {
+            self.region = Some(pool.clone());
+        }
+        registered
+    }
+
+    /// As [`Ring::add_file`](super::Ring::add_file).
+    pub fn add_file(&mut self, fd: RawFd) -> File {
+        self.files.add(&self.ring.submitter(), fd)
+    }
+
+    /// Begins a transfer of `bytes`; it completes when all the pieces that are pushed before the next turn have. `mark` is
+    /// given back as its completion's flags.
+    #[inline]
+    pub fn begin(&mut self, token: Token, mark: u32) -> Begun {
+        Begun(self.transfers.insert(Transfer { token, left: 0, moved: 0, failed: 0, mark, commands: false }))
+    }
+
+    /// A piece of a transfer that is a read of a file or block device.
+    ///
+    /// # Safety
+    /// `to` is owned by the transfer until its completion.
+    #[inline]
+    pub unsafe fn read(&mut self, begun: Begun, file: File, to: *mut u8, len: u32, offset: u64) {
+        let entry = match fixed(self.region.as_ref(), to, len) {
+            Some(piece) => {
+                with_file!(file, |fd| opcode::ReadFixed::new(fd, to, len, piece).offset(offset).build())
+            }
+            None => with_file!(file, |fd| opcode::Read::new(fd, to, len).offset(offset).build()),
+        };
+        // SAFETY: passed on to the caller.
+        unsafe { self.push(begun, entry.into()) }
+    }
+
+    /// A piece of a transfer that is a write to a file or block device.
+    ///
+    /// # Safety
+    /// `from` is valid and unchanged until the completion.
+    #[inline]
+    pub unsafe fn write(&mut self, begun: Begun, file: File, from: *const u8, len: u32, offset: u64) {
+        let entry = match fixed(self.region.as_ref(), from, len) {
+            Some(piece) => {
+                with_file!(file, |fd| opcode::WriteFixed::new(fd, from, len, piece).offset(offset).build())
+            }
+            None => with_file!(file, |fd| opcode::Write::new(fd, from, len).offset(offset).build()),
+        };
+        // SAFETY: passed on to the caller.
+        unsafe { self.push(begun, entry.into()) }
+    }
+
+    /// A piece of a transfer that is a command of the drive's own (`IORING_OP_URING_CMD`), which moves the `len` bytes at `memory`,
+    /// or nothing. It succeeds as a whole or not at all.
+    ///
+    /// # Safety
+    /// The command names no memory but `len` bytes at `memory`, and these are owned by the transfer until its completion.
+    #[inline]
+    pub unsafe fn command(
+        &mut self,
+        begun: Begun,
+        file: File,
+        operation: u32,
+        command: [u8; 80],
+        (memory, len): (*const u8, u32),
+    ) {
+        let piece = if len > 0 { fixed(self.region.as_ref(), memory, len) } else { None };
+        let entry = with_file!(file, |fd| opcode::UringCmd80::new(fd, operation)
+            .cmd(command)
+            .buf_index(piece)
+            .build());
+        let transfer = &mut self.transfers[begun.0];
+        transfer.commands = true;
+        transfer.moved += len as i32;
+        // SAFETY: passed on to the caller.
+        unsafe { self.push(begun, entry) }
+    }
+
+    /// # Safety
+    /// As of [`Ring::push`](super::Ring::push).
+    #[inline]
+    unsafe fn push(&mut self, begun: Begun, entry: squeue::Entry128) {
+        self.transfers[begun.0].left += 1;
+        let entry = entry.user_data(begun.0 as u64);
+        // SAFETY: the caller's promise covers the entry until it completes.
+        if self.waiting.is_empty() && unsafe { self.ring.submission().push(&entry) }.is_ok() {
+            return;
+        }
+        self.waiting.push_back(entry);
+        // A failure shows again, and is reported, in the next turn.
+        let _ = self.submit();
+    }
+
+    /// Hands what is queued to the kernel, asks the drives if they are polled, and appends the transfers that are complete to `out`. Never
+    /// blocks. An error means that the ring is unusable.
+    #[inline]
+    pub fn turn(&mut self, out: &mut Vec<Completion>) -> Result<()> {
+        if self.transfers.is_empty() {
+            return Ok(());
+        }
+        let asks = {
+            let queue = self.ring.submission();
+            !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+        };
+        if asks || self.wakes == Wakes::Polled {
+            self.submit()?;
+        }
+        self.reap(out);
+        Ok(())
+    }
+
+    /// Transfers that haven't completed.
+    #[inline]
+    pub fn in_flight(&self) -> usize {
+        self.transfers.len()
+    }
+
+    /// Whether somebody has to go on asking.
+    #[inline]
+    pub(super) fn must_be_asked(&self) -> bool {
+        self.wakes == Wakes::Polled && !self.transfers.is_empty()
+    }
+
+    /// What becomes readable when something has completed; `None` if nothing is to be waited for.
+    pub(super) fn readable(&self) -> Option<RawFd> {
+        (self.wakes == Wakes::ByInterrupt && !self.transfers.is_empty()).then(|| self.ring.as_raw_fd())
+    }
+
+    /// System calls so far.
+    pub fn enters(&self) -> u64 {
+        self.enters
+    }
+
+    /// Waits until nothing is in flight; completions are thrown away.
+    pub fn drain(&mut self) {
+        let mut discarded = Vec::new();
+        // Longer than the kernel waits for a drive before it resets it.
+        for _ in 0..DRAIN_ROUNDS * 60 {
+            if self.transfers.is_empty() || self.turn(&mut discarded).is_err() {
+                break;
+            }
+            discarded.clear();
+            if self.in_flight() > 0 && self.wakes == Wakes::ByInterrupt {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        if !self.transfers.is_empty() {
+            tracing::error!(
+                in_flight = self.in_flight(),
+                "drives didn't answer: their ring is dropped all the same"
+            );
+        }
+    }
+
+    /// Submits what is queued as far as the kernel takes it, and runs what is due.
+    fn submit(&mut self) -> Result<()> {
+        loop {
+            let before = self.ring.submission().len() + self.waiting.len();
+            self.enter()?;
+            // SAFETY: each entry was pushed under the promise of `push`, which holds until it completes.
+            while let Some(entry) = self.waiting.front()
+                && unsafe { self.ring.submission().push(entry) }.is_ok()
+            {
+                self.waiting.pop_front();
+            }
+            let queued = self.ring.submission().len();
+            if queued == 0 || queued + self.waiting.len() == before {
+                return Ok(());
+            }
+        }
+    }
+
+    fn enter(&mut self) -> Result<()> {
+        self.enters += 1;
+        let queued = self.ring.submission().len() as u32;
+        // SAFETY: no argument block is passed, and the count is the queue's own.
+        match unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, GETEVENTS, None) } {
+            Ok(_) => Ok(()),
+            // Interrupted, or short of memory or room for completions: what is queued is tried again next time.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
+                Ok(())
+            }
+            Err(error) => Err(Error::new(ErrorCode::Os, format!("io_uring_enter for a drive: {error}"))),
+        }
+    }
+
+    fn reap(&mut self, out: &mut Vec<Completion>) {
+        for entry in self.ring.completion() {
+            let key = entry.user_data() as usize;
+            let transfer = &mut self.transfers[key];
+            transfer.left -= 1;
+            match entry.result() {
+                failed if failed < 0 => transfer.failed = failed,
+                moved if !transfer.commands => transfer.moved += moved,
+                0 => {}
+                status => transfer.failed = -STATUS - (status & 0xffff),
+            }
+            if transfer.left == 0 {
+                let Transfer { token, moved, failed, mark, .. } = self.transfers.remove(key);
+                let result = if failed < 0 { failed } else { moved };
+                out.push(Completion { token, result, flags: mark });
+            }
+        }
+    }
+}
+
+impl Drop for DriveRing {
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
