@@ -125,7 +125,7 @@ impl Namespace {
             return Err(format!("{} has another size than {}", path.display(), block.name()));
         }
         let controller = identify(&device, 0, 1).map_err(|error| of("identifying the controller", error))?;
-        let transfer_max = transfer_max(&block, shift);
+        let transfer_max = block.transfer_max().min((BLOCKS_MAX << shift).min(1 << 30) as u32);
         let (volatile_cache, polled) = (controller.bytes()[525] & 1 != 0, block.has_poll_queues());
         Ok(Self { device, path, id, shift, transfer_max, volatile_cache, polled })
     }
@@ -224,14 +224,6 @@ fn block_shift(identified: &[u8]) -> Result<u32, String> {
         shift @ 9..=12 => Ok(shift),
         shift => Err(format!("its blocks have 2^{shift} bytes, and 512 to 4096 can be used")),
     }
-}
-
-/// What the kernel takes in one command without cutting it itself.
-fn transfer_max(block: &sysfs::Device, shift: u32) -> u32 {
-    let bytes = block.queue("max_hw_sectors_kb").unwrap_or(0) << 10;
-    let pages = block.queue("max_segments").unwrap_or(0) * BLOCK as u64;
-    let most = bytes.min(pages).min(BLOCKS_MAX << shift).min(1 << 30);
-    (most / BLOCK as u64 * BLOCK as u64).max(BLOCK as u64) as u32
 }
 
 /// What a drive says in a completion, for people.

@@ -1,5 +1,6 @@
 //! What the kernel says of block devices, in `/sys` (Documentation/ABI/stable/sysfs-block).
 
+use corefs_wire::limits::BLOCK;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,15 @@ impl Device {
     pub fn queue(&self, name: &str) -> Option<u64> {
         let whole = if self.is_partition() { self.0.parent()? } else { &self.0 };
         read(&whole.join("queue").join(name))
+    }
+
+    /// Bytes that go to the device in one command, however the memory lies: whole checksum blocks. Of more the kernel makes several.
+    pub fn transfer_max(&self) -> u32 {
+        let limit =
+            |name: &str, unit: u64| self.queue(name).map_or(u64::MAX, |found| found.saturating_mul(unit));
+        let bytes = limit("max_sectors_kb", 1 << 10).min(limit("max_hw_sectors_kb", 1 << 10));
+        let most = bytes.min(limit("max_segments", BLOCK as u64)).min(1 << 30);
+        (most / BLOCK as u64 * BLOCK as u64).max(BLOCK as u64) as u32
     }
 
     /// Whether the kernel has queues of it whose completions are polled for.

@@ -11,6 +11,7 @@ use super::file::DiskFile;
 use super::nvme::{Namespace, OPERATION, Transfer, status_text};
 use super::open::Extent;
 use super::record::Recorder;
+use super::sysfs::Device;
 use super::way::{Choice, Survey, Way};
 use crate::event::{DiskIndex, Nanos};
 use crate::store::disk_log::Acknowledged;
@@ -21,8 +22,8 @@ use corefs_wire::{ChunkId, Error, ErrorCode, Result, SliceIndex, TargetId};
 use std::ptr;
 use std::time::{Duration, Instant};
 
-/// Transfers of drives that are handed over at a time; more wait.
-const DRIVE_ENTRIES: u32 = 1024;
+/// Commands that a shard's drives have at a time; more wait. Half of what the kernel's queue of an NVMe drive takes (1023).
+const DRIVE_ENTRIES: u32 = 512;
 /// How long a way to a disk may take to read a block, to be taken.
 const PROBE: Duration = Duration::from_secs(5);
 /// The mark of a completion whose bytes are in the drive's cache; the rest of it is the disk's position.
@@ -106,8 +107,9 @@ impl Io {
 enum Route {
     /// On the core's own ring.
     Core(File),
-    /// On a ring of drives, as reads and writes; flushes on the core's own, since they can't be polled for.
-    Polled { ring: usize, file: File, core: File },
+    /// On a ring of drives, as reads and writes of at most so many bytes, since parts that the kernel makes of larger ones aren't polled for. Flushes
+    /// on the core's own: they can't be, either.
+    Polled { ring: usize, file: File, core: File, transfer_max: u32 },
     /// On a ring of drives, as NVMe commands.
     Commands { ring: usize, file: File, namespace: Namespace },
 }
@@ -165,14 +167,15 @@ impl Disks {
     /// wanted doesn't.
     pub fn add(&mut self, ring: &mut Ring, pool: &Pool, open: DiskFile) -> Result<DiskIndex> {
         let mut survey = Survey::of(open.path());
-        let ways = survey.ways(self.choice);
-        let mut refused = Vec::new();
-        for way in ways {
+        let mut refused = survey.obstacles(self.choice);
+        for way in survey.ways(self.choice) {
             let route = match way {
                 Way::Plain => Ok(Route::Core(ring.add_file(open.fd()))),
                 Way::Polled => self.ring_of(Wakes::Polled, pool).map(|at| {
                     let file = self.rings[at].add_file(open.fd());
-                    Route::Polled { ring: at, file, core: ring.add_file(open.fd()) }
+                    let transfer_max =
+                        Device::of(open.path()).map_or(BLOCK as u32, |device| device.transfer_max());
+                    Route::Polled { ring: at, file, core: ring.add_file(open.fd()), transfer_max }
                 }),
                 Way::Passthrough(wakes) => {
                     let gone = Err("it was tried before".to_string());
@@ -190,7 +193,6 @@ impl Disks {
             let tried = route.and_then(|route| self.probe(ring, pool, &route, &open).map(|()| route));
             match tried {
                 Ok(route) => {
-                    refused.extend(survey.obstacles(way));
                     tracing::info!(disk = %open.path().display(), %way, obstacles = ?refused, "the way to a disk");
                     let index = DiskIndex(self.disks.len() as u16);
                     let cache = Cache::new(volatile);
@@ -200,7 +202,6 @@ impl Disks {
                 Err(error) => refused.push(format!("{way}: {}", error.message)),
             }
         }
-        refused.extend(survey.obstacles(Way::Plain));
         let what =
             format!("{}: no way to it that was asked for: {}", open.path().display(), refused.join("; "));
         Err(Error::new(ErrorCode::BadConfig, what))
@@ -235,6 +236,10 @@ impl Disks {
             self.rings[at].drain();
             return Err(Error::new(ErrorCode::DiskError, "a read doesn't come back"));
         };
+        let commands = matches!(route, Route::Commands { .. });
+        if completion.result == -libc::EINVAL && commands && self.rings[at].forget_fixed_commands() {
+            return self.probe(ring, pool, route, open);
+        }
         if completion.result != BLOCK as i32 {
             return Err(disk_error((-completion.result).max(0)));
         }
@@ -351,11 +356,14 @@ impl Disks {
         match &disk.route {
             // SAFETY: passed on to the caller.
             Route::Core(file) => unsafe { ring.write(*file, from, len, offset, io.token()) },
-            Route::Polled { ring: at, file, .. } => {
+            Route::Polled { ring: at, file, transfer_max, .. } => {
                 let drives = &mut self.rings[*at];
                 let begun = drives.begin(io.token(), 0);
-                // SAFETY: passed on to the caller.
-                unsafe { drives.write(begun, *file, from, len, offset) }
+                for done in (0..len).step_by(*transfer_max as usize) {
+                    let (from, piece) = (from.wrapping_add(done as usize), (len - done).min(*transfer_max));
+                    // SAFETY: a part of the caller's memory; passed on to the caller.
+                    unsafe { drives.write(begun, *file, from, piece, offset + u64::from(done)) }
+                }
             }
             Route::Commands { ring: at, file, namespace } => {
                 let (what, mark) = match disk.cache.write() {
@@ -445,10 +453,13 @@ unsafe fn read_by(
     match route {
         // SAFETY: passed on to the caller.
         Route::Core(file) => unsafe { core.read(*file, to, len, offset, token) },
-        Route::Polled { ring, file, .. } => {
+        Route::Polled { ring, file, transfer_max, .. } => {
             let begun = rings[*ring].begin(token, 0);
-            // SAFETY: passed on to the caller.
-            unsafe { rings[*ring].read(begun, *file, to, len, offset) }
+            for done in (0..len).step_by(*transfer_max as usize) {
+                let (to, piece) = (to.wrapping_add(done as usize), (len - done).min(*transfer_max));
+                // SAFETY: a part of the caller's memory; passed on to the caller.
+                unsafe { rings[*ring].read(begun, *file, to, piece, offset + u64::from(done)) }
+            }
         }
         Route::Commands { ring, file, namespace } => {
             let begun = rings[*ring].begin(token, 0);

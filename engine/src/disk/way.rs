@@ -97,17 +97,16 @@ impl Survey {
         ways
     }
 
-    /// Why `way` is the shortest: what is in the way of shorter ones, each with what would help.
-    pub fn obstacles(&self, way: Way) -> Vec<String> {
+    /// What is in the way of shorter ones than there are to try, each with what would help.
+    pub fn obstacles(&self, choice: Choice) -> Vec<String> {
         let mut obstacles = Vec::new();
-        match (&self.passthrough, way) {
-            (Ok(_), Way::Passthrough(Wakes::ByInterrupt)) => {
-                obstacles.push(format!("polled: {NO_POLL_QUEUES}"))
-            }
-            (Ok(_), _) => {}
-            (Err(why), _) => obstacles.push(format!("NVMe passthrough: {why}")),
+        match &self.passthrough {
+            _ if !matches!(choice, Choice::Auto | Choice::Passthrough) => {}
+            Ok(namespace) if namespace.is_polled() => {}
+            Ok(_) => obstacles.push(format!("passthrough without interrupts: {NO_POLL_QUEUES}")),
+            Err(why) => obstacles.push(format!("passthrough: {why}")),
         }
-        if let (Err(why), Way::Plain) = (&self.polled, way) {
+        if let (Err(why), Choice::Auto | Choice::Polled) = (&self.polled, choice) {
             obstacles.push(format!("polled: {why}"));
         }
         obstacles
@@ -124,7 +123,7 @@ mod tests {
         let survey = Survey::of(file.path());
         assert_eq!(survey.ways(Choice::Auto), [Way::Plain]);
         assert_eq!(survey.ways(Choice::Polled), []);
-        assert_eq!(survey.obstacles(Way::Plain).len(), 2);
+        assert_eq!(survey.obstacles(Choice::Auto).len(), 2);
         assert_eq!("polled".parse::<Choice>().unwrap(), Choice::Polled);
         assert_eq!("faster".parse::<Choice>().unwrap_err().code, ErrorCode::BadConfig);
     }

@@ -1,5 +1,6 @@
 //! Real shards on real files, each on its own thread, and a small client that speaks the data protocol to them.
 
+use corefs_engine::disk::BlockingDisk;
 use corefs_engine::disk::file::DiskFile;
 use corefs_engine::disk::open::Extent;
 use corefs_engine::disk::way::Choice;
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use zerocopy::IntoBytes;
 
 pub const CLUSTER: Uuid = Uuid([7; 16]);
@@ -122,7 +123,14 @@ impl Cluster {
     fn launch(&self, node: u32, format: bool) -> Result<Running> {
         let bytes = u64::from(self.shape.slices) * self.shape.slice_bytes;
         let path = self.disk_path(node);
-        let disk = if format { DiskFile::create(&path, bytes)? } else { DiskFile::open(&path)? };
+        let mut disk = if format { DiskFile::create(&path, bytes)? } else { DiskFile::open(&path)? };
+        if format && self.drive.is_some() {
+            // Stores have fixed names here, so what earlier tests left on the drive would pass for theirs.
+            for at in (0..bytes).step_by(1 << 20) {
+                disk.write_at(at, &[0; 1 << 20])?;
+            }
+            disk.flush()?;
+        }
         let slice_bytes = self.shape.slice_bytes;
         let slices = (0..self.shape.slices)
             .map(|index| SliceSpec {
@@ -332,7 +340,9 @@ pub fn with_client<T>(cluster: &Cluster, work: impl AsyncFnOnce(&Client) -> T) -
         let node = Node::start(config).unwrap();
         // Every client is another process to the shards: its tags are new.
         static CLIENTS: AtomicU64 = AtomicU64::new(1);
-        let id = CLIENTS.fetch_add(1, Ordering::Relaxed);
+        // Also after another process of these tests has used the same disk.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let id = now + CLIENTS.fetch_add(1, Ordering::Relaxed);
         let client = Client { node, routing, id, sequence: Cell::new(0) };
         let result = work(&client).await;
         client.node.shutdown().await;

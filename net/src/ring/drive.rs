@@ -14,17 +14,19 @@
 
 use super::file::{FileTable, with_file};
 use super::setup::{self, fixed};
-use super::{Completion, DRAIN_ROUNDS, File, GETEVENTS, Token};
+use super::{Completion, File, GETEVENTS, Token};
 use crate::buffer::Pool;
 use corefs_wire::{Error, ErrorCode, Result};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Results below minus this are a drive's status. Errors of the system are above: there are fewer than 4096.
 pub const STATUS: i32 = 1 << 16;
+/// How long a ring that is dropped waits for its drives: longer than the kernel, which resets a drive after 30 s.
+const DRAIN: Duration = Duration::from_secs(60);
 /// Drives of a core.
 const FILES: u32 = 64;
 
@@ -65,27 +67,40 @@ pub enum Wakes {
 pub struct DriveRing {
     /// First, so that it is torn down before the memory it knows.
     ring: IoUring<squeue::Entry128, cqueue::Entry32>,
+    /// Entries that the drives get when others have completed, oldest first.
     waiting: VecDeque<squeue::Entry128>,
+    /// Entries that were handed over, or are about to be, and haven't completed; and how many may be.
+    flying: u32,
+    entries: u32,
     transfers: Slab<Transfer>,
     files: FileTable,
     region: Option<Pool>,
+    /// Commands may name registered memory as such.
+    fixed_commands: bool,
     wakes: Wakes,
+    /// The kernel didn't take what was queued: it is to be tried again.
+    refused: bool,
     /// System calls.
     enters: u64,
 }
 
 impl DriveRing {
-    /// A ring for the calling thread. `Os` if the kernel has no such rings (before Linux 5.19).
+    /// A ring for the calling thread, that hands over so many `entries` at a time: fewer than a queue of the drives takes. The kernel would have threads
+    /// wait for places, and if they are polled for, spin. A power of two. `Os` if the kernel has no such rings (before Linux 5.19).
     pub fn new(entries: u32, wakes: Wakes) -> Result<Self> {
         let ring = setup::build_for_drives(entries, wakes == Wakes::Polled)?;
         let files = FileTable::register(&ring.submitter(), FILES);
         Ok(Self {
             ring,
             waiting: VecDeque::new(),
+            flying: 0,
+            entries,
             transfers: Slab::with_capacity(entries as usize),
             files,
             region: None,
+            fixed_commands: true,
             wakes,
+            refused: false,
             enters: 0,
         })
     }
@@ -102,6 +117,12 @@ impl DriveRing {
             self.region = Some(pool.clone());
         }
         registered
+    }
+
+    /// Commands name memory by its address alone from now on: before Linux 6.2 the kernel refuses registered memory with EINVAL.
+    /// `false` if they did so already.
+    pub fn forget_fixed_commands(&mut self) -> bool {
+        std::mem::replace(&mut self.fixed_commands, false)
     }
 
     /// As [`Ring::add_file`](super::Ring::add_file).
@@ -162,7 +183,8 @@ impl DriveRing {
         command: [u8; 80],
         (memory, len): (*const u8, u32),
     ) {
-        let piece = if len > 0 { fixed(self.region.as_ref(), memory, len) } else { None };
+        let region = self.region.as_ref().filter(|_| self.fixed_commands && len > 0);
+        let piece = fixed(region, memory, len);
         let entry = with_file!(file, |fd| opcode::UringCmd80::new(fd, operation)
             .cmd(command)
             .buf_index(piece)
@@ -181,12 +203,21 @@ impl DriveRing {
         self.transfers[begun.0].left += 1;
         let entry = entry.user_data(begun.0 as u64);
         // SAFETY: the caller's promise covers the entry until it completes.
-        if self.waiting.is_empty() && unsafe { self.ring.submission().push(&entry) }.is_ok() {
-            return;
+        if !self.waiting.is_empty() || !unsafe { self.hand_over(&entry) } {
+            self.waiting.push_back(entry);
         }
-        self.waiting.push_back(entry);
-        // A failure shows again, and is reported, in the next turn.
-        let _ = self.submit();
+    }
+
+    /// Queues an entry, unless the drives have enough to do.
+    ///
+    /// # Safety
+    /// As of [`Self::push`].
+    #[inline]
+    unsafe fn hand_over(&mut self, entry: &squeue::Entry128) -> bool {
+        // SAFETY: passed on to the caller.
+        let queued = self.flying < self.entries && unsafe { self.ring.submission().push(entry) }.is_ok();
+        self.flying += u32::from(queued);
+        queued
     }
 
     /// Hands what is queued to the kernel, asks the drives if they are polled, and appends the transfers that are complete to `out`. Never
@@ -196,15 +227,28 @@ impl DriveRing {
         if self.transfers.is_empty() {
             return Ok(());
         }
-        let asks = {
-            let queue = self.ring.submission();
-            !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
-        };
-        if asks || self.wakes == Wakes::Polled {
-            self.submit()?;
+        loop {
+            while let Some(entry) = self.waiting.pop_front() {
+                // SAFETY: it was pushed under the promise of `push`, which holds until it completes.
+                if !unsafe { self.hand_over(&entry) } {
+                    self.waiting.push_front(entry);
+                    break;
+                }
+            }
+            let asks = {
+                let queue = self.ring.submission();
+                !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+            };
+            if asks || self.wakes == Wakes::Polled {
+                self.enter()?;
+            }
+            let flying = self.flying;
+            self.reap(out);
+            // Whoever waits gets the places: nobody may be woken for that later.
+            if self.waiting.is_empty() || self.flying == flying {
+                return Ok(());
+            }
         }
-        self.reap(out);
-        Ok(())
     }
 
     /// Transfers that haven't completed.
@@ -216,7 +260,7 @@ impl DriveRing {
     /// Whether somebody has to go on asking.
     #[inline]
     pub(super) fn must_be_asked(&self) -> bool {
-        self.wakes == Wakes::Polled && !self.transfers.is_empty()
+        !self.transfers.is_empty() && (self.wakes == Wakes::Polled || self.refused)
     }
 
     /// What becomes readable when something has completed; `None` if nothing is to be waited for.
@@ -231,15 +275,11 @@ impl DriveRing {
 
     /// Waits until nothing is in flight; completions are thrown away.
     pub fn drain(&mut self) {
-        let mut discarded = Vec::new();
-        // Longer than the kernel waits for a drive before it resets it.
-        for _ in 0..DRAIN_ROUNDS * 60 {
-            if self.transfers.is_empty() || self.turn(&mut discarded).is_err() {
-                break;
-            }
+        let (mut discarded, until) = (Vec::new(), Instant::now() + DRAIN);
+        while !self.transfers.is_empty() && self.turn(&mut discarded).is_ok() && Instant::now() < until {
             discarded.clear();
-            if self.in_flight() > 0 && self.wakes == Wakes::ByInterrupt {
-                std::thread::sleep(Duration::from_millis(1));
+            if self.in_flight() > 0 {
+                std::thread::sleep(Duration::from_micros(100));
             }
         }
         if !self.transfers.is_empty() {
@@ -251,31 +291,18 @@ impl DriveRing {
     }
 
     /// Submits what is queued as far as the kernel takes it, and runs what is due.
-    fn submit(&mut self) -> Result<()> {
-        loop {
-            let before = self.ring.submission().len() + self.waiting.len();
-            self.enter()?;
-            // SAFETY: each entry was pushed under the promise of `push`, which holds until it completes.
-            while let Some(entry) = self.waiting.front()
-                && unsafe { self.ring.submission().push(entry) }.is_ok()
-            {
-                self.waiting.pop_front();
-            }
-            let queued = self.ring.submission().len();
-            if queued == 0 || queued + self.waiting.len() == before {
-                return Ok(());
-            }
-        }
-    }
-
     fn enter(&mut self) -> Result<()> {
         self.enters += 1;
         let queued = self.ring.submission().len() as u32;
         // SAFETY: no argument block is passed, and the count is the queue's own.
         match unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, GETEVENTS, None) } {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.refused = false;
+                Ok(())
+            }
             // Interrupted, or short of memory or room for completions: what is queued is tried again next time.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {
+                self.refused = true;
                 Ok(())
             }
             Err(error) => Err(Error::new(ErrorCode::Os, format!("io_uring_enter for a drive: {error}"))),
@@ -287,6 +314,7 @@ impl DriveRing {
             let key = entry.user_data() as usize;
             let transfer = &mut self.transfers[key];
             transfer.left -= 1;
+            self.flying -= 1;
             match entry.result() {
                 failed if failed < 0 => transfer.failed = failed,
                 moved if !transfer.commands => transfer.moved += moved,
