@@ -51,6 +51,7 @@ fn with_shard(disk: &Path, log: &Path, format: bool, work: impl AsyncFnOnce(&Nod
         disks: vec![file.unwrap()],
         slices: (0..SLICES).map(slice).collect(),
         way: Choice::Auto,
+        discard: false,
         busy_poll: Duration::ZERO,
         resync_rate: corefs_engine::chain::RATE_DEFAULT,
         scrub_rate: 0,

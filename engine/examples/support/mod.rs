@@ -43,6 +43,7 @@ pub fn serve(file: DiskFile, bytes: u64, format: bool, started: mpsc::Sender<Sta
                 format,
             }],
             way: Choice::Auto,
+            discard: false,
             busy_poll: Duration::from_micros(50),
             resync_rate: corefs_engine::chain::RATE_DEFAULT,
             scrub_rate: 0,

@@ -9,6 +9,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// `BLKDISCARD` of `linux/fs.h`.
+const BLKDISCARD: libc::c_ulong = 0x1277;
+
 /// An open disk. The lock is held as long as it lives.
 #[derive(Debug)]
 pub struct DiskFile {
@@ -26,6 +29,14 @@ impl DiskFile {
         let file = open(path, false)?;
         let lock = lock(path)?;
         let bytes = size(&file, path)?;
+        Ok(Self { file, lock, path: path.to_path_buf(), bytes })
+    }
+
+    /// Opens a disk that may have another user, only to read it. Errors as of [`Self::open`].
+    pub fn look(path: &Path) -> Result<Self> {
+        let failed = |error| Error::from(error).of(format_args!("opening {}", path.display()));
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).map_err(failed)?;
+        let (lock, bytes) = (file.try_clone().map_err(failed)?, size(&file, path)?);
         Ok(Self { file, lock, path: path.to_path_buf(), bytes })
     }
 
@@ -60,6 +71,17 @@ impl DiskFile {
         let file = self.file.try_clone().map_err(|error| self.error(error))?;
         let lock = self.lock.try_clone().map_err(|error| self.error(error))?;
         Ok(Self { file, lock, path: self.path.clone(), bytes: self.bytes })
+    }
+
+    /// Tells a block device that these bytes hold nothing any more: reading them gives anything from then on. `DiskError` with the device's
+    /// reason if it doesn't take that, and of files, which keep their space.
+    pub fn discard(&self, offset: u64, bytes: u64) -> Result<()> {
+        let range = [offset, bytes];
+        // SAFETY: the request reads two numbers of 64 bits.
+        match unsafe { libc::ioctl(self.fd(), BLKDISCARD, &raw const range) } {
+            0 => Ok(()),
+            _ => Err(self.error(std::io::Error::last_os_error())),
+        }
     }
 
     fn error(&self, error: std::io::Error) -> Error {

@@ -14,11 +14,13 @@ use super::record::Recorder;
 use super::sysfs::Device;
 use super::way::{Choice, Survey, Way};
 use crate::event::{DiskIndex, Nanos};
+use crate::store::Store;
 use crate::store::disk_log::Acknowledged;
 use corefs_net::ring::{Begun, DriveRing, File, Sync, Wakes, drive_status};
-use corefs_net::{Completion, Pool, Ring, Source, Token};
+use corefs_net::{Buffer, Completion, Pool, Ring, RingConfig, Source, Token};
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{ChunkId, Error, ErrorCode, Result, SliceIndex, TargetId};
+use std::path::Path;
 use std::ptr;
 use std::time::{Duration, Instant};
 
@@ -26,6 +28,12 @@ use std::time::{Duration, Instant};
 const DRIVE_ENTRIES: u32 = 512;
 /// How long a way to a disk may take to read a block, to be taken.
 const PROBE: Duration = Duration::from_secs(5);
+/// How often it is tried, since another shard may be writing the block at the time.
+const PROBES: usize = 3;
+/// Free space that isn't worth a command is shorter (bytes).
+const DISCARD_MIN: u64 = 16 * BLOCK as u64;
+/// Memory of a trial.
+const TRIAL_BYTES: usize = 1 << 20;
 /// The mark of a completion whose bytes are in the drive's cache; the rest of it is the disk's position.
 const CACHED: u32 = 1 << 31;
 
@@ -114,6 +122,13 @@ enum Route {
     Commands { ring: usize, file: File, namespace: Namespace },
 }
 
+impl Route {
+    /// Whether it knows of a cache that loses what wasn't flushed. Elsewhere the kernel does.
+    fn has_volatile_cache(&self) -> bool {
+        matches!(self, Self::Commands { namespace, .. } if namespace.has_volatile_cache())
+    }
+}
+
 struct Disk {
     route: Route,
     way: Way,
@@ -155,6 +170,8 @@ pub struct Disks {
     /// Flushes that had nothing to do.
     spared: Vec<Completion>,
     durability: Durability,
+    /// What disks were told to hold nothing.
+    discarded_bytes: u64,
 }
 
 impl Disks {
@@ -169,42 +186,55 @@ impl Disks {
         let mut survey = Survey::of(open.path());
         let mut refused = survey.obstacles(self.choice);
         for way in survey.ways(self.choice) {
-            let route = match way {
-                Way::Plain => Ok(Route::Core(ring.add_file(open.fd()))),
-                Way::Polled => self.ring_of(Wakes::Polled, pool).map(|at| {
-                    let file = self.rings[at].add_file(open.fd());
-                    let transfer_max =
-                        Device::of(open.path()).map_or(BLOCK as u32, |device| device.transfer_max());
-                    Route::Polled { ring: at, file, core: ring.add_file(open.fd()), transfer_max }
-                }),
-                Way::Passthrough(wakes) => {
-                    let gone = Err("it was tried before".to_string());
-                    let namespace = std::mem::replace(&mut survey.passthrough, gone);
-                    let namespace = namespace.map_err(|why| Error::new(ErrorCode::BadConfig, why));
-                    namespace.and_then(|namespace| {
-                        let at = self.ring_of(wakes, pool)?;
-                        let file = self.rings[at].add_file(namespace.fd());
-                        Ok(Route::Commands { ring: at, file, namespace })
-                    })
-                }
-            };
-            let volatile =
-                matches!(&route, Ok(Route::Commands { namespace, .. }) if namespace.has_volatile_cache());
-            let tried = route.and_then(|route| self.probe(ring, pool, &route, &open).map(|()| route));
-            match tried {
+            let rings = self.rings.len();
+            let route = self.route(ring, pool, way, &mut survey, &open);
+            match route.and_then(|route| self.probe(pool, &route, &open).map(|()| route)) {
                 Ok(route) => {
                     tracing::info!(disk = %open.path().display(), %way, obstacles = ?refused, "the way to a disk");
                     let index = DiskIndex(self.disks.len() as u16);
-                    let cache = Cache::new(volatile);
+                    let cache = Cache::new(route.has_volatile_cache());
                     self.disks.push(Disk { route, way, open, flush_began: 0, cache });
                     return Ok(index);
                 }
-                Err(error) => refused.push(format!("{way}: {}", error.message)),
+                Err(error) => {
+                    tracing::warn!(disk = %open.path().display(), %way, %error, "a way to a disk doesn't work: trying the next one");
+                    self.rings.truncate(rings);
+                    refused.push(format!("{way}: {}", error.message));
+                }
             }
         }
         let what =
             format!("{}: no way to it that was asked for: {}", open.path().display(), refused.join("; "));
         Err(Error::new(ErrorCode::BadConfig, what))
+    }
+
+    /// What a way takes. The survey gives the namespace away.
+    fn route(
+        &mut self,
+        ring: &mut Ring,
+        pool: &Pool,
+        way: Way,
+        survey: &mut Survey,
+        open: &DiskFile,
+    ) -> Result<Route> {
+        match way {
+            Way::Plain => Ok(Route::Core(ring.add_file(open.fd()))),
+            Way::Polled => {
+                let at = self.ring_of(Wakes::Polled, pool)?;
+                let (file, core) = (self.rings[at].add_file(open.fd()), ring.add_file(open.fd()));
+                let device = Device::of(open.path());
+                let transfer_max = device.map_or(BLOCK as u32, |device| device.transfer_max());
+                Ok(Route::Polled { ring: at, file, core, transfer_max })
+            }
+            Way::Passthrough(wakes) => {
+                let gone = Err("it was tried before".to_string());
+                let namespace = std::mem::replace(&mut survey.passthrough, gone);
+                let namespace = namespace.map_err(|why| Error::new(ErrorCode::BadConfig, why))?;
+                let at = self.ring_of(wakes, pool)?;
+                let file = self.rings[at].add_file(namespace.fd());
+                Ok(Route::Commands { ring: at, file, namespace })
+            }
+        }
     }
 
     /// The ring of drives of that kind; made when the first is needed.
@@ -218,37 +248,55 @@ impl Disks {
         Ok(self.rings.len() - 1)
     }
 
-    /// Reads the first block this way, and the usual way: an error, or other bytes, and it isn't taken.
-    fn probe(&mut self, ring: &mut Ring, pool: &Pool, route: &Route, open: &DiskFile) -> Result<()> {
+    /// Reads the first block this way, and the usual way before and after: an error, or other bytes than both, and it isn't taken.
+    fn probe(&mut self, pool: &Pool, route: &Route, open: &DiskFile) -> Result<()> {
         let at = match route {
             Route::Core(_) => return Ok(()),
             Route::Polled { ring, .. } | Route::Commands { ring, .. } => *ring,
         };
         let buffer = pool.get(BLOCK).ok_or_else(|| Error::from(ErrorCode::Overloaded))?;
-        let (token, mut completed) = (Io::Flush { disk: DiskIndex(u16::MAX) }.token(), Vec::new());
-        // SAFETY: the buffer has one owner and is kept until the completion, or until the ring is drained.
-        unsafe { read_by(&mut self.rings, ring, route, buffer.as_mut_ptr(), BLOCK as u32, 0, token) };
-        let until = Instant::now() + PROBE;
-        while completed.is_empty() && Instant::now() < until {
-            self.rings[at].turn(&mut completed)?;
+        let (mut usual, mut expected) = (open.share()?, vec![0; BLOCK]);
+        usual.read_at(0, &mut expected)?;
+        for _ in 0..PROBES {
+            self.read_first(at, route, &buffer)?;
+            let before = std::mem::replace(&mut expected, vec![0; BLOCK]);
+            usual.read_at(0, &mut expected)?;
+            if buffer.as_slice() == before || buffer.as_slice() == expected {
+                return Ok(());
+            }
         }
-        let Some(completion) = completed.first() else {
-            self.rings[at].drain();
-            return Err(Error::new(ErrorCode::DiskError, "a read doesn't come back"));
-        };
-        let commands = matches!(route, Route::Commands { .. });
-        if completion.result == -libc::EINVAL && commands && self.rings[at].forget_fixed_commands() {
-            return self.probe(ring, pool, route, open);
+        Err(Error::new(ErrorCode::DiskError, "it reads other bytes than the block device"))
+    }
+
+    /// Reads the first block by a ring of drives, and waits for it.
+    fn read_first(&mut self, at: usize, route: &Route, buffer: &Buffer) -> Result<()> {
+        loop {
+            let (token, mut completed) = (Io::Flush { disk: DiskIndex(u16::MAX) }.token(), Vec::new());
+            // SAFETY: the buffer is kept until the completion, or until the ring is drained, and nobody looks at it before.
+            unsafe {
+                read_beside(&mut self.rings, route, buffer.as_mut_ptr(), BLOCK as u32, 0, token);
+            }
+            let until = Instant::now() + PROBE;
+            while completed.is_empty() && Instant::now() < until {
+                self.rings[at].turn(&mut completed)?;
+            }
+            let Some(completion) = completed.first() else {
+                self.rings[at].drain();
+                if self.rings[at].in_flight() > 0 {
+                    // The drive may still write there: nobody else gets this memory.
+                    std::mem::forget(buffer.clone());
+                }
+                return Err(Error::new(ErrorCode::DiskError, "a read doesn't come back"));
+            };
+            let commands = matches!(route, Route::Commands { .. });
+            if completion.result == -libc::EINVAL && commands && self.rings[at].forget_fixed_commands() {
+                continue;
+            }
+            return match completion.result == BLOCK as i32 {
+                true => Ok(()),
+                false => Err(disk_error((-completion.result).max(0))),
+            };
         }
-        if completion.result != BLOCK as i32 {
-            return Err(disk_error((-completion.result).max(0)));
-        }
-        let mut expected = vec![0; BLOCK];
-        open.share()?.read_at(0, &mut expected)?;
-        if buffer.as_slice() != expected {
-            return Err(Error::new(ErrorCode::DiskError, "it reads other bytes than the block device"));
-        }
-        Ok(())
     }
 
     /// Hands over what is queued, and appends what has completed to `out`. With `rest` it waits until something has, or the alarm is
@@ -280,18 +328,34 @@ impl Disks {
         self.places[index] = Some(Place { disk, extent });
     }
 
+    /// Tells a block device which bytes of a slice hold nothing; `store` is what is there, and nothing of the slice is under way. Of a device that
+    /// doesn't take that, it is said in the log.
+    pub fn discard(&mut self, slice: SliceIndex, store: &Store) {
+        let Some(Place { disk, extent }) = self.places[usize::from(slice.0)] else { return };
+        let open = &self.disks[usize::from(disk.0)].open;
+        for (offset, bytes) in store.free_extents().filter(|(_, bytes)| *bytes >= DISCARD_MIN) {
+            assert!(offset + bytes <= extent.bytes, "free space beyond the end of a slice");
+            if let Err(error) = open.discard(extent.base + offset, bytes) {
+                tracing::warn!(%slice, %error, "the disk isn't told what is free");
+                return;
+            }
+            self.discarded_bytes += bytes;
+        }
+    }
+
     /// By which way a disk is reached.
     pub fn way(&self, disk: DiskIndex) -> Way {
         self.disks[usize::from(disk.0)].way
     }
 
     /// What was done so far, under the names of counters.
-    pub fn counters(&self) -> [(&'static str, u64); 7] {
+    pub fn counters(&self) -> [(&'static str, u64); 8] {
         let ways = |which: fn(Way) -> bool| self.disks.iter().filter(|disk| which(disk.way)).count() as u64;
         [
             ("flush_commands", self.durability.flush_commands),
             ("flushes_spared", self.durability.flushes_spared),
             ("fua_writes", self.durability.fua_writes),
+            ("discarded_bytes", self.discarded_bytes),
             ("drive_enters", self.rings.iter().map(DriveRing::enters).sum()),
             ("disks_passthrough", ways(|way| matches!(way, Way::Passthrough(_)))),
             ("disks_polled", ways(|way| matches!(way, Way::Polled | Way::Passthrough(Wakes::Polled)))),
@@ -330,9 +394,12 @@ impl Disks {
         io: Io,
     ) {
         let (disk, offset) = self.locate(slice, offset, len);
-        let route = &self.disks[disk].route;
-        // SAFETY: passed on to the caller.
-        unsafe { read_by(&mut self.rings, ring, route, to, len, offset, io.token()) }
+        match &self.disks[disk].route {
+            // SAFETY: passed on to the caller.
+            Route::Core(file) => unsafe { ring.read(*file, to, len, offset, io.token()) },
+            // SAFETY: passed on to the caller.
+            route => unsafe { read_beside(&mut self.rings, route, to, len, offset, io.token()) },
+        }
     }
 
     /// # Safety
@@ -438,12 +505,27 @@ impl Disks {
     }
 }
 
+/// Whether each way that there is to a disk works, and why not: by reading the first block, as a node does at its start. Changes nothing, and
+/// doesn't ask whether somebody else uses the disk. `Os` if it can't be opened.
+pub fn try_ways(path: &Path) -> Result<Vec<(Way, Result<()>)>> {
+    let open = DiskFile::look(path)?;
+    let (mut ring, pool) = (Ring::new(&RingConfig::default())?, Pool::new(TRIAL_BYTES)?);
+    let mut tried = Vec::new();
+    for way in Survey::of(path).ways(Choice::Auto) {
+        let mut disks = Disks::new(Choice::Auto);
+        let route = disks.route(&mut ring, &pool, way, &mut Survey::of(path), &open);
+        tried.push((way, route.and_then(|route| disks.probe(&pool, &route, &open))));
+    }
+    Ok(tried)
+}
+
+/// Asks for a read by way of a ring of drives.
+///
 /// # Safety
 /// `to` is owned by the transfer until its completion.
 #[inline]
-unsafe fn read_by(
+unsafe fn read_beside(
     rings: &mut [DriveRing],
-    core: &mut Ring,
     route: &Route,
     to: *mut u8,
     len: u32,
@@ -451,22 +533,21 @@ unsafe fn read_by(
     token: Token,
 ) {
     match route {
-        // SAFETY: passed on to the caller.
-        Route::Core(file) => unsafe { core.read(*file, to, len, offset, token) },
+        Route::Core(_) => unreachable!("it has no ring of drives"),
         Route::Polled { ring, file, transfer_max, .. } => {
-            let begun = rings[*ring].begin(token, 0);
+            let drives = &mut rings[*ring];
+            let begun = drives.begin(token, 0);
             for done in (0..len).step_by(*transfer_max as usize) {
                 let (to, piece) = (to.wrapping_add(done as usize), (len - done).min(*transfer_max));
                 // SAFETY: a part of the caller's memory; passed on to the caller.
-                unsafe { rings[*ring].read(begun, *file, to, piece, offset + u64::from(done)) }
+                unsafe { drives.read(begun, *file, to, piece, offset + u64::from(done)) }
             }
         }
         Route::Commands { ring, file, namespace } => {
-            let begun = rings[*ring].begin(token, 0);
+            let drives = &mut rings[*ring];
+            let begun = drives.begin(token, 0);
             // SAFETY: passed on to the caller.
-            unsafe {
-                command_all(&mut rings[*ring], begun, *file, namespace, Transfer::Read, (to, len), offset)
-            }
+            unsafe { command_all(drives, begun, *file, namespace, Transfer::Read, (to, len), offset) }
         }
     }
 }

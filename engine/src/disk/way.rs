@@ -81,12 +81,15 @@ impl Survey {
         Self { passthrough: Namespace::find(path), polled }
     }
 
-    /// What to try, in this order.
+    /// What to try, in this order. By interrupt commands are tried only where they are asked for: whether they pay then isn't known.
     pub fn ways(&self, choice: Choice) -> Vec<Way> {
         let mut ways = Vec::new();
-        if let (Choice::Auto | Choice::Passthrough, Ok(namespace)) = (choice, &self.passthrough) {
-            let wakes = if namespace.is_polled() { Wakes::Polled } else { Wakes::ByInterrupt };
-            ways.push(Way::Passthrough(wakes));
+        match (choice, &self.passthrough) {
+            (Choice::Auto | Choice::Passthrough, Ok(namespace)) if namespace.is_polled() => {
+                ways.push(Way::Passthrough(Wakes::Polled));
+            }
+            (Choice::Passthrough, Ok(_)) => ways.push(Way::Passthrough(Wakes::ByInterrupt)),
+            _ => {}
         }
         if let (Choice::Auto | Choice::Polled, Ok(())) = (choice, &self.polled) {
             ways.push(Way::Polled);
@@ -103,7 +106,7 @@ impl Survey {
         match &self.passthrough {
             _ if !matches!(choice, Choice::Auto | Choice::Passthrough) => {}
             Ok(namespace) if namespace.is_polled() => {}
-            Ok(_) => obstacles.push(format!("passthrough without interrupts: {NO_POLL_QUEUES}")),
+            Ok(_) => obstacles.push(format!("passthrough, polled: {NO_POLL_QUEUES}")),
             Err(why) => obstacles.push(format!("passthrough: {why}")),
         }
         if let (Err(why), Choice::Auto | Choice::Polled) = (&self.polled, choice) {

@@ -2,6 +2,7 @@
 
 use super::Options;
 use super::home::{Home, HomeSlice};
+use super::plan::CorePlan;
 use crate::disk::file::DiskFile;
 use crate::mesh::{Answer, ShardHandle, ShardMessage, ShardReport, answer};
 use crate::shard::{Shard, ShardConfig, SliceSpec};
@@ -56,7 +57,8 @@ pub async fn start(
     reserved: Vec<(TcpListener, Address)>,
 ) -> Result<Vec<Core>> {
     let node = home.node().ok_or(ErrorCode::Internal)?;
-    let places = core_affinity::get_core_ids().unwrap_or_default();
+    let paths: Vec<PathBuf> = disks.iter().flatten().map(|disk| disk.path().to_path_buf()).collect();
+    let plan = CorePlan::of(&paths, options.first_core);
     let mut starting = Vec::new();
     for (index, (listener, listen)) in reserved.into_iter().enumerate() {
         let ours = |slice: &HomeSlice| usize::from(slice.index.0) % options.cores == index;
@@ -78,6 +80,7 @@ pub async fn start(
             disks: shared?,
             slices: specs.collect(),
             way: options.way,
+            discard: options.discard,
             busy_poll: options.busy_poll,
             resync_rate: (options.resync_rate / options.cores as u64).max(1),
             scrub_rate: match options.scrub_rate {
@@ -88,7 +91,7 @@ pub async fn start(
             record: options.record.as_ref().map(|path| numbered(path, index)),
             strict: std::env::var_os("COREFS_STRICT").is_some(),
         };
-        let core = places.get((options.first_core + index) % places.len().max(1)).map(|core| core.id);
+        let core = plan.place(index).map(|place| place.cpu);
         drop(listener);
         starting.push(launch(config, core)?);
     }

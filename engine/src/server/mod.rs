@@ -6,10 +6,12 @@
 //! | `cores` | starting and joining the shards' threads |
 //! | `disks` | disks that are added while it runs |
 //! | `membership` | registering, heartbeats, leases, routing |
+//! | [`plan`] | which cores the shards run on |
 //! | `process` | who this process is and what it has counted |
 //! | `scrub` | how scrub and repair are, and beginning a pass |
 
 pub mod home;
+pub mod plan;
 
 mod cores;
 mod disks;
@@ -49,14 +51,17 @@ pub struct Options {
     pub secret: Option<Secret>,
     /// Shards: each takes a core of its own.
     pub cores: usize,
-    /// The first shard's position among the cores that this process may use; the others follow, around the end.
-    pub first_core: usize,
+    /// The first shard's position among the cores that this process may use; the others follow, around the end. `None`: near the disks
+    /// ([`plan`]).
+    pub first_core: Option<usize>,
     /// Where shards and control endpoint listen, each on a free port.
     pub listen: IpAddr,
     /// Failure domain, empty for none.
     pub domain: String,
     /// By which way shards reach the disks.
     pub way: Choice,
+    /// Block devices are told at the start which space is free.
+    pub discard: bool,
     /// How long a shard polls before it sleeps.
     pub busy_poll: Duration,
     /// Bytes a second at which the node fills replicas that came back, all its shards together.
@@ -78,10 +83,11 @@ impl Options {
             managers,
             secret: None,
             cores: 1,
-            first_core: 0,
+            first_core: None,
             listen: IpAddr::from([127, 0, 0, 1]),
             domain: String::new(),
             way: Choice::Auto,
+            discard: false,
             busy_poll: Duration::ZERO,
             resync_rate: RATE_DEFAULT,
             scrub_rate: SCRUB_RATE_DEFAULT,

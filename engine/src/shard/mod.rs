@@ -70,6 +70,8 @@ pub struct ShardConfig {
     pub slices: Vec<SliceSpec>,
     /// By which way disks are reached.
     pub way: Choice,
+    /// Block devices are told at the start which space is free.
+    pub discard: bool,
     /// How long it polls before it sleeps.
     pub busy_poll: Duration,
     /// Bytes a second at which it fills replicas that came back.
@@ -154,6 +156,9 @@ impl Shard {
             }
             recovered.push((spec.index, report));
             disks.place(spec.index, disk, spec.extent);
+            if config.discard {
+                disks.discard(spec.index, &store);
+            }
             targets.add_slice(spec.index, disk, store);
         }
         give_back_memory();

@@ -102,6 +102,28 @@ impl Allocator {
         (block < self.blocks).then_some(group >> (block % GRANULE_BLOCKS) & 1 == 1)
     }
 
+    /// All free blocks, in as few runs as there are.
+    pub(super) fn free_runs(&self) -> impl Iterator<Item = Run> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let start = self.first(at, true);
+            at = self.first(start, false);
+            (start < at).then_some(Run { start, count: at - start })
+        })
+    }
+
+    /// The first block from `block` on that is free, or the first that isn't; the number of blocks if there is none.
+    fn first(&self, mut block: u32, free: bool) -> u32 {
+        while block < self.blocks {
+            let (group, bit) = (self.groups[(block / GRANULE_BLOCKS) as usize], block % GRANULE_BLOCKS);
+            match (if free { group } else { !group }) >> bit {
+                0 => block += GRANULE_BLOCKS - bit,
+                bits => return (block + bits.trailing_zeros()).min(self.blocks),
+            }
+        }
+        self.blocks
+    }
+
     fn update(&mut self, group: usize, bits: u128) {
         self.groups[group] = bits;
         match bits {
@@ -257,6 +279,22 @@ mod tests {
         blocks.iter().step_by(2).for_each(|block| allocator.give(Run { start: *block, count: 1 }));
         let mut scattered = Vec::new();
         assert!(allocator.allocate(500, &mut scattered) && allocator.free() == 0);
+    }
+
+    #[test]
+    fn free_runs_are_all_that_is_free() {
+        let mut allocator = Allocator::new(1000);
+        let runs = |allocator: &Allocator| {
+            allocator.free_runs().map(|run| (run.start, run.count)).collect::<Vec<_>>()
+        };
+        assert_eq!(runs(&allocator), [(0, 1000)]);
+        for (start, count) in [(0, 1), (127, 2), (300, 400), (999, 1)] {
+            assert!(allocator.claim(Run { start, count }));
+        }
+        assert_eq!(runs(&allocator), [(1, 126), (129, 171), (700, 299)]);
+        assert!(allocator.claim(Run { start: 700, count: 299 }));
+        assert_eq!(runs(&allocator), [(1, 126), (129, 171)]);
+        assert_eq!(runs(&Allocator::new(0)), []);
     }
 
     #[test]

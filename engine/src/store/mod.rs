@@ -76,7 +76,7 @@ use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, InodeId, Result, TargetId}
 use index::Index;
 use journal::Journal;
 use limbo::Limbo;
-use record::Record;
+use record::{Record, Run};
 use std::collections::BTreeSet;
 use std::ops::Bound::{Excluded, Unbounded};
 
@@ -370,6 +370,12 @@ impl Store {
     /// the next batch. Returns whether there is more to prepare.
     pub fn checkpoint_step(&mut self, budget: usize) -> bool {
         self.checkpoint.step(&self.geometry, &mut self.index, &self.journal, budget)
+    }
+
+    /// Bytes of the slice that hold nothing and may be overwritten: offsets and lengths, rising.
+    pub fn free_extents(&self) -> impl Iterator<Item = (u64, u64)> {
+        let extent = |run: Run| (self.geometry.data_offset(run.start), u64::from(run.count) * BLOCK as u64);
+        self.allocator.free_runs().map(extent)
     }
 
     pub fn space(&self) -> Space {

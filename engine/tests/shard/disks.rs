@@ -147,6 +147,77 @@ fn what_is_written_one_way_is_read_another() {
     }
 }
 
+/// What a start tells the drive to forget is what holds nothing.
+#[test]
+fn freed_space_is_given_back() {
+    let held = |cluster: &Cluster| {
+        let mut disk = DiskFile::look(&cluster.disk_path(1)).unwrap();
+        let mut bytes = vec![0; SMALL.slice_bytes as usize * usize::from(SMALL.slices)];
+        disk.read_at(0, &mut bytes).unwrap();
+        bytes.chunks(BLOCK).filter(|block| block.iter().any(|byte| *byte != 0)).count()
+    };
+    for drive in drives() {
+        for way in ways(&drive) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut cluster = Cluster::start_on(dir.path(), SMALL, Some(&drive), way);
+            let model = with_client(&cluster, async |client| {
+                let model = scribble(client, 1).await;
+                for index in 0..8 {
+                    client.write(HEAD, chunk(2, index), 0, &pattern(1, CHUNK as usize)).await.unwrap();
+                }
+                for index in 0..8 {
+                    client.remove(HEAD, chunk(2, index)).await.unwrap();
+                }
+                model
+            });
+            cluster.stop(1);
+            let before = held(&cluster);
+            cluster.discard = true;
+            cluster.restart(1).unwrap();
+            with_client(&cluster, async |client| compare(client, 1, &model).await);
+            let (told, after) = (cluster.counter(1, "discarded_bytes"), held(&cluster));
+            println!(
+                "{} by {way:?}: told of {told} free bytes, {before} blocks held, {after} left",
+                drive.display()
+            );
+            assert!(told > 0);
+            // What was discarded reads as anything; as zeros on the emulated drive, whose removed chunks are gone so.
+            assert!(after + 8 * CHUNK as usize / BLOCK <= before + 8);
+        }
+    }
+}
+
+/// What the kernel's trace of a drive's commands counts, where `COREFS_TEST_TRACE` names the directory of it (nvme_setup_cmd is on).
+struct Trace(Option<PathBuf>);
+
+impl Trace {
+    fn new() -> Self {
+        Self(std::env::var_os("COREFS_TEST_TRACE").map(PathBuf::from))
+    }
+
+    fn clear(&self) {
+        if let Some(dir) = &self.0 {
+            std::fs::write(dir.join("trace"), "").unwrap();
+        }
+    }
+
+    /// Flushes of the drive, and its writes with FUA (bit 30 of dword 12: bit 14 of its upper half).
+    fn count(&self, drive: &Path) -> Option<[u64; 2]> {
+        let trace = std::fs::read_to_string(self.0.as_ref()?.join("trace")).unwrap();
+        let name = format!("disk={},", drive.file_name()?.to_str()?);
+        let ours = || trace.lines().filter(|line| line.contains(&name));
+        let control = |line: &str| {
+            let hex = line.split("ctrl=0x").nth(1)?.split(',').next()?;
+            u32::from_str_radix(hex, 16).ok()
+        };
+        let through = |line: &&str| {
+            line.contains("nvme_cmd_write") && control(line).expect("its control bits") >> 14 & 1 == 1
+        };
+        let flushes = ours().filter(|line| line.contains("nvme_cmd_flush")).count() as u64;
+        Some([flushes, ours().filter(through).count() as u64])
+    }
+}
+
 /// One after the other: each acknowledgment waits for its own journal record. And many at once, which share flushes.
 #[test]
 fn what_is_acknowledged_was_made_durable_first() {
@@ -166,11 +237,27 @@ fn what_is_acknowledged_was_made_durable_first() {
         };
         with_client(&cluster, async |client| {
             client.write(HEAD, chunk(1, 0), 0, &pattern(1, BLOCK)).await.unwrap();
+            let (trace, outer) = (Trace::new(), counters());
+            trace.clear();
             let before = counters();
             for n in 0..LONE {
                 client.write(HEAD, chunk(1, 1), 0, &pattern(n, BLOCK)).await.unwrap();
             }
             let [flushes, commands, spared, through, writes, batches] = since(before);
+            if let Some(drive) = &ground.drive
+                && let Some(seen) = trace.count(drive)
+            {
+                let [_, most, _, most_through, ..] = since(outer);
+                println!("the kernel saw {seen:?} flushes and writes through");
+                assert!(
+                    commands <= seen[0] && seen[0] <= most,
+                    "{commands} to {most} flushes, the kernel saw {seen:?}"
+                );
+                assert!(
+                    through <= seen[1] && seen[1] <= most_through,
+                    "{through} writes through, the kernel saw {seen:?}"
+                );
+            }
             println!(
                 "{LONE} one after the other: {flushes} flushes, {commands} commands, {through} of {writes} writes through"
             );

@@ -63,6 +63,8 @@ pub struct Cluster {
     drive: Option<PathBuf>,
     /// By which way nodes that are started from now on reach their disks.
     pub way: Choice,
+    /// Whether they tell the disk what is free.
+    pub discard: bool,
     pub shards: Vec<Option<Running>>,
     version: u64,
     pub chain_version: u64,
@@ -98,6 +100,7 @@ impl Cluster {
             dir: dir.to_path_buf(),
             drive: drive.map(Path::to_path_buf),
             way,
+            discard: false,
             shards: Vec::new(),
             version: 0,
             chain_version: 0,
@@ -151,6 +154,7 @@ impl Cluster {
             disks: vec![disk],
             slices,
             way: self.way,
+            discard: self.discard,
             busy_poll: Duration::ZERO,
             resync_rate: corefs_engine::chain::RATE_DEFAULT,
             scrub_rate: self.scrub_rate,

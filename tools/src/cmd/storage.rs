@@ -32,7 +32,8 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     cores: Option<u32>,
-    /// Which of this process's cores the first shard takes; the others follow [default: 0].
+    /// Which of this process's cores the first shard takes; the others follow [default: one near the block devices, or 0; `corefs doctor`
+    /// shows the plan].
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     first_core: Option<usize>,
@@ -53,6 +54,11 @@ pub struct Args {
     #[arg(long, value_name = "WAY")]
     #[serde(skip_serializing_if = "Option::is_none")]
     disk_way: Option<String>,
+    /// Tell block devices at the start which space is free (discard; deallocate in the terms of NVMe), so that they needn't keep it. On a large
+    /// drive that takes a while [default: no].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    discard: bool,
     /// Microseconds a shard polls for work before it sleeps [default: 0]. On cores that nobody else needs, 50 spare a lone
     /// request most of a wake-up.
     #[arg(long, value_name = "MICROSECONDS")]
@@ -87,9 +93,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if let Some(cores) = args.cores {
         options.cores = cores as usize;
     }
-    if let Some(first) = args.first_core {
-        options.first_core = first;
-    }
+    options.first_core = args.first_core;
+    options.discard = args.discard;
     if let Some(capacity) = args.capacity {
         options.capacity = capacity.0;
     }
