@@ -17,7 +17,7 @@ use crate::event::{DiskIndex, Nanos};
 use crate::store::Store;
 use crate::store::disk_log::Acknowledged;
 use corefs_net::ring::{Begun, DriveRing, File, Sync, Wakes, drive_status};
-use corefs_net::{Buffer, Completion, Pool, Ring, RingConfig, Source, Token};
+use corefs_net::{Buffer, Completion, Pool, Ring, Source, Token};
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{ChunkId, Error, ErrorCode, Result, SliceIndex, TargetId};
 use std::path::Path;
@@ -27,13 +27,14 @@ use std::time::{Duration, Instant};
 /// Commands that a shard's drives have at a time; more wait. Half of what the kernel's queue of an NVMe drive takes (1023).
 const DRIVE_ENTRIES: u32 = 512;
 /// How long a way to a disk may take to read a block, to be taken.
-const PROBE: Duration = Duration::from_secs(5);
+const TRIAL: Duration = Duration::from_secs(5);
 /// How often it is tried, since another shard may be writing the block at the time.
-const PROBES: usize = 3;
+const TRIALS: usize = 3;
+/// Entries and memory of a trial's ring.
+const TRIAL_ENTRIES: u32 = 8;
+const TRIAL_BYTES: usize = 1 << 20;
 /// Free space that isn't worth a command is shorter (bytes).
 const DISCARD_MIN: u64 = 16 * BLOCK as u64;
-/// Memory of a trial.
-const TRIAL_BYTES: usize = 1 << 20;
 /// The mark of a completion whose bytes are in the drive's cache; the rest of it is the disk's position.
 const CACHED: u32 = 1 << 31;
 
@@ -186,9 +187,8 @@ impl Disks {
         let mut survey = Survey::of(open.path());
         let mut refused = survey.obstacles(self.choice);
         for way in survey.ways(self.choice) {
-            let rings = self.rings.len();
-            let route = self.route(ring, pool, way, &mut survey, &open);
-            match route.and_then(|route| self.probe(pool, &route, &open).map(|()| route)) {
+            let tried = try_way(way, &survey, &open);
+            match tried.and_then(|fixed| self.route(ring, pool, (way, fixed), &mut survey, &open)) {
                 Ok(route) => {
                     tracing::info!(disk = %open.path().display(), %way, obstacles = ?refused, "the way to a disk");
                     let index = DiskIndex(self.disks.len() as u16);
@@ -198,7 +198,6 @@ impl Disks {
                 }
                 Err(error) => {
                     tracing::warn!(disk = %open.path().display(), %way, %error, "a way to a disk doesn't work: trying the next one");
-                    self.rings.truncate(rings);
                     refused.push(format!("{way}: {}", error.message));
                 }
             }
@@ -208,12 +207,12 @@ impl Disks {
         Err(Error::new(ErrorCode::BadConfig, what))
     }
 
-    /// What a way takes. The survey gives the namespace away.
+    /// What a way takes. The survey gives the namespace away. `fixed`: commands may name registered memory.
     fn route(
         &mut self,
         ring: &mut Ring,
         pool: &Pool,
-        way: Way,
+        (way, fixed): (Way, bool),
         survey: &mut Survey,
         open: &DiskFile,
     ) -> Result<Route> {
@@ -227,10 +226,12 @@ impl Disks {
                 Ok(Route::Polled { ring: at, file, core, transfer_max })
             }
             Way::Passthrough(wakes) => {
-                let gone = Err("it was tried before".to_string());
-                let namespace = std::mem::replace(&mut survey.passthrough, gone);
-                let namespace = namespace.map_err(|why| Error::new(ErrorCode::BadConfig, why))?;
                 let at = self.ring_of(wakes, pool)?;
+                if !fixed {
+                    self.rings[at].forget_fixed_commands();
+                }
+                let taken = std::mem::replace(&mut survey.passthrough, Err("it is in use".to_string()));
+                let namespace = taken.map_err(|why| Error::new(ErrorCode::BadConfig, why))?;
                 let file = self.rings[at].add_file(namespace.fd());
                 Ok(Route::Commands { ring: at, file, namespace })
             }
@@ -246,57 +247,6 @@ impl Disks {
         ring.register_pool(pool);
         self.rings.push(ring);
         Ok(self.rings.len() - 1)
-    }
-
-    /// Reads the first block this way, and the usual way before and after: an error, or other bytes than both, and it isn't taken.
-    fn probe(&mut self, pool: &Pool, route: &Route, open: &DiskFile) -> Result<()> {
-        let at = match route {
-            Route::Core(_) => return Ok(()),
-            Route::Polled { ring, .. } | Route::Commands { ring, .. } => *ring,
-        };
-        let buffer = pool.get(BLOCK).ok_or_else(|| Error::from(ErrorCode::Overloaded))?;
-        let (mut usual, mut expected) = (open.share()?, vec![0; BLOCK]);
-        usual.read_at(0, &mut expected)?;
-        for _ in 0..PROBES {
-            self.read_first(at, route, &buffer)?;
-            let before = std::mem::replace(&mut expected, vec![0; BLOCK]);
-            usual.read_at(0, &mut expected)?;
-            if buffer.as_slice() == before || buffer.as_slice() == expected {
-                return Ok(());
-            }
-        }
-        Err(Error::new(ErrorCode::DiskError, "it reads other bytes than the block device"))
-    }
-
-    /// Reads the first block by a ring of drives, and waits for it.
-    fn read_first(&mut self, at: usize, route: &Route, buffer: &Buffer) -> Result<()> {
-        loop {
-            let (token, mut completed) = (Io::Flush { disk: DiskIndex(u16::MAX) }.token(), Vec::new());
-            // SAFETY: the buffer is kept until the completion, or until the ring is drained, and nobody looks at it before.
-            unsafe {
-                read_beside(&mut self.rings, route, buffer.as_mut_ptr(), BLOCK as u32, 0, token);
-            }
-            let until = Instant::now() + PROBE;
-            while completed.is_empty() && Instant::now() < until {
-                self.rings[at].turn(&mut completed)?;
-            }
-            let Some(completion) = completed.first() else {
-                self.rings[at].drain();
-                if self.rings[at].in_flight() > 0 {
-                    // The drive may still write there: nobody else gets this memory.
-                    std::mem::forget(buffer.clone());
-                }
-                return Err(Error::new(ErrorCode::DiskError, "a read doesn't come back"));
-            };
-            let commands = matches!(route, Route::Commands { .. });
-            if completion.result == -libc::EINVAL && commands && self.rings[at].forget_fixed_commands() {
-                continue;
-            }
-            return match completion.result == BLOCK as i32 {
-                true => Ok(()),
-                false => Err(disk_error((-completion.result).max(0))),
-            };
-        }
     }
 
     /// Hands over what is queued, and appends what has completed to `out`. With `rest` it waits until something has, or the alarm is
@@ -505,18 +455,74 @@ impl Disks {
     }
 }
 
-/// Whether each way that there is to a disk works, and why not: by reading the first block, as a node does at its start. Changes nothing, and
-/// doesn't ask whether somebody else uses the disk. `Os` if it can't be opened.
+/// Whether each way that there is to a disk works, and why not: tried as a node does at its start. Changes nothing, and doesn't ask whether
+/// somebody else uses the disk. `Os` if it can't be opened.
 pub fn try_ways(path: &Path) -> Result<Vec<(Way, Result<()>)>> {
-    let open = DiskFile::look(path)?;
-    let (mut ring, pool) = (Ring::new(&RingConfig::default())?, Pool::new(TRIAL_BYTES)?);
-    let mut tried = Vec::new();
-    for way in Survey::of(path).ways(Choice::Auto) {
-        let mut disks = Disks::new(Choice::Auto);
-        let route = disks.route(&mut ring, &pool, way, &mut Survey::of(path), &open);
-        tried.push((way, route.and_then(|route| disks.probe(&pool, &route, &open))));
+    let (open, survey) = (DiskFile::look(path)?, Survey::of(path));
+    let tried = |way| (way, try_way(way, &survey, &open).map(drop));
+    Ok(survey.ways(Choice::Auto).into_iter().map(tried).collect())
+}
+
+/// Reads the first block by a way, on a ring of its own, and the usual way before and after: an error, or other bytes than both, and the way
+/// isn't to be taken. Whether its commands may name registered memory.
+fn try_way(way: Way, survey: &Survey, open: &DiskFile) -> Result<bool> {
+    let wakes = match way {
+        Way::Plain => return Ok(true),
+        Way::Polled => Wakes::Polled,
+        Way::Passthrough(wakes) => wakes,
+    };
+    let namespace = survey.passthrough.as_ref().ok().filter(|_| way != Way::Polled);
+    let pool = Pool::new(TRIAL_BYTES)?;
+    let buffer = pool.get(BLOCK).ok_or_else(|| Error::from(ErrorCode::Overloaded))?;
+    // After the memory, so that it is dropped, and drained, before that.
+    let mut drives = DriveRing::new(TRIAL_ENTRIES, wakes)?;
+    drives.register_pool(&pool);
+    let file = drives.add_file(namespace.map_or(open.fd(), Namespace::fd));
+    let (mut usual, mut expected) = (open.share()?, vec![0; BLOCK]);
+    usual.read_at(0, &mut expected)?;
+    let mut fixed = true;
+    for _ in 0..TRIALS {
+        let mut read = read_first(&mut drives, file, namespace, &buffer)?;
+        if read == -libc::EINVAL && namespace.is_some() && drives.forget_fixed_commands() {
+            fixed = false;
+            read = read_first(&mut drives, file, namespace, &buffer)?;
+        }
+        if read != BLOCK as i32 {
+            return Err(disk_error((-read).max(0)));
+        }
+        let before = std::mem::replace(&mut expected, vec![0; BLOCK]);
+        usual.read_at(0, &mut expected)?;
+        if buffer.as_slice() == before || buffer.as_slice() == expected {
+            return Ok(fixed);
+        }
     }
-    Ok(tried)
+    Err(Error::new(ErrorCode::DiskError, "it reads other bytes than the block device"))
+}
+
+/// Reads the first block into `buffer`, of whose memory the ring knows, and waits for it: what came of that.
+fn read_first(
+    drives: &mut DriveRing,
+    file: File,
+    namespace: Option<&Namespace>,
+    buffer: &Buffer,
+) -> Result<i32> {
+    let begun = drives.begin(Token::new(Source::DISK, 0), 0);
+    let memory = buffer.as_mut_ptr();
+    // SAFETY: nobody looks at the buffer before the completion. If that doesn't come, the caller drops the ring, which waits for it.
+    unsafe {
+        match namespace {
+            Some(namespace) => {
+                command_all(drives, begun, file, namespace, Transfer::Read, (memory, BLOCK as u32), 0);
+            }
+            None => drives.read(begun, file, memory, BLOCK as u32, 0),
+        }
+    }
+    let (until, mut completed) = (Instant::now() + TRIAL, Vec::new());
+    while completed.is_empty() && Instant::now() < until {
+        drives.turn(&mut completed)?;
+    }
+    let lost = || Error::new(ErrorCode::DiskError, "a read doesn't come back");
+    completed.first().map(|completion| completion.result).ok_or_else(lost)
 }
 
 /// Asks for a read by way of a ring of drives.
