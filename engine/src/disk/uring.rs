@@ -186,6 +186,9 @@ impl Disks {
     pub fn add(&mut self, ring: &mut Ring, pool: &Pool, open: DiskFile) -> Result<DiskIndex> {
         let mut survey = Survey::of(open.path());
         let mut refused = survey.obstacles(self.choice);
+        if let (Choice::Auto, Err(why), Ok(())) = (self.choice, &survey.passthrough, &survey.polled) {
+            tracing::warn!(disk = %open.path().display(), %why, "a disk with queues for polling isn't reached by passthrough");
+        }
         for way in survey.ways(self.choice) {
             let tried = try_way(way, &survey, &open);
             match tried.and_then(|fixed| self.route(ring, pool, (way, fixed), &mut survey, &open)) {

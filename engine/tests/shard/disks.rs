@@ -6,13 +6,13 @@ use corefs_engine::disk::BlockingDisk;
 use corefs_engine::disk::file::DiskFile;
 use corefs_engine::disk::nvme::{Namespace, OPERATION, Transfer, status_text};
 use corefs_engine::disk::open::Extent;
-use corefs_engine::disk::uring::{Disks, Io};
-use corefs_engine::disk::way::{Choice, Survey};
+use corefs_engine::disk::uring::{Disks, Io, try_ways};
+use corefs_engine::disk::way::{Choice, Survey, Way};
 use corefs_engine::event::DiskIndex;
 use corefs_net::ring::{DriveRing, Wakes, drive_status};
 use corefs_net::{Buffer, Completion, Pool, Ring, RingConfig, Source, Token};
-use corefs_wire::SliceIndex;
 use corefs_wire::limits::BLOCK;
+use corefs_wire::{ErrorCode, SliceIndex};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -455,6 +455,43 @@ fn a_drives_errors_keep_their_status() {
         let status = drive_status(done[0].result).expect("the drive's own status");
         assert!(status_text(status).contains("block out of range"), "{}", status_text(status));
         assert!(disk.read_at(disk.bytes(), &mut [0; BLOCK]).is_err());
+    }
+}
+
+/// Without its generic device, a drive is reached by the next best way.
+#[test]
+fn what_cannot_be_had_is_passed_over() {
+    for drive in drives() {
+        let generic = Namespace::find(&drive).unwrap().path().to_path_buf();
+        let run = |program: &str, arguments: &[&Path]| {
+            assert!(std::process::Command::new(program).args(arguments).status().unwrap().success());
+        };
+        run("mount", &["-o".as_ref(), "bind".as_ref(), "/dev/null".as_ref(), &generic]);
+        let survey = Survey::of(&drive);
+        let next = if survey.polled.is_ok() { Way::Polled } else { Way::Plain };
+        let tried = try_ways(&drive).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut cluster = Cluster::start_on(dir.path(), SMALL, Some(&drive), Choice::Auto);
+        let counts =
+            ["disks_passthrough", "disks_polled", "disks_plain"].map(|name| cluster.counter(1, name));
+        cluster.kill(1);
+        cluster.way = Choice::Passthrough;
+        let asked_for = cluster.restart(1);
+        run("umount", &[&generic]);
+        assert!(
+            tried.iter().all(|(way, worked)| worked.is_ok() && !matches!(way, Way::Passthrough(_))),
+            "{tried:?}"
+        );
+        assert_eq!(counts, if next == Way::Polled { [0, 1, 0] } else { [0, 0, 1] });
+        let error = asked_for.unwrap_err();
+        assert!(
+            error.code == ErrorCode::BadConfig && error.message.contains("is not what the kernel calls so"),
+            "{error}"
+        );
+        // With it, every way works that doctor shows.
+        for (way, worked) in try_ways(&drive).unwrap() {
+            assert!(worked.is_ok(), "{way}: {worked:?}");
+        }
     }
 }
 
