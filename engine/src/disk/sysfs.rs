@@ -56,10 +56,33 @@ impl Device {
         })?
     }
 
+    /// Its hardware queues, and which CPUs' requests each of them takes; of a partition, the whole device's.
+    pub fn queues(&self) -> Vec<Queue> {
+        let whole = if self.is_partition() { self.0.parent().unwrap_or(&self.0) } else { &self.0 };
+        let entries = fs::read_dir(whole.join("mq")).into_iter().flatten().flatten();
+        let queue = |entry: fs::DirEntry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let cpus = fs::read_to_string(entry.path().join("cpu_list")).ok()?;
+            Some(Queue { number, cpus: cpus.split(',').filter_map(|cpu| cpu.trim().parse().ok()).collect() })
+        };
+        let mut queues: Vec<Queue> = entries.filter_map(queue).collect();
+        queues.sort_by_key(|queue| queue.number);
+        queues
+    }
+
     /// Whether the kernel has queues of it whose completions are polled for.
     pub fn has_poll_queues(&self) -> bool {
         self.queue("io_poll") == Some(1)
     }
+}
+
+/// A hardware queue of a block device.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Queue {
+    /// Position in the kernel's list. Of NVMe queues, one less than the number that the drive knows.
+    pub number: u32,
+    /// CPUs whose requests it takes.
+    pub cpus: Vec<usize>,
 }
 
 /// The NUMA node of a CPU.
@@ -121,11 +144,14 @@ mod tests {
     fn a_partition_has_its_drives_queues_and_place() {
         let files = [
             ("pci/numa_node", "1\n"),
+            ("pci/nvme0/nvme0n1/mq/0/cpu_list", "0, 2\n"),
+            ("pci/nvme0/nvme0n1/mq/10/cpu_list", "1\n"),
             ("pci/nvme0/nvme0n1/queue/io_poll", "1\n"),
             ("pci/nvme0/nvme0n1/nvme0n1p1/partition", "1\n"),
         ];
         let (_dir, device) = device(true, &files);
-        assert_eq!(device.numa(), Some(1));
+        let expected = [Queue { number: 0, cpus: vec![0, 2] }, Queue { number: 10, cpus: vec![1] }];
+        assert_eq!((device.queues().as_slice(), device.numa()), (expected.as_slice(), Some(1)));
         assert!(device.is_partition() && device.has_poll_queues());
     }
 

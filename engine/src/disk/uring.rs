@@ -20,6 +20,7 @@ use corefs_net::ring::{Begun, DriveRing, File, Sync, Wakes, drive_status};
 use corefs_net::{Buffer, Completion, Pool, Ring, Source, Token};
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{ChunkId, Error, ErrorCode, Result, SliceIndex, TargetId};
+use std::path::Path;
 use std::ptr;
 use std::time::{Duration, Instant};
 
@@ -455,6 +456,14 @@ impl Disks {
         assert!(offset + u64::from(len) <= place.extent.bytes, "a transfer beyond the end of its slice");
         (usize::from(place.disk.0), place.extent.base + offset)
     }
+}
+
+/// Whether each way that there is to a disk works, and why not: tried as a node does at its start. Changes nothing, and doesn't ask whether
+/// somebody else uses the disk. `Os` if it can't be opened.
+pub fn try_ways(path: &Path) -> Result<Vec<(Way, Result<()>)>> {
+    let (open, survey) = (DiskFile::look(path)?, Survey::of(path));
+    let tried = |way| (way, try_way(way, &survey, &open).map(drop));
+    Ok(survey.ways(Choice::Auto).into_iter().map(tried).collect())
 }
 
 /// Reads the first block by a way, on a ring of its own, and the usual way before and after: an error, or other bytes than both, and the way

@@ -6,13 +6,13 @@ use corefs_engine::disk::BlockingDisk;
 use corefs_engine::disk::file::DiskFile;
 use corefs_engine::disk::nvme::{Namespace, OPERATION, Transfer, status_text};
 use corefs_engine::disk::open::Extent;
-use corefs_engine::disk::uring::{Disks, Io};
-use corefs_engine::disk::way::{Choice, Survey};
+use corefs_engine::disk::uring::{Disks, Io, try_ways};
+use corefs_engine::disk::way::{Choice, Survey, Way};
 use corefs_engine::event::DiskIndex;
 use corefs_net::ring::{DriveRing, Wakes, drive_status};
 use corefs_net::{Buffer, Completion, Pool, Ring, RingConfig, Source, Token};
-use corefs_wire::SliceIndex;
 use corefs_wire::limits::BLOCK;
+use corefs_wire::{ErrorCode, SliceIndex};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -456,4 +456,97 @@ fn a_drives_errors_keep_their_status() {
         assert!(status_text(status).contains("block out of range"), "{}", status_text(status));
         assert!(disk.read_at(disk.bytes(), &mut [0; BLOCK]).is_err());
     }
+}
+
+/// Without its generic device, a drive is reached by the next best way.
+#[test]
+fn what_cannot_be_had_is_passed_over() {
+    for drive in drives() {
+        let generic = Namespace::find(&drive).unwrap().path().to_path_buf();
+        let run = |program: &str, arguments: &[&Path]| {
+            assert!(std::process::Command::new(program).args(arguments).status().unwrap().success());
+        };
+        run("mount", &["-o".as_ref(), "bind".as_ref(), "/dev/null".as_ref(), &generic]);
+        let survey = Survey::of(&drive);
+        let next = if survey.polled.is_ok() { Way::Polled } else { Way::Plain };
+        let tried = try_ways(&drive).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut cluster = Cluster::start_on(dir.path(), SMALL, Some(&drive), Choice::Auto);
+        let counts =
+            ["disks_passthrough", "disks_polled", "disks_plain"].map(|name| cluster.counter(1, name));
+        cluster.kill(1);
+        cluster.way = Choice::Passthrough;
+        let asked_for = cluster.restart(1);
+        run("umount", &[&generic]);
+        assert!(
+            tried.iter().all(|(way, worked)| worked.is_ok() && !matches!(way, Way::Passthrough(_))),
+            "{tried:?}"
+        );
+        assert_eq!(counts, if next == Way::Polled { [0, 1, 0] } else { [0, 0, 1] });
+        let error = asked_for.unwrap_err();
+        assert!(
+            error.code == ErrorCode::BadConfig && error.message.contains("is not what the kernel calls so"),
+            "{error}"
+        );
+        // With it, every way works that doctor shows.
+        for (way, worked) in try_ways(&drive).unwrap() {
+            assert!(worked.is_ok(), "{way}: {worked:?}");
+        }
+    }
+}
+
+/// For `ci/guest`, which pulls the plug while this writes: checks what earlier rounds were told, and writes on for ever.
+#[test]
+#[ignore = "ci/guest runs it, and ends it with the machine"]
+fn writes_until_the_plug_is_pulled() {
+    let drive = PathBuf::from(std::env::var("COREFS_TEST_DRIVES").expect("a drive"));
+    let round: u64 = std::env::var("COREFS_TEST_ROUND").expect("which round it is").parse().unwrap();
+    // Lines as they were printed below: what was acknowledged, in order.
+    let known = std::fs::read_to_string("acknowledged").unwrap_or_default();
+    let mut held = BTreeMap::new();
+    for line in known.lines() {
+        let mut words = line.split(' ').map(|word| word.parse::<u64>().expect("a number"));
+        let mut next = || words.next().expect("three numbers");
+        held.insert(next(), (next(), next()));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = match round {
+        0 => Cluster::start_on(dir.path(), SMALL, Some(&drive), Choice::Auto),
+        _ => Cluster::continue_on(dir.path(), SMALL, &drive, Choice::Auto).expect("it recovers"),
+    };
+    assert_eq!(cluster.counter(1, "disks_passthrough"), 1);
+    with_client(&cluster, async |client| {
+        for (index, (version, seed)) in &held {
+            let found = client.read_settled(HEAD, chunk(1, *index as u32), 0, CHUNK).await.unwrap();
+            let lost =
+                format!("chunk {index}: version {version} was acknowledged, {} is there", found.version);
+            assert!(found.version >= *version, "{lost}");
+            // A newer one was on its way when the plug was pulled: its bytes tell which.
+            let told = if found.version == *version { *seed } else { seed_of(&found.data) };
+            assert!(found.data == bytes_of(told), "chunk {index}, version {}: other bytes", found.version);
+        }
+        println!("\nverified {}", held.len());
+        for n in 0.. {
+            let some: Vec<u64> = (0..8).map(|nth| (n * 8 + nth) % 64).collect();
+            let bytes: Vec<Vec<u8>> =
+                some.iter().map(|index| bytes_of(round << 32 | n << 8 | index)).collect();
+            let writes =
+                some.iter().zip(&bytes).map(|(at, bytes)| client.write(HEAD, chunk(1, *at as u32), 0, bytes));
+            for (index, done) in some.iter().zip(join(writes.collect()).await) {
+                let version = done.unwrap().version.get();
+                println!("acknowledged {index} {version} {}", round << 32 | n << 8 | index);
+            }
+        }
+    });
+}
+
+/// Two blocks that begin with their seed.
+fn bytes_of(seed: u64) -> Vec<u8> {
+    let mut bytes = pattern(seed, 2 * BLOCK);
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes
+}
+
+fn seed_of(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes[..8].try_into().unwrap())
 }

@@ -89,6 +89,11 @@ impl Cluster {
         Self::launch_all(dir, shape, drive, way, true).unwrap()
     }
 
+    /// What was started on a drive before, by another process.
+    pub fn continue_on(dir: &Path, shape: Shape, drive: &Path, way: Choice) -> Result<Self> {
+        Self::launch_all(dir, shape, Some(drive), way, false)
+    }
+
     fn launch_all(dir: &Path, shape: Shape, drive: Option<&Path>, way: Choice, format: bool) -> Result<Self> {
         let mut cluster = Self {
             shape,

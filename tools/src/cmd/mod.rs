@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod config;
 pub mod disk;
+pub mod doctor;
 pub mod fs;
 pub mod fsck;
 pub mod kv;

@@ -32,7 +32,8 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     cores: Option<u32>,
-    /// Which of this process's cores the first shard takes; the others follow [default: one near the block devices, or 0].
+    /// Which of this process's cores the first shard takes; the others follow [default: one near the block devices, or 0; `corefs doctor`
+    /// shows the plan].
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     first_core: Option<usize>,
@@ -49,7 +50,7 @@ pub struct Args {
     #[serde(skip_serializing_if = "Option::is_none")]
     domain: Option<String>,
     /// By which way shards reach their disks: auto, passthrough (NVMe), polled (a block device whose completions are polled for) or
-    /// plain [default: auto, the first of these that works].
+    /// plain [default: auto, the first of these that works; `corefs doctor` shows which].
     #[arg(long, value_name = "WAY")]
     #[serde(skip_serializing_if = "Option::is_none")]
     disk_way: Option<String>,
