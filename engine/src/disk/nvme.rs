@@ -21,7 +21,6 @@ pub const OPERATION: u32 = 0xC048_4E80;
 const IOCTL_ID: libc::c_ulong = 0x4E40;
 const IOCTL_ADMIN: libc::c_ulong = 0xC048_4E41;
 
-const FLUSH: u8 = 0x00;
 const WRITE: u8 = 0x01;
 const READ: u8 = 0x02;
 const IDENTIFY: u8 = 0x06;
@@ -175,11 +174,6 @@ impl Namespace {
         };
         command.entry()
     }
-
-    /// The command that makes durable what was written and completed before.
-    pub fn flush(&self) -> [u8; 80] {
-        Command { opcode: FLUSH, nsid: self.id, ..Command::default() }.entry()
-    }
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -291,7 +285,6 @@ mod tests {
         assert_eq!((word(40), word(44), word(48)), (1 << 31, 2, 15 | 1 << 30));
         assert_eq!(namespace.transfer(Transfer::Read, 0x1000 as *const u8, 4096, 0)[0], 2);
         assert_eq!((namespace.piece(4096), namespace.piece(1 << 20)), (4096, 128 << 10));
-        assert_eq!(namespace.flush()[..8], [0, 0, 0, 0, 7, 0, 0, 0]);
     }
 
     #[test]

@@ -21,7 +21,6 @@ use corefs_net::{Buffer, Completion, Pool, Ring, Source, Token};
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{ChunkId, Error, ErrorCode, Result, SliceIndex, TargetId};
 use std::path::Path;
-use std::ptr;
 use std::time::{Duration, Instant};
 
 /// Commands that a shard's drives have at a time; more wait. Half of what the kernel's queue of an NVMe drive takes (1023).
@@ -119,8 +118,9 @@ enum Route {
     /// On a ring of drives, as reads and writes of at most so many bytes, since parts that the kernel makes of larger ones aren't polled for. Flushes
     /// on the core's own: they can't be, either.
     Polled { ring: usize, file: File, core: File, transfer_max: u32 },
-    /// On a ring of drives, as NVMe commands.
-    Commands { ring: usize, file: File, namespace: Namespace },
+    /// On a ring of drives, as NVMe commands. Flushes as above: commands without data can't be polled for, and Linux 6.1 follows
+    /// a wild pointer when it is asked to.
+    Commands { ring: usize, file: File, core: File, namespace: Namespace },
 }
 
 impl Route {
@@ -236,7 +236,8 @@ impl Disks {
                 let taken = std::mem::replace(&mut survey.passthrough, Err("it is in use".to_string()));
                 let namespace = taken.map_err(|why| Error::new(ErrorCode::BadConfig, why))?;
                 let file = self.rings[at].add_file(namespace.fd());
-                Ok(Route::Commands { ring: at, file, namespace })
+                let core = ring.add_file(open.fd());
+                Ok(Route::Commands { ring: at, file, core, namespace })
             }
         }
     }
@@ -385,7 +386,7 @@ impl Disks {
                     unsafe { drives.write(begun, *file, from, piece, offset + u64::from(done)) }
                 }
             }
-            Route::Commands { ring: at, file, namespace } => {
+            Route::Commands { ring: at, file, namespace, .. } => {
                 let (what, mark) = match disk.cache.write() {
                     Write::Durable => (Transfer::Write, 0),
                     Write::Through => (Transfer::WriteThrough, 0),
@@ -411,24 +412,14 @@ impl Disks {
         }
         let disk = &mut self.disks[usize::from(disk.0)];
         disk.flush_began = now;
-        let needed = match &disk.route {
-            Route::Core(core) | Route::Polled { core, .. } => {
-                ring.sync(*core, Sync::Data, token);
-                true
-            }
-            Route::Commands { ring: at, file, namespace } => {
-                let needed = disk.cache.flush();
-                if needed {
-                    let drives = &mut self.rings[*at];
-                    let begun = drives.begin(token, 0);
-                    // SAFETY: a flush names no memory.
-                    unsafe { drives.command(begun, *file, OPERATION, namespace.flush(), (ptr::null(), 0)) }
-                } else {
-                    self.spared.push(Completion { token, result: 0, flags: 0 });
-                }
-                needed
-            }
+        let (core, needed) = match &disk.route {
+            Route::Core(core) | Route::Polled { core, .. } => (*core, true),
+            Route::Commands { core, .. } => (*core, disk.cache.flush()),
         };
+        match needed {
+            true => ring.sync(core, Sync::Data, token),
+            false => self.spared.push(Completion { token, result: 0, flags: 0 }),
+        }
         self.durability.flush_commands += u64::from(needed);
         self.durability.flushes_spared += u64::from(!needed);
     }
@@ -552,7 +543,7 @@ unsafe fn read_beside(
                 unsafe { drives.read(begun, *file, to, piece, offset + u64::from(done)) }
             }
         }
-        Route::Commands { ring, file, namespace } => {
+        Route::Commands { ring, file, namespace, .. } => {
             let drives = &mut rings[*ring];
             let begun = drives.begin(token, 0);
             // SAFETY: passed on to the caller.

@@ -56,9 +56,9 @@ pub struct Args {
     disk_way: Option<String>,
     /// Tell block devices at the start which space is free (discard; deallocate in the terms of NVMe), so that they needn't keep it. On a large
     /// drive that takes a while [default: no].
-    #[arg(long)]
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    discard: bool,
+    #[arg(long, value_name = "YES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    discard: Option<bool>,
     /// Microseconds a shard polls for work before it sleeps [default: 0]. On cores that nobody else needs, 50 spare a lone
     /// request most of a wake-up.
     #[arg(long, value_name = "MICROSECONDS")]
@@ -94,7 +94,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         options.cores = cores as usize;
     }
     options.first_core = args.first_core;
-    options.discard = args.discard;
+    options.discard = args.discard.unwrap_or(false);
     if let Some(capacity) = args.capacity {
         options.capacity = capacity.0;
     }
