@@ -95,6 +95,12 @@ fn a_fill_looks_at_everything_before_it_replaces_what_may_be_the_last_good_copy(
     run(2_026_112_707_118, Config::default()).unwrap();
 }
 
+/// Removed on the filler, there at the replica: the removal took the version of the filler's pending update, which was refused for ever.
+#[test]
+fn a_removal_that_fills_leaves_room_for_the_next_update() {
+    run(2_026_112_700_403, Config { news: true, ..Config::default() }).unwrap();
+}
+
 #[test]
 fn nobody_is_given_a_block_that_is_still_being_written() {
     run(2_026_112_650_039, Config::default()).unwrap();

@@ -55,7 +55,7 @@ impl Filler {
             // A tombstone that we have forgotten does no harm there.
             (None, Some(theirs)) if theirs.removed || theirs.version == 0 => None,
             (None, Some(theirs)) => {
-                let version = (theirs.version + 1).min(floor.max(1));
+                let version = theirs.version.saturating_add(1).min(floor.max(1));
                 Some(Entry { version, removed: true, length: 0, mapped: 0, ..theirs })
             }
             (Some(ours), Some(theirs)) if ours.digest == theirs.digest => None,
