@@ -45,17 +45,27 @@ impl Filler {
         Self { chunk, to, chain_version, attempt, stage, sends, looking, at, len }
     }
 
-    /// The successor holds this; we hold that, and give no version up to `floor` to what isn't here. Whether anything is to be sent.
+    /// The successor holds this; we hold that, and give no version up to `floor` to what isn't here; `next` is the version of the
+    /// update that waits for the fill. Whether anything is to be sent.
     ///
-    /// A removal has our version, or that of a tombstone which we may have forgotten, and none above: the update that comes next follows it.
-    pub fn compare(&mut self, ours: Option<Entry>, theirs: Option<Entry>, floor: u64) -> bool {
+    /// A removal has our version, or that of a tombstone which we may have forgotten, and none above: the update that comes next follows
+    /// it. The floor is of the whole target and may have risen since that update got its version, which is then the lower bound.
+    pub fn compare(
+        &mut self,
+        ours: Option<Entry>,
+        theirs: Option<Entry>,
+        floor: u64,
+        next: Option<u64>,
+    ) -> bool {
         let base = theirs.map_or(0, |theirs| theirs.digest);
+        let most = next.map_or(floor, |next| floor.min(next.saturating_sub(1))).max(1);
         self.sends = match (ours, theirs) {
             (None, None) => None,
-            // A tombstone that we have forgotten does no harm there.
-            (None, Some(theirs)) if theirs.removed || theirs.version == 0 => None,
+            (None, Some(theirs)) if theirs.version == 0 => None,
+            // A tombstone that we have forgotten does no harm there, if the next update can follow it.
+            (None, Some(theirs)) if theirs.removed && (next.is_none() || theirs.version <= most) => None,
             (None, Some(theirs)) => {
-                let version = theirs.version.saturating_add(1).min(floor.max(1));
+                let version = theirs.version.saturating_add(1).min(most);
                 Some(Entry { version, removed: true, length: 0, mapped: 0, ..theirs })
             }
             (Some(ours), Some(theirs)) if ours.digest == theirs.digest => None,
@@ -160,10 +170,11 @@ mod tests {
     #[test]
     fn only_what_differs_is_sent() {
         let tombstone = Entry { removed: true, length: 0, mapped: 0, ..entry(9, 0, 0) };
-        let sends = |ours, theirs| {
+        let sends_before = |ours, theirs, next| {
             let mut filler = filler();
-            filler.compare(ours, theirs, 7).then(|| filler.next_part(1 << 20).unwrap().0)
+            filler.compare(ours, theirs, 7, next).then(|| filler.next_part(1 << 20).unwrap().0)
         };
+        let sends = |ours, theirs| sends_before(ours, theirs, None);
         let plain = entry(4, 100, 100);
         assert_eq!(sends(None, None), None);
         assert_eq!(sends(None, Some(tombstone)), None);
@@ -171,6 +182,13 @@ mod tests {
         let removal = sends(None, Some(plain)).unwrap();
         assert_eq!((removal.kind, removal.version), (UpdateKind::Remove, 5));
         assert_eq!(sends(None, Some(entry(20, 100, 100))).unwrap().version, 7, "8 may be the next update's");
+        for (theirs, next, expected) in [(20, 6, 5), (20, 30, 7), (4, 5, 4), (3, 6, 4)] {
+            let removal = sends_before(None, Some(entry(theirs, 100, 100)), Some(next)).unwrap();
+            assert_eq!((removal.kind, removal.version), (UpdateKind::Remove, expected), "{theirs} {next}");
+        }
+        assert_eq!(sends_before(None, Some(Entry { version: 5, ..tombstone }), Some(6)), None, "6 follows 5");
+        let lower = sends_before(None, Some(Entry { version: 6, ..tombstone }), Some(6)).unwrap();
+        assert_eq!((lower.kind, lower.version), (UpdateKind::Remove, 5), "6 doesn't follow 6");
         for theirs in [plain, entry(20, 100, 100)] {
             let removal = sends(Some(tombstone), Some(theirs)).unwrap();
             assert_eq!((removal.kind, removal.version, removal.truncate_epoch), (UpdateKind::Remove, 9, 3));
@@ -185,7 +203,7 @@ mod tests {
     fn what_would_replace_something_is_looked_at_first() {
         let looks = |theirs, mapped| {
             let mut filler = filler();
-            assert!(filler.compare(Some(entry(4, 10 * BLOCK, mapped)), theirs, 0));
+            assert!(filler.compare(Some(entry(4, 10 * BLOCK, mapped)), theirs, 0, None));
             let looks = std::iter::from_fn(|| filler.next_look(2 * BLOCK));
             let looks: Vec<_> = looks.map(|part| part.kind).collect();
             assert!(!filler.looks() && filler.next_part(2 * BLOCK).is_some_and(|part| part.2 == 0));
@@ -202,7 +220,7 @@ mod tests {
     #[test]
     fn a_chunk_goes_in_parts_and_a_hole_at_its_end_costs_nothing() {
         let mut filler = filler();
-        assert!(filler.compare(Some(entry(4, 100 * BLOCK, 5 * BLOCK)), Some(entry(3, 1, 1)), 0));
+        assert!(filler.compare(Some(entry(4, 100 * BLOCK, 5 * BLOCK)), Some(entry(3, 1, 1)), 0, None));
         let mut parts = Vec::new();
         while let Some((pending, base, offset, len)) = filler.next_part(2 * BLOCK) {
             assert_eq!((base, pending.version, pending.length), (301, 4, 100 * BLOCK));
@@ -218,7 +236,7 @@ mod tests {
             ]
         );
         let mut empty = self::filler();
-        assert!(empty.compare(Some(entry(4, 0, 0)), None, 0));
+        assert!(empty.compare(Some(entry(4, 0, 0)), None, 0, None));
         let kind = empty.next_part(BLOCK).map(|part| part.0.kind);
         assert_eq!(kind, Some(UpdateKind::FullReplace { len: 0, total: 0 }));
         assert_eq!(empty.next_part(BLOCK), None);

@@ -119,6 +119,12 @@ impl Replica {
         self.dead == Some(ErrorCode::WrongShard)
     }
 
+    /// The version of the update that goes on when the successor has been given what it builds on.
+    pub fn waits_for_fill(&self, chunk: ChunkId) -> Option<u64> {
+        let active = &self.lanes.get(&chunk)?.active;
+        (active.phase == Phase::Filling && !active.filler).then_some(active.ack.version)
+    }
+
     /// It can't be filled for the time being.
     pub fn failed(&self, now: Nanos) -> bool {
         self.failed.is_some_and(|at| now < at + FAILED_FOR)

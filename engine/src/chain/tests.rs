@@ -535,3 +535,15 @@ fn roles_follow_the_chain() {
     assert_eq!(code(head.admit_read(ChainId(9), 1)), Err(ErrorCode::UnknownChain));
     assert!(!role_in(1, 1, &[State::LastServing, State::Offline]).head);
 }
+
+#[test]
+fn a_fill_knows_which_version_waits_for_it() {
+    let waits = |stage: &Stage| stage.replica.waits_for_fill(chunk());
+    for phase in phases() {
+        let expected = (phase == Some(Phase::Filling)).then_some(ACK.version);
+        assert_eq!(waits(&in_phase(phase)), expected, "{phase:?}");
+    }
+    let mut alone = Stage::new(role_in(1, 1, &FILLING));
+    alone.tell(Input::Fill { chunk: chunk() });
+    assert_eq!((alone.phase(), waits(&alone)), (Some(Phase::Filling), None));
+}

@@ -213,8 +213,9 @@ impl Target {
         };
         let ours = scene.slice.store.entry(self.id, chunk).unwrap_or_default();
         let floor = scene.slice.store.floor(self.id).unwrap_or(0);
+        let next = self.replica.waits_for_fill(chunk);
         let Some(filler) = self.fillers.get_mut(&chunk) else { return };
-        if filler.compare(ours, theirs, floor) {
+        if filler.compare(ours, theirs, floor, next) {
             self.load_part(scene, chunk);
         } else {
             self.end_fill(scene, chunk, Ok(()));
