@@ -3,6 +3,7 @@
 //! Permission checks are the kernel's (`default_permissions`), so requests go on behalf of the caller, privileged.
 
 use crate::attr::{file_attr, given_time, kind_of_mode, nanoseconds};
+use crate::consistency::Consistency;
 use crate::directory::Listed;
 use crate::errno::{INVALID, NO_ATTRIBUTE, NOT_SUPPORTED, STOP_ASKING, TOO_SMALL, errno};
 use crate::handles::{self, with_directory};
@@ -28,8 +29,6 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-/// How long the kernel may believe names and attributes: what other clients change is seen within it.
-const TTL: Duration = Duration::from_secs(1);
 /// Inode numbers are never reused.
 const GENERATION: Generation = Generation(0);
 /// Requests the kernel may have waiting: enough that readahead and direct I/O keep a disk busy.
@@ -38,11 +37,12 @@ const BACKGROUND: u16 = 256;
 pub struct CoreFs {
     pool: ClientPool,
     local_locks: bool,
+    consistency: Consistency,
 }
 
 impl CoreFs {
-    pub fn new(pool: ClientPool, local_locks: bool) -> Self {
-        Self { pool, local_locks }
+    pub fn new(pool: ClientPool, local_locks: bool, consistency: Consistency) -> Self {
+        Self { pool, local_locks, consistency }
     }
 
     /// Runs a request's future on the shard of `inode`. When the shard is gone the future is dropped, and with it the reply,
@@ -71,21 +71,21 @@ fn id(inode: INodeNo) -> InodeId {
     InodeId(inode.0)
 }
 
-fn entry(reply: ReplyEntry, result: Result<Attr>) {
+fn entry(reply: ReplyEntry, result: Result<Attr>, believed: Duration) {
     match result {
         Ok(attr) => {
             marks::heard(&attr);
-            reply.entry(&TTL, &file_attr(&attr), GENERATION);
+            reply.entry(&believed, &file_attr(&attr), GENERATION);
         }
         Err(error) => reply.error(errno(&error)),
     }
 }
 
-fn attributes(reply: ReplyAttr, result: Result<Attr>) {
+fn attributes(reply: ReplyAttr, result: Result<Attr>, believed: Duration) {
     match result {
         Ok(attr) => {
             marks::heard(&attr);
-            reply.attr(&TTL, &file_attr(&attr));
+            reply.attr(&believed, &file_attr(&attr));
         }
         Err(error) => reply.error(errno(&error)),
     }
@@ -131,6 +131,8 @@ impl Filesystem for CoreFs {
             // A default access control list takes the umask's place, and only the metadata server knows of it.
             InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_POSIX_ACL,
+            // Files of a strict mount are opened for direct I/O, and programs map them all the same.
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ];
         // Without them the kernel keeps locks itself.
         let locks = [InitFlags::FUSE_POSIX_LOCKS, InitFlags::FUSE_FLOCK_LOCKS];
@@ -150,16 +152,16 @@ impl Filesystem for CoreFs {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (who, name) = (who(request), name_of(name));
+        let (who, name, believed) = (who(request), name_of(name), self.consistency.believed());
         self.run(parent, move |client| async move {
-            entry(reply, client.lookup(&who, id(parent), &name).await);
+            entry(reply, client.lookup(&who, id(parent), &name).await, believed);
         });
     }
 
     fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let who = who(request);
+        let (who, believed) = (who(request), self.consistency.believed());
         self.run(inode, move |client| async move {
-            attributes(reply, client.get_attr_within(&who, id(inode), TTL).await);
+            attributes(reply, client.get_attr_within(&who, id(inode), believed).await, believed);
         });
     }
 
@@ -191,6 +193,7 @@ impl Filesystem for CoreFs {
             mtime: mtime.map(given_time),
             ctime: ctime.map(nanoseconds),
         };
+        let consistency = self.consistency;
         self.run(inode, move |client| async move {
             let mut result = client.set_attr(&who, id(inode), changes).await;
             if let Ok(attr) = &result
@@ -200,7 +203,12 @@ impl Filesystem for CoreFs {
             {
                 result = client.set_attr(&who, id(inode), without_set_ids(attr)).await;
             }
-            attributes(reply, result);
+            if result.is_ok()
+                && let Err(error) = consistency.after_changing(&client, id(inode)).await
+            {
+                result = Err(error);
+            }
+            attributes(reply, result, consistency.believed());
         });
     }
 
@@ -282,7 +290,7 @@ impl Filesystem for CoreFs {
     }
 
     fn link(&self, request: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (who, name) = (who(request), name_of(name));
+        let (who, name, believed) = (who(request), name_of(name), self.consistency.believed());
         self.run(inode, move |client| async move {
             let linked = client.meta().link(&who, id(inode), id(parent), &name).await;
             // The reply's attributes become the kernel's, so they must include what is written here and not synced.
@@ -290,16 +298,16 @@ impl Filesystem for CoreFs {
                 Ok(_) => client.get_attr(&who, id(inode)).await,
                 Err(error) => Err(error),
             };
-            entry(reply, result);
+            entry(reply, result, believed);
         });
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let who = who(request);
+        let (who, consistency) = (who(request), self.consistency);
         let options = OpenOptions {
             write: flags.acc_mode() != OpenAccMode::O_RDONLY,
             truncate: flags.0 & libc::O_TRUNC != 0,
-            direct: direct(flags.0),
+            direct: direct(flags.0) || consistency.is_strict(),
         };
         self.run(inode, move |client| async move {
             let opened = async {
@@ -314,10 +322,10 @@ impl Filesystem for CoreFs {
                     if options.truncate {
                         // The kernel cuts it itself.
                         marks::heard(&file.attr());
-                    } else if marks::believes_otherwise(&file.attr(), TTL) {
+                    } else if marks::believes_otherwise(&file.attr(), consistency.believed()) {
                         notices::attributes_changed(file.inode());
                     }
-                    reply.opened(handles::insert_file(file), FopenFlags::empty());
+                    reply.opened(handles::insert_file(file), consistency.opened());
                 }
                 Err(error) => reply.error(errno(&error)),
             }
@@ -334,12 +342,12 @@ impl Filesystem for CoreFs {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (who, name) = (who(request), name_of(name));
+        let (who, name, consistency) = (who(request), name_of(name), self.consistency);
         let options = CreateOptions {
             mode: mode & 0o7777,
             exclusive: flags & libc::O_EXCL != 0,
             truncate: flags & libc::O_TRUNC != 0,
-            direct: direct(flags),
+            direct: direct(flags) || consistency.is_strict(),
             umask,
             ..CreateOptions::default()
         };
@@ -348,7 +356,8 @@ impl Filesystem for CoreFs {
                 Ok((file, _)) => {
                     marks::heard(&file.attr());
                     let attr = file_attr(&file.attr());
-                    reply.created(&TTL, &attr, GENERATION, handles::insert_file(file), FopenFlags::empty());
+                    let (believed, handle) = (consistency.believed(), handles::insert_file(file));
+                    reply.created(&believed, &attr, GENERATION, handle, consistency.opened());
                 }
                 Err(error) => reply.error(errno(&error)),
             }
@@ -366,8 +375,13 @@ impl Filesystem for CoreFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let consistency = self.consistency;
         self.run(inode, move |_client| async move {
-            let read = async { handles::file(handle)?.read_at(offset, size as usize).await };
+            let read = async {
+                let file = handles::file(handle)?;
+                consistency.before_reading(&file).await?;
+                file.read_at(offset, size as usize).await
+            };
             match read.await {
                 Ok(data) => reply.data(&data),
                 Err(error) => reply.error(errno(&error)),
@@ -392,6 +406,7 @@ impl Filesystem for CoreFs {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // What comes from a mapping has a place, however the file was opened.
         let append = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let consistency = self.consistency;
         self.run(inode, move |client| async move {
             let write = async {
                 let file = handles::file(handle)?;
@@ -400,9 +415,10 @@ impl Filesystem for CoreFs {
                 }
                 match append {
                     // The kernel's offset is only its guess.
-                    true => file.append_believing(offset, &data).await,
-                    false => file.write_at(offset, &data).await,
+                    true => file.append_believing(offset, &data).await?,
+                    false => file.write_at(offset, &data).await?,
                 }
+                consistency.after_writing(&file).await
             };
             match write.await {
                 Ok(()) => {
@@ -501,13 +517,14 @@ impl Filesystem for CoreFs {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let believed = self.consistency.believed();
         self.run(inode, move |client| async move {
             let mut add = |listed: Listed<'_>| {
                 // An entry whose inode went away meanwhile is left out, as if the listing had come later.
                 let Some(attr) = listed.attr else { return false };
                 marks::heard(&attr);
                 let name = OsStr::from_bytes(listed.name);
-                reply.add(listed.inode, listed.next, name, &TTL, &file_attr(&attr), GENERATION)
+                reply.add(listed.inode, listed.next, name, &believed, &file_attr(&attr), GENERATION)
             };
             match with_directory(handle, async |open| open.list(&client, offset, &mut add).await).await {
                 Ok(()) => reply.ok(),
@@ -572,9 +589,9 @@ impl Filesystem for CoreFs {
     }
 
     fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let (who, name) = (who(request), name_of(name));
+        let (who, name, believed) = (who(request), name_of(name), self.consistency.believed());
         self.run(inode, move |client| async move {
-            if marks::has_none(id(inode), Some(&name), TTL) {
+            if marks::has_none(id(inode), Some(&name), believed) {
                 return reply.error(NO_ATTRIBUTE);
             }
             bytes(reply, size, client.meta().get_xattr(&who, id(inode), &name).await);
@@ -584,8 +601,9 @@ impl Filesystem for CoreFs {
     fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         // Which names somebody may know of isn't among what the kernel checks.
         let who = Credentials { privileged: request.uid() == 0, ..who(request) };
+        let believed = self.consistency.believed();
         self.run(inode, move |client| async move {
-            let names = match marks::has_none(id(inode), None, TTL) {
+            let names = match marks::has_none(id(inode), None, believed) {
                 true => Ok(Vec::new()),
                 false => client.meta().list_xattr(&who, id(inode)).await,
             };
@@ -610,6 +628,7 @@ impl Filesystem for CoreFs {
             // Set-group-id stays only if the caller is in the group, which the kernel doesn't say here.
             who.groups = locks::groups_of(request.pid());
         }
+        let consistency = self.consistency;
         self.run(inode, move |client| async move {
             // A copy sets the list of a file that has none, which says what its mode says: then that is what is set.
             if let (Some(bits), Some(attr)) =
@@ -619,7 +638,11 @@ impl Filesystem for CoreFs {
             {
                 let mode = Some(attr.mode & !0o777 | bits);
                 let changes = Changes { mode, ..Changes::default() };
-                return empty(reply, client.set_attr(&who, id(inode), changes).await.map(drop));
+                let changed = async {
+                    client.set_attr(&who, id(inode), changes).await?;
+                    consistency.after_changing(&client, id(inode)).await
+                };
+                return empty(reply, changed.await);
             }
             marks::forget(id(inode));
             empty(reply, client.meta().set_xattr(&who, id(inode), &name, &value, flags as u32).await);
@@ -698,16 +721,17 @@ impl Filesystem for CoreFs {
             return reply.error(NOT_SUPPORTED);
         }
         let Some(end) = offset.checked_add(length) else { return reply.error(INVALID) };
+        let consistency = self.consistency;
         self.run(inode, move |_client| async move {
             let allocate = async {
                 let file = handles::file(handle)?;
                 if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 {
                     file.punch(offset..end).await?;
                 }
-                match mode & libc::FALLOC_FL_KEEP_SIZE {
-                    0 => file.extend(end).await,
-                    _ => Ok(()),
+                if mode & libc::FALLOC_FL_KEEP_SIZE == 0 {
+                    file.extend(end).await?;
                 }
+                consistency.after_writing(&file).await
             };
             empty(reply, allocate.await);
         });
@@ -723,9 +747,11 @@ impl Filesystem for CoreFs {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let consistency = self.consistency;
         self.run(inode, move |_client| async move {
             let find = async {
                 let file = handles::file(handle)?;
+                consistency.before_reading(&file).await?;
                 let offset = u64::try_from(offset).map_err(|_| ErrorCode::PastEnd)?;
                 match whence {
                     libc::SEEK_DATA => file.find_data(offset).await,
@@ -753,10 +779,13 @@ impl Filesystem for CoreFs {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let consistency = self.consistency;
         self.run(inode, move |_client| async move {
             let copy = async {
                 let (from, to) = (handles::file(handle)?, handles::file(to_handle)?);
-                to.copy_range(to_offset, &from, offset, length.min(COPY_MAX)).await
+                consistency.before_reading(&from).await?;
+                let copied = to.copy_range(to_offset, &from, offset, length.min(COPY_MAX)).await?;
+                consistency.after_writing(&to).await.map(|()| copied)
             };
             match copy.await {
                 Ok(copied) => reply.written(copied as u32),
@@ -768,10 +797,10 @@ impl Filesystem for CoreFs {
 
 impl CoreFs {
     fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, node: NewInode, reply: ReplyEntry) {
-        let (who, name) = (who(request), name_of(name));
+        let (who, name, believed) = (who(request), name_of(name), self.consistency.believed());
         self.run(parent, move |client| async move {
             let made = client.meta().create(&who, id(parent), &name, &node).await;
-            entry(reply, made.map(|made| made.attr));
+            entry(reply, made.map(|made| made.attr), believed);
         });
     }
 }

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`mount`] | mounting, waiting, unmounting, and what can be wrong with either |
 //! | `fs` | the kernel's requests, each delegated to the client |
+//! | [`consistency`] | when changes made elsewhere are seen here, and the other way round |
 //! | `handles` | open files and directories, by the number the kernel knows them by |
 //! | `directory` | a directory being read, and what its offsets mean |
 //! | `locks` | who may hold locks, and whether somebody who waits for one still wants it |
@@ -16,6 +17,7 @@
 //! | `errno` | the only place where errors become errno values |
 
 mod attr;
+pub mod consistency;
 mod directory;
 mod errno;
 mod fs;
@@ -25,4 +27,5 @@ mod marks;
 pub mod mount;
 mod notices;
 
+pub use consistency::Consistency;
 pub use mount::{MountOptions, Mounted, mount, unmount};

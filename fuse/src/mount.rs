@@ -1,5 +1,6 @@
 //! Mounting and unmounting, and what can be wrong with either.
 
+use crate::consistency::Consistency;
 use crate::fs::CoreFs;
 use crate::notices;
 use corefs_client::ClientPool;
@@ -15,11 +16,12 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Advisory locks count among this mount's programs only, and cost nothing.
     pub local_locks: bool,
+    pub consistency: Consistency,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self { threads: 2, read_only: false, local_locks: false }
+        Self { threads: 2, read_only: false, local_locks: false, consistency: Consistency::default() }
     }
 }
 
@@ -58,7 +60,8 @@ pub fn mount(pool: ClientPool, path: &Path, options: &MountOptions) -> Result<Mo
         };
         Error::new(ErrorCode::Os, format!("mounting at {}: {error}{remedy}", path.display()))
     };
-    let session = Session::new(CoreFs::new(pool.clone(), options.local_locks), path, &config).map_err(why)?;
+    let file_system = CoreFs::new(pool.clone(), options.local_locks, options.consistency);
+    let session = Session::new(file_system, path, &config).map_err(why)?;
     notices::start(&pool, session.notifier())?;
     let session = session.spawn().map_err(why)?;
     Ok(Mounted { session, path: path.to_owned() })

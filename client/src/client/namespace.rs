@@ -75,6 +75,14 @@ impl Client {
         Ok(live.attr())
     }
 
+    /// Tells the metadata servers now what they would hear when a file that is open here is closed. Nothing for others.
+    pub async fn push(&self, who: &Credentials, inode: InodeId) -> Result<()> {
+        match self.0.live(inode) {
+            Some(live) => self.0.push(&live, who).await,
+            None => Ok(()),
+        }
+    }
+
     /// Opens a file that exists. `IsDirectory`, `NotSupported` for other kinds.
     pub async fn open(&self, who: &Credentials, inode: InodeId, options: OpenOptions) -> Result<File> {
         if options.truncate

@@ -87,7 +87,7 @@ impl Inner {
     }
 
     /// Tells the metadata servers the length and times of what was stored.
-    async fn push(&self, inode: &Inode, who: &Credentials) -> Result<()> {
+    pub(crate) async fn push(&self, inode: &Inode, who: &Credentials) -> Result<()> {
         if let Some(changes) = inode.take_pending() {
             let attr = self.meta.set_attr(who, inode.id(), changes).await?;
             inode.absorb(&attr);

@@ -2,7 +2,7 @@
 
 use crate::{config, output, role, signals};
 use corefs_client::{ClientOptions, ClientPool, PoolOptions};
-use corefs_fuse::{MountOptions, mount, unmount};
+use corefs_fuse::{Consistency, MountOptions, mount, unmount};
 use corefs_wire::Result;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -37,6 +37,12 @@ pub struct Args {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     local_locks: bool,
+    /// When changes made elsewhere are seen here: `close-to-open`, what was closed before a file is opened, names within a second; or
+    /// `strict`, everything at once, for programs on several machines that watch each other's files without locks. Strict costs a question
+    /// before each read and a commit with each write [default: close-to-open].
+    #[arg(long, value_name = "HOW")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consistency: Option<How>,
     /// Refuse all changes.
     #[arg(long)]
     #[serde(skip)]
@@ -44,6 +50,14 @@ pub struct Args {
     /// Where to mount.
     #[serde(skip)]
     path: PathBuf,
+}
+
+/// [`Consistency`] by the names that flags and settings have for it.
+#[derive(Clone, Copy, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum How {
+    CloseToOpen,
+    Strict,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
@@ -57,6 +71,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
         threads: args.threads.unwrap_or(MountOptions::default().threads),
         read_only,
         local_locks: args.local_locks,
+        consistency: match args.consistency {
+            Some(How::Strict) => Consistency::Strict,
+            Some(How::CloseToOpen) | None => Consistency::CloseToOpen,
+        },
     };
     let mounted = match mount(pool.clone(), &path, &mounting) {
         Ok(mounted) => mounted,

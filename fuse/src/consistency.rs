@@ -1,0 +1,71 @@
+//! When programs on this mount see what others have done, and others what was done here.
+//!
+//! | | close-to-open | strict |
+//! |---|---|---|
+//! | names and attributes | the kernel believes them for a second | the kernel asks each time |
+//! | bytes read | from the kernel's cache, which forgets at open(2) what has changed | from storage, up to the end that the file has just then |
+//! | bytes written | stored by close(2), fsync(2) or some seconds later | stored when write(2) returns, and the length and times are known |
+//!
+//! Strict holds between strict mounts. What another one writes, a strict mount shows as soon as that one has stored it.
+
+use corefs_client::{Client, Credentials, File};
+use corefs_wire::{InodeId, Result};
+use fuser::FopenFlags;
+use std::time::Duration;
+
+/// What a mount promises about changes made elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Consistency {
+    /// Who opens a file sees what was written before it was last closed.
+    #[default]
+    CloseToOpen,
+    /// Who looks sees what was done before, wherever. Mappings excepted: they show what was there when the file was mapped.
+    Strict,
+}
+
+impl Consistency {
+    pub fn is_strict(self) -> bool {
+        self == Self::Strict
+    }
+
+    /// How long the kernel may believe names and attributes: what other clients change is seen within it.
+    pub fn believed(self) -> Duration {
+        match self {
+            Self::CloseToOpen => Duration::from_secs(1),
+            Self::Strict => Duration::ZERO,
+        }
+    }
+
+    /// How the kernel treats a file that is opened: strictly, without a cache of its bytes.
+    pub fn opened(self) -> FopenFlags {
+        match self {
+            Self::CloseToOpen => FopenFlags::empty(),
+            // Two writes to different places needn't wait for each other: nothing of the kernel's depends on their order.
+            Self::Strict => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
+        }
+    }
+
+    /// Before bytes are read: where the file ends, and whether it was cut.
+    pub async fn before_reading(self, file: &File) -> Result<()> {
+        match self {
+            Self::CloseToOpen => Ok(()),
+            Self::Strict => file.client().get_attr(&Credentials::root(), file.inode()).await.map(drop),
+        }
+    }
+
+    /// Bytes were written, or taken away.
+    pub async fn after_writing(self, file: &File) -> Result<()> {
+        match self {
+            Self::CloseToOpen => Ok(()),
+            Self::Strict => file.sync().await,
+        }
+    }
+
+    /// Attributes were changed, which may wait for the file to be closed otherwise.
+    pub async fn after_changing(self, client: &Client, inode: InodeId) -> Result<()> {
+        match self {
+            Self::CloseToOpen => Ok(()),
+            Self::Strict => client.push(&Credentials::root(), inode).await,
+        }
+    }
+}
