@@ -15,6 +15,8 @@ use std::time::Duration;
 
 /// How often it is looked what should move (milliseconds).
 const MOVES_EVERY_MS: u64 = 250;
+/// How long others have for taking over from a manager that hears nobody, in leases: candidates look four times in one.
+const GIVES_WAY_FOR: (u64, u64) = (3, 4);
 /// The pause after a store that failed (milliseconds).
 const PAUSE_MS: u64 = 50;
 
@@ -36,6 +38,10 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
     }
 
     async fn campaign(&self) -> Result<u64> {
+        let until = self.seat.borrow().gave_way.map_or(0, |(_, until)| until);
+        if let Some(left) = until.checked_sub(self.clock.now_ms()).filter(|left| *left > 0) {
+            return Ok(left);
+        }
         let keys = [rows::holder_key(), rows::beat_key()];
         let found = self.engine.begin().get_many(&keys, Isolation::Snapshot).await?;
         let stored = read_lease(&found)?;
@@ -97,8 +103,11 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
             state.chains.len()
         );
         count(&self.counts.reigns);
-        let leading = Leading::new(reign, beat, state, numbers, liveness);
-        self.seat.borrow_mut().leading = Some(leading);
+        let mut leading = Leading::new(reign, beat, state, numbers, liveness);
+        let mut seat = self.seat.borrow_mut();
+        leading.insists = seat.gave_way.is_some_and(|(gave, _)| gave + 1 == reign.epoch);
+        seat.leading = Some(leading);
+        drop(seat);
         self.news.happened();
     }
 
@@ -137,9 +146,25 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
 
     /// A clean stop: the next manager needs no wait. Leads no more, whatever the store says.
     pub async fn release(&self) -> Result<()> {
+        self.release_because(Error::new(ErrorCode::ShuttingDown, "this manager stops")).await
+    }
+
+    /// No node is heard of: before all are declared dead, another manager has its chance, which may reach them. If none takes it, this one
+    /// leads again and believes what it hears.
+    async fn give_way(&self) -> Result<()> {
+        let until = self.clock.now_ms() + self.settings.lease_ms * GIVES_WAY_FOR.0 / GIVES_WAY_FOR.1;
+        {
+            let mut seat = self.seat.borrow_mut();
+            seat.gave_way = seat.leading.as_ref().map(|leading| (leading.reign.epoch, until));
+        }
+        count(&self.counts.gave_way);
+        self.release_because(Error::new(ErrorCode::TimedOut, "it hears no node, and lets others try")).await
+    }
+
+    async fn release_because(&self, why: Error) -> Result<()> {
         let epoch = self.seat.borrow().leading.as_ref().map(|leading| leading.reign.epoch);
         let Some(epoch) = epoch else { return Ok(()) };
-        self.step_down(&Error::new(ErrorCode::ShuttingDown, "this manager stops"));
+        self.step_down(&why);
         retry::run_repeatable(&self.engine, async |txn: &mut E::Txn| {
             let found = txn.get(&rows::holder_key(), Isolation::Serializable).await?;
             let holder = self.check_holder(found.as_deref(), epoch)?;
@@ -152,6 +177,13 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
     /// What has to be done now and then while leading: declares the silent dead, changes chains accordingly, ends clients
     /// whose lease ran out, forgets metadata servers, forms the cluster if that has become possible, has targets move.
     pub async fn upkeep(&self) -> Result<()> {
+        let lonely = self.leading(|leading, now_ms| {
+            let insists = leading.insists && !leading.liveness.heard_any();
+            leading.liveness.hears_nobody(now_ms) && !insists
+        })?;
+        if lonely {
+            return self.give_way().await;
+        }
         let (died, clients, metas, unformed, due, moves) = self.leading(|leading, now_ms| {
             let before = alive_nodes(leading);
             if leading.liveness.expire(now_ms) {

@@ -50,6 +50,8 @@ pub struct Settings {
 pub struct Counts {
     pub reigns: Cell<u64>,
     pub step_downs: Cell<u64>,
+    /// Times that it stopped leading because it heard no node.
+    pub gave_way: Cell<u64>,
     pub changes: Cell<u64>,
     pub nodes_died: Cell<u64>,
     pub chains_changed: Cell<u64>,
@@ -76,12 +78,15 @@ pub struct Leading {
     pub(crate) ending: BTreeSet<ClientId>,
     /// When it is time to look what should move.
     pub(crate) moves_due_ms: u64,
+    /// It gave way before, and nobody else wanted to lead: what it doesn't hear is dead.
+    pub(crate) insists: bool,
 }
 
 impl Leading {
     pub(crate) fn new(reign: Reign, beat: u64, state: State, numbers: Numbers, liveness: Liveness) -> Self {
         let ending = BTreeSet::new();
-        Self { reign, beat, state, liveness, numbers, changes: 0, routing: None, ending, moves_due_ms: 0 }
+        let (changes, moves_due_ms, insists) = (0, 0, false);
+        Self { reign, beat, state, liveness, numbers, changes, routing: None, ending, moves_due_ms, insists }
     }
 
     pub fn state(&self) -> &State {
@@ -119,6 +124,8 @@ impl Leading {
 pub(crate) struct Seat {
     pub(crate) candidate: Candidate,
     pub(crate) leading: Option<Leading>,
+    /// The last reign that this manager ended because it heard nobody, and until when it lets others try.
+    pub(crate) gave_way: Option<(u64, u64)>,
 }
 
 /// Names the cluster if nobody has, and compares what is stored with what is wanted: `WrongCluster`, `BadConfig` saying
@@ -181,7 +188,7 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
             clock,
             settings,
             cluster,
-            seat: RefCell::new(Seat { candidate, leading: None }),
+            seat: RefCell::new(Seat { candidate, leading: None, gave_way: None }),
             gate: Gate::default(),
             news: Watch::default(),
             heard: Watch::default(),

@@ -301,6 +301,7 @@ impl<E: KvEngine> Answers<E> {
         let own = [
             ("reigns", &counts.reigns),
             ("step_downs", &counts.step_downs),
+            ("gave_way", &counts.gave_way),
             ("changes_stored", &counts.changes),
             ("nodes_died", &counts.nodes_died),
             ("chains_changed", &counts.chains_changed),

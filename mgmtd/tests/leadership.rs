@@ -75,6 +75,78 @@ fn a_clean_stop_hands_over_at_once() {
     });
 }
 
+/// A leader that is cut off from all nodes and not from the store renews its lease for ever, and they can't renew theirs.
+#[test]
+fn a_leader_that_hears_no_node_gives_way_to_one_that_does() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let first = lead(&engine, &clock, 1, wanted(3, 3, 8)).await;
+        let second = open(&engine, &clock, 2, Wanted::default()).await.unwrap();
+        register_all(&first, 3, 1, 4).await;
+        let cut_ms = clock.now_ms();
+        let old = async {
+            loop {
+                let pause = first.step().await.clamp(1, 100);
+                let _ = first.upkeep().await;
+                clock.sleep(pause).await;
+            }
+        };
+        let new = async {
+            while !second.leads() {
+                let pause = second.step().await;
+                clock.sleep(pause).await;
+            }
+            let took = clock.now_ms() - cut_ms;
+            assert!((1200..=1800).contains(&took), "{took} ms");
+            // Nobody was declared dead by whoever heard nobody, and nobody is as long as they speak.
+            for _ in 0..40 {
+                for name in 1..=3 {
+                    ops::node_heartbeat(&second, heartbeat(u32::from(name), name, 1, 4)).await.unwrap();
+                }
+                second.step().await;
+                second.upkeep().await.unwrap();
+                clock.sleep(100).await;
+            }
+            let routing = routing(&second).await.unwrap();
+            assert!(routing.nodes.values().all(|node| node.alive));
+            assert!(routing.chains.values().all(|chain| chain.version == 1));
+        };
+        future::or(async { old.await }, new).await;
+        assert!(second.leads() && !first.leads());
+        assert_eq!(first.counts.gave_way.get(), 1);
+    });
+}
+
+/// Nobody else is there to lead: then those who are silent are dead, once and without further ado.
+#[test]
+fn a_leader_that_nobody_relieves_believes_what_it_hears() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let manager = lead(&engine, &clock, 1, wanted(2, 2, 8)).await;
+        register_all(&manager, 2, 1, 4).await;
+        let turn = async || {
+            let pause = manager.step().await.clamp(1, 100);
+            let _ = manager.upkeep().await;
+            clock.sleep(pause).await;
+        };
+        while clock.now_ms() < 5000 {
+            turn().await;
+        }
+        assert!(manager.leads());
+        assert_eq!(manager.counts.gave_way.get(), 1);
+        assert!(routing(&manager).await.unwrap().nodes.values().all(|node| !node.alive));
+        // They come back and fall silent again: it asks again whether somebody else hears them.
+        register_all(&manager, 2, 2, 4).await;
+        while clock.now_ms() < 10_000 {
+            turn().await;
+        }
+        assert!(manager.leads());
+        assert_eq!(manager.counts.gave_way.get(), 2);
+    });
+}
+
 #[test]
 fn a_candidate_waits_while_the_primary_renews_and_names_it() {
     let clock = TestClock::default();
