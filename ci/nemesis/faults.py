@@ -215,12 +215,23 @@ def partition(nemesis, rng):
     return f"{name} cut off {'from ' if kind in both or kind == 'everybody' else ''}{kind} for {seconds} s"
 
 
-def partition_manager(nemesis, rng):
+def apart(nemesis, rng, hold=None):
+    """Two storage nodes can't reach each other, and everybody else reaches both: no lease runs out."""
+    names = rng.sample(nemesis.cluster.names("node-"), 2)
+    seconds = rng.choice([1, 5, 12]) if hold is None else hold
+    status = nemesis.cluster.status()
+    of = [set(nemesis.cluster.chains_of(status, name)) if status else set() for name in names]
+    nemesis.event(time.monotonic_ns(), "apart", " ".join(names), of[0] & of[1])
+    roads(nemesis, [(names[0], names[1]), (names[1], names[0])], seconds)
+    return f"{' and '.join(names)} cut off from each other for {seconds} s"
+
+
+def partition_manager(nemesis, rng, hold=None):
     """The leader of the managers is cut off from all nodes, or from everybody; it still reaches the store."""
-    name, seconds = nemesis.leader(), rng.choice([1, 3, 6])
+    name, seconds = nemesis.leader(), rng.choice([1, 3, 6]) if hold is None else hold
     chains = nemesis.all_chains()
     nemesis.event(time.monotonic_ns(), "leader cut off", name, chains)
-    if rng.random() < 0.5:
+    if hold is not None or rng.random() < 0.5:
         roads(nemesis, [pair for node in nemesis.cluster.names("node-") for pair in ((name, node), (node, name))], seconds)
         return f"{name}, the leader, cut off from the nodes for {seconds} s"
     if nemesis.network.why:
@@ -251,9 +262,9 @@ def drain(nemesis, rng):
 
 KINDS = {
     "kill": kill, "pair": pair, "stop": stop, "manager": manager, "manager-stop": manager_stop, "meta": meta, "full": full,
-    "flip": flip, "partition": partition, "partition-manager": partition_manager, "drain": drain,
+    "flip": flip, "partition": partition, "apart": apart, "partition-manager": partition_manager, "drain": drain,
 }
 # How often each comes up.
-WEIGHTS = {"kill": 4, "pair": 4, "stop": 3, "partition": 4, "manager": 3}
+WEIGHTS = {"kill": 4, "pair": 4, "stop": 3, "partition": 4, "apart": 2, "manager": 3}
 # What needs everything whole and still, and what takes it all to itself.
 ALONE = {"flip", "drain"}

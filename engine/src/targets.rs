@@ -335,6 +335,7 @@ impl Targets {
             health.used = slice.store.target_used(*id).unwrap_or(0);
             health.chunks = slice.store.target_chunks(*id);
             health.failed = target.replica().failed(now);
+            health.unreached = target.replica().unreached(now).map_or(0, |unreached| unreached.0);
             if let Some((to, progress)) = target.progress() {
                 health.filling = to.0;
                 (health.compared, health.to_compare) = (progress.compared, progress.to_compare);

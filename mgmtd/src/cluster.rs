@@ -7,6 +7,7 @@
 //! | [`formation`] | how large a cluster is to be, and when chains are made |
 //! | [`placement`] | which node, slice and position each replica of each chain gets |
 //! | [`liveness`] | who was heard of when: leases of nodes, metadata servers and clients |
+//! | [`cuts`] | nodes that live and can't reach each other, and which of the two gives way |
 //! | [`lease`] | which manager leads |
 //! | [`transition`] | the declared state table of targets |
 //! | [`reconfigure`] | the table applied to what is known, and why nothing is lost |
@@ -14,6 +15,7 @@
 //! | [`routing`] | the [`RoutingInfo`](corefs_wire::routing::RoutingInfo) that all of this amounts to |
 //! | [`problems`] | what is wrong, and what to type |
 
+pub mod cuts;
 pub mod formation;
 pub mod lease;
 pub mod liveness;

@@ -221,6 +221,21 @@ impl Tcp {
         }
     }
 
+    /// Ends a connection at once; [`FrameSink::closed`] follows.
+    pub fn abort(&mut self, conn: ConnId, why: &str) {
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.abort(why);
+            self.touch(conn);
+            self.look_at(conn);
+        }
+    }
+
+    /// If something was sent again and again and the peer's kernel never acknowledged it: how long nothing has been heard of it. `None`
+    /// also for what isn't TCP.
+    pub fn unacknowledged(&self, conn: ConnId) -> Option<Duration> {
+        self.connections.get(conn).and_then(Connection::unacknowledged)
+    }
+
     /// Stops receiving from a connection. What is in flight already may still arrive, but is not announced; that the
     /// peer closes isn't noticed either, but by sends that fail.
     pub fn pause(&mut self, conn: ConnId) {

@@ -145,6 +145,12 @@ pub fn is_definite(code: ErrorCode) -> bool {
     )
 }
 
+/// Whether a forward failed on the way: nothing was heard of the successor, not even a refusal. A late answer isn't that; it may have a slow
+/// disk.
+pub fn is_on_the_way(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::ConnectionLost | ErrorCode::Unreachable)
+}
+
 pub(crate) fn refuse<T>(code: ErrorCode) -> Result<T> {
     Err(Error::from(code))
 }

@@ -1,10 +1,13 @@
 //! One replica of a chain: admission, the queue of each chunk, forward, acknowledge, commit.
 
 use super::lane::{Active, Lane, Waiting};
-use super::{Begun, FORWARD_DEADLINE, Input, Moment, PAUSE_FIRST, Phase, Role, Step, is_definite, refuse};
+use super::{
+    Begun, FORWARD_DEADLINE, Input, Moment, PAUSE_FIRST, Phase, Role, Step, is_definite, is_on_the_way,
+    refuse,
+};
 use crate::event::{Ack, Nanos, Offer, OpId};
 use crate::store::{Finish, PendingInfo};
-use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, Result, UpdateTag};
+use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, Result, TargetId, UpdateTag};
 use std::collections::BTreeMap;
 
 /// How long the successor has for its answer before it is asked again (nanoseconds).
@@ -12,6 +15,9 @@ pub const ANSWER_TIMEOUT: u64 = 3_000_000_000;
 
 /// How long a replica that couldn't take what it must be filled with says so (nanoseconds).
 pub const FAILED_FOR: Nanos = 10_000_000_000;
+
+/// How long every connection to the successor must have failed before the manager is told (nanoseconds).
+pub const UNREACHED_AFTER: Nanos = 1_000_000_000;
 
 /// Refusals remembered under one chain version.
 pub const REFUSALS_MAX: usize = 4096;
@@ -31,6 +37,8 @@ pub struct Replica {
     refused: BTreeMap<(ChunkId, UpdateTag), ErrorCode>,
     /// When an update was refused that a replica being filled must take: it can't be filled for a while.
     failed: Option<Nanos>,
+    /// Since when forwards to the present successor have failed on the way, and none was answered.
+    unreached: Option<Nanos>,
     /// Nothing can be asked of it any more, and why.
     dead: Option<ErrorCode>,
 }
@@ -130,6 +138,14 @@ impl Replica {
         self.failed.is_some_and(|at| now < at + FAILED_FOR)
     }
 
+    /// The successor, if it hasn't been reached for a while and something waits for it.
+    pub fn unreached(&self, now: Nanos) -> Option<TargetId> {
+        let since = self.unreached?;
+        let waits = |lane: &Lane| matches!(lane.active.phase, Phase::Forwarding | Phase::Paused);
+        let counts = now >= since + UNREACHED_AFTER && self.lanes.values().any(waits);
+        self.role.as_ref().filter(|_| counts)?.successor
+    }
+
     /// A number that was never given before, for an attempt at anything.
     pub fn number(&mut self) -> u64 {
         self.attempts += 1;
@@ -211,7 +227,10 @@ impl Replica {
         if self.dead.is_some() || self.role.as_ref().is_some_and(|ours| ours.version >= role.version) {
             return;
         }
-        self.role = Some(role.clone());
+        let before = self.role.replace(role.clone()).and_then(|before| before.successor);
+        if before != role.successor {
+            self.unreached = None;
+        }
         // Whatever was sent under an earlier version is refused as such.
         self.refused.clear();
         let chunks: Vec<ChunkId> = self.lanes.keys().copied().collect();
@@ -371,6 +390,10 @@ impl Replica {
         if active.phase != Phase::Forwarding || active.attempt != attempt {
             return;
         }
+        self.unreached = match &result {
+            Err(error) if is_on_the_way(error.code) => self.unreached.or(Some(moment.now)),
+            _ => None,
+        };
         match result {
             Ok(ack) if active.agrees(&ack) => active.commit(version, steps),
             Ok(_) if filling => {
@@ -613,6 +636,7 @@ impl Replica {
                 offer.chain_version = version(offer.chain_version);
             }
         }
+        self.unreached = None;
         if let Some(role) = &mut self.role {
             role.version = version(role.version);
         }

@@ -3,11 +3,15 @@
 use super::Shard;
 use super::links::{Fetch, Forward, Question, Route, Sent};
 use crate::event::{Event, OpId};
-use corefs_net::{Address, ConnId, Payload};
+use corefs_net::{Address, ConnId, Payload, Tcp};
 use corefs_wire::data::{self, FORWARDED, op};
 use corefs_wire::frame::Kind;
 use corefs_wire::{ChunkId, Error, ErrorCode, Result, TargetId};
+use std::time::Duration;
 use zerocopy::IntoBytes;
+
+/// How long nothing of what was sent to another owner may stay without the kernel's acknowledgment there.
+const DEAD_AFTER: Duration = Duration::from_millis(1500);
 
 impl Shard {
     /// Enters a forward; it leaves at once or when its connection is open.
@@ -58,6 +62,16 @@ impl Shard {
         let conn = self.tcp.connect(&owner.address.parse::<Address>()?)?;
         self.desk.links.add(owner.address, conn);
         Ok(conn)
+    }
+
+    /// Ends connections to others whose machines acknowledge nothing of what was sent, which TCP alone would try again for minutes. A process
+    /// that is slow or stands still is none of them: its kernel goes on acknowledging.
+    pub(super) fn end_dead_links(&mut self) {
+        let silent = |tcp: &Tcp, conn| tcp.unacknowledged(conn).is_some_and(|since| since >= DEAD_AFTER);
+        let dead: Vec<ConnId> = self.desk.links.busy().filter(|conn| silent(&self.tcp, *conn)).collect();
+        for conn in dead {
+            self.tcp.abort(conn, "the other end acknowledges nothing");
+        }
     }
 
     /// Sends everything whose connection is open.

@@ -138,6 +138,12 @@ impl Links {
         keys.into_iter().filter_map(|key| self.remove(key)).collect()
     }
 
+    /// Connections on which something waits for an answer.
+    pub fn busy(&self) -> impl Iterator<Item = ConnId> {
+        let waits = |conn: ConnId| self.in_flight.iter().any(|(_, found)| found.conn == conn);
+        self.links.iter().filter(move |link| link.open && waits(link.conn)).map(|link| link.conn)
+    }
+
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
     }

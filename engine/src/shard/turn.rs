@@ -127,7 +127,10 @@ impl Shard {
             match message {
                 ShardMessage::Routing(routing) => self.take_routing(*routing),
                 ShardMessage::Lease { until } => self.desk.tell(Event::Leased { until }),
-                ShardMessage::Report(answer) => answer.send(self.report()),
+                ShardMessage::Report(answer) => {
+                    self.end_dead_links();
+                    answer.send(self.report());
+                }
                 ShardMessage::AddDisk { disk, slices, answer } => answer.send(self.add_disk(disk, slices)),
                 ShardMessage::Scrub { rate } => drop(self.desk.targets.scrub_now(rate)),
                 ShardMessage::Drain(answer) => {

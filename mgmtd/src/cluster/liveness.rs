@@ -5,6 +5,7 @@
 //! drift: so whoever is dead here has long stopped serving by itself. A new primary waits one full lease before it
 //! declares anyone dead, because an earlier primary may have renewed up to the end of its reign.
 
+use super::cuts::Cuts;
 use corefs_wire::{ClientId, NodeId, TargetId};
 use std::collections::BTreeMap;
 
@@ -53,6 +54,8 @@ pub struct TargetHealth {
     pub version: u64,
     /// It can't be filled for the time being.
     pub failed: bool,
+    /// The next in its chain, if every connection to it fails.
+    pub unreached: Option<TargetId>,
     /// Whom it fills, and how far that has come.
     pub fills: Option<Filling>,
     /// Bytes of its chunks, and how many there are.
@@ -78,6 +81,8 @@ pub struct Liveness {
     slices: BTreeMap<NodeId, Vec<SliceHealth>>,
     targets: BTreeMap<NodeId, BTreeMap<TargetId, TargetHealth>>,
     by_target: BTreeMap<TargetId, NodeId>,
+    /// Which nodes couldn't reach each other lately.
+    cuts: Cuts,
     /// Something that chains depend on has changed since [`Liveness::settled`].
     unsettled: bool,
     metas: BTreeMap<String, Heard>,
@@ -89,8 +94,8 @@ pub struct Liveness {
 impl Liveness {
     pub fn new(terms: Terms) -> Self {
         let (nodes, slices, targets, by_target) = Default::default();
-        let (metas, clients, rates) = Default::default();
-        Self { terms, nodes, slices, targets, by_target, unsettled: true, metas, clients, rates }
+        let (metas, clients, rates, cuts) = Default::default();
+        Self { terms, nodes, slices, targets, by_target, cuts, unsettled: true, metas, clients, rates }
     }
 
     pub fn terms(&self) -> Terms {
@@ -120,7 +125,7 @@ impl Liveness {
     pub fn hear_targets(&mut self, node: NodeId, targets: BTreeMap<TargetId, TargetHealth>) {
         let matters = |targets: &BTreeMap<TargetId, TargetHealth>| {
             let of = |(id, health): (&TargetId, &TargetHealth)| {
-                (*id, health.up_to_date, health.version, health.failed)
+                (*id, health.up_to_date, health.version, health.failed, health.unreached)
             };
             targets.iter().map(of).collect::<Vec<_>>()
         };
@@ -181,8 +186,40 @@ impl Liveness {
         self.metas.remove(address);
     }
 
+    /// Whether one of several nodes that live would now be declared dead, and none of the others was heard of for most of a lease either, in
+    /// which all speak twice: more likely it is us whom nobody reaches.
+    pub fn hears_nobody(&self, now_ms: u64) -> bool {
+        let (limit, most) = (self.terms.lease_ms + self.terms.margin_ms, self.terms.lease_ms * 3 / 4);
+        let alive = || self.nodes.values().filter(|heard| heard.alive);
+        let silent = |heard: &Heard| now_ms.saturating_sub(heard.at_ms);
+        alive().count() > 1
+            && alive().any(|heard| silent(heard) > limit)
+            && alive().all(|heard| silent(heard) > most)
+    }
+
+    /// Whether any node was heard of by this primary.
+    pub fn heard_any(&self) -> bool {
+        self.nodes.values().any(|heard| heard.spoke)
+    }
+
+    /// Which nodes can't reach each other, as far as is remembered.
+    pub fn cuts(&self) -> &Cuts {
+        &self.cuts
+    }
+
+    /// What nodes that live say now of those that they don't reach: who, whose target, which target.
+    fn complaints(&self) -> Vec<(NodeId, NodeId, TargetId)> {
+        let alive = self.targets.iter().filter(|(from, _)| self.node_alive(**from));
+        let said = alive.flat_map(|(from, targets)| {
+            targets.values().filter_map(|health| health.unreached).map(|target| (*from, target))
+        });
+        said.filter_map(|(from, target)| Some((from, *self.by_target.get(&target)?, target))).collect()
+    }
+
     /// Marks whoever has been silent for too long as dead. Whether anybody was: then routing changes.
     pub fn expire(&mut self, now_ms: u64) -> bool {
+        let complaints = self.complaints();
+        self.unsettled |= self.cuts.remember(&complaints, now_ms);
         let limit = self.terms.lease_ms + self.terms.margin_ms;
         let mut changed = false;
         for heard in self.nodes.values_mut().chain(self.metas.values_mut()) {
@@ -274,6 +311,31 @@ pub(crate) mod tests {
         assert!(liveness.expire(6201) && !liveness.meta_alive("a") && liveness.node_alive(NodeId(1)));
         assert!(liveness.forgettable_metas(64_999).is_empty());
         assert_eq!(liveness.forgettable_metas(65_001), ["a"]);
+    }
+
+    #[test]
+    fn silence_of_all_is_told_from_silence_of_some() {
+        let mut liveness = Liveness::new(TERMS);
+        liveness.hear_node(NodeId(1), vec![], 0);
+        assert!(!liveness.hears_nobody(9000), "a single node is as likely to be dead");
+        liveness.assume_node(NodeId(2), 300);
+        assert!(!liveness.hears_nobody(1200), "no lease has run out");
+        assert!(
+            liveness.hears_nobody(1201) && liveness.heard_any(),
+            "the first that would be dead, and the other silent"
+        );
+        liveness.hear_node(NodeId(2), vec![], 701);
+        assert!(!liveness.hears_nobody(1201), "the other spoke");
+        liveness.hear_node(NodeId(1), vec![], 1301);
+        assert!(!liveness.hears_nobody(1400));
+        // One that is dead already says nothing about the others.
+        liveness.hear_node(NodeId(1), vec![], 1901);
+        liveness.expire(1902);
+        assert!(!liveness.hears_nobody(9000), "one is left");
+        let mut fresh = Liveness::new(TERMS);
+        fresh.assume_node(NodeId(1), 0);
+        fresh.assume_node(NodeId(2), 0);
+        assert!(fresh.hears_nobody(1201) && !fresh.heard_any());
     }
 
     #[test]

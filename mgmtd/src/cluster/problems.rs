@@ -77,6 +77,14 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
             }
         }
     }
+    for (one, other) in liveness.cuts().pairs() {
+        say(
+            format!(
+                "{one} and {other} can't reach each other, or couldn't within the last minute; their chains go on without one of them"
+            ),
+            "see to the network between the two; the one left out comes back by itself",
+        );
+    }
     growth_problems(state, liveness, &mut say);
     chain_problems(state, &mut say);
     let silent: Vec<&str> =

@@ -8,6 +8,8 @@
 //! 2. A member is taken out only when it can't serve any more: its lease has run out on its own clock before it does here
 //!    (it counts from sending, we from receiving, plus a margin), its process is gone, or its slice refuses everything. From
 //!    then until the change is stored its node gets no lease: [`may_renew`].
+//!    One that lives and isn't reached by its neighbour first becomes one that is being filled, as in 4: only when it has said that it knows
+//!    so, and still isn't reached, is it taken out. Nothing of this depends on whose fault it is.
 //! 3. A member comes in only when it says that it was filled completely under the very chain version that is still the
 //!    chain's, or after a total loss if it belongs to the last set that served: everything that was acknowledged is on each
 //!    of that set.
@@ -58,13 +60,20 @@ pub fn may_renew(state: &State, liveness: &Liveness, node: NodeId) -> bool {
 
 /// One application of the table; whether anything changed.
 fn step(chain: &mut Chain, liveness: &Liveness, restarted: Option<NodeId>, first: bool) -> bool {
-    let seat = |member: &Member| Seat {
+    let seat = |(position, member): (usize, &Member)| Seat {
         target: member.target,
         public: member.state,
-        local: local(chain.version, member, liveness, restarted, first),
+        local: match local(chain.version, member, liveness, restarted, first) {
+            Local::UpToDate | Local::Online | Local::Behind if gives_way(chain, position, liveness) => {
+                Local::Cut
+            }
+            Local::Online if is_unreached(chain, position, liveness) => Local::Offline,
+            _ if keeps_out(chain, member, liveness) => Local::Offline,
+            local => local,
+        },
         leaving: member.leaving,
     };
-    let seats: Vec<Seat> = chain.members.iter().map(seat).collect();
+    let seats: Vec<Seat> = chain.members.iter().enumerate().map(seat).collect();
     let (order, changed) = advance(&seats, &chain.last_set);
     if !changed {
         return false;
@@ -81,6 +90,44 @@ fn step(chain: &mut Chain, liveness: &Liveness, restarted: Option<NodeId>, first
         chain.last_set.iter().all(|last| chain.members.iter().any(|member| member.target == *last))
     );
     true
+}
+
+/// Whether the member at `position` says that it can't reach the next one.
+fn complains(chain: &Chain, position: usize, liveness: &Liveness) -> bool {
+    let (Some(member), Some(next)) = (chain.members.get(position), chain.members.get(position + 1)) else {
+        return false;
+    };
+    let says = || liveness.target(member.target).is_some_and(|health| health.unreached == Some(next.target));
+    member.state == Public::Serving && next.node != member.node && liveness.node_alive(member.node) && says()
+}
+
+/// Whether a member that serves, with others, is to blame for a neighbour that isn't reached.
+fn gives_way(chain: &Chain, position: usize, liveness: &Liveness) -> bool {
+    let member = &chain.members[position];
+    let others = chain.members.iter().filter(|other| other.state == Public::Serving).count();
+    if member.state != Public::Serving || others < 2 {
+        return false;
+    }
+    let blamed = |earlier: usize| {
+        let nodes = || (chain.members[earlier].node, chain.members[earlier + 1].node);
+        complains(chain, earlier, liveness) && liveness.cuts().to_blame(nodes().0, nodes().1) == member.node
+    };
+    position.checked_sub(1).is_some_and(blamed) || blamed(position)
+}
+
+/// Whether a member that is being filled isn't reached by who fills it.
+fn is_unreached(chain: &Chain, position: usize, liveness: &Liveness) -> bool {
+    chain.members[position].state == Public::Syncing
+        && position.checked_sub(1).is_some_and(|earlier| {
+            complains(chain, earlier, liveness) && !gives_way(chain, earlier, liveness)
+        })
+}
+
+/// Whether a member that is away was out of reach for who would fill it, so lately that it isn't tried again yet.
+fn keeps_out(chain: &Chain, member: &Member, liveness: &Liveness) -> bool {
+    let filler = chain.members.iter().rfind(|other| other.state == Public::Serving);
+    let out = |filler: &Member| liveness.cuts().keeps_out(filler.node, member.node, member.target);
+    matches!(member.state, Public::Waiting | Public::Offline) && filler.is_some_and(out)
 }
 
 /// What is known of a member.
@@ -254,6 +301,114 @@ mod tests {
         say(&mut liveness, &state, 2, TargetHealth { version: state.chains[&CHAIN].version, ..failed });
         reconfigure(&mut state, &liveness, None);
         assert_eq!(states(&state)[2], Public::Offline);
+    }
+
+    /// The member at a position says that it can't reach the next one, and the manager looks.
+    fn complain(state: &mut State, liveness: &mut Liveness, position: usize, now_ms: u64) {
+        let (version, next) =
+            (state.chains[&CHAIN].version, state.chains[&CHAIN].members[position + 1].target);
+        let health = TargetHealth { version, unreached: Some(next), ..TargetHealth::default() };
+        say(liveness, state, position, health);
+        (1..=3).for_each(|node| hear(liveness, node, now_ms));
+        liveness.expire(now_ms);
+        reconfigure(state, liveness, None);
+        state.check().unwrap();
+    }
+
+    fn knows(liveness: &mut Liveness, state: &State, position: usize, complete: bool) {
+        let version = state.chains[&CHAIN].version;
+        let up_to_date = complete.then_some(version);
+        say(liveness, state, position, TargetHealth { version, up_to_date, ..TargetHealth::default() });
+    }
+
+    /// As [`world`], and everybody has said what targets they have.
+    fn spoken() -> (State, Liveness) {
+        let (state, mut liveness) = world();
+        (0..3).for_each(|position| knows(&mut liveness, &state, position, false));
+        (state, liveness)
+    }
+
+    #[test]
+    fn one_that_its_neighbour_cannot_reach_goes_behind_somebody_who_can() {
+        use Public::{Serving, Syncing};
+        let (mut state, mut liveness) = spoken();
+        let order = nodes(&state);
+        complain(&mut state, &mut liveness, 0, 100);
+        assert_eq!(states(&state), [Serving, Serving, Syncing]);
+        assert_eq!(nodes(&state), [order[0], order[2], order[1]]);
+        assert!(!is_due(&state, &liveness), "now somebody else is its neighbour");
+        knows(&mut liveness, &state, 2, true);
+        reconfigure(&mut state, &liveness, None);
+        assert_eq!((states(&state), nodes(&state)), (vec![Serving; 3], vec![order[0], order[2], order[1]]));
+    }
+
+    #[test]
+    fn one_that_nobody_can_fill_is_taken_out_when_it_knows_that_it_does_not_serve_and_tried_again_later() {
+        use Public::{Offline, Serving, Syncing};
+        let (mut state, mut liveness) = spoken();
+        let last = nodes(&state)[2];
+        complain(&mut state, &mut liveness, 1, 100);
+        assert_eq!((states(&state), nodes(&state)[2]), (vec![Serving, Serving, Syncing], last));
+        complain(&mut state, &mut liveness, 1, 200);
+        assert_eq!(states(&state), [Serving, Serving, Syncing], "it may still answer reads");
+        knows(&mut liveness, &state, 2, false);
+        complain(&mut state, &mut liveness, 1, 300);
+        assert_eq!((states(&state), nodes(&state)[2]), (vec![Serving, Serving, Offline], last));
+        knows(&mut liveness, &state, 1, false);
+        let mut look = |now_ms: u64, expected: Public| {
+            (1..=3).for_each(|node| hear(&mut liveness, node, now_ms));
+            liveness.expire(now_ms);
+            reconfigure(&mut state, &liveness, None);
+            assert_eq!(states(&state)[2], expected, "{now_ms}");
+        };
+        look(5000, Offline);
+        look(10_099, Offline);
+        look(10_100, Syncing);
+    }
+
+    #[test]
+    fn one_that_reaches_nobody_gives_way_itself() {
+        use Public::{Serving, Syncing};
+        let (mut state, mut liveness) = spoken();
+        let order = nodes(&state);
+        complain(&mut state, &mut liveness, 0, 100);
+        knows(&mut liveness, &state, 2, true);
+        complain(&mut state, &mut liveness, 0, 200);
+        assert_eq!(nodes(&state), [order[2], order[1], order[0]], "the second complaint tells who it is");
+        assert_eq!(states(&state), [Serving, Serving, Syncing]);
+    }
+
+    #[test]
+    fn one_that_is_being_filled_makes_room_for_one_that_is_not_reached() {
+        use Public::{Serving, Syncing, Waiting};
+        let (mut state, mut liveness) = spoken();
+        let order = nodes(&state);
+        reconfigure(&mut state, &liveness, Some(NodeId(order[2])));
+        assert_eq!(states(&state), [Serving, Serving, Syncing]);
+        complain(&mut state, &mut liveness, 0, 100);
+        assert_eq!(states(&state), [Serving, Serving, Syncing], "it may not know yet what it is");
+        knows(&mut liveness, &state, 2, false);
+        complain(&mut state, &mut liveness, 0, 200);
+        assert_eq!((states(&state), nodes(&state)), (vec![Serving, Syncing, Waiting], order));
+    }
+
+    #[test]
+    fn who_alone_serves_goes_on() {
+        use Public::{Offline, Serving};
+        let (mut state, mut liveness) = spoken();
+        let order = nodes(&state);
+        hear(&mut liveness, order[0], 1300);
+        liveness.expire(1300);
+        reconfigure(&mut state, &liveness, None);
+        assert_eq!(states(&state), [Serving, Offline, Offline]);
+        hear(&mut liveness, order[1], 1400);
+        reconfigure(&mut state, &liveness, None);
+        for now_ms in [1500, 1600] {
+            knows(&mut liveness, &state, 1, false);
+            complain(&mut state, &mut liveness, 0, now_ms);
+            assert_eq!((states(&state)[0], nodes(&state)[0]), (Serving, order[0]));
+        }
+        assert!(states(&state).contains(&Offline), "out of its reach");
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub enum Local {
     Online,
     /// Alive, and hasn't said that it knows that version: it may still do what it was allowed to under an earlier one.
     Behind,
+    /// Alive, and the one before it in the chain or the one after it can't be reached from there.
+    Cut,
     /// Alive, in a process that isn't the one last heard of: the old one died.
     Restarted,
     /// Its node's lease ran out, its slice is dead, or its recovery was not clean.
@@ -61,11 +63,12 @@ pub enum Local {
 }
 
 impl Local {
-    pub const ALL: [Self; 5] = [Self::UpToDate, Self::Online, Self::Behind, Self::Restarted, Self::Offline];
+    pub const ALL: [Self; 6] =
+        [Self::UpToDate, Self::Online, Self::Behind, Self::Cut, Self::Restarted, Self::Offline];
 
     /// Whether the process that served is still the one that serves.
     fn stays(self) -> bool {
-        matches!(self, Self::UpToDate | Self::Online | Self::Behind)
+        matches!(self, Self::UpToDate | Self::Online | Self::Behind | Self::Cut)
     }
 }
 
@@ -76,6 +79,8 @@ pub struct Situation {
     pub serving: bool,
     /// Another member is being filled.
     pub syncing: bool,
+    /// Another member serves that is to give way because it isn't reached.
+    pub cut: bool,
     /// This member comes first in chain order of those that served.
     pub first: bool,
     /// This member belongs to the serving set of the last chain version that could commit.
@@ -103,14 +108,15 @@ impl Situation {
     /// All that can be: whoever is released leaves others that serve.
     pub fn all() -> impl Iterator<Item = Self> {
         let of = |bits: u8, stay| Self {
+            cut: bits & 16 != 0,
             serving: bits & 8 != 0,
             syncing: bits & 4 != 0,
             first: bits & 2 != 0,
             last_set: bits & 1 != 0,
             stay,
         };
-        let every = Stay::ALL.into_iter().flat_map(move |stay| (0..16).map(move |bits| of(bits, stay)));
-        every.filter(|at| at.serving || at.stay != Stay::Released)
+        let every = Stay::ALL.into_iter().flat_map(move |stay| (0..32).map(move |bits| of(bits, stay)));
+        every.filter(|at| at.serving || at.stay != Stay::Released && !at.cut)
     }
 }
 
@@ -119,13 +125,15 @@ impl Situation {
 pub struct When {
     pub serving: Option<bool>,
     pub syncing: Option<bool>,
+    pub cut: Option<bool>,
     pub first: Option<bool>,
     pub last_set: Option<bool>,
     /// Any of these.
     pub stay: &'static [Stay],
 }
 
-const ANY: When = When { serving: None, syncing: None, first: None, last_set: None, stay: &Stay::ALL };
+const ANY: When =
+    When { serving: None, syncing: None, cut: None, first: None, last_set: None, stay: &Stay::ALL };
 const NEEDED: When = When { stay: &[Stay::Stays, Stay::Leaving], ..ANY };
 const STAYS: When = When { stay: &[Stay::Stays], ..ANY };
 const RELEASED: When = When { stay: &[Stay::Released], ..ANY };
@@ -137,6 +145,7 @@ impl When {
         let agrees = |asked: Option<bool>, found: bool| asked.is_none_or(|asked| asked == found);
         agrees(self.serving, situation.serving)
             && agrees(self.syncing, situation.syncing)
+            && agrees(self.cut, situation.cut)
             && agrees(self.first, situation.first)
             && agrees(self.last_set, situation.last_set)
             && self.stay.contains(&situation.stay)
@@ -159,6 +168,7 @@ impl When {
             stay,
             say(self.serving, "somebody else serves", "nobody else serves"),
             say(self.syncing, "somebody is being filled", "nobody is being filled"),
+            say(self.cut, "somebody who serves isn't reached", "whoever serves is reached"),
             say(self.first, "first of those that served", "not first of those that served"),
             say(self.last_set, "of the last serving set", "not of the last serving set"),
         ];
@@ -177,7 +187,7 @@ pub struct Row {
     pub why: &'static str,
 }
 
-const ALIVE: &[Local] = &[Local::UpToDate, Local::Online, Local::Behind, Local::Restarted];
+const ALIVE: &[Local] = &[Local::UpToDate, Local::Online, Local::Behind, Local::Cut, Local::Restarted];
 const SAME: &[Local] = &[Local::UpToDate, Local::Online, Local::Behind];
 const GONE: &[Local] = &[Local::Restarted, Local::Offline];
 
@@ -203,6 +213,27 @@ pub const TABLE: &[Row] = &[
         when: When { syncing: Some(true), ..RELEASED },
         next: Some(Public::Serving),
         why: "one at a time",
+    },
+    Row {
+        public: &[Public::Serving],
+        local: &[Local::Cut],
+        when: When { syncing: Some(false), ..SERVED },
+        next: Some(Public::Syncing),
+        why: "it goes behind somebody who may reach it, and answers no reads meanwhile",
+    },
+    Row {
+        public: &[Public::Serving],
+        local: &[Local::Cut],
+        when: When { syncing: Some(true), ..SERVED },
+        next: Some(Public::Serving),
+        why: "one at a time",
+    },
+    Row {
+        public: &[Public::Serving],
+        local: &[Local::Cut],
+        when: UNSERVED,
+        next: Some(Public::Serving),
+        why: "nobody else does",
     },
     Row {
         public: &[Public::Serving],
@@ -263,10 +294,24 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         public: &[Public::Syncing],
-        local: &[Local::Online, Local::Behind],
+        local: &[Local::Behind, Local::Cut],
         when: SERVED,
         next: Some(Public::Syncing),
         why: "filling goes on",
+    },
+    Row {
+        public: &[Public::Syncing],
+        local: &[Local::Online],
+        when: When { cut: Some(false), ..SERVED },
+        next: Some(Public::Syncing),
+        why: "filling goes on",
+    },
+    Row {
+        public: &[Public::Syncing],
+        local: &[Local::Online],
+        when: When { cut: Some(true), ..SERVED },
+        next: Some(Public::Waiting),
+        why: "it makes room for the one that isn't reached: one at a time, and writes wait for that one",
     },
     Row {
         public: &[Public::Syncing],
@@ -277,7 +322,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         public: &[Public::Syncing],
-        local: &[Local::Behind],
+        local: &[Local::Behind, Local::Cut],
         when: UNSERVED,
         next: Some(Public::Syncing),
         why: "it may have served and not know that it doesn't: nothing is to be committed without it until it says so",
@@ -387,6 +432,7 @@ pub fn advance(seats: &[Seat], last_set: &BTreeSet<TargetId>) -> (Vec<(TargetId,
         let situation = Situation {
             serving: others().any(serves),
             syncing: others().any(|other| now[other] == Some(Public::Syncing)),
+            cut: others().any(|other| serves(other) && seats[other].local == Local::Cut),
             first: first == Some(at),
             last_set: last_set.contains(&seat.target),
             stay,
@@ -414,7 +460,8 @@ pub fn render() -> String {
          The table is applied again until nothing changes, and what that amounts to is stored and told at once. Why nothing\n\
          acknowledged is lost is in `mgmtd/src/cluster/reconfigure.rs`.\n\n\
          Local state: *UpToDate* names the chain version of the sync that made it so, other claims count as Online; *Behind* is alive\n\
-         and hasn't said that it knows the present chain version;\n\
+         and hasn't said that it knows the present chain version; *Cut* is alive and serves, and its neighbour in the chain can't reach it, or it can't\n\
+         reach its neighbour, and it is the one to blame (`mgmtd/src/cluster/cuts.rs`);\n\
          *Restarted* is alive with a new incarnation; *Offline* is a lease that ran out, a dead slice, or a target that couldn't\n\
          take what it was to be filled with and says so for some seconds.\n\n\
          A member can be asked to leave its chain (its disk or node is to be emptied, or another one is to have its share).\n\
@@ -461,7 +508,7 @@ mod tests {
     }
 
     fn seats() -> impl Strategy<Value = Vec<Seat>> {
-        let member = (0..5usize, 0..5usize, any::<bool>());
+        let member = (0..5usize, 0..6usize, any::<bool>());
         proptest::collection::vec(member, 1..5).prop_map(|members| {
             let mut seats: Vec<Seat> = members
                 .into_iter()

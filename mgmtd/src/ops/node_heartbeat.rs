@@ -70,6 +70,7 @@ fn target_health(said: &TargetHealthT) -> TargetHealth {
         up_to_date: said.up_to_date.then_some(said.chain_version),
         version: said.chain_version,
         failed: said.failed,
+        unreached: (said.unreached != 0).then_some(TargetId(said.unreached)),
         fills: (said.filling != 0).then_some(filling),
         used: said.used,
         chunks: said.chunks,

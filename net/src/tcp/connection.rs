@@ -185,6 +185,18 @@ impl Connection {
         socket::shut_down(&self.socket, libc::SHUT_RDWR);
     }
 
+    /// Ends at once, in an open connection's words.
+    pub fn abort(&mut self, why: &str) {
+        self.end(Error::new(ErrorCode::ConnectionLost, why).of(&self.address));
+    }
+
+    pub fn unacknowledged(&self) -> Option<Duration> {
+        match self.stage {
+            Stage::Open | Stage::Draining { .. } => socket::unacknowledged(&self.socket),
+            Stage::Connecting | Stage::Handshake(_) | Stage::Ended => None,
+        }
+    }
+
     /// The deadline of the present stage has passed.
     pub fn too_late(&mut self) {
         let (code, what) = match self.stage {

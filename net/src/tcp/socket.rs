@@ -7,9 +7,14 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// Connections the kernel completes before we accept them.
 const BACKLOG: libc::c_int = 1024;
+
+/// Times that the kernel has sent the same data again before it is said that nobody acknowledges them: it waits 0.2 s at least, and twice
+/// as long each time (RFC 6298). A connection that was idle has long heard nothing, so the time alone says nothing.
+const AGAIN: u8 = 3;
 
 /// An address as the kernel wants it.
 pub struct RawAddress {
@@ -120,6 +125,21 @@ fn set(socket: &OwnedFd, level: libc::c_int, option: libc::c_int) -> Result<()> 
     let len = size_of_val(&on) as libc::socklen_t;
     // SAFETY: reads one int of ours.
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), len) })
+}
+
+/// If the same data were sent again and again and never acknowledged: how long ago the peer's kernel last acknowledged anything (tcp(7),
+/// TCP_INFO). `None` when that isn't so, and for other kinds of sockets.
+pub fn unacknowledged(socket: &OwnedFd) -> Option<Duration> {
+    // SAFETY: all zeros is a valid report.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into `info`, which lives through the call.
+    let told = unsafe {
+        let into = (&raw mut info).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut len)
+    };
+    let silent = told == 0 && info.tcpi_unacked > 0 && info.tcpi_retransmits >= AGAIN;
+    silent.then(|| Duration::from_millis(info.tcpi_last_ack_recv.into()))
 }
 
 /// A listening socket and the address it got.

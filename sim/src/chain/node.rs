@@ -6,7 +6,7 @@ mod repairs;
 pub use repairs::Fetch;
 
 use super::config::Canary;
-use crate::disk::{PowerCut, SimDisk};
+use crate::disk::{PowerCut, SECTOR, SimDisk};
 use crate::prng::Prng;
 use crate::store::open::{OpenError, open};
 use corefs_engine::block;
@@ -571,10 +571,20 @@ impl SimNode {
         differs
     }
 
-    /// What was written over isn't damaged any more.
+    /// What was written over isn't damaged any more, once that is flushed. Of a block that was being mended when the power went, each sector
+    /// is as it was or mended: that is damage as before.
     fn forget_damage(&mut self) {
         let disk = &self.disk;
-        self.damaged.retain(|offset, (_, after)| disk.read(*offset, BLOCK) == after);
+        self.damaged.retain(|offset, (before, after)| {
+            let now = disk.read(*offset, BLOCK);
+            let sectors = || now.chunks(SECTOR).zip(before.chunks(SECTOR)).zip(after.chunks(SECTOR));
+            let mixed = sectors().all(|((now, before), after)| now == before || now == after);
+            let still = mixed && now != before;
+            if still {
+                *after = now.to_vec();
+            }
+            still || !disk.is_flushed(*offset)
+        });
     }
 
     /// Rows of duplicate detection that its pending updates will have: nobody may be told of them.

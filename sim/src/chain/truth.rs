@@ -78,6 +78,8 @@ counts! {
     /// Leases not given because chains had to be told first; nodes that had to say again who they are.
     leases_withheld,
     registered_again,
+    /// Heartbeats that complained of a successor that isn't reached.
+    complaints,
     /// Clients that met a shard without a lease.
     fenced,
     /// Reads that met a pending update, or damage; that gave up; updates that nobody took because of damage.

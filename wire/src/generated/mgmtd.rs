@@ -1347,6 +1347,7 @@ pub mod corefs {
             pub const VT_TO_COMPARE: ::flatbuffers::VOffsetT = 20;
             pub const VT_SENT_CHUNKS: ::flatbuffers::VOffsetT = 22;
             pub const VT_SENT_BYTES: ::flatbuffers::VOffsetT = 24;
+            pub const VT_UNREACHED: ::flatbuffers::VOffsetT = 26;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1358,6 +1359,7 @@ pub mod corefs {
                 args: &'args TargetHealthArgs,
             ) -> ::flatbuffers::WIPOffset<TargetHealth<'bldr>> {
                 let mut builder = TargetHealthBuilder::new(_fbb);
+                builder.add_unreached(args.unreached);
                 builder.add_sent_bytes(args.sent_bytes);
                 builder.add_sent_chunks(args.sent_chunks);
                 builder.add_to_compare(args.to_compare);
@@ -1384,6 +1386,7 @@ pub mod corefs {
                 let to_compare = self.to_compare();
                 let sent_chunks = self.sent_chunks();
                 let sent_bytes = self.sent_bytes();
+                let unreached = self.unreached();
                 TargetHealthT {
                     target,
                     up_to_date,
@@ -1396,6 +1399,7 @@ pub mod corefs {
                     to_compare,
                     sent_chunks,
                     sent_bytes,
+                    unreached,
                 }
             }
 
@@ -1500,6 +1504,13 @@ pub mod corefs {
                         .unwrap()
                 }
             }
+            #[inline]
+            pub fn unreached(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(TargetHealth::VT_UNREACHED, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for TargetHealth<'_> {
@@ -1520,6 +1531,7 @@ pub mod corefs {
                     .visit_field::<u64>("to_compare", Self::VT_TO_COMPARE, false)?
                     .visit_field::<u64>("sent_chunks", Self::VT_SENT_CHUNKS, false)?
                     .visit_field::<u64>("sent_bytes", Self::VT_SENT_BYTES, false)?
+                    .visit_field::<u64>("unreached", Self::VT_UNREACHED, false)?
                     .finish();
                 Ok(())
             }
@@ -1536,6 +1548,7 @@ pub mod corefs {
             pub to_compare: u64,
             pub sent_chunks: u64,
             pub sent_bytes: u64,
+            pub unreached: u64,
         }
         impl<'a> Default for TargetHealthArgs {
             #[inline]
@@ -1552,6 +1565,7 @@ pub mod corefs {
                     to_compare: 0,
                     sent_chunks: 0,
                     sent_bytes: 0,
+                    unreached: 0,
                 }
             }
         }
@@ -1612,6 +1626,11 @@ pub mod corefs {
                     .push_slot::<u64>(TargetHealth::VT_SENT_BYTES, sent_bytes, 0);
             }
             #[inline]
+            pub fn add_unreached(&mut self, unreached: u64) {
+                self.fbb_
+                    .push_slot::<u64>(TargetHealth::VT_UNREACHED, unreached, 0);
+            }
+            #[inline]
             pub fn new(
                 _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
             ) -> TargetHealthBuilder<'a, 'b, A> {
@@ -1642,6 +1661,7 @@ pub mod corefs {
                 ds.field("to_compare", &self.to_compare());
                 ds.field("sent_chunks", &self.sent_chunks());
                 ds.field("sent_bytes", &self.sent_bytes());
+                ds.field("unreached", &self.unreached());
                 ds.finish()
             }
         }
@@ -1659,6 +1679,7 @@ pub mod corefs {
             pub to_compare: u64,
             pub sent_chunks: u64,
             pub sent_bytes: u64,
+            pub unreached: u64,
         }
         impl Default for TargetHealthT {
             fn default() -> Self {
@@ -1674,6 +1695,7 @@ pub mod corefs {
                     to_compare: 0,
                     sent_chunks: 0,
                     sent_bytes: 0,
+                    unreached: 0,
                 }
             }
         }
@@ -1693,6 +1715,7 @@ pub mod corefs {
                 let to_compare = self.to_compare;
                 let sent_chunks = self.sent_chunks;
                 let sent_bytes = self.sent_bytes;
+                let unreached = self.unreached;
                 TargetHealth::create(
                     _fbb,
                     &TargetHealthArgs {
@@ -1707,6 +1730,7 @@ pub mod corefs {
                         to_compare,
                         sent_chunks,
                         sent_bytes,
+                        unreached,
                     },
                 )
             }

@@ -32,6 +32,8 @@ impl World {
         if !self.manager.leads(now_ms) {
             return;
         }
+        let complains = beat.targets.values().any(|health| health.unreached.is_some());
+        self.truth.counts.complaints += u64::from(complains);
         let mut heard = self.manager.heartbeat(now_ms, beat);
         if heard != Heard::Lease && self.config.canary == Some(Canary::LeaseTooSoon) {
             heard = Heard::Lease;
@@ -155,6 +157,7 @@ impl World {
             up_to_date: (said.up_to_date && !unheard || skips).then_some(said.chain_version),
             version: said.chain_version,
             failed: said.failed,
+            unreached: (said.unreached != 0).then_some(TargetId(said.unreached)),
             ..TargetHealth::default()
         };
         let targets = self.nodes[node].healths(sent);

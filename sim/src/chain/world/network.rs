@@ -2,11 +2,17 @@
 
 use super::*;
 
+/// After so long a connection that carries nothing is given up.
+const NOTICED: Nanos = 1500 * MILLI;
+
 impl World {
     /// Delivers a message some time, or never.
     pub(super) fn send(&mut self, from: End, to: End, happening: Happening) {
         let now = self.now;
         let cut = self.cuts.iter().any(|(a, b, until)| (*a, *b) == (from, to) && now < *until);
+        if cut {
+            self.notice(&happening);
+        }
         if cut || (!self.ending && self.prng.chance(self.config.loss, 1000)) {
             self.truth.counts.lost_messages += 1;
             return;
@@ -18,6 +24,19 @@ impl World {
         }
         let delay = self.delay();
         self.after(delay, happening);
+    }
+
+    /// A node whose forward, or the answer to it, goes over a link that is cut has its connection ended after a while.
+    fn notice(&mut self, lost: &Happening) {
+        let (node, epoch, forward) = match lost {
+            Happening::Update { from: Requester::Node { node, epoch, forward }, .. } => {
+                (*node, *epoch, *forward)
+            }
+            Happening::ForwardAnswered { node, epoch, forward, .. } => (*node, *epoch, *forward),
+            _ => return,
+        };
+        let result = Err(ErrorCode::ConnectionLost.into());
+        self.after(NOTICED, Happening::ForwardAnswered { node, epoch, forward, result });
     }
 
     fn delay(&mut self) -> Nanos {
