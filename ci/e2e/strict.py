@@ -9,6 +9,7 @@ import mmap
 import os
 import random
 import sys
+import threading
 
 one, two, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 chance = random.Random(20261126)
@@ -100,5 +101,29 @@ for number in range(rounds):
     same("a listing", f"name{number}" in os.listdir(mounts[looks]), True)
     os.unlink(name[does])
     same("a listing after a removal", f"name{number}" in os.listdir(mounts[looks]), False)
+
+# Who follows a file that grows, on either mount, never reads what isn't written yet.
+line = b"x" * 9999 + b"\n"
+growing = [os.open(os.path.join(mount, "growing"), os.O_RDWR | os.O_CREAT, 0o644) for mount in mounts]
+wrong = []
+
+
+def follow(file):
+    at = 0
+    while at < rounds * len(line) and not wrong:
+        data = os.pread(file, 30_000, at)
+        if data.strip(b"x\n"):
+            wrong.append(f"{data.strip(b'x' + bytes([10]))[:20]!r} at about {at}")
+        at += len(data)
+
+
+readers = [threading.Thread(target=follow, args=(file,)) for file in growing]
+for reader in readers:
+    reader.start()
+for number in range(rounds):
+    os.pwrite(growing[0], line, number * len(line))
+for reader in readers:
+    reader.join()
+same("a file that grows", wrong, [])
 
 print(f"{rounds} rounds through two mounts, {len(kinds)} kinds of changes seen at once: {', '.join(kinds)}")

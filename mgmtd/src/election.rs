@@ -2,7 +2,7 @@
 
 use crate::clock::Clock;
 use crate::cluster::lease::{Holder, Reign, Stored, Verdict};
-use crate::cluster::liveness::Liveness;
+use crate::cluster::liveness::{Liveness, Silence};
 use crate::cluster::moves;
 use crate::cluster::reconfigure::is_due;
 use crate::cluster::state::State;
@@ -17,6 +17,8 @@ use std::time::Duration;
 const MOVES_EVERY_MS: u64 = 250;
 /// How long others have for taking over from a manager that hears nobody, in leases: candidates look four times in one.
 const GIVES_WAY_FOR: (u64, u64) = (3, 4);
+/// For how long afterwards it believes what it doesn't hear, in leases: the others have had their chance.
+const INSISTS_FOR: u64 = 20;
 /// The pause after a store that failed (milliseconds).
 const PAUSE_MS: u64 = 50;
 
@@ -38,7 +40,7 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
     }
 
     async fn campaign(&self) -> Result<u64> {
-        let until = self.seat.borrow().gave_way.map_or(0, |(_, until)| until);
+        let until = self.seat.borrow().gave_way.unwrap_or(0);
         if let Some(left) = until.checked_sub(self.clock.now_ms()).filter(|left| *left > 0) {
             return Ok(left);
         }
@@ -105,7 +107,8 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
         count(&self.counts.reigns);
         let mut leading = Leading::new(reign, beat, state, numbers, liveness);
         let mut seat = self.seat.borrow_mut();
-        leading.insists = seat.gave_way.is_some_and(|(gave, _)| gave + 1 == reign.epoch);
+        let lately = |until: u64| now_ms < until + INSISTS_FOR * self.settings.lease_ms;
+        leading.insists = seat.gave_way.is_some_and(lately);
         seat.leading = Some(leading);
         drop(seat);
         self.news.happened();
@@ -155,7 +158,7 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
         let until = self.clock.now_ms() + self.settings.lease_ms * GIVES_WAY_FOR.0 / GIVES_WAY_FOR.1;
         {
             let mut seat = self.seat.borrow_mut();
-            seat.gave_way = seat.leading.as_ref().map(|leading| (leading.reign.epoch, until));
+            seat.gave_way = Some(until);
         }
         count(&self.counts.gave_way);
         self.release_because(Error::new(ErrorCode::TimedOut, "it hears no node, and lets others try")).await
@@ -177,12 +180,14 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
     /// What has to be done now and then while leading: declares the silent dead, changes chains accordingly, ends clients
     /// whose lease ran out, forgets metadata servers, forms the cluster if that has become possible, has targets move.
     pub async fn upkeep(&self) -> Result<()> {
-        let lonely = self.leading(|leading, now_ms| {
+        let silence = self.leading(|leading, now_ms| {
             let insists = leading.insists && !leading.liveness.heard_any();
-            leading.liveness.hears_nobody(now_ms) && !insists
+            if insists { Silence::No } else { leading.liveness.silence(now_ms) }
         })?;
-        if lonely {
-            return self.give_way().await;
+        match silence {
+            Silence::No => {}
+            Silence::Perhaps => return Ok(()),
+            Silence::Whole => return self.give_way().await,
         }
         let (died, clients, metas, unformed, due, moves) = self.leading(|leading, now_ms| {
             let before = alive_nodes(leading);

@@ -124,8 +124,8 @@ impl Leading {
 pub(crate) struct Seat {
     pub(crate) candidate: Candidate,
     pub(crate) leading: Option<Leading>,
-    /// The last reign that this manager ended because it heard nobody, and until when it lets others try.
-    pub(crate) gave_way: Option<(u64, u64)>,
+    /// When this manager last stopped because it heard nobody: until when it let others try.
+    pub(crate) gave_way: Option<u64>,
 }
 
 /// Names the cluster if nobody has, and compares what is stored with what is wanted: `WrongCluster`, `BadConfig` saying

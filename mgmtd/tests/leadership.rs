@@ -112,9 +112,31 @@ fn a_leader_that_hears_no_node_gives_way_to_one_that_does() {
             assert!(routing.nodes.values().all(|node| node.alive));
             assert!(routing.chains.values().all(|chain| chain.version == 1));
         };
-        future::or(async { old.await }, new).await;
+        future::or(old, new).await;
         assert!(second.leads() && !first.leads());
         assert_eq!(first.counts.gave_way.get(), 1);
+    });
+}
+
+/// All nodes are dead, and several managers live: each has its chance once, and then the dead are dead.
+#[test]
+fn managers_do_not_hand_the_lead_round_for_ever() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let first = lead(&engine, &clock, 1, wanted(3, 3, 8)).await;
+        let second = open(&engine, &clock, 2, Wanted::default()).await.unwrap();
+        register_all(&first, 3, 1, 4).await;
+        while clock.now_ms() < 15_000 {
+            for manager in [&first, &second] {
+                manager.step().await;
+                let _ = manager.upkeep().await;
+            }
+            clock.sleep(100).await;
+        }
+        let leads = if first.leads() { &first } else { &second };
+        assert!(routing(leads).await.unwrap().nodes.values().all(|node| !node.alive));
+        assert_eq!((first.counts.gave_way.get(), second.counts.gave_way.get()), (1, 1));
     });
 }
 
@@ -139,7 +161,7 @@ fn a_leader_that_nobody_relieves_believes_what_it_hears() {
         assert!(routing(&manager).await.unwrap().nodes.values().all(|node| !node.alive));
         // They come back and fall silent again: it asks again whether somebody else hears them.
         register_all(&manager, 2, 2, 4).await;
-        while clock.now_ms() < 10_000 {
+        while clock.now_ms() < 12_000 {
             turn().await;
         }
         assert!(manager.leads());

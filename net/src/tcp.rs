@@ -55,12 +55,14 @@ pub struct TcpConfig {
     pub connections_max: usize,
     /// What a peer has for its handshake, and a closing connection for what is still queued.
     pub patience: Duration,
+    /// What an outgoing connection has until it is open.
+    pub connecting: Duration,
 }
 
 impl TcpConfig {
     pub fn new(identity: Identity) -> Self {
         let patience = Duration::from_secs(HANDSHAKE_SECONDS);
-        Self { identity, connections_max: CONNECTIONS_MAX, patience }
+        Self { identity, connections_max: CONNECTIONS_MAX, patience, connecting: patience }
     }
 }
 
@@ -125,7 +127,7 @@ impl Tcp {
     pub fn connect(&mut self, address: &Address) -> Result<ConnId> {
         let mut connection =
             Connection::to(address.clone(), self.pool.clone()).map_err(|error| error.of(address))?;
-        connection.deadline = Some(self.deadline());
+        connection.deadline = Some(Instant::now() + self.config.connecting);
         let full = || Error::new(ErrorCode::Overloaded, "too many connections");
         let id = self.connections.insert(connection).ok_or_else(full)?;
         self.timed = true;

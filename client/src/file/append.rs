@@ -181,7 +181,10 @@ impl Inner {
                     self.store_under(inode, epoch, range.start, buffer, 0..len).await
                 };
                 match stored.await {
-                    Ok(()) => done += len,
+                    Ok(()) => {
+                        inode.stored(range.end, epoch);
+                        done += len;
+                    }
                     Err(error) if error.code == ErrorCode::StaleLayout => {
                         self.learn_epoch(inode, epoch).await?;
                         if inode.attr.get().size <= start {

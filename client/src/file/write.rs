@@ -11,6 +11,7 @@ use crate::storage::Update;
 use corefs_net::Buffer;
 use corefs_wire::data::UpdateKind;
 use corefs_wire::{Error, ErrorCode, Result};
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -46,7 +47,12 @@ impl File {
         if inode.appends.pending() {
             client.settle_appends(inode).await;
         }
-        inode.wrote(range.end);
+        // What is written directly is part of the file when it is stored: nobody reads zeros there before.
+        if self.direct {
+            inode.touched()
+        } else {
+            inode.wrote(range.end)
+        }
         let _writing = self.begin_write(range.end).await?;
         if !self.direct {
             return client.write_behind(inode, range, data).await;
@@ -70,7 +76,7 @@ impl File {
         if inode.appends.pending() {
             client.settle_appends(inode).await;
         }
-        inode.wrote(range.end);
+        inode.touched();
         let _writing = self.begin_write(range.end).await?;
         let piece = async |range: Range<u64>, at: usize| {
             let len = (range.end - range.start) as usize;
@@ -129,7 +135,7 @@ impl Inner {
         self: &Rc<Self>,
         inode: &Rc<Inode>,
         range: Range<u64>,
-        piece: impl AsyncFn(Range<u64>, usize) -> Result<()>,
+        piece: impl AsyncFn(Range<u64>, usize) -> Result<u32>,
     ) -> Result<()> {
         if inode.behind.borrow().overlaps(&range) {
             self.settle_range(inode, &range).await;
@@ -141,25 +147,36 @@ impl Inner {
             if group.is_empty() {
                 return Ok(());
             }
-            let at = |range: &Range<u64>| (range.start - start) as usize;
-            let written = join::all(group.into_iter().map(|range| {
-                let at = at(&range);
-                piece(range, at)
+            // Where each piece that is stored ends, and under which epoch. The file ends behind the last of those before which nothing is missing.
+            let landed = RefCell::new(vec![None; group.len()]);
+            let next = Cell::new(0);
+            let written = join::all(group.into_iter().enumerate().map(async |(index, range)| {
+                let end = range.end;
+                let epoch = piece(range.clone(), (range.start - start) as usize).await?;
+                landed.borrow_mut()[index] = Some((end, epoch));
+                while let Some((end, epoch)) = landed.borrow().get(next.get()).copied().flatten() {
+                    inode.stored(end, epoch);
+                    next.set(next.get() + 1);
+                }
+                Ok(())
             }));
             if let Some(error) = written.await.into_iter().find_map(Result::err) {
+                // What did arrive stays, with a gap before it: nothing else may be made longer over it.
+                landed.into_inner().into_iter().flatten().for_each(|(end, epoch)| inode.stored(end, epoch));
                 inode.recede();
                 return Err(error);
             }
         }
     }
 
-    /// Stores bytes of one cell, under the newest truncate epoch.
-    async fn store(&self, inode: &Inode, start: u64, buffer: Buffer, bytes: Range<usize>) -> Result<()> {
+    /// Stores bytes of one cell, under the newest truncate epoch; which one that was. The inode has to be told that they are
+    /// [`stored`](Inode::stored).
+    async fn store(&self, inode: &Inode, start: u64, buffer: Buffer, bytes: Range<usize>) -> Result<u32> {
         for _ in 0..EPOCHS_MAX {
             let epoch = inode.epoch.get();
             match self.store_under(inode, epoch, start, buffer.clone(), bytes.clone()).await {
                 Err(error) if error.code == ErrorCode::StaleLayout => self.learn_epoch(inode, epoch).await?,
-                outcome => return outcome,
+                outcome => return outcome.map(|()| epoch),
             }
         }
         let what = format!("{} was truncated again and again", inode.id());
@@ -176,7 +193,6 @@ impl Inner {
         bytes: Range<usize>,
     ) -> Result<()> {
         let chunk_size = u64::from(inode.place.layout.chunk_size);
-        let end = start + bytes.len() as u64;
         let update = Update {
             index: (start / chunk_size) as u32,
             kind: UpdateKind::Write,
@@ -184,9 +200,7 @@ impl Inner {
             offset: (start % chunk_size) as u32,
             length: bytes.len() as u32,
         };
-        self.storage.update(&inode.place, update, Some((buffer, bytes))).await?;
-        inode.stored(end, epoch);
-        Ok(())
+        self.storage.update(&inode.place, update, Some((buffer, bytes))).await.map(drop)
     }
 
     /// Somebody else truncated the file: these bytes come after that.
@@ -305,6 +319,9 @@ impl Inner {
         }
         let Extent { start, len, skip, buffer, .. } = extent;
         let outcome = self.store(inode, start, buffer, skip..skip + len).await;
+        if let Ok(epoch) = outcome {
+            inode.stored(start + len as u64, epoch);
+        }
         let mut behind = inode.behind.borrow_mut();
         let before = behind.bytes();
         behind.land(number);

@@ -141,9 +141,19 @@ impl Replica {
     /// The successor, if it hasn't been reached for a while and something waits for it.
     pub fn unreached(&self, now: Nanos) -> Option<TargetId> {
         let since = self.unreached?;
-        let waits = |lane: &Lane| matches!(lane.active.phase, Phase::Forwarding | Phase::Paused);
-        let counts = now >= since + UNREACHED_AFTER && self.lanes.values().any(waits);
-        self.role.as_ref().filter(|_| counts)?.successor
+        let role = self.role.as_ref()?;
+        let waits =
+            |lane: &Lane| matches!(lane.active.phase, Phase::Forwarding | Phase::Paused | Phase::Filling);
+        let counts = role.filling || self.lanes.values().any(waits);
+        role.successor.filter(|_| counts && now >= since + UNREACHED_AFTER)
+    }
+
+    /// The successor answered something, or that failed.
+    pub fn heard_of_successor<T>(&mut self, now: Nanos, result: &Result<T>) {
+        self.unreached = match result {
+            Err(error) if is_on_the_way(error.code) => self.unreached.or(Some(now)),
+            _ => None,
+        };
     }
 
     /// A number that was never given before, for an attempt at anything.
@@ -385,15 +395,13 @@ impl Replica {
         let Some((version, filling)) = self.role.as_ref().map(|role| (role.version, role.filling)) else {
             return;
         };
-        let Some(lane) = self.lanes.get_mut(&chunk) else { return };
-        let active = &mut lane.active;
-        if active.phase != Phase::Forwarding || active.attempt != attempt {
+        let present = |lane: &Lane| lane.active.phase == Phase::Forwarding && lane.active.attempt == attempt;
+        if !self.lanes.get(&chunk).is_some_and(present) {
             return;
         }
-        self.unreached = match &result {
-            Err(error) if is_on_the_way(error.code) => self.unreached.or(Some(moment.now)),
-            _ => None,
-        };
+        self.heard_of_successor(moment.now, &result);
+        let Some(lane) = self.lanes.get_mut(&chunk) else { return };
+        let active = &mut lane.active;
         match result {
             Ok(ack) if active.agrees(&ack) => active.commit(version, steps),
             Ok(_) if filling => {
@@ -453,10 +461,12 @@ impl Replica {
         result: Result<()>,
         steps: &mut Vec<Step>,
     ) {
-        let Some(active) = self.active(chunk, Phase::Filling).filter(|active| active.attempt == attempt)
-        else {
+        let present = |lane: &Lane| lane.active.phase == Phase::Filling && lane.active.attempt == attempt;
+        if !self.lanes.get(&chunk).is_some_and(present) {
             return;
-        };
+        }
+        self.heard_of_successor(moment.now, &result);
+        let Some(active) = self.active(chunk, Phase::Filling) else { return };
         match result {
             Ok(()) if active.filler => {
                 steps.push(Step::FillEnded { chunk });

@@ -80,6 +80,10 @@ impl Links {
         self.links.iter().find(|link| link.address == address).map(|link| link.conn)
     }
 
+    pub fn is_open(&self, address: &str) -> bool {
+        self.links.iter().any(|link| link.address == address && link.open)
+    }
+
     pub fn add(&mut self, address: &str, conn: ConnId) {
         self.links.push(Link { address: address.to_string(), conn, open: false, waiting: Vec::new() });
     }

@@ -41,12 +41,16 @@ use crate::store::{Geometry, RecoveryReport, Store};
 use crate::targets::Targets;
 use corefs_net::mailbox::Receiver;
 use corefs_net::{Address, Buffer, Completion, Identity, Pool, Ring, RingConfig, Tcp, TcpConfig};
+use corefs_wire::control::mgmtd::TargetHealthT;
 use corefs_wire::routing::RoutingInfo;
-use corefs_wire::{Error, NodeId, Result, ShardIndex, SliceIndex, Uuid};
+use corefs_wire::{Error, NodeId, Result, ShardIndex, SliceIndex, TargetId, Uuid};
 use desk::Desk;
 use slab::Slab;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// How long a connection to another node may take to open: while it does, chains that go over it wait.
+const CONNECTING: Duration = Duration::from_millis(1500);
 
 /// A slice that the shard is to open.
 #[derive(Clone, Debug)]
@@ -165,7 +169,7 @@ impl Shard {
         if let Some(recorder) = recorder {
             disks.record(recorder);
         }
-        let mut tcp = Tcp::new(TcpConfig::new(config.identity));
+        let mut tcp = Tcp::new(TcpConfig { connecting: CONNECTING, ..TcpConfig::new(config.identity) });
         let address = tcp.listen(&config.listen)?;
         Ok(Self {
             ring,
@@ -220,10 +224,22 @@ impl Shard {
             shard: self.shard,
             counters,
             slices: self.desk.targets.slice_infos(),
-            targets: self.desk.targets.target_healths(turn::boottime()),
+            targets: self.target_healths(),
             recovered: self.recovered.clone(),
             upkeep,
         }
+    }
+
+    /// As the targets see themselves; but a successor to which a connection is open is reached, however late it answers.
+    fn target_healths(&self) -> Vec<TargetHealthT> {
+        let mut healths = self.desk.targets.target_healths(turn::boottime());
+        let open = |target: u64| {
+            let owner = self.routing.owner(TargetId(target));
+            owner.is_some_and(|owner| self.desk.links.is_open(owner.address))
+        };
+        let wrong = healths.iter_mut().filter(|health| health.unreached != 0 && open(health.unreached));
+        wrong.for_each(|health| health.unreached = 0);
+        healths
     }
 
     /// Takes slices of a further disk into use, all or none. The turn waits for the disk: a disk isn't added every day.

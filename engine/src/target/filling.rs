@@ -150,6 +150,7 @@ impl Target {
             return self.told_of_chunk(scene, chunk, result);
         }
         let Some(resync) = self.resync.as_mut().filter(|resync| resync.ticket == ticket) else { return };
+        self.replica.heard_of_successor(scene.moment.now, &result);
         let good = match (resync.stage, result) {
             (ResyncStage::Comparing, Ok(told)) => {
                 let (store, from) = (&scene.slice.store, resync.from);

@@ -55,6 +55,15 @@ impl Cuts {
         changed
     }
 
+    /// A node was dead, which explains everything.
+    pub fn forget_node(&mut self, node: NodeId) {
+        self.pairs.retain(|(one, other), _| *one != node && *other != node);
+    }
+
+    pub fn forget_target(&mut self, target: TargetId) {
+        self.out.remove(&target);
+    }
+
     /// Whether a target was complained of, and its node was out of reach for `filler`, so lately that it isn't worth the attempt to fill it
     /// from there.
     pub fn keeps_out(&self, filler: NodeId, node: NodeId, target: TargetId) -> bool {

@@ -74,6 +74,15 @@ pub struct Filling {
     pub sent_bytes: u64,
 }
 
+/// How quiet it is around the manager.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Silence {
+    No,
+    /// Nobody has spoken for a while: nobody is to be declared dead yet.
+    Perhaps,
+    Whole,
+}
+
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Liveness {
     terms: Terms,
@@ -81,6 +90,8 @@ pub struct Liveness {
     slices: BTreeMap<NodeId, Vec<SliceHealth>>,
     targets: BTreeMap<NodeId, BTreeMap<TargetId, TargetHealth>>,
     by_target: BTreeMap<TargetId, NodeId>,
+    /// Which target says of which that it can't reach it, and since when.
+    complaints: BTreeMap<TargetId, (TargetId, u64)>,
     /// Which nodes couldn't reach each other lately.
     cuts: Cuts,
     /// Something that chains depend on has changed since [`Liveness::settled`].
@@ -94,8 +105,9 @@ pub struct Liveness {
 impl Liveness {
     pub fn new(terms: Terms) -> Self {
         let (nodes, slices, targets, by_target) = Default::default();
-        let (metas, clients, rates, cuts) = Default::default();
-        Self { terms, nodes, slices, targets, by_target, cuts, unsettled: true, metas, clients, rates }
+        let (metas, clients, rates, cuts, complaints) = Default::default();
+        let unsettled = true;
+        Self { terms, nodes, slices, targets, by_target, complaints, cuts, unsettled, metas, clients, rates }
     }
 
     pub fn terms(&self) -> Terms {
@@ -118,11 +130,13 @@ impl Liveness {
         self.slices.insert(node, slices);
         let before = self.nodes.insert(node, Heard { at_ms: now_ms, alive: true, spoke: true });
         self.unsettled |= !same || !before.is_some_and(|before| before.alive && before.spoke);
+        // A complaint may count now: who is complained of lives.
+        self.unsettled |= !self.complaints.is_empty();
         !before.is_some_and(|before| before.alive)
     }
 
     /// What a node says of its targets.
-    pub fn hear_targets(&mut self, node: NodeId, targets: BTreeMap<TargetId, TargetHealth>) {
+    pub fn hear_targets(&mut self, node: NodeId, targets: BTreeMap<TargetId, TargetHealth>, now_ms: u64) {
         let matters = |targets: &BTreeMap<TargetId, TargetHealth>| {
             let of = |(id, health): (&TargetId, &TargetHealth)| {
                 (*id, health.up_to_date, health.version, health.failed, health.unreached)
@@ -131,12 +145,32 @@ impl Liveness {
         };
         self.unsettled |= self.targets.get(&node).is_none_or(|before| matters(before) != matters(&targets));
         self.by_target.extend(targets.keys().map(|target| (*target, node)));
+        for (target, health) in &targets {
+            match health.unreached {
+                Some(to) if self.complaints.get(target).is_some_and(|(before, _)| *before == to) => {}
+                Some(to) => drop(self.complaints.insert(*target, (to, now_ms))),
+                None => drop(self.complaints.remove(target)),
+            }
+        }
         self.targets.insert(node, targets);
     }
 
     /// Another process has the node's number now: what the old one said of its targets counts no more.
     pub fn forget_targets(&mut self, node: NodeId) {
+        self.forgive(node);
         self.targets.remove(&node);
+    }
+
+    /// A node is dead, or another process: what was out of its reach, and for whom it was, says nothing any more.
+    fn forgive(&mut self, node: NodeId) {
+        let targets = self.targets.get(&node).into_iter().flat_map(BTreeMap::keys);
+        for target in targets {
+            self.complaints.remove(target);
+            self.cuts.forget_target(*target);
+        }
+        let by_target = &self.by_target;
+        self.complaints.retain(|_, (to, _)| by_target.get(to) != Some(&node));
+        self.cuts.forget_node(node);
     }
 
     /// How fast a node fills others at most (bytes a second).
@@ -186,15 +220,17 @@ impl Liveness {
         self.metas.remove(address);
     }
 
-    /// Whether one of several nodes that live would now be declared dead, and none of the others was heard of for most of a lease either, in
-    /// which all speak twice: more likely it is us whom nobody reaches.
-    pub fn hears_nobody(&self, now_ms: u64) -> bool {
+    /// Whether none of several nodes that live has been heard of for most of a lease, in which all speak twice: more likely it is us whom
+    /// nobody reaches. Sure when all of them would be declared dead.
+    pub fn silence(&self, now_ms: u64) -> Silence {
         let (limit, most) = (self.terms.lease_ms + self.terms.margin_ms, self.terms.lease_ms * 3 / 4);
-        let alive = || self.nodes.values().filter(|heard| heard.alive);
         let silent = |heard: &Heard| now_ms.saturating_sub(heard.at_ms);
-        alive().count() > 1
-            && alive().any(|heard| silent(heard) > limit)
-            && alive().all(|heard| silent(heard) > most)
+        let alive = || self.nodes.values().filter(|heard| heard.alive).map(silent);
+        match alive().min() {
+            Some(least) if least > limit && alive().count() > 1 => Silence::Whole,
+            Some(least) if least > most && alive().count() > 1 => Silence::Perhaps,
+            _ => Silence::No,
+        }
     }
 
     /// Whether any node was heard of by this primary.
@@ -207,13 +243,20 @@ impl Liveness {
         &self.cuts
     }
 
-    /// What nodes that live say now of those that they don't reach: who, whose target, which target.
+    /// Whom a target rightly says that it can't reach: one whose node lives, and was heard of since that was first said. Connections to a process
+    /// that dies fail as well, before its lease runs out; but it says nothing any more.
+    pub fn complains_of(&self, from: TargetId) -> Option<TargetId> {
+        let (to, since_ms) = *self.complaints.get(&from)?;
+        let lives = |target: TargetId| self.node(*self.by_target.get(&target)?).filter(|heard| heard.alive);
+        let heard = lives(from).and(lives(to)).is_some_and(|heard| heard.spoke && heard.at_ms > since_ms);
+        heard.then_some(to)
+    }
+
+    /// Who can't reach whom: the two nodes, and the target complained of.
     fn complaints(&self) -> Vec<(NodeId, NodeId, TargetId)> {
-        let alive = self.targets.iter().filter(|(from, _)| self.node_alive(**from));
-        let said = alive.flat_map(|(from, targets)| {
-            targets.values().filter_map(|health| health.unreached).map(|target| (*from, target))
-        });
-        said.filter_map(|(from, target)| Some((from, *self.by_target.get(&target)?, target))).collect()
+        let node = |target: TargetId| self.by_target.get(&target).copied();
+        let said = self.complaints.keys().filter_map(|from| Some((*from, self.complains_of(*from)?)));
+        said.filter_map(|(from, to)| Some((node(from)?, node(to)?, to))).collect()
     }
 
     /// Marks whoever has been silent for too long as dead. Whether anybody was: then routing changes.
@@ -221,14 +264,16 @@ impl Liveness {
         let complaints = self.complaints();
         self.unsettled |= self.cuts.remember(&complaints, now_ms);
         let limit = self.terms.lease_ms + self.terms.margin_ms;
+        let late = |heard: &Heard| heard.alive && now_ms.saturating_sub(heard.at_ms) > limit;
+        let died: Vec<NodeId> =
+            self.nodes.iter().filter(|(_, heard)| late(heard)).map(|(node, _)| *node).collect();
         let mut changed = false;
-        for heard in self.nodes.values_mut().chain(self.metas.values_mut()) {
-            if heard.alive && now_ms.saturating_sub(heard.at_ms) > limit {
-                heard.alive = false;
-                changed = true;
-                self.unsettled = true;
-            }
+        for heard in self.nodes.values_mut().chain(self.metas.values_mut()).filter(|heard| late(heard)) {
+            heard.alive = false;
+            changed = true;
+            self.unsettled = true;
         }
+        died.into_iter().for_each(|node| self.forgive(node));
         changed
     }
 
@@ -317,25 +362,47 @@ pub(crate) mod tests {
     fn silence_of_all_is_told_from_silence_of_some() {
         let mut liveness = Liveness::new(TERMS);
         liveness.hear_node(NodeId(1), vec![], 0);
-        assert!(!liveness.hears_nobody(9000), "a single node is as likely to be dead");
+        assert_eq!(liveness.silence(9000), Silence::No, "a single node is as likely to be dead");
         liveness.assume_node(NodeId(2), 300);
-        assert!(!liveness.hears_nobody(1200), "no lease has run out");
-        assert!(
-            liveness.hears_nobody(1201) && liveness.heard_any(),
-            "the first that would be dead, and the other silent"
-        );
+        assert_eq!(liveness.silence(1050), Silence::No);
+        assert_eq!(liveness.silence(1201), Silence::Perhaps, "the second may still speak");
+        assert_eq!(liveness.silence(1501), Silence::Whole);
         liveness.hear_node(NodeId(2), vec![], 701);
-        assert!(!liveness.hears_nobody(1201), "the other spoke");
-        liveness.hear_node(NodeId(1), vec![], 1301);
-        assert!(!liveness.hears_nobody(1400));
-        // One that is dead already says nothing about the others.
-        liveness.hear_node(NodeId(1), vec![], 1901);
-        liveness.expire(1902);
-        assert!(!liveness.hears_nobody(9000), "one is left");
+        assert_eq!(liveness.silence(1201), Silence::No);
+        assert!(liveness.expire(1201), "the first is dead");
+        assert_eq!(liveness.silence(9000), Silence::No, "one is left");
         let mut fresh = Liveness::new(TERMS);
-        fresh.assume_node(NodeId(1), 0);
-        fresh.assume_node(NodeId(2), 0);
-        assert!(fresh.hears_nobody(1201) && !fresh.heard_any());
+        (1..=2).for_each(|node| fresh.assume_node(NodeId(node), 0));
+        assert!(fresh.silence(1201) == Silence::Whole && !fresh.heard_any() && liveness.heard_any());
+    }
+
+    #[test]
+    fn complaints_count_when_who_is_complained_of_has_spoken_since() {
+        let mut liveness = Liveness::new(TERMS);
+        let says = |unreached| TargetHealth { unreached, ..TargetHealth::default() };
+        let (one, two) = (TargetId(1), TargetId(2));
+        let hear = |liveness: &mut Liveness, node: u64, unreached: Option<TargetId>, now_ms: u64| {
+            let targets = BTreeMap::from([(TargetId(node), says(unreached))]);
+            liveness.hear_targets(NodeId(node as u32), targets, now_ms);
+            liveness.hear_node(NodeId(node as u32), vec![], now_ms);
+        };
+        hear(&mut liveness, 2, None, 0);
+        hear(&mut liveness, 1, Some(two), 100);
+        assert_eq!(liveness.complains_of(one), None, "it may be dying");
+        liveness.settled();
+        hear(&mut liveness, 2, None, 101);
+        assert!(liveness.is_unsettled() && liveness.complains_of(one) == Some(two));
+        liveness.expire(200);
+        assert_eq!(liveness.cuts().pairs().count(), 1);
+        hear(&mut liveness, 1, Some(two), 1250);
+        liveness.expire(1302);
+        assert_eq!(liveness.complains_of(one), None, "it is dead");
+        assert_eq!(liveness.cuts().pairs().count(), 0, "which explains everything");
+        hear(&mut liveness, 1, Some(two), 1400);
+        hear(&mut liveness, 2, None, 1410);
+        assert_eq!(liveness.complains_of(one), Some(two));
+        hear(&mut liveness, 1, None, 1500);
+        assert_eq!(liveness.complains_of(one), None);
     }
 
     #[test]

@@ -137,7 +137,9 @@ impl<'a> Planner<'a> {
         for (id, member) in state.members().filter(|(_, member)| !member.leaving) {
             chains.entry(member.node).or_default().push(id);
             let used = state.standing(member.node, member.slice) == Some(Standing::Active);
-            if member.state != Public::Serving && used && liveness.node_alive(member.node) {
+            // One that is away though its node lives (its disk is dead, nobody reaches it) isn't on its way.
+            let comes = matches!(member.state, Public::Syncing | Public::Waiting);
+            if comes && used && liveness.node_alive(member.node) {
                 *arrivals.entry(member.node).or_default() += 1;
             }
         }

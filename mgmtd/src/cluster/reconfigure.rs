@@ -25,7 +25,7 @@
 use super::liveness::Liveness;
 use super::state::{Chain, Member, State};
 use super::transition::{Local, Public, Seat, advance};
-use corefs_wire::NodeId;
+use corefs_wire::{NodeId, TargetId};
 
 /// A restart or a total loss takes some steps through the table; none takes more than this.
 const PASSES_MAX: usize = 4;
@@ -35,9 +35,9 @@ const PASSES_MAX: usize = 4;
 pub fn reconfigure(state: &mut State, liveness: &Liveness, restarted: Option<NodeId>) -> usize {
     let mut changed = 0;
     for chain in state.chains.values_mut() {
-        let before = chain.version;
+        let (before, trouble) = (chain.version, Trouble::of(chain, liveness));
         for pass in 0..PASSES_MAX {
-            if !step(chain, liveness, restarted, pass == 0) {
+            if !step(chain, liveness, &trouble, restarted, pass == 0) {
                 break;
             }
         }
@@ -48,7 +48,8 @@ pub fn reconfigure(state: &mut State, liveness: &Liveness, restarted: Option<Nod
 
 /// Whether [`reconfigure`] would change anything.
 pub fn is_due(state: &State, liveness: &Liveness) -> bool {
-    state.chains.values().any(|chain| step(&mut chain.clone(), liveness, None, true))
+    let due = |chain: &Chain| step(&mut chain.clone(), liveness, &Trouble::of(chain, liveness), None, true);
+    state.chains.values().any(due)
 }
 
 /// Whether a node may be given a lease: not while it counts as dead and some chain still has to be told.
@@ -58,22 +59,67 @@ pub fn may_renew(state: &State, liveness: &Liveness, node: NodeId) -> bool {
     liveness.node_alive(node) || !state.chains.values().flat_map(|chain| &chain.members).any(counts)
 }
 
+/// Which members have neighbours that they don't reach, or that don't reach them, as was said under the chain's present version.
+struct Trouble {
+    /// Serves with others, and is to give way.
+    gives_way: Option<TargetId>,
+    /// Is being filled, and isn't reached by who fills it.
+    unfilled: Option<TargetId>,
+}
+
+impl Trouble {
+    fn of(chain: &Chain, liveness: &Liveness) -> Self {
+        let mut found = Self { gives_way: None, unfilled: None };
+        let serving = chain.members.iter().filter(|member| member.state == Public::Serving).count();
+        for (one, other) in chain.members.iter().zip(chain.members.iter().skip(1)) {
+            if !complains(chain, one, other, liveness) {
+                continue;
+            }
+            let earlier = liveness.cuts().to_blame(one.node, other.node) == one.node;
+            if earlier && serving > 1 {
+                found.gives_way.get_or_insert(one.target);
+            } else if other.state == Public::Serving {
+                found.gives_way.get_or_insert(other.target);
+            } else {
+                found.unfilled = Some(other.target);
+            }
+        }
+        found
+    }
+}
+
+/// Whether a member that serves says that it can't reach the next one, which it must.
+fn complains(chain: &Chain, one: &Member, other: &Member, liveness: &Liveness) -> bool {
+    let says = liveness.complains_of(one.target) == Some(other.target)
+        && liveness.target(one.target).is_some_and(|health| health.version == chain.version);
+    let must = one.state == Public::Serving && matches!(other.state, Public::Serving | Public::Syncing);
+    says && must && one.node != other.node
+}
+
 /// One application of the table; whether anything changed.
-fn step(chain: &mut Chain, liveness: &Liveness, restarted: Option<NodeId>, first: bool) -> bool {
-    let seat = |(position, member): (usize, &Member)| Seat {
+fn step(
+    chain: &mut Chain,
+    liveness: &Liveness,
+    trouble: &Trouble,
+    restarted: Option<NodeId>,
+    first: bool,
+) -> bool {
+    let serving = chain.members.iter().filter(|member| member.state == Public::Serving).count();
+    let gives_way = |member: &Member| {
+        trouble.gives_way == Some(member.target) && member.state == Public::Serving && serving > 1
+    };
+    let seat = |member: &Member| Seat {
         target: member.target,
         public: member.state,
         local: match local(chain.version, member, liveness, restarted, first) {
-            Local::UpToDate | Local::Online | Local::Behind if gives_way(chain, position, liveness) => {
-                Local::Cut
-            }
-            Local::Online if is_unreached(chain, position, liveness) => Local::Offline,
+            Local::UpToDate | Local::Online | Local::Behind if gives_way(member) => Local::Cut,
+            Local::Online if first && trouble.unfilled == Some(member.target) => Local::Offline,
             _ if keeps_out(chain, member, liveness) => Local::Offline,
             local => local,
         },
         leaving: member.leaving,
     };
-    let seats: Vec<Seat> = chain.members.iter().enumerate().map(seat).collect();
+    let seats: Vec<Seat> = chain.members.iter().map(seat).collect();
     let (order, changed) = advance(&seats, &chain.last_set);
     if !changed {
         return false;
@@ -90,37 +136,6 @@ fn step(chain: &mut Chain, liveness: &Liveness, restarted: Option<NodeId>, first
         chain.last_set.iter().all(|last| chain.members.iter().any(|member| member.target == *last))
     );
     true
-}
-
-/// Whether the member at `position` says that it can't reach the next one.
-fn complains(chain: &Chain, position: usize, liveness: &Liveness) -> bool {
-    let (Some(member), Some(next)) = (chain.members.get(position), chain.members.get(position + 1)) else {
-        return false;
-    };
-    let says = || liveness.target(member.target).is_some_and(|health| health.unreached == Some(next.target));
-    member.state == Public::Serving && next.node != member.node && liveness.node_alive(member.node) && says()
-}
-
-/// Whether a member that serves, with others, is to blame for a neighbour that isn't reached.
-fn gives_way(chain: &Chain, position: usize, liveness: &Liveness) -> bool {
-    let member = &chain.members[position];
-    let others = chain.members.iter().filter(|other| other.state == Public::Serving).count();
-    if member.state != Public::Serving || others < 2 {
-        return false;
-    }
-    let blamed = |earlier: usize| {
-        let nodes = || (chain.members[earlier].node, chain.members[earlier + 1].node);
-        complains(chain, earlier, liveness) && liveness.cuts().to_blame(nodes().0, nodes().1) == member.node
-    };
-    position.checked_sub(1).is_some_and(blamed) || blamed(position)
-}
-
-/// Whether a member that is being filled isn't reached by who fills it.
-fn is_unreached(chain: &Chain, position: usize, liveness: &Liveness) -> bool {
-    chain.members[position].state == Public::Syncing
-        && position.checked_sub(1).is_some_and(|earlier| {
-            complains(chain, earlier, liveness) && !gives_way(chain, earlier, liveness)
-        })
 }
 
 /// Whether a member that is away was out of reach for who would fill it, so lately that it isn't tried again yet.
@@ -197,7 +212,8 @@ mod tests {
 
     fn say(liveness: &mut Liveness, state: &State, position: usize, health: TargetHealth) {
         let member = state.chains[&CHAIN].members[position];
-        liveness.hear_targets(member.node, BTreeMap::from([(member.target, health)]));
+        let now_ms = liveness.node(member.node).map_or(0, |heard| heard.at_ms);
+        liveness.hear_targets(member.node, BTreeMap::from([(member.target, health)]), now_ms);
     }
 
     #[test]

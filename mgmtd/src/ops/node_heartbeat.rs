@@ -38,7 +38,7 @@ pub async fn node_heartbeat<E: KvEngine, C: Clock>(
             return Err(Error::new(ErrorCode::NotReady, text));
         }
         let targets = request.targets.iter().map(|target| (TargetId(target.target), target_health(target)));
-        leading.liveness.hear_targets(id, targets.collect());
+        leading.liveness.hear_targets(id, targets.collect(), now_ms);
         leading.liveness.hear_rate(id, request.resync_rate);
         let health = |slice: &SliceInfoT| SliceHealth {
             capacity: slice.capacity,

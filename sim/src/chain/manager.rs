@@ -170,7 +170,7 @@ impl Manager {
         if !may_renew(&self.state, &self.liveness, node) {
             return Heard::Wait;
         }
-        self.liveness.hear_targets(node, beat.targets);
+        self.liveness.hear_targets(node, beat.targets, now_ms);
         if self.liveness.hear_node(node, health(beat.dead), now_ms) {
             self.publish();
         }

@@ -343,7 +343,7 @@ impl Bounds {
             let up_to_date = (claims == Some(node)).then_some(state.chain.version);
             let version = state.nodes[node].role().map_or(0, |role| role.version);
             let health = TargetHealth { up_to_date, version, ..TargetHealth::default() };
-            liveness.hear_targets(member.node, BTreeMap::from([(member.target, health)]));
+            liveness.hear_targets(member.node, BTreeMap::from([(member.target, health)]), 0);
         }
         liveness
     }

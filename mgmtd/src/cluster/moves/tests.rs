@@ -46,7 +46,7 @@ impl World {
                 said.entry(member.node).or_default().insert(member.target, health);
             }
         }
-        said.into_iter().for_each(|(node, targets)| self.liveness.hear_targets(node, targets));
+        said.into_iter().for_each(|(node, targets)| self.liveness.hear_targets(node, targets, 0));
         reconfigure(&mut self.state, &self.liveness, None);
         self.state.check().unwrap();
     }
