@@ -5,16 +5,21 @@ use crate::world::{OFFSET, World, open_alone};
 use corefs_net::Address;
 use corefs_net::rdma::Rdma;
 use corefs_wire::frame::Kind;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const ADDRESS: &str = "COREFS_TEST_RDMA_ADDRESS";
 
-/// This program again, running the test `name` alone.
+/// This program again, running the test `name` alone; it tells of failures only.
 fn child(name: &str, address: &Address) -> Child {
     let program = std::env::current_exe().unwrap();
     let arguments = ["--ignored", "--exact", "--nocapture", name];
-    Command::new(program).args(arguments).env(ADDRESS, address.to_string()).spawn().unwrap()
+    Command::new(program)
+        .args(arguments)
+        .env(ADDRESS, address.to_string())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 fn serve() -> (World<Rdma>, Address) {
