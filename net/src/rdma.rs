@@ -7,19 +7,23 @@
 //! | module | is |
 //! |---|---|
 //! | [`survey`] | what this machine has, what is used, why not the rest |
-//! | [`library`], [`device`], [`memory`], [`window`], [`completion`], [`queue_pair`], [`work`] | the verbs, made safe: the law of memory is in [`queue_pair`] |
+//! | [`library`], [`device`], [`memory`], [`window`], [`completion`], [`queue_pair`], [`connect`], [`work`] | the verbs, made safe: the law of memory is in [`queue_pair`] |
 //! | [`setup`], [`message`] | the bytes: terms of the two ends, messages; pure |
 //! | [`lane`] | one connection's queue pair: credits, frames, data |
 //! | [`seat`] | a device, as this executor uses it |
+//! | [`connections`] | what is known of each connection beyond what TCP knows |
 //! | [`upgrade`] | how a connection comes to its queue pair |
 //!
 //! Invariants
 //! - Whatever goes wrong with a queue pair ends its connection and nothing else; it is destroyed at once, and [`FrameSink::closed`] comes when the TCP
 //!   connection is gone, too. A connection that isn't open yet goes on over TCP instead, unless RDMA was asked for.
 //! - The TCP connection tells each end when the other one is gone: no queue pair outlives its peer's process for longer than that takes.
-//! - A frame costs no system call while there is work, and no task or lock ever.
+//! - A frame costs no task, no lock, and in the steady state no allocation; while there is work the kernel is entered only as far as the device's own code does
+//!   that (soft-RoCE's doorbell is a system call, adapters' are writes to memory).
 
 mod completion;
+mod connect;
+mod connections;
 pub mod device;
 mod lane;
 mod library;
@@ -33,29 +37,23 @@ mod upgrade;
 mod window;
 mod work;
 
-pub use queue_pair::Patience;
+pub use connect::Patience;
 
 use crate::address::Address;
 use crate::buffer::{Buffer, Payload, Pool};
-use crate::contract::{Flow, FrameSink, Placement};
+use crate::contract::FrameSink;
 use crate::handshake::{Peer, capability};
 use crate::ring::{Completion, Ring, Source};
 use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
+use connections::{Entry, Filter, Inner};
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::limits::{CONNECTION_SEND_MAX, FRAME_BODY_MAX, FRAME_DATA_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
 use seat::Seat;
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use survey::{Road, Survey};
 use upgrade::Stage;
-
-/// How often deadlines are looked at while there are any.
-const TICK: Duration = Duration::from_millis(100);
-/// And memory that something waits for.
-const SHORT: Duration = Duration::from_millis(5);
-/// An accepted connection with more than this queued takes no further requests, as of TCP.
-const THROTTLE: usize = CONNECTION_SEND_MAX / 8;
 
 /// Whether connections go by RDMA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,77 +103,20 @@ impl RdmaConfig {
     }
 }
 
-/// A connection beyond what TCP knows of it.
-struct Entry {
-    generation: u32,
-    /// Somebody made it to us.
-    accepted: bool,
-    /// The sink has heard of it.
-    known: bool,
-    stage: Stage,
-    /// When the present stage must be over.
-    deadline: Option<Instant>,
-    dirty: bool,
-    ready: bool,
-}
-
-impl Entry {
-    fn new(generation: u32, accepted: bool) -> Self {
-        Self {
-            generation,
-            accepted,
-            known: !accepted,
-            stage: Stage::Greeting,
-            deadline: None,
-            dirty: false,
-            ready: false,
-        }
-    }
+/// What a queue pair has asked of its device.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Verbs {
+    /// Work requests: receives, messages, writes, reads, bindings, invalidations.
+    pub requests: u64,
+    /// Calls that handed over one or more of them.
+    pub doorbells: u64,
+    pub completions: u64,
 }
 
 /// See the module's documentation.
 pub struct Rdma {
     tcp: Tcp,
     inner: Inner,
-}
-
-/// Everything but TCP, so that it can be the sink of that.
-struct Inner {
-    config: RdmaConfig,
-    seats: Vec<Seat>,
-    roads: Vec<(Road, usize)>,
-    entries: Vec<Option<Entry>>,
-    lanes: usize,
-    /// Connections that `flush` is to look at, and `advance`.
-    dirty: Vec<ConnId>,
-    ready: Vec<ConnId>,
-    /// What is to be done with TCP connections, whose driver is busy calling us.
-    errands: VecDeque<Errand>,
-    /// Some connection has a deadline; some waits for memory.
-    timed: bool,
-    short: bool,
-    now: Instant,
-    next_scan: Instant,
-}
-
-/// Something to be done with a TCP connection.
-enum Errand {
-    /// An operation, its status and body.
-    Say(ConnId, u16, u32, Vec<u8>),
-    /// An offer is to be made.
-    Offer(ConnId),
-    /// The peer has said this.
-    Said(ConnId, u16, u32, Vec<u8>),
-    /// The queue pair works: frames may flow.
-    Open(ConnId),
-    /// Frames may flow by TCP.
-    Plain(ConnId),
-    /// Frames that followed what was said may be taken.
-    Resume(ConnId),
-    /// Both ends know that nothing more comes.
-    Close(ConnId, Error),
-    /// The peer is told why.
-    Fail(ConnId, Error),
 }
 
 impl Rdma {
@@ -200,6 +141,7 @@ impl Rdma {
             lanes: 0,
             dirty: Vec::new(),
             ready: Vec::new(),
+            spare_ready: Vec::new(),
             errands: VecDeque::new(),
             timed: false,
             short: false,
@@ -319,9 +261,12 @@ impl Rdma {
         self.tcp.advance(now, &mut Filter { inner: &mut self.inner, sink });
         self.inner.poll();
         self.run_errands(sink);
-        for conn in std::mem::take(&mut self.inner.ready) {
+        let mut looked_at =
+            std::mem::replace(&mut self.inner.ready, std::mem::take(&mut self.inner.spare_ready));
+        for conn in looked_at.drain(..) {
             self.inner.deliver(conn, sink);
         }
+        self.inner.spare_ready = looked_at;
         if (self.inner.timed || self.inner.short) && now >= self.inner.next_scan {
             self.inner.scan(&self.tcp);
         }
@@ -411,6 +356,14 @@ impl Rdma {
         }
     }
 
+    /// What a connection's queue pair has asked of the device, if it has one.
+    pub fn verbs(&self, conn: ConnId) -> Option<Verbs> {
+        match self.inner.entry(conn).map(|entry| &entry.stage) {
+            Some(Stage::Open(lane) | Stage::Draining(lane)) => Some(lane.verbs()),
+            _ => None,
+        }
+    }
+
     /// As [`Tcp::connections`].
     pub fn connections(&self) -> impl Iterator<Item = ConnId> + '_ {
         self.tcp.connections()
@@ -432,211 +385,5 @@ impl Rdma {
     pub fn next_tick(&self) -> Option<Instant> {
         let ours = (self.inner.timed || self.inner.short).then_some(self.inner.next_scan);
         [self.tcp.next_tick(), ours].into_iter().flatten().min()
-    }
-}
-
-impl Inner {
-    fn entry(&self, conn: ConnId) -> Option<&Entry> {
-        let entry = self.entries.get(conn.index as usize)?.as_ref()?;
-        (entry.generation == conn.generation).then_some(entry)
-    }
-
-    fn entry_mut(&mut self, conn: ConnId) -> Option<&mut Entry> {
-        let entry = self.entries.get_mut(conn.index as usize)?.as_mut()?;
-        (entry.generation == conn.generation).then_some(entry)
-    }
-
-    fn put(&mut self, conn: ConnId, entry: Entry) {
-        let index = conn.index as usize;
-        if self.entries.len() <= index {
-            self.entries.resize_with(index + 1, || None);
-        }
-        self.entries[index] = Some(entry);
-    }
-
-    /// `flush` is to look at it.
-    fn touch(&mut self, conn: ConnId) {
-        if let Some(entry) = self.entry_mut(conn)
-            && !std::mem::replace(&mut entry.dirty, true)
-        {
-            self.dirty.push(conn);
-        }
-    }
-
-    /// `advance` is to look at it.
-    fn look_at(&mut self, conn: ConnId) {
-        if let Some(entry) = self.entry_mut(conn)
-            && !std::mem::replace(&mut entry.ready, true)
-        {
-            self.ready.push(conn);
-        }
-    }
-
-    /// Takes what has completed to its connections.
-    fn poll(&mut self) {
-        for index in 0..self.seats.len() {
-            if self.lanes == 0 {
-                continue;
-            }
-            let found = match self.seats[index].poll() {
-                Ok(found) => found,
-                Err(error) => return self.all_broken(&error),
-            };
-            for completion in &found {
-                let conn = seat::conn(queue_pair::owner(completion.name));
-                let lane = self.entry_mut(conn).and_then(|entry| entry.stage.lane_mut());
-                // Of a queue pair that was destroyed something may be left.
-                let Some(lane) = lane else { continue };
-                match lane.completed(completion.name, completion.outcome) {
-                    Ok(()) => {
-                        self.look_at(conn);
-                        self.touch(conn);
-                    }
-                    Err(error) => self.broken(conn, error),
-                }
-            }
-            self.seats[index].give_back(found);
-        }
-    }
-
-    fn flush(&mut self, conn: ConnId) {
-        let Some(entry) = self.entry_mut(conn) else { return };
-        entry.dirty = false;
-        let Some(lane) = entry.stage.lane_mut() else { return };
-        match lane.flush() {
-            Ok(news) => {
-                let short = lane.is_short();
-                self.errands.extend(news.map(|news| Errand::Say(conn, setup::op::NEWS, 0, news)));
-                if short {
-                    self.short = true;
-                    self.next_scan = self.next_scan.min(self.now + SHORT);
-                }
-            }
-            Err(error) => self.broken(conn, error),
-        }
-    }
-
-    fn deliver(&mut self, conn: ConnId, sink: &mut impl FrameSink) {
-        let Some(entry) = self.entry_mut(conn) else { return };
-        entry.ready = false;
-        let accepted = entry.accepted;
-        match &mut entry.stage {
-            Stage::Proving(lane) if lane.heard => self.errands.push_back(Errand::Open(conn)),
-            Stage::Open(lane) | Stage::Draining(lane) => {
-                let throttled = accepted && lane.queued() > THROTTLE;
-                if lane.deliver(conn, throttled, sink) {
-                    self.drop_lane(conn);
-                    let error = Error::new(ErrorCode::ConnectionLost, "the peer closed the connection");
-                    self.errands.push_back(Errand::Close(conn, error));
-                }
-                self.touch(conn);
-            }
-            _ => (),
-        }
-    }
-
-    /// The queue pair failed, or the peer did what it may not.
-    fn broken(&mut self, conn: ConnId, error: Error) {
-        let Some(entry) = self.entry_mut(conn) else { return };
-        if matches!(entry.stage, Stage::Proving(_)) && !entry.accepted && error.code != ErrorCode::BadFrame {
-            return self.fall_back(conn, &error);
-        }
-        self.drop_lane(conn);
-        self.errands.push_back(Errand::Fail(conn, error));
-    }
-
-    /// A device is broken.
-    fn all_broken(&mut self, error: &Error) {
-        let conn = |(index, entry): (usize, &Option<Entry>)| {
-            let generation = entry.as_ref().filter(|entry| entry.stage.has_lane())?.generation;
-            Some(ConnId { index: index as u32, generation })
-        };
-        let all: Vec<ConnId> = self.entries.iter().enumerate().filter_map(conn).collect();
-        all.into_iter().for_each(|conn| self.broken(conn, error.clone()));
-    }
-
-    /// Destroys the queue pair of a connection, if it has one; only its end is left of it.
-    fn drop_lane(&mut self, conn: ConnId) {
-        let Some(entry) = self.entry_mut(conn) else { return };
-        let stage = std::mem::replace(&mut entry.stage, Stage::Over);
-        entry.deadline = None;
-        self.lanes -= usize::from(stage.has_lane());
-    }
-
-    /// Looks at all deadlines, and at everybody who waits for memory.
-    fn scan(&mut self, tcp: &Tcp) {
-        self.next_scan = self.now + TICK;
-        self.timed = false;
-        self.short = false;
-        for conn in tcp.connections().collect::<Vec<_>>() {
-            let now = self.now;
-            let Some(entry) = self.entry_mut(conn) else { continue };
-            let late = entry.deadline.is_some_and(|deadline| deadline <= now);
-            let waits = entry.deadline.is_some();
-            let short = entry.stage.lane_mut().is_some_and(|lane| lane.is_short());
-            if late {
-                self.too_late(conn);
-            } else {
-                self.timed |= waits;
-            }
-            if short {
-                self.touch(conn);
-            }
-        }
-    }
-}
-
-/// Stands between TCP and the sink: what belongs to us is kept.
-struct Filter<'a, S> {
-    inner: &'a mut Inner,
-    sink: &'a mut S,
-}
-
-impl<S: FrameSink> FrameSink for Filter<'_, S> {
-    fn place(&mut self, conn: ConnId, header: &Header, body: &[u8], here: Option<Buffer>) -> Placement {
-        match self.inner.entry(conn).map(|entry| &entry.stage) {
-            Some(Stage::Plain) => self.sink.place(conn, header, body, here),
-            _ => Placement::Discard,
-        }
-    }
-
-    fn frame(&mut self, conn: ConnId, header: &Header, body: &[u8], data: Option<Buffer>) -> Flow {
-        match self.inner.entry(conn).map(|entry| &entry.stage) {
-            Some(Stage::Plain) => return self.sink.frame(conn, header, body, data),
-            // The first thing that is said decides what the connection is, so what follows waits for that.
-            Some(Stage::Greeting | Stage::Expecting | Stage::Offered(_) | Stage::Proving(_))
-                if header.data_len() == 0 && setup::op::is_ours(header.op()) => {}
-            Some(Stage::Open(_) | Stage::Draining(_)) if header.op() == setup::op::NEWS => {}
-            Some(Stage::Over) => return Flow::Continue,
-            _ => {
-                let what = "a frame on the wrong road: this connection goes by RDMA";
-                self.inner.errands.push_back(Errand::Fail(conn, Error::new(ErrorCode::BadFrame, what)));
-                self.inner.drop_lane(conn);
-                return Flow::Continue;
-            }
-        }
-        self.inner.errands.push_back(Errand::Said(conn, header.op(), header.status(), body.to_vec()));
-        Flow::Pause
-    }
-
-    fn opened(&mut self, conn: ConnId, peer: &Peer) {
-        if self.inner.entry(conn).is_none() {
-            self.inner.put(conn, Entry::new(conn.generation, true));
-        }
-        let able = peer.capabilities & capability::RDMA != 0;
-        if !self.inner.met(conn, able) {
-            self.sink.opened(conn, peer);
-        }
-    }
-
-    fn closed(&mut self, conn: ConnId, error: Error) {
-        self.inner.drop_lane(conn);
-        let known = self.inner.entry(conn).is_some_and(|entry| entry.known);
-        if self.inner.entry(conn).is_some() {
-            self.inner.entries[conn.index as usize] = None;
-        }
-        if known {
-            self.sink.closed(conn, error);
-        }
     }
 }

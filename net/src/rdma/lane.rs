@@ -13,11 +13,13 @@
 mod inbox;
 mod outbox;
 
+use super::Verbs;
 use super::completion::CompletionQueue;
+use super::connect::Patience;
 use super::device::{Gid, Port};
 use super::memory::{Domain, Region};
 use super::message::{Grant, Kind, Message};
-use super::queue_pair::{Event, Held, Patience, QueuePair, Sizes};
+use super::queue_pair::{Event, Held, QueuePair, Sizes};
 use super::setup::Terms;
 use crate::buffer::{Buffer, Payload, Pool};
 use crate::tcp::ConnCounters;
@@ -105,6 +107,7 @@ pub struct Lane {
     arena: Pool,
     lends: bool,
     counters: ConnCounters,
+    completions: u64,
 }
 
 impl Lane {
@@ -156,6 +159,7 @@ impl Lane {
             arena: plan.arena,
             lends: plan.lends,
             counters: ConnCounters::default(),
+            completions: 0,
         };
         for _ in 0..plan.receives {
             let (Some(receive), Some(stage)) = (lane.block(), lane.block()) else {
@@ -192,6 +196,7 @@ impl Lane {
 
     /// Takes a completion of its queue pair. An error is the end of it.
     pub fn completed(&mut self, name: u64, outcome: std::result::Result<u32, u32>) -> Result<()> {
+        self.completions += 1;
         match self.pair.completed(name, outcome)? {
             Event::Received { buffer, len } => self.received(buffer, len),
             Event::Sent => {
@@ -307,6 +312,11 @@ impl Lane {
     /// Bytes that wait to be sent or to be read.
     pub fn queued(&self) -> usize {
         self.outbox.bytes() + self.source_bytes
+    }
+
+    pub fn verbs(&self) -> Verbs {
+        let (requests, doorbells) = self.pair.counters();
+        Verbs { requests, doorbells, completions: self.completions }
     }
 
     pub fn counters(&self) -> ConnCounters {

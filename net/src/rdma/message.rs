@@ -97,11 +97,16 @@ pub struct Envelope<'a> {
     pub rest: u32,
 }
 
+/// Bytes of an envelope with so many grants and releases.
+pub fn envelope_len(grants: usize, releases: usize, data: Data) -> usize {
+    let source = if matches!(data, Data::Pull(_)) { PLACE } else { 0 };
+    PREFIX + grants * PLACE + releases * 4 + source
+}
+
 impl Envelope<'_> {
     /// Bytes that it takes.
     pub fn len(&self) -> usize {
-        let source = if matches!(self.data, Data::Pull(_)) { PLACE } else { 0 };
-        PREFIX + self.grants.len() * PLACE + self.releases.len() * 4 + source
+        envelope_len(self.grants.len(), self.releases.len(), self.data)
     }
 
     /// Writes it, and `piece` behind it, to the start of `to`; returns the bytes written.

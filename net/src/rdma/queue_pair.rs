@@ -8,11 +8,11 @@
 //!   stands for all before it: one doorbell and one completion a turn.
 //! - There are never more requests than the queues have places ([`QueuePair::room`]), and never more windows than were asked for.
 //!
-//! The states of a queue pair (reset, initialised, ready to receive, ready to send, error) are those of ibv_modify_qp(3).
+//! How it comes to be connected, and the states it is in, is in [`connect`](super::connect).
 
 use super::completion::CompletionQueue;
-use super::device::{Gid, Link, Mtu, Port};
-use super::library::{done, made};
+use super::device::{Gid, Port};
+use super::library::made;
 use super::memory::{Domain, Region};
 use super::window::{Rights, State, Window};
 use super::work::{Chain, Operation};
@@ -27,11 +27,6 @@ use std::rc::Rc;
 const INLINE: u32 = 128;
 /// Places in a queue that a completion's name can tell apart.
 pub const PLACES_MAX: u32 = 1 << 11;
-/// Code 12 of the architecture: what a peer without a posted receive is told to wait, 0.64 ms. Credits keep that from happening.
-const NOT_READY_TIMER: u8 = 12;
-/// Hops of a routed packet.
-const HOPS: u8 = 64;
-
 /// Memory of ours that a work request or a window has.
 #[derive(Debug)]
 pub enum Held {
@@ -50,28 +45,6 @@ pub struct Sizes {
     pub windows: u16,
 }
 
-/// The other end, as it was told by it and checked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Remote {
-    pub queue_pair: u32,
-    pub sequence: u32,
-    pub gid: [u8; 16],
-    pub lid: u16,
-    pub mtu: Mtu,
-    /// Reads that we may have in flight there, and it here.
-    pub reads_out: u8,
-    pub reads_in: u8,
-}
-
-/// How patient the device is: see ibv_modify_qp(3).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Patience {
-    /// An acknowledgment is waited for 4.096 us * 2^n.
-    pub timeout: u8,
-    /// So often it is tried again (at most 7).
-    pub retries: u8,
-}
-
 /// What a completion was of.
 pub enum Event {
     /// `len` bytes have come in the buffer.
@@ -88,7 +61,7 @@ struct Posted {
 }
 
 pub struct QueuePair {
-    raw: *mut sys::ibv_qp,
+    pub(super) raw: *mut sys::ibv_qp,
     /// Requests that were queued and haven't completed, and the number of the first.
     sends: VecDeque<Posted>,
     first: u64,
@@ -98,15 +71,16 @@ pub struct QueuePair {
     receives: Vec<Option<Buffer>>,
     free: Vec<u16>,
     windows: Vec<Window>,
+    free_windows: Vec<u16>,
     sizes: Sizes,
     inline: u32,
     /// Completions are named by this, see [`name`].
     base: u64,
-    port: u8,
-    gid: Gid,
+    pub(super) port: u8,
+    pub(super) gid: Gid,
     regions: Vec<Rc<Region>>,
     completions: Rc<CompletionQueue>,
-    domain: Rc<Domain>,
+    pub(super) domain: Rc<Domain>,
 }
 
 /// The name of a completion: whether it is a receive (1 bit), the place in the queue (11 bits), and 52 bits of the owner's.
@@ -141,6 +115,7 @@ impl QueuePair {
             receives: (0..sizes.receives).map(|_| None).collect(),
             free: (0..sizes.receives as u16).rev().collect(),
             windows: Vec::new(),
+            free_windows: Vec::new(),
             sizes,
             inline,
             base: owner,
@@ -150,14 +125,7 @@ impl QueuePair {
             completions: Rc::clone(completions),
             domain: Rc::clone(domain),
         };
-        let rights = Rights::Write.flags() | Rights::Read.flags();
-        pair.modify("initialising", |attr| {
-            use sys::ibv_qp_attr_mask as mask;
-            attr.qp_state = sys::ibv_qp_state::IBV_QPS_INIT;
-            attr.port_num = port.number;
-            attr.qp_access_flags = rights;
-            mask::IBV_QP_STATE | mask::IBV_QP_PKEY_INDEX | mask::IBV_QP_PORT | mask::IBV_QP_ACCESS_FLAGS
-        })?;
+        pair.initialise()?;
         Ok(pair)
     }
 
@@ -165,56 +133,6 @@ impl QueuePair {
     pub fn number(&self) -> u32 {
         // SAFETY: the queue pair is there as long as this is.
         unsafe { (*self.raw).qp_num }
-    }
-
-    /// Makes it receive from `remote`, then send to it, from packet number `sequence` (24 bits) on.
-    pub fn connect(&mut self, remote: &Remote, sequence: u32, patience: Patience) -> Result<()> {
-        let (port, gid) = (self.port, self.gid);
-        self.modify("ready to receive", |attr| {
-            use sys::ibv_qp_attr_mask as mask;
-            attr.qp_state = sys::ibv_qp_state::IBV_QPS_RTR;
-            attr.path_mtu = remote.mtu.number().into();
-            attr.dest_qp_num = remote.queue_pair;
-            attr.rq_psn = remote.sequence;
-            attr.max_dest_rd_atomic = remote.reads_in;
-            attr.min_rnr_timer = NOT_READY_TIMER;
-            attr.ah_attr = address(remote, port, gid);
-            mask::IBV_QP_STATE
-                | mask::IBV_QP_AV
-                | mask::IBV_QP_PATH_MTU
-                | mask::IBV_QP_DEST_QPN
-                | mask::IBV_QP_RQ_PSN
-                | mask::IBV_QP_MAX_DEST_RD_ATOMIC
-                | mask::IBV_QP_MIN_RNR_TIMER
-        })?;
-        self.modify("ready to send", |attr| {
-            use sys::ibv_qp_attr_mask as mask;
-            attr.qp_state = sys::ibv_qp_state::IBV_QPS_RTS;
-            attr.sq_psn = sequence;
-            attr.timeout = patience.timeout;
-            attr.retry_cnt = patience.retries;
-            attr.rnr_retry = patience.retries.min(6);
-            attr.max_rd_atomic = remote.reads_out;
-            mask::IBV_QP_STATE
-                | mask::IBV_QP_TIMEOUT
-                | mask::IBV_QP_RETRY_CNT
-                | mask::IBV_QP_RNR_RETRY
-                | mask::IBV_QP_SQ_PSN
-                | mask::IBV_QP_MAX_QP_RD_ATOMIC
-        })
-    }
-
-    fn modify(
-        &mut self,
-        what: &str,
-        fill: impl FnOnce(&mut sys::ibv_qp_attr) -> sys::ibv_qp_attr_mask,
-    ) -> Result<()> {
-        // SAFETY: all zeros is a valid set of attributes.
-        let mut attr: sys::ibv_qp_attr = unsafe { std::mem::zeroed() };
-        let mask = fill(&mut attr).0 as i32;
-        // SAFETY: the queue pair is there; the attributes are read, as far as the mask says.
-        let result = unsafe { (self.domain.context.library.modify_qp)(self.raw, &mut attr, mask) };
-        done("ibv_modify_qp", result).map_err(|error| error.of(what))
     }
 
     /// Requests that can be queued still.
@@ -326,8 +244,8 @@ impl QueuePair {
     }
 
     fn free_window(&mut self) -> Option<u16> {
-        if let Some(slot) = self.windows.iter().position(|window| window.state == State::Free) {
-            return Some(slot as u16);
+        if let Some(slot) = self.free_windows.pop() {
+            return Some(slot);
         }
         if self.windows.len() >= usize::from(self.sizes.windows) {
             return None;
@@ -426,6 +344,7 @@ impl QueuePair {
         let Some(slot) = shuts else { return Some((tag, held)) };
         let window = &mut self.windows[usize::from(slot)];
         window.state = State::Free;
+        self.free_windows.push(slot);
         Some((tag, std::mem::replace(&mut window.held, Held::Nothing)))
     }
 
@@ -469,30 +388,11 @@ fn make(
     Err(refusal.unwrap_or_else(|| ErrorCode::Internal.into()))
 }
 
-/// How packets find `remote`: by its GID, or within an InfiniBand subnet by its LID.
-fn address(remote: &Remote, port: u8, ours: Gid) -> sys::ibv_ah_attr {
-    // SAFETY: all zeros is a valid address.
-    let mut address: sys::ibv_ah_attr = unsafe { std::mem::zeroed() };
-    address.port_num = port;
-    address.dlid = remote.lid;
-    let same_subnet = remote.gid[..8] == ours.bytes[..8];
-    if ours.link != Link::InfiniBand || !same_subnet {
-        address.is_global = 1;
-        address.grh.dgid.raw = remote.gid;
-        address.grh.sgid_index = ours.index;
-        address.grh.hop_limit = HOPS;
-    }
-    address
-}
-
 impl Drop for QueuePair {
     /// In this order: in the state of error nothing of what is queued is begun any more; without its windows the queue pair can be destroyed;
     /// when that has returned, the memory is ours again. Windows that are given back open nothing.
     fn drop(&mut self) {
-        let stopped = self.modify("stopping", |attr| {
-            attr.qp_state = sys::ibv_qp_state::IBV_QPS_ERR;
-            sys::ibv_qp_attr_mask::IBV_QP_STATE
-        });
+        let stopped = self.stop();
         if let Err(error) = stopped {
             tracing::warn!(%error, "an RDMA queue pair can't be stopped");
         }

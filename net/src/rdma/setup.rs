@@ -14,8 +14,8 @@
 //! ```
 //! Afterwards only NEWS goes that way: what a queue pair without credits can't say.
 
+use super::connect::Remote;
 use super::device::{Link, Mtu};
-use super::queue_pair::Remote;
 use corefs_wire::{Error, ErrorCode, Result};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -137,8 +137,8 @@ impl Terms {
             sequence: within("packet number", layout.sequence.get(), 0..=0xFF_FFFF)?,
             gid: layout.gid,
             lid: layout.lid.get(),
-            reads_in: layout.reads_in,
-            reads_out: layout.reads_out,
+            reads_in: within("reads", layout.reads_in.into(), 1..=255)? as u8,
+            reads_out: within("reads", layout.reads_out.into(), 1..=255)? as u8,
             receives: within(
                 "receives",
                 layout.receives.get().into(),
@@ -224,7 +224,9 @@ mod tests {
             Terms::decode(&bytes).map_err(|error| error.code)
         };
         assert_eq!(with(&[(0, 2)]), Err(ErrorCode::VersionMismatch));
-        let bad: [&[(usize, u8)]; 14] = [
+        let bad: [&[(usize, u8)]; 16] = [
+            &[(4, 0)], // reads
+            &[(5, 0)],
             &[(1, 0)], // link
             &[(1, 9)],
             &[(2, 0)], // MTU

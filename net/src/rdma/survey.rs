@@ -129,6 +129,7 @@ fn rank(gid: &Gid) -> (Link, bool, u8) {
 
 /// The place of the road that a peer is to be reached by, to which a TCP connection goes out from `local`.
 pub fn choose(roads: &[Road], local: Option<IpAddr>) -> Option<usize> {
+    let local = local.map(|ip| ip.to_canonical());
     let same = |road: &Road| local.is_some() && road.gid.ip() == local;
     roads.iter().position(same).or((!roads.is_empty()).then_some(0))
 }

@@ -7,10 +7,11 @@
 //!     \--------------\--------------------\--> Plain  (no RDMA at one end, refused, declined, or the path doesn't work)
 //! ```
 
+use super::connections::{Errand, Inner};
 use super::lane::{Lane, Plan};
 use super::setup::{Terms, op};
 use super::survey::choose;
-use super::{Choice, Errand, Inner, Rdma, seat};
+use super::{Choice, Rdma, seat};
 use crate::contract::FrameSink;
 use crate::handshake;
 use crate::tcp::ConnId;

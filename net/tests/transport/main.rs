@@ -3,6 +3,10 @@
 //! The same tests run on TCP and, with the feature `rdma`, on RDMA. These want a device: `COREFS_TEST_RDMA` names those that may be used, by spaces;
 //! `ci/guest` runs them so in a guest that has one in software.
 
+#[cfg(feature = "rdma")]
+#[global_allocator]
+static HEAP: corefs_net::heap::Counting = corefs_net::heap::Counting;
+
 mod frames;
 mod hostile;
 mod lifecycle;

@@ -3,6 +3,7 @@
 mod grants;
 mod processes;
 mod setup;
+mod steady;
 
 use crate::world::Tested;
 use corefs_net::rdma::{Patience, Rdma, RdmaConfig};

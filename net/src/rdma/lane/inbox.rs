@@ -62,12 +62,14 @@ struct Arrived {
     header: Header,
     body: Body,
     state: State,
-    /// The buffer that the message came in.
+    /// The buffer that the message came in; its data were lent, and another one is received into instead.
     message: Option<Buffer>,
+    lent: bool,
 }
 
+#[allow(clippy::large_enum_variant)] // Nearly all are frames, and a box for each would be an allocation.
 enum Item {
-    Frame(Box<Arrived>),
+    Frame(Arrived),
     Bye,
 }
 
@@ -200,8 +202,8 @@ impl Lane {
     }
 
     fn push(&mut self, header: Header, body: Body, source: Source, message: Option<Buffer>) {
-        let frame = Arrived { header, body, state: State::Unplaced(source), message };
-        self.inbox.items.push_back(Item::Frame(Box::new(frame)));
+        let frame = Arrived { header, body, state: State::Unplaced(source), message, lent: false };
+        self.inbox.items.push_back(Item::Frame(frame));
     }
 
     /// The message may be used again, unless bodies that nobody has taken hold too much already.
@@ -219,8 +221,8 @@ impl Lane {
         let bye = self.inbox.items.iter().any(|item| matches!(item, Item::Bye));
         let first = self.inbox.first + self.inbox.items.len() as u64;
         for item in std::mem::take(&mut self.inbox.items) {
-            if let Item::Frame(frame) = item {
-                self.spare.extend(frame.message);
+            if let Item::Frame(Arrived { message, lent: false, .. }) = item {
+                self.spare.extend(message);
             }
         }
         self.spare.append(&mut self.inbox.held_back);
@@ -246,7 +248,7 @@ impl Lane {
             let Some(Item::Frame(frame)) = self.inbox.items.pop_front() else { return false };
             self.inbox.first += 1;
             self.inbox.placed = self.inbox.placed.saturating_sub(1);
-            self.announce(conn, *frame, sink);
+            self.announce(conn, frame, sink);
             // The buffers that are missing may be those that were just given away: asked again when all of these are.
             if self.waiting && !self.inbox.wait_is_final && self.inbox.placed == 0 {
                 self.waiting = false;
@@ -261,7 +263,7 @@ impl Lane {
     }
 
     fn announce(&mut self, conn: ConnId, frame: Arrived, sink: &mut impl FrameSink) {
-        let Arrived { header, body, state, message } = frame;
+        let Arrived { header, body, state, message, lent } = frame;
         let State::Whole(data) = state else { unreachable!("looked at before") };
         self.counters.frames_in += 1;
         let flow = match (&body, &message) {
@@ -277,10 +279,8 @@ impl Lane {
             }
         }
         // What was lent out of a message is not received into again.
-        match message {
-            Some(message) if message.is_unique() => self.spare.push(message),
-            Some(_) => self.spare.extend(self.block()),
-            None => (),
+        if !lent {
+            self.spare.extend(message);
         }
     }
 
@@ -358,6 +358,8 @@ impl Lane {
             Placement::Discard => State::Whole(None),
             Placement::Here(data) => {
                 assert!(data.len() == to - from, "data that were lent");
+                frame.lent = true;
+                self.spare.extend(instead);
                 State::Whole(Some(data))
             }
             Placement::Into { mut buffer, offset } => {

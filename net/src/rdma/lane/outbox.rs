@@ -4,7 +4,7 @@
 //! become one message or several. Data that fit travel with it, from where they are; the data of a reply go straight into the memory that the
 //! peer has granted for it, before the message on the same queue pair; all others are opened to the peer, which reads and then releases them.
 
-use super::super::message::{Data, Envelope, Grant, Kind, RELEASES_MAX};
+use super::super::message::{Data, Envelope, Grant, Kind, RELEASES_MAX, envelope_len};
 use super::super::setup::GRANTS_MAX;
 use super::{Lane, Purpose, tag};
 use crate::buffer::Payload;
@@ -32,7 +32,8 @@ struct Frame {
     counted: usize,
     /// The number of the request that it answers.
     answers: Option<u64>,
-    grants: Vec<Grant>,
+    /// So many of the grants that wait are told by it.
+    grants: usize,
 }
 
 enum Item {
@@ -44,8 +45,9 @@ enum Item {
 pub struct Outbox {
     items: VecDeque<Item>,
     bytes: usize,
-    /// To be told by the next frame.
-    grants: Vec<Grant>,
+    /// Grants that haven't been told, in the order of the frames that tell them; of the last, `loose` are for the next frame.
+    grants: VecDeque<Grant>,
+    loose: usize,
     kept: Vec<Vec<u8>>,
 }
 
@@ -55,23 +57,30 @@ impl Outbox {
     }
 
     pub fn grant(&mut self, grant: Grant) {
-        self.grants.push(grant);
+        self.grants.push_back(grant);
+        self.loose += 1;
     }
 
-    /// What the next frame will tell.
+    /// What was granted last and hasn't been told.
     #[cfg(test)]
-    pub fn granted(&self) -> &[Grant] {
-        &self.grants
+    pub fn granted(&self) -> Option<Grant> {
+        self.grants.back().copied()
     }
 
     /// Takes back what hasn't been told.
     pub fn forget(&mut self, request: u64) {
-        self.grants.retain(|grant| grant.request != request);
+        let Some(at) = self.grants.iter().position(|grant| grant.request == request) else { return };
+        self.grants.remove(at);
+        let mut before = 0;
         for item in &mut self.items {
-            if let Item::Frame(frame) = item {
-                frame.grants.retain(|grant| grant.request != request);
+            let Item::Frame(frame) = item else { continue };
+            before += frame.grants;
+            if at < before {
+                frame.grants -= 1;
+                return;
             }
         }
+        self.loose -= 1;
     }
 }
 
@@ -84,7 +93,7 @@ impl Lane {
         let counted = data.as_ref().map_or(0, Payload::len);
         self.outbox.bytes += bytes.len() + counted;
         let answers = (header.kind() == FrameKind::Reply).then(|| header.request());
-        let grants = std::mem::take(&mut self.outbox.grants);
+        let grants = std::mem::take(&mut self.outbox.loose);
         self.outbox.items.push_back(Item::Frame(Frame { bytes, sent: 0, data, counted, answers, grants }));
         self.counters.frames_out += 1;
     }
@@ -114,7 +123,7 @@ impl Lane {
         let mut by_tcp = None;
         if must {
             if self.can_send() {
-                self.put(Kind::News, Data::None, &[], 0, (0, &[]), None);
+                self.put(Kind::News, Data::None, 0, 0, &[], None);
                 self.greeting = false;
             } else if self.credits == 0 && !self.greeting {
                 by_tcp = Some(self.news_for_tcp());
@@ -155,7 +164,7 @@ impl Lane {
         let Some(item) = self.outbox.items.pop_front() else { return false };
         let mut frame = match item {
             Item::Bye => {
-                self.put(Kind::Bye, Data::None, &[], 0, (0, &[]), None);
+                self.put(Kind::Bye, Data::None, 0, 0, &[], None);
                 return true;
             }
             Item::Frame(frame) => frame,
@@ -171,13 +180,13 @@ impl Lane {
                 }
             }
         };
-        let space = self.room_for_piece(&frame.grants, data);
+        let space = self.room_for_piece(frame.grants, data);
         let piece = (frame.bytes.len() - frame.sent).min(space);
         let rest = frame.bytes.len() - frame.sent - piece;
         let range = frame.sent..frame.sent + piece;
-        self.put(kind, data, &frame.grants, rest as u32, (0, &frame.bytes[range]), follows);
+        self.put(kind, data, frame.grants, rest as u32, &frame.bytes[range], follows);
         frame.sent += piece;
-        frame.grants.clear();
+        frame.grants = 0;
         if rest > 0 {
             self.outbox.items.push_front(Item::Frame(frame));
         } else {
@@ -209,7 +218,7 @@ impl Lane {
             return Some((Data::None, None));
         };
         let len = data.len();
-        let fits = frame.bytes.len() + len <= self.room_for_piece(&frame.grants, Data::Inline);
+        let fits = frame.bytes.len() + len <= self.room_for_piece(frame.grants, Data::Inline);
         if let Some((at, to)) = granted {
             if to.len as usize >= len {
                 let data = self.reach(frame, data)?;
@@ -242,17 +251,10 @@ impl Lane {
     }
 
     /// Bytes of a piece that fit a message, or of a piece and data.
-    fn room_for_piece(&self, grants: &[Grant], data: Data) -> usize {
+    fn room_for_piece(&self, grants: usize, data: Data) -> usize {
         let theirs = self.theirs.map_or(0, |theirs| theirs.message);
-        let envelope = Envelope {
-            kind: Kind::Frame,
-            data,
-            credits: 0,
-            grants,
-            releases: &self.releases[..self.releases.len().min(RELEASES_MAX)],
-            rest: 0,
-        };
-        (theirs.min(self.ours.message) as usize).saturating_sub(envelope.len())
+        let envelope = envelope_len(grants, self.releases.len().min(RELEASES_MAX), data);
+        (theirs.min(self.ours.message) as usize).saturating_sub(envelope)
     }
 
     /// Queues a message; there is a credit and a place for it.
@@ -260,9 +262,9 @@ impl Lane {
         &mut self,
         kind: Kind,
         data: Data,
-        grants: &[Grant],
+        grants: usize,
         rest: u32,
-        (_, piece): (usize, &[u8]),
+        piece: &[u8],
         follows: Option<Payload>,
     ) {
         let Some(mut head) = self.staging.pop() else { unreachable!("looked at before") };
@@ -271,7 +273,7 @@ impl Lane {
             kind,
             data,
             credits: self.owed as u16,
-            grants,
+            grants: &self.outbox.grants.make_contiguous()[..grants],
             releases: &self.releases[..count],
             rest,
         };
@@ -290,6 +292,7 @@ impl Lane {
         head.set_len(len);
         self.counters.bytes_out += (len + follows.as_ref().map_or(0, Payload::len)) as u64;
         self.pair.send(head, follows, tag(Purpose::Message, 0));
+        self.outbox.grants.drain(..grants);
         self.releases.drain(..count);
         self.credits -= 1;
         self.owed = 0;

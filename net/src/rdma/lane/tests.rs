@@ -6,10 +6,12 @@ use super::super::message::{Data, Envelope, Grant, Kind as MessageKind};
 use super::super::*;
 use super::Lane;
 use crate::contract::RemoteBuf;
+use crate::contract::{Flow, Placement};
 use crate::handshake::{Identity, Role};
 use crate::ring::RingConfig;
 use corefs_wire::Uuid;
 use corefs_wire::frame::HEADER;
+use std::time::Duration;
 use zerocopy::IntoBytes;
 
 #[derive(Default)]
@@ -297,7 +299,7 @@ fn granted(town: &mut Town, accepted: ConnId, len: usize) -> RemoteBuf {
     let lane = town.server.lane(accepted);
     let before = lane.open.len();
     assert!(lane.grant(77 + before as u64, buffer, 0).is_ok());
-    let to = lane.outbox.granted().last().unwrap().to;
+    let to = lane.outbox.granted().unwrap().to;
     town.server.net.inner.touch(accepted);
     for _ in 0..50 {
         town.server.turn();
