@@ -44,4 +44,4 @@ pub use rdma::{Rdma, RdmaConfig};
 pub use ring::{Completion, Ring, RingConfig, Source, Token};
 pub use rpc::{Node, NodeConfig, Remote, Reply, Request, Responder, Service};
 pub use tcp::{ConnId, Tcp, TcpConfig};
-pub use transport::Transport;
+pub use transport::{Carrier, Transport};

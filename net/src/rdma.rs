@@ -16,7 +16,7 @@
 //!
 //! Invariants
 //! - Whatever goes wrong with a queue pair ends its connection and nothing else; it is destroyed at once, and [`FrameSink::closed`] comes when the TCP
-//!   connection is gone, too. A connection that isn't open yet goes on over TCP instead, unless RDMA was asked for.
+//!   connection is gone, too. A connection that isn't open yet goes on over TCP instead, unless the choice is firm.
 //! - The TCP connection tells each end when the other one is gone: no queue pair outlives its peer's process for longer than that takes.
 //! - A frame costs no task, no lock, and in the steady state no allocation; while there is work the kernel is entered only as far as the device's own code does
 //!   that (soft-RoCE's doorbell is a system call, adapters' are writes to memory).
@@ -60,8 +60,8 @@ use upgrade::Stage;
 pub enum Choice {
     /// Where both ends have a path that works.
     Auto,
-    /// Or not at all.
-    Only,
+    /// Where both ends have it: a path that doesn't work is an error for the side that connects. Peers without RDMA are reached by TCP.
+    Firm,
 }
 
 /// How an [`Rdma`] behaves.
@@ -121,11 +121,11 @@ pub struct Rdma {
 
 impl Rdma {
     /// A driver that places data in `pool` and sends them from there. It uses what RDMA this machine has, and goes by TCP alone where it has none, unless
-    /// RDMA was asked for: then `Os` or `NotFound` says what is missing.
+    /// the choice is firm: then `Os` or `NotFound` says what is missing.
     pub fn new(mut config: RdmaConfig, pool: &Pool) -> Result<Self> {
         let survey = Survey::take(&config.devices);
         let (seats, roads) = seat::take(&survey, &mut config, pool);
-        if roads.is_empty() && config.choice == Choice::Only {
+        if roads.is_empty() && config.choice == Choice::Firm {
             let why = survey.obstacles().join("; ");
             let code = survey.obstacle.map_or(ErrorCode::Os, |error| error.code);
             return Err(Error::new(code, format!("RDMA was asked for: {why}")));
@@ -160,6 +160,12 @@ impl Rdma {
     /// Whether a connection goes by a queue pair now.
     pub fn is_by_queue_pair(&self, conn: ConnId) -> bool {
         matches!(self.inner.entry(conn), Some(Entry { stage: Stage::Open(_), .. }))
+    }
+
+    /// Connections that go by a queue pair now.
+    pub fn by_queue_pair(&self) -> usize {
+        let open = |entry: &&Entry| matches!(entry.stage, Stage::Open(_));
+        self.inner.entries.iter().flatten().filter(open).count()
     }
 
     /// As [`Tcp::lend`], for connections that stay on TCP.
@@ -345,6 +351,14 @@ impl Rdma {
         match self.inner.entry(conn).map(|entry| &entry.stage) {
             Some(Stage::Open(lane) | Stage::Draining(lane)) => lane.queued(),
             _ => self.tcp.queued(conn),
+        }
+    }
+
+    /// Whether nothing is queued, and the peer's device has all that was.
+    pub fn is_sent(&self, conn: ConnId) -> bool {
+        match self.inner.entry(conn).map(|entry| &entry.stage) {
+            Some(Stage::Open(lane) | Stage::Draining(lane)) => lane.is_sent(),
+            _ => self.tcp.queued(conn) == 0,
         }
     }
 

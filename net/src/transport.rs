@@ -1,13 +1,13 @@
 //! The calls that every transport has, so that whoever uses one needn't name it. Chosen at compile time: a call costs what it costs.
 
 use crate::address::Address;
-use crate::buffer::{Buffer, Payload};
+use crate::buffer::{Buffer, Payload, Pool};
 use crate::contract::FrameSink;
 use crate::handshake::Peer;
 use crate::ring::{Completion, Ring, Source};
-use crate::tcp::{ConnCounters, ConnId, Tcp};
-use corefs_wire::Result;
+use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
 use corefs_wire::frame::Kind;
+use corefs_wire::{Error, ErrorCode, Result};
 use std::time::Instant;
 
 /// A driver of one executor's connections; what its calls mean is said at [`Tcp`]'s.
@@ -52,6 +52,220 @@ pub trait Transport {
     fn live(&self) -> usize;
     fn has_work(&self) -> bool;
     fn next_tick(&self) -> Option<Instant>;
+}
+
+/// By what connections are to go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Choice {
+    /// RDMA where both ends have a path that works, TCP otherwise.
+    #[default]
+    Auto,
+    Tcp,
+    /// RDMA with whoever has it: none here, or a path to one that doesn't work, is an error.
+    Rdma,
+}
+
+impl std::str::FromStr for Choice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "tcp" => Ok(Self::Tcp),
+            "rdma" => Ok(Self::Rdma),
+            _ => Err(Error::new(
+                ErrorCode::BadConfig,
+                format!("transport `{text}`: expected auto, tcp or rdma"),
+            )),
+        }
+    }
+}
+
+impl std::fmt::Display for Choice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Tcp => "tcp",
+            Self::Rdma => "rdma",
+        })
+    }
+}
+
+/// The transport that was chosen when the process started. In a build without RDMA there is one, and nothing to decide; else a call costs one branch that
+/// is always the same.
+#[cfg_attr(
+    feature = "rdma",
+    expect(clippy::large_enum_variant, reason = "one for a core: TCP is reached without a detour")
+)]
+pub enum Carrier {
+    Tcp(Tcp),
+    #[cfg(feature = "rdma")]
+    Rdma(Box<crate::rdma::Rdma>),
+}
+
+/// The same call of whichever it is.
+macro_rules! either {
+    ($self:expr, $carrier:ident => $call:expr) => {
+        match $self {
+            Carrier::Tcp($carrier) => $call,
+            #[cfg(feature = "rdma")]
+            Carrier::Rdma($carrier) => $call,
+        }
+    };
+}
+
+impl Carrier {
+    /// What goes as `choice` says, places data in `pool`, and sends them from there. `BadConfig` or what is missing, if that is RDMA and can't be.
+    pub fn new(choice: Choice, config: TcpConfig, pool: &Pool) -> Result<Self> {
+        match choice {
+            Choice::Tcp => Ok(Self::Tcp(Tcp::new(config))),
+            Choice::Auto | Choice::Rdma => Self::with_rdma(choice, config, pool),
+        }
+    }
+
+    #[cfg(feature = "rdma")]
+    fn with_rdma(choice: Choice, config: TcpConfig, pool: &Pool) -> Result<Self> {
+        use crate::rdma::{Choice as Way, Rdma, RdmaConfig};
+        let mut wanted = RdmaConfig::new(config.clone());
+        if choice == Choice::Rdma {
+            wanted.choice = Way::Firm;
+        }
+        let rdma = Rdma::new(wanted, pool)?;
+        let Some(road) = rdma.roads().next() else { return Ok(Self::Tcp(Tcp::new(config))) };
+        tracing::info!(device = road.context.name(), port = road.port.number, address = %road.gid, "RDMA can be used");
+        Ok(Self::Rdma(Box::new(rdma)))
+    }
+
+    #[cfg(not(feature = "rdma"))]
+    fn with_rdma(choice: Choice, config: TcpConfig, _pool: &Pool) -> Result<Self> {
+        if choice == Choice::Rdma {
+            let what =
+                "this corefs is built without RDMA; build it with `cargo build --release --features rdma`";
+            return Err(Error::new(ErrorCode::BadConfig, what));
+        }
+        Ok(Self::Tcp(Tcp::new(config)))
+    }
+
+    /// Whether completions of this source are to be given to [`complete`](Self::complete).
+    #[inline]
+    pub fn owns(source: Source) -> bool {
+        source == Source::TCP || source == Source::RDMA
+    }
+
+    /// As [`Tcp::lend`].
+    pub fn lend(&mut self, pool: Pool) {
+        either!(self, carrier => carrier.lend(pool));
+    }
+
+    pub fn connect(&mut self, address: &Address) -> Result<ConnId> {
+        either!(self, carrier => carrier.connect(address))
+    }
+
+    pub fn listen(&mut self, address: &Address) -> Result<Address> {
+        either!(self, carrier => carrier.listen(address))
+    }
+
+    pub fn stop_listening(&mut self, ring: &mut Ring) {
+        either!(self, carrier => carrier.stop_listening(ring));
+    }
+
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    pub fn send(
+        &mut self,
+        conn: ConnId,
+        kind: Kind,
+        op: u16,
+        request: u64,
+        status: u32,
+        body: &[u8],
+        data: Option<Payload>,
+    ) -> Result<()> {
+        either!(self, carrier => carrier.send(conn, kind, op, request, status, body, data))
+    }
+
+    /// As [`Transport::grant`].
+    #[inline]
+    pub fn grant(
+        &mut self,
+        conn: ConnId,
+        request: u64,
+        buffer: Buffer,
+        offset: usize,
+    ) -> std::result::Result<(), Buffer> {
+        either!(self, carrier => carrier.grant(conn, request, buffer, offset))
+    }
+
+    #[inline]
+    pub fn complete(&mut self, completion: Completion, sink: &mut impl FrameSink) {
+        either!(self, carrier => carrier.complete(completion, sink));
+    }
+
+    #[inline]
+    pub fn advance(&mut self, now: Instant, sink: &mut impl FrameSink) {
+        either!(self, carrier => carrier.advance(now, sink));
+    }
+
+    #[inline]
+    pub fn flush(&mut self, ring: &mut Ring) {
+        either!(self, carrier => carrier.flush(ring));
+    }
+
+    pub fn close(&mut self, conn: ConnId) {
+        either!(self, carrier => carrier.close(conn));
+    }
+
+    pub fn resume(&mut self, conn: ConnId) {
+        either!(self, carrier => carrier.resume(conn));
+    }
+
+    pub fn is_open(&self, conn: ConnId) -> bool {
+        either!(self, carrier => carrier.is_open(conn))
+    }
+
+    pub fn queued(&self, conn: ConnId) -> usize {
+        either!(self, carrier => carrier.queued(conn))
+    }
+
+    /// Whether all that was queued gets there even if this process ends now.
+    pub fn is_sent(&self, conn: ConnId) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.queued(conn) == 0,
+            #[cfg(feature = "rdma")]
+            Self::Rdma(rdma) => rdma.is_sent(conn),
+        }
+    }
+
+    pub fn counters(&self, conn: ConnId) -> Option<ConnCounters> {
+        either!(self, carrier => carrier.counters(conn))
+    }
+
+    /// The ids of all connections, in whatever state.
+    pub fn connections(&self) -> Vec<ConnId> {
+        either!(self, carrier => carrier.connections().collect())
+    }
+
+    pub fn live(&self) -> usize {
+        either!(self, carrier => carrier.live())
+    }
+
+    #[inline]
+    pub fn has_work(&self) -> bool {
+        either!(self, carrier => carrier.has_work())
+    }
+
+    pub fn next_tick(&self) -> Option<Instant> {
+        either!(self, carrier => carrier.next_tick())
+    }
+
+    /// Connections that go by a queue pair now.
+    pub fn by_queue_pair(&self) -> usize {
+        match self {
+            Self::Tcp(_) => 0,
+            #[cfg(feature = "rdma")]
+            Self::Rdma(rdma) => rdma.by_queue_pair(),
+        }
+    }
 }
 
 macro_rules! forwarded {

@@ -55,7 +55,7 @@ impl Shard {
         if let Some(conn) = self.desk.links.find(owner.address) {
             return Ok(conn);
         }
-        let conn = self.tcp.connect(&owner.address.parse::<Address>()?)?;
+        let conn = self.carrier.connect(&owner.address.parse::<Address>()?)?;
         self.desk.links.add(owner.address, conn);
         Ok(conn)
     }
@@ -70,10 +70,10 @@ impl Shard {
                     self.send_forward(&forward, conn, request)
                 }
                 Sent::Question(question) => {
-                    self.tcp.send(conn, Kind::Request, question.op, request, 0, &question.body, None)
+                    self.carrier.send(conn, Kind::Request, question.op, request, 0, &question.body, None)
                 }
                 Sent::Fetch(fetch) => {
-                    self.tcp.send(conn, Kind::Request, op::FETCH, request, 0, &fetch.body, None)
+                    self.carrier.send(conn, Kind::Request, op::FETCH, request, 0, &fetch.body, None)
                 }
             };
             if let Err(error) = outcome
@@ -100,6 +100,6 @@ impl Shard {
         let payload = update.buffer.as_ref().filter(|_| !update.payload.is_empty());
         let payload = payload.map(|buffer| Payload::new(buffer.clone(), update.payload.clone()));
         self.desk.counters.forwards += 1;
-        self.tcp.send(conn, Kind::Request, op::UPDATE, request, 0, &self.body, payload)
+        self.carrier.send(conn, Kind::Request, op::UPDATE, request, 0, &self.body, payload)
     }
 }

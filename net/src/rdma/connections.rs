@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(100);
 /// And memory that something waits for.
 const SHORT: Duration = Duration::from_millis(5);
+/// What a queue pair has after the end of its connection to finish what came before.
+const LAST_WORDS: Duration = Duration::from_millis(5);
 /// An accepted connection with more than this queued takes no further requests, as of TCP.
 const THROTTLE: usize = CONNECTION_SEND_MAX / 8;
 
@@ -193,6 +195,25 @@ impl Inner {
         }
     }
 
+    /// What came before the end of a connection is announced before that. A frame may wait for a window to be shut, which takes the device no time
+    /// worth mentioning; nothing else is waited for.
+    pub(super) fn last_words(&mut self, conn: ConnId, sink: &mut impl FrameSink) {
+        let until = Instant::now() + LAST_WORDS;
+        loop {
+            self.poll();
+            if !self.entry(conn).is_some_and(|entry| matches!(entry.stage, Stage::Open(_))) {
+                return;
+            }
+            self.deliver(conn, sink);
+            self.flush(conn);
+            let Some(Stage::Open(lane)) = self.entry(conn).map(|entry| &entry.stage) else { return };
+            if !lane.awaits_device() || Instant::now() >= until {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
     /// The queue pair failed, or the peer did what it may not.
     pub(super) fn broken(&mut self, conn: ConnId, error: Error) {
         let Some(entry) = self.entry_mut(conn) else { return };
@@ -288,6 +309,7 @@ impl<S: FrameSink> FrameSink for Filter<'_, S> {
     }
 
     fn closed(&mut self, conn: ConnId, error: Error) {
+        self.inner.last_words(conn, self.sink);
         self.inner.drop_lane(conn);
         let known = self.inner.entry(conn).is_some_and(|entry| entry.known);
         if self.inner.entry(conn).is_some() {

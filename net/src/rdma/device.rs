@@ -4,7 +4,7 @@
 //! and A17). A port's GIDs are what peers address: those of RoCE version 2 are its IP addresses, and packets are routed as UDP.
 
 use super::library::{Library, done, made};
-use corefs_wire::Result;
+use corefs_wire::{Error, ErrorCode, Result};
 use ibverbs_sys as sys;
 use std::ffi::CStr;
 use std::fmt;
@@ -163,7 +163,12 @@ impl Context {
     pub fn open_all(library: &Rc<Library>) -> Result<Vec<(String, Result<Rc<Self>>)>> {
         let mut count = 0;
         // SAFETY: writes the count, and returns a list that ends with it, or null.
-        let list = made("ibv_get_device_list", unsafe { (library.get_device_list)(&mut count) })?;
+        let list = made("ibv_get_device_list", unsafe { (library.get_device_list)(&mut count) });
+        if std::io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS) && list.is_err() {
+            let what = "this machine has no RDMA device: its kernel's module ib_uverbs isn't loaded";
+            return Err(Error::new(ErrorCode::NotFound, what));
+        }
+        let list = list?;
         let mut found = Vec::new();
         for at in 0..count as usize {
             // SAFETY: the list has `count` devices, valid until it is freed.

@@ -314,6 +314,11 @@ impl Lane {
         self.outbox.bytes() + self.source_bytes
     }
 
+    /// Whether the peer's device has everything that was queued.
+    pub fn is_sent(&self) -> bool {
+        self.queued() == 0 && self.pair.is_idle()
+    }
+
     pub fn verbs(&self) -> Verbs {
         let (requests, doorbells) = self.pair.counters();
         Verbs { requests, doorbells, completions: self.completions }

@@ -141,6 +141,11 @@ impl QueuePair {
         (self.sizes.sends as usize).saturating_sub(self.sends.len())
     }
 
+    /// Whether everything that was queued is done.
+    pub fn is_idle(&self) -> bool {
+        self.sends.is_empty()
+    }
+
     /// Whether the device can read these bytes where they are.
     #[inline]
     pub fn reaches(&self, bytes: &[u8]) -> bool {

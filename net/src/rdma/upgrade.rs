@@ -58,7 +58,7 @@ impl Stage {
 impl Inner {
     /// The handshake is done, with a peer that is able to go by RDMA or not. `false` if frames may flow at once.
     pub(super) fn met(&mut self, conn: ConnId, able: bool) -> bool {
-        let (only, deadline) = (self.config.choice == Choice::Only, self.deadline());
+        let deadline = self.deadline();
         let Some(entry) = self.entry_mut(conn) else { return true };
         if able {
             if entry.accepted {
@@ -68,10 +68,6 @@ impl Inner {
             } else {
                 self.errands.push_back(Errand::Offer(conn));
             }
-            return true;
-        }
-        if only {
-            self.refuse(conn, "the other side has none");
             return true;
         }
         entry.stage = Stage::Plain;
@@ -93,7 +89,7 @@ impl Inner {
     /// A path that doesn't work isn't used; frames go by TCP.
     pub(super) fn fall_back(&mut self, conn: ConnId, why: &Error) {
         tracing::warn!(%why, "an RDMA path doesn't work; going on over TCP");
-        if self.config.choice == Choice::Only {
+        if self.config.choice == Choice::Firm {
             return self.refuse(conn, &why.to_string());
         }
         self.drop_lane(conn);
@@ -258,10 +254,12 @@ impl Rdma {
         }
     }
 
+    /// Whoever connects decides whether TCP will do.
     fn plain_or_refused(&mut self, conn: ConnId, why: &str) {
+        let accepted = self.inner.entry(conn).is_some_and(|entry| entry.accepted);
         match self.inner.config.choice {
-            Choice::Auto => self.inner.errands.push_back(Errand::Plain(conn)),
-            Choice::Only => self.inner.refuse(conn, why),
+            Choice::Firm if !accepted => self.inner.refuse(conn, why),
+            _ => self.inner.errands.push_back(Errand::Plain(conn)),
         }
     }
 

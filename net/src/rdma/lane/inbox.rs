@@ -402,6 +402,15 @@ impl Lane {
         })
     }
 
+    /// Whether a frame that has come whole waits for our own device alone.
+    pub fn awaits_device(&self) -> bool {
+        let shutting = |item: &Item| match item {
+            Item::Frame(frame) => matches!(frame.state, State::Busy(Then::Announce | Then::Fill(..))),
+            Item::Bye => false,
+        };
+        self.inbox.items.iter().any(shutting)
+    }
+
     /// Starts the reads that there is room for, in order.
     pub(super) fn start_reads(&mut self) {
         let first = self.inbox.first;

@@ -64,7 +64,7 @@ impl End {
             queue_pairs_max: 16,
             arena_bytes: 16 << 20,
             patience: Patience { timeout: 19, retries: 7 },
-            choice: Choice::Only,
+            choice: Choice::Firm,
             ..RdmaConfig::new(TcpConfig::new(identity))
         };
         let net = Rdma::new(config, &pool).unwrap();

@@ -202,6 +202,45 @@ fn what_is_taken_back_is_free_when_the_device_says_so() {
 }
 
 #[test]
+fn what_came_before_the_end_is_announced_before_it() {
+    if !super::is_there() {
+        return;
+    }
+    for _ in 0..10 {
+        let (mut server, mut client, conn) = pair::<Rdma>();
+        let mut keeper = Keeper::default();
+        for request in 0..8 {
+            ask(&mut client, conn, request, 0, 4096);
+        }
+        let started = Instant::now();
+        while server.sink.frames.len() < 8 {
+            turn(&mut client, &mut keeper);
+            server.turn();
+            assert!(started.elapsed() < Duration::from_secs(60), "the requests");
+        }
+        let accepted = server.sink.frames[0].conn;
+        while let Some(frame) = server.sink.frames.pop_front() {
+            let request = frame.header.request();
+            server.net.send(accepted, Kind::Reply, 1, request, 0, b"", Some(vec![9; 4096].into())).unwrap();
+        }
+        // The server ends as a shard does: when its peer's device has everything.
+        while !server.net.is_sent(accepted) {
+            server.turn();
+            assert!(started.elapsed() < Duration::from_secs(60), "the acknowledgments");
+        }
+        drop(server);
+        while keeper.closed == 0 {
+            turn(&mut client, &mut keeper);
+            assert!(started.elapsed() < Duration::from_secs(60), "the end");
+        }
+        assert_eq!(keeper.replies.len(), 8);
+        assert!(
+            keeper.replies.iter().all(|(.., data)| data.as_ref().is_some_and(|data| data[..] == [9; 4096]))
+        );
+    }
+}
+
+#[test]
 fn the_end_of_a_connection_gives_everything_back() {
     if !super::is_there() {
         return;

@@ -62,7 +62,7 @@ fn without_devices(change: impl FnOnce(&mut RdmaConfig)) -> World<Rdma> {
 #[test]
 fn rdma_that_is_asked_for_and_is_not_there_is_an_error() {
     let mut config = RdmaConfig::new(TcpConfig::new(identity(None)));
-    (config.choice, config.devices) = (Choice::Only, vec!["nosuch0".to_string()]);
+    (config.choice, config.devices) = (Choice::Firm, vec!["nosuch0".to_string()]);
     let pool = corefs_net::Pool::new(1).unwrap();
     let error = Rdma::new(config, &pool).err().unwrap();
     assert!(error.message.starts_with("RDMA was asked for"), "{error}");
@@ -94,29 +94,28 @@ fn both_kinds_of_peers_reach_each_other() {
 }
 
 #[test]
-fn who_asks_for_rdma_goes_by_nothing_else() {
+fn who_is_firm_does_not_fall_back() {
     if !is_there() {
         return;
     }
-    let only = |config: &mut RdmaConfig| config.choice = Choice::Only;
-    // The server has none: the client says so.
-    let (mut server, mut client) = (World::<Tcp>::plain(), world(only));
-    let address = server.net.listen(&Tcp::local()).unwrap();
+    let firm = |config: &mut RdmaConfig| config.choice = Choice::Firm;
+    // The server has no queue pair left: it says so, and the client doesn't go on over TCP.
+    let mut server = world(|config| config.queue_pairs_max = 0);
+    let mut client = world(firm);
+    let address = server.net.listen(&Rdma::local()).unwrap();
     client.net.connect(&address).unwrap();
-    until_both(&mut client, &mut server, "the refusal", |client, server| {
+    until(&mut client, &mut server, "the refusal", |client, server| {
         client.sink.closed.len() == 1 && server.net.live() == 1
     });
     assert_eq!(client.sink.closed[0].1.code, ErrorCode::Unreachable);
-    // The client has none: the server says so.
-    let (mut server, mut client) = (world(only), World::<Tcp>::plain());
-    let address = server.net.listen(&Rdma::local()).unwrap();
-    client.net.connect(&address).unwrap();
-    until_both(&mut client, &mut server, "the refusal", |client, server| {
-        client.sink.closed.len() == 1 && server.net.live() == 1
-    });
-    assert!(server.sink.opened.is_empty() && server.sink.closed.is_empty());
+    assert!(client.sink.opened.is_empty());
+    // A peer without RDMA is reached by TCP.
+    let (mut server, mut client) = (World::<Tcp>::plain(), world(firm));
+    let address = server.net.listen(&Tcp::local()).unwrap();
+    let conn = client.net.connect(&address).unwrap();
+    until_both(&mut client, &mut server, "to open", |client, _| client.net.is_open(conn));
     // Both have it.
-    let (mut server, mut client) = (world(only), world(only));
+    let (mut server, mut client) = (world(firm), world(firm));
     let address = server.net.listen(&Rdma::local()).unwrap();
     let conn = open(&mut client, &mut server, &address);
     assert!(client.net.is_by_queue_pair(conn));

@@ -34,9 +34,6 @@ mod built {
     use corefs_wire::Uuid;
     use serde_json::json;
 
-    /// Servers and clients don't go by it yet, whatever is found.
-    const NOT_YET: &str = "servers and clients go by TCP still: no role uses it yet";
-
     /// What a shard would have pinned: the buffers of its disk and sockets, and those of messages (bytes).
     fn pinned() -> u64 {
         let cluster = Uuid::NIL;
@@ -90,7 +87,6 @@ mod built {
             .collect();
         json!({
             "built": true,
-            "in_use": false,
             "devices": devices,
             "memlock": survey.memlock,
             "pinned_by_a_shard": pinned(),
@@ -104,8 +100,9 @@ mod built {
         match roads.first() {
             Some(road) => {
                 let (device, port, gid) = (road.context.name(), road.port.number, &road.gid);
-                let what = "to a peer that has it too, if that is reached through the same network";
-                output::line(&format!("RDMA: {device} port {port}, {gid}, {what}; {NOT_YET}"))?;
+                let what =
+                    "to storage nodes that have it, too, or the port that leads to one; TCP to all others";
+                output::line(&format!("RDMA: {device} port {port}, {gid}, {what}"))?;
             }
             None => output::line("RDMA: none can be used, so everything goes by TCP")?,
         }
