@@ -2,7 +2,7 @@
 # A cluster over RDMA, inside a guest (ci/guest copies it there, beside the binary): three storage nodes, three copies, every connection to a shard by a queue pair.
 # /dev/nvme0n1 is an ext4 with room for them. Written for busybox. The last line says what was shown.
 set -eu
-export PATH=/payload:$PATH COREFS_TRANSPORT=rdma
+export PATH=/payload:$PATH COREFS_LOG=info NO_COLOR=1
 dir=/scratch/disk/cluster
 mkdir /scratch/disk
 mount -t ext4 /dev/nvme0n1 /scratch/disk
@@ -22,8 +22,8 @@ corefs fs put /tmp/data /data
 for n in 1 2 3; do corefs fs cat /data | cmp - /tmp/data || die "what was read isn't what was written"; done
 between=$(of_shards connections_by_rdma)
 [ "$between" -ge 4 ] || die "storage nodes don't reach each other by RDMA: $between connections"
-corefs perf randread --size 16MiB --seconds 4 --depth 16 --batch 8 --verify --json >/tmp/read.json || die "reads"
-corefs perf randwrite --size 8MiB --seconds 4 --depth 4 --verify --path /written --json >/tmp/write.json || die "writes"
+corefs perf randread --transport rdma --size 16MiB --seconds 4 --depth 16 --batch 8 --verify --json >/tmp/read.json || die "reads"
+corefs perf randwrite --transport rdma --size 8MiB --seconds 4 --depth 4 --verify --path /written --json >/tmp/write.json || die "writes"
 # figures FILE: what a run did; it must have no errors.
 figures() {
   tr ',{}' '\n\n\n' <"$1" >/tmp/figures
@@ -42,7 +42,15 @@ wait $reading || die "reads while a node was killed"
 echo "$(figures /tmp/killed.json) reads while a node was killed"
 corefs fs put /tmp/data /again
 corefs fs cat /again | cmp - /tmp/data || die "what was written while a node was away"
+# The link goes down in the middle of reads, and up again: they go on by TCP.
+(corefs perf randread --size 16MiB --seconds 12 --depth 8 --verify --json >/tmp/link.json 2>/tmp/link.log) & reading=$!
+sleep 4; ip link set rdma0 down
+sleep 4; ip link set rdma0 up
+wait $reading || die "reads while the link was down"
+grep -q 'going on over TCP' /tmp/link.log || die "nobody noticed that the link was down"
+echo "$(figures /tmp/link.json) reads while the link was down and up again"
+corefs fs get /data /tmp/back && cmp /tmp/data /tmp/back || die "reads after that"
 kill -TERM $up; wait $up || die "corefs up didn't stop cleanly"
 corefs fsck --dir $dir >/dev/null || die "fsck"
 ! dmesg | grep -A 20 'cut here' || die "the kernel complains"
-echo "a cluster of 3 nodes with 3 copies over RDMA: $between connections between shards; read, written and verified, also while a node was killed"
+echo "a cluster of 3 nodes with 3 copies over RDMA: $between connections between shards; read, written and verified, also while a node was killed and while the link was down"
