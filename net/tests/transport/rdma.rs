@@ -1,6 +1,7 @@
 //! RDMA as the suite makes it, and what only it has.
 
 mod grants;
+mod nodes;
 mod processes;
 mod setup;
 mod steady;
