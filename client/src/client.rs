@@ -11,6 +11,7 @@ use crate::inode::Inode;
 use crate::meta::Meta;
 use crate::storage::Storage;
 use crate::wait::Waiters;
+use corefs_net::transport::Choice as Transport;
 use corefs_net::{Address, Bell, Node, Pool, Secret};
 use corefs_wire::control::Call;
 use corefs_wire::routing::RoutingInfo;
@@ -32,6 +33,8 @@ pub struct ClientOptions {
     pub pool_bytes: usize,
     /// How long the executor polls before it sleeps.
     pub busy_poll: Duration,
+    /// By what connections to storage nodes and others go.
+    pub transport: Transport,
     /// How long an operation is retried before its error is given to the caller.
     pub deadline: Duration,
     /// Most bytes that wait to be written behind the caller, per file; 0: every write is direct. All files together hold
@@ -47,6 +50,7 @@ impl ClientOptions {
             name: String::from("client"),
             pool_bytes: 64 << 20,
             busy_poll: Duration::ZERO,
+            transport: Transport::Auto,
             deadline: Duration::from_secs(30),
             write_behind: 4 << 20,
         }

@@ -1,20 +1,24 @@
 //! What every transport promises, so that the layers above don't know which one carries them.
 //!
-//! TCP is the only transport so far; one-sided RDMA fills the same seam later. The promises:
+//! There are two, with the same calls ([`Transport`](crate::Transport)): TCP, and RDMA, which is TCP until both ends have agreed on a queue pair. The
+//! promises:
 //!
 //! - **`reply` implies placement.** A transport that has delivered a reply frame has placed every byte of its
 //!   data before. TCP keeps it by reading the data, straight into the buffer that the request named,
-//!   before the frame is announced. RDMA will keep it by ordering the SEND of the reply behind the WRITEs of its data
+//!   before the frame is announced. RDMA keeps it by ordering the SEND of the reply behind the WRITE of its data
 //!   on one queue pair.
-//! - **`write_remote(buf, local)`** puts local bytes where the requester asked for them. On TCP the destination is
+//! - **Data of replies** go where the requester wants them. On TCP the destination is
 //!   (request number, offset): the data ride behind the reply's header and the receiver's [`FrameSink::place`] finds
-//!   the slot. On RDMA it is the [`RemoteBuf`] that travelled in the request.
-//! - **`read_remote(buf, local)`** pulls the payload of a write from the requester. On TCP payloads are always inline
-//!   (at most `limits::FRAME_DATA_MAX` bytes), so there is nothing to pull and [`RemoteBuf::len`] is 0.
+//!   the slot. On RDMA it is the [`RemoteBuf`] of a grant that travelled with the request ([`Transport::grant`](crate::Transport::grant));
+//!   without one `place` is asked, as on TCP.
+//! - **Payloads of writes** come when [`FrameSink::place`] has said where to: on TCP they are read from the socket, on RDMA from the requester's
+//!   memory, unless they are so small that they came with the request.
 //! - **A late byte never lands in memory that was handed out again.** A destination stays owned by its request until
-//!   the reply, or until the connection's end is confirmed by [`FrameSink::closed`].
+//!   the reply, or until the connection's end is confirmed by [`FrameSink::closed`], or the device has confirmed that it can't be reached any more.
 //! - **Bounds.** A receiver that has no buffer answers [`Placement::Wait`]; the transport then stops taking from that
 //!   peer alone, and the peer's sends back up in its own bounded queue.
+//! - **Order.** Frames of a connection are announced in the order in which they were sent. On RDMA `place` may be asked for a frame before those ahead
+//!   of it have been announced, so that their data come side by side.
 
 use crate::buffer::Buffer;
 use crate::handshake::Peer;
@@ -22,8 +26,7 @@ use crate::tcp::ConnId;
 use corefs_wire::Error;
 use corefs_wire::frame::Header;
 
-/// Memory of a peer that one-sided operations may reach. `len` 0 means that data travel inline, which is all that
-/// TCP ever says.
+/// Memory of a peer that one-sided operations may reach.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RemoteBuf {
     /// Address in the peer's memory.
@@ -32,7 +35,7 @@ pub struct RemoteBuf {
     pub len: u32,
     /// The peer's remote key for it.
     pub key: u32,
-    /// The peer's request slot that owns the memory, so that a late transfer can be told from a current one.
+    /// What the peer knows the memory by: the number of the request that it was granted for, or the window that opens it.
     pub slot: u64,
 }
 
@@ -57,7 +60,7 @@ pub enum Flow {
     Pause,
 }
 
-/// Who takes the frames of a [`Tcp`](crate::Tcp). Calls come only from within `Tcp::complete` and `Tcp::advance`.
+/// Who takes the frames of a [`Transport`](crate::Transport). Calls come only from within its `complete` and `advance`.
 pub trait FrameSink {
     /// Where the `header.data_len()` (> 0) bytes behind this frame go. Header and body have been checked. `here`: the data, if all
     /// of them have arrived in memory that may be lent ([`Tcp::lend`](crate::Tcp::lend)); to take them so costs no copy,

@@ -29,7 +29,13 @@ use layout::{Challenge, HAS_SECRET, Hello, Proof, WANTS_PROOF, read};
 use sha2::Sha256;
 use zerocopy::IntoBytes;
 
-/// Abilities beyond the version that this build has; none is defined yet.
+/// Abilities beyond the version, which a side offers if it has them: bits.
+pub mod capability {
+    /// After the handshake the connector makes an offer to go on by RDMA, or declines to. See `rdma::setup`.
+    pub const RDMA: u64 = 1;
+}
+
+/// The abilities that every build has.
 pub const CAPABILITIES: u64 = 0;
 
 /// What a process is to its peers.
@@ -148,6 +154,8 @@ pub struct Handshake {
     /// The peer's address.
     address: Address,
     nonce: [u8; 32],
+    /// What we offer.
+    capabilities: u64,
 }
 
 #[derive(Debug)]
@@ -166,18 +174,33 @@ enum State {
 impl Handshake {
     /// The side that connects speaks first.
     pub fn connect(identity: &Identity, address: Address, nonce: [u8; 32]) -> (Self, Message) {
+        Self::connect_with(CAPABILITIES, identity, address, nonce)
+    }
+
+    /// The same, with these abilities.
+    pub fn connect_with(
+        capabilities: u64,
+        identity: &Identity,
+        address: Address,
+        nonce: [u8; 32],
+    ) -> (Self, Message) {
         let mut flags = 0;
         if identity.secret.is_some() {
             flags = if address.is_local() { HAS_SECRET } else { HAS_SECRET | WANTS_PROOF };
         }
-        let hello = hello(identity, FRAME_VERSION_MIN..=FRAME_VERSION, CAPABILITIES, flags, nonce);
+        let hello = hello(identity, FRAME_VERSION_MIN..=FRAME_VERSION, capabilities, flags, nonce);
         let body = hello.as_bytes().to_vec();
         let message = Message { op: op::HELLO, body: body.clone() };
-        (Self { state: State::AwaitChallenge(body), address, nonce }, message)
+        (Self { state: State::AwaitChallenge(body), address, nonce, capabilities }, message)
     }
 
     pub fn accept(address: Address, nonce: [u8; 32]) -> Self {
-        Self { state: State::AwaitHello, address, nonce }
+        Self::accept_with(CAPABILITIES, address, nonce)
+    }
+
+    /// The same, with these abilities.
+    pub fn accept_with(capabilities: u64, address: Address, nonce: [u8; 32]) -> Self {
+        Self { state: State::AwaitHello, address, nonce, capabilities }
     }
 
     /// Takes the peer's next message. An error is to be sent to the peer before the connection is closed.
@@ -210,7 +233,7 @@ impl Handshake {
         }
         check_cluster(identity, theirs)?;
         let flags = if identity.secret.is_some() { HAS_SECRET | WANTS_PROOF } else { 0 };
-        let capabilities = theirs.capabilities.get() & CAPABILITIES;
+        let capabilities = theirs.capabilities.get() & self.capabilities;
         let ours = hello(identity, version..=version, capabilities, flags, self.nonce);
         let mut challenge = Challenge { hello: ours, proof: [0; 32] };
         let mut expected = None;
@@ -248,7 +271,7 @@ impl Handshake {
             }
             _ => (),
         }
-        let capabilities = theirs.capabilities.get() & CAPABILITIES;
+        let capabilities = theirs.capabilities.get() & self.capabilities;
         self.state = State::AwaitWelcome(self.peer(&theirs, version, capabilities, wanted)?);
         Ok(Step::Send(Message { op: op::PROOF, body: ours.as_bytes().to_vec() }))
     }

@@ -1,6 +1,6 @@
 //! The async endpoint of control roles and of clients: calls, services, deadlines.
 //!
-//! A [`Node`] is one ring, one [`Tcp`] and one turn loop on the current executor. Its handles are for tasks of
+//! A [`Node`] is one ring, one [`Carrier`] and one turn loop on the current executor. Its handles are for tasks of
 //! that executor; [`Remote`] is for other threads.
 //!
 //! - **Calls**: [`Node::ask`] (typed), [`Node::call`]; connections are opened on demand, shared, and closed when idle.
@@ -25,7 +25,8 @@ use crate::executor;
 use crate::handshake::{Identity, Peer};
 use crate::mailbox::{Refused, Sender, mailbox};
 use crate::ring::{Ring, RingConfig};
-use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
+use crate::tcp::{ConnCounters, ConnId, TcpConfig};
+use crate::transport::{Carrier, Choice};
 use corefs_wire::control::{Call, Message};
 use corefs_wire::frame::Kind;
 use corefs_wire::{Error, ErrorCode, Result};
@@ -56,6 +57,8 @@ pub struct NodeConfig {
     pub idle: Duration,
     /// Closures from other threads that may wait.
     pub mailbox: usize,
+    /// By what its connections go.
+    pub transport: Choice,
 }
 
 impl NodeConfig {
@@ -66,6 +69,7 @@ impl NodeConfig {
             pool_bytes: POOL_DEFAULT,
             idle: Duration::from_secs(60),
             mailbox: 1024,
+            transport: Choice::Tcp,
         }
     }
 }
@@ -102,7 +106,7 @@ type TurnHook = Rc<dyn Fn(&Node)>;
 type TickHook = Rc<dyn Fn(&Node, Instant)>;
 
 struct Inner {
-    tcp: RefCell<Tcp>,
+    carrier: RefCell<Carrier>,
     pool: Pool,
     /// Rung by whoever queues something for the pump.
     bell: Bell,
@@ -136,10 +140,10 @@ impl Node {
         let ring = Ring::new(&config.ring)?;
         let (mail, receiver) = mailbox(config.mailbox.max(1), ring.alarm());
         let (pool, bell) = (Pool::new(config.pool_bytes)?, Bell::new());
-        let mut tcp = Tcp::new(TcpConfig::new(config.identity));
-        tcp.lend(pool.clone());
+        let mut carrier = Carrier::new(config.transport, TcpConfig::new(config.identity), &pool)?;
+        carrier.lend(pool.clone());
         let inner = Inner {
-            tcp: RefCell::new(tcp),
+            carrier: RefCell::new(carrier),
             pool,
             pool_bell: Bell::echo(&bell),
             bell,
@@ -172,9 +176,9 @@ impl Node {
         Ok(node)
     }
 
-    /// As [`Tcp::listen`].
+    /// As [`Tcp::listen`](crate::Tcp::listen).
     pub fn listen(&self, address: &Address) -> Result<Address> {
-        let address = self.0.tcp.borrow_mut().listen(address)?;
+        let address = self.0.carrier.borrow_mut().listen(address)?;
         self.wake();
         Ok(address)
     }
@@ -243,7 +247,7 @@ impl Node {
         let opening = match known {
             Some(opening) => opening,
             None => {
-                let conn = self.0.tcp.borrow_mut().connect(address)?;
+                let conn = self.0.carrier.borrow_mut().connect(address)?;
                 self.wake();
                 self.0.links.borrow_mut().insert(address.clone(), conn, self.0.now.get())
             }
@@ -257,28 +261,34 @@ impl Node {
     }
 
     pub fn counters(&self, conn: ConnId) -> Option<ConnCounters> {
-        self.0.tcp.borrow().counters(conn)
+        self.0.carrier.borrow().counters(conn)
     }
 
     /// Closes a connection once what is queued has been sent; its requests end with `ConnectionLost`.
     pub fn close(&self, conn: ConnId) {
-        self.0.tcp.borrow_mut().close(conn);
+        self.0.carrier.borrow_mut().close(conn);
         self.wake();
     }
 
     /// Reserves a request number on `conn`; its reply's data go to `dest` (a unique buffer, an offset in it), or stay where they
     /// arrive if they are few, or go to a buffer of the pool. Follow with [`post`](Self::post). `ConnectionLost`, or `Overloaded` at
-    /// limits::CONNECTION_REQUESTS_MAX. A buffer whose data were on their way when the connection ended is lost with it.
+    /// limits::CONNECTION_REQUESTS_MAX. A buffer whose data were on their way when the connection ended is lost with it. By RDMA the buffer is the peer's to
+    /// write to until the reply, also if that isn't awaited any more.
     pub fn expect(&self, conn: ConnId, dest: Option<(Buffer, usize)>) -> Result<Expected> {
-        if !self.0.tcp.borrow().is_open(conn) {
+        if !self.0.carrier.borrow().is_open(conn) {
             return Err(Error::new(ErrorCode::ConnectionLost, "the connection is not open"));
         }
         assert!(dest.as_ref().is_none_or(|(buffer, _)| buffer.is_unique()), "a destination has one owner");
-        let request = self.0.table.borrow_mut().insert(conn, dest)?;
+        let request = self.0.table.borrow_mut().insert(conn, None)?;
+        if let Some((buffer, offset)) = dest
+            && let Err(buffer) = self.0.carrier.borrow_mut().grant(conn, request, buffer, offset)
+        {
+            self.0.table.borrow_mut().set_place(request, (buffer, offset));
+        }
         Ok(Expected { node: self.clone(), request })
     }
 
-    /// Queues a frame; everything queued in a turn leaves in one write for each connection. Errors as [`Tcp::send`].
+    /// Queues a frame; everything queued in a turn leaves in one write for each connection. Errors as [`Tcp::send`](crate::Tcp::send).
     pub fn post(
         &self,
         conn: ConnId,
@@ -288,7 +298,7 @@ impl Node {
         body: &[u8],
         payload: Option<Payload>,
     ) -> Result<()> {
-        self.0.tcp.borrow_mut().send(conn, kind, op, request, 0, body, payload)?;
+        self.0.carrier.borrow_mut().send(conn, kind, op, request, 0, body, payload)?;
         self.wake();
         Ok(())
     }

@@ -23,7 +23,7 @@ pub use inbox::LENT_MAX;
 use crate::address::Address;
 use crate::buffer::{Payload, Pool};
 use crate::contract::FrameSink;
-use crate::handshake::{Identity, Peer};
+use crate::handshake::{CAPABILITIES, Identity, Peer};
 use crate::ring::{Completion, Ring, Source, Token};
 use connection::{Connection, Operation};
 use corefs_wire::frame::{Header, Kind};
@@ -57,12 +57,15 @@ pub struct TcpConfig {
     pub patience: Duration,
     /// What an outgoing connection has until it is open.
     pub connecting: Duration,
+    /// Abilities that are offered in the handshake: bits of [`capability`](crate::handshake::capability).
+    pub capabilities: u64,
 }
 
 impl TcpConfig {
     pub fn new(identity: Identity) -> Self {
         let patience = Duration::from_secs(HANDSHAKE_SECONDS);
-        Self { identity, connections_max: CONNECTIONS_MAX, patience, connecting: patience }
+        let (connections_max, connecting) = (CONNECTIONS_MAX, patience);
+        Self { identity, connections_max, patience, connecting, capabilities: CAPABILITIES }
     }
 }
 
@@ -125,8 +128,8 @@ impl Tcp {
 
     /// Starts a connection. [`FrameSink::opened`] or [`FrameSink::closed`] follows. `Overloaded` at the bound.
     pub fn connect(&mut self, address: &Address) -> Result<ConnId> {
-        let mut connection =
-            Connection::to(address.clone(), self.pool.clone()).map_err(|error| error.of(address))?;
+        let made = Connection::to(address.clone(), self.config.capabilities, self.pool.clone());
+        let mut connection = made.map_err(|error| error.of(address))?;
         connection.deadline = Some(Instant::now() + self.config.connecting);
         let full = || Error::new(ErrorCode::Overloaded, "too many connections");
         let id = self.connections.insert(connection).ok_or_else(full)?;
@@ -236,6 +239,36 @@ impl Tcp {
     /// also for what isn't TCP.
     pub fn unacknowledged(&self, conn: ConnId) -> Option<Duration> {
         self.connections.get(conn).and_then(Connection::unacknowledged)
+    }
+
+    /// As [`close`](Self::close), for a reason of the caller's.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn close_for(&mut self, conn: ConnId, reason: Error) {
+        let deadline = self.deadline();
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.drain(reason, deadline);
+            self.timed = true;
+            self.touch(conn);
+            self.look_at(conn);
+        }
+    }
+
+    /// Tells the peer why, and closes.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn fail(&mut self, conn: ConnId, error: Error) {
+        let patience = self.config.patience;
+        if let Some(connection) = self.connections.get_mut(conn) {
+            connection.fail(error, patience);
+            self.timed = true;
+            self.touch(conn);
+            self.look_at(conn);
+        }
+    }
+
+    /// The address that a connection goes out from, `None` for Unix sockets.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn local(&self, conn: ConnId) -> Option<std::net::IpAddr> {
+        self.connections.get(conn)?.local()
     }
 
     /// Stops receiving from a connection. What is in flight already may still arrive, but is not announced; that the

@@ -9,6 +9,7 @@ use crate::names::posix::LANES_MAX;
 use crate::workload::{Direction, Order, Over, Skew, Until, Workload};
 use clap::{Args, Subcommand, ValueEnum};
 use corefs_net::buffer::BLOCK_MAX;
+use corefs_net::transport::Choice;
 use corefs_net::{Address, Secret};
 use corefs_wire::limits::{BLOCK, READ_BATCH_MAX, SHARDS_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -348,6 +349,11 @@ pub struct LoadArgs {
     /// File with the cluster's secret, when it has one.
     #[arg(long, value_name = "FILE", env = "COREFS_SECRET_FILE")]
     pub secret_file: Option<PathBuf>,
+    /// By what connections of the native client go: auto (RDMA where both ends have it and it works, TCP otherwise), tcp, or rdma (without it
+    /// here, or with one that doesn't work, is an error) [default: auto].
+    /// `corefs doctor` shows what there is.
+    #[arg(long, value_name = "WAY", env = "COREFS_TRANSPORT")]
+    pub transport: Option<String>,
     /// Measure --path as a file in a mounted file system, even if a manager is known.
     #[arg(long)]
     pub mounted: bool,
@@ -637,6 +643,10 @@ impl LoadArgs {
 
     pub fn secret(&self) -> Result<Option<Secret>> {
         self.secret_file.as_deref().map(read_secret).transpose()
+    }
+
+    pub fn transport(&self) -> Result<Choice> {
+        self.transport.as_deref().map_or(Ok(Choice::Auto), str::parse)
     }
 }
 

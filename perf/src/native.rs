@@ -13,6 +13,7 @@ use corefs_client::{
 };
 use corefs_net::buffer::BLOCK_MAX;
 use corefs_net::heap::allocations;
+use corefs_net::transport::Choice;
 use corefs_net::{Address, Secret, executor};
 use corefs_wire::control::{Call, Message, process};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -49,8 +50,9 @@ impl Native {
         secret: Option<Secret>,
         cores: u32,
         busy_poll: Duration,
+        transport: Choice,
     ) -> Result<Self> {
-        let mut options = ClientOptions { busy_poll, ..ClientOptions::new(managers, secret) };
+        let mut options = ClientOptions { busy_poll, transport, ..ClientOptions::new(managers, secret) };
         options.name = "perf".into();
         let available = core_affinity::get_core_ids().unwrap_or_default();
         // The last cores first: servers pin themselves to the first ones. One that sleeps is placed by the kernel, which knows

@@ -53,6 +53,7 @@ fn with_shard(disk: &Path, log: &Path, format: bool, work: impl AsyncFnOnce(&Nod
         way: Choice::Auto,
         discard: false,
         busy_poll: Duration::ZERO,
+        transport: corefs_net::transport::Choice::Tcp,
         resync_rate: corefs_engine::chain::RATE_DEFAULT,
         scrub_rate: 0,
         pool_bytes: 16 << 20,

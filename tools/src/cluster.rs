@@ -30,6 +30,8 @@ pub struct Wishes {
     pub kv: Option<Place>,
     /// Microseconds that shards poll before they sleep; of this start, not of the cluster.
     pub busy_poll: u64,
+    /// By what shards' connections go; as above.
+    pub transport: Option<String>,
     /// Bytes a second; may be another at each start.
     pub resync_rate: Option<u64>,
     pub scrub_rate: Option<u64>,
@@ -263,6 +265,7 @@ fn storage(
         wishes.busy_poll.to_string().into(),
     ];
     args.extend(rates.into_iter().flatten().flatten());
+    args.extend(wishes.transport.iter().flat_map(|transport| ["--transport".into(), transport.into()]));
     (format!("storage node-{node}"), directory.log(&format!("node-{node}")), args)
 }
 

@@ -21,12 +21,20 @@ pub struct Cluster {
     /// File with the cluster's secret; needed for clusters that other machines can reach.
     #[arg(long, value_name = "FILE", env = "COREFS_SECRET_FILE")]
     pub secret_file: Option<PathBuf>,
+    /// By what connections go: auto (RDMA where both ends have it and it works, TCP otherwise), tcp, or rdma (without it
+    /// here, or with one that doesn't work, is an error) [default: auto].
+    /// `corefs doctor` shows what there is.
+    #[arg(long, value_name = "WAY", env = "COREFS_TRANSPORT")]
+    pub transport: Option<String>,
 }
 
 impl Cluster {
     pub fn options(&self, name: &str) -> Result<ClientOptions> {
         let secret = role::secret(self.secret_file.as_deref())?;
         let mut options = ClientOptions::new(role::managers(&self.manager)?, secret);
+        if let Some(transport) = &self.transport {
+            options.transport = transport.parse()?;
+        }
         options.name = name.to_owned();
         Ok(options)
     }

@@ -29,6 +29,7 @@ pub async fn connect(options: ClientOptions) -> Result<Client> {
     let mut config = NodeConfig::new(identity);
     config.pool_bytes = options.pool_bytes;
     config.ring.busy_poll = options.busy_poll;
+    config.transport = options.transport;
     // One more than the pool lets in: the message that ends a shard always finds room.
     config.mailbox = crate::pool::MAILBOX + 1;
     let node = Node::start(config)?;

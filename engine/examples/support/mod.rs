@@ -45,6 +45,7 @@ pub fn serve(file: DiskFile, bytes: u64, format: bool, started: mpsc::Sender<Sta
             way: Choice::Auto,
             discard: false,
             busy_poll: Duration::from_micros(50),
+            transport: corefs_net::transport::Choice::Tcp,
             resync_rate: corefs_engine::chain::RATE_DEFAULT,
             scrub_rate: 0,
             pool_bytes: 128 << 20,

@@ -82,6 +82,7 @@ pub async fn start(
             way: options.way,
             discard: options.discard,
             busy_poll: options.busy_poll,
+            transport: options.transport,
             resync_rate: (options.resync_rate / options.cores as u64).max(1),
             scrub_rate: match options.scrub_rate {
                 0 => 0,

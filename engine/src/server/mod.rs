@@ -23,6 +23,7 @@ use crate::chain::RATE_DEFAULT;
 use crate::disk::way::Choice;
 use crate::mesh::{ShardMessage, ShardReport};
 use crate::scrub::SCRUB_RATE_DEFAULT;
+use corefs_net::transport::Choice as Transport;
 use corefs_net::{Address, Identity, Node, NodeConfig, Role, Secret};
 use corefs_wire::limits::{SHARDS_A_CORE_MAX, SHARDS_MAX};
 use corefs_wire::{Error, ErrorCode, NodeId, Result, Uuid};
@@ -64,6 +65,8 @@ pub struct Options {
     pub discard: bool,
     /// How long a shard polls before it sleeps.
     pub busy_poll: Duration,
+    /// By what connections of shards go.
+    pub transport: Transport,
     /// Bytes a second at which the node fills replicas that came back, all its shards together.
     pub resync_rate: u64,
     /// Bytes a second at which the node verifies what it stores in the background, all its shards together; 0: not by itself.
@@ -89,6 +92,7 @@ impl Options {
             way: Choice::Auto,
             discard: false,
             busy_poll: Duration::ZERO,
+            transport: Transport::Auto,
             resync_rate: RATE_DEFAULT,
             scrub_rate: SCRUB_RATE_DEFAULT,
             pool_bytes: POOL_DEFAULT,

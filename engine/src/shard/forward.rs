@@ -3,7 +3,7 @@
 use super::Shard;
 use super::links::{Fetch, Forward, Question, Route, Sent};
 use crate::event::{Event, OpId};
-use corefs_net::{Address, ConnId, Payload, Tcp};
+use corefs_net::{Address, ConnId, Payload};
 use corefs_wire::data::{self, FORWARDED, op};
 use corefs_wire::frame::Kind;
 use corefs_wire::{ChunkId, Error, ErrorCode, Result, TargetId};
@@ -59,7 +59,7 @@ impl Shard {
         if let Some(conn) = self.desk.links.find(owner.address) {
             return Ok(conn);
         }
-        let conn = self.tcp.connect(&owner.address.parse::<Address>()?)?;
+        let conn = self.carrier.connect(&owner.address.parse::<Address>()?)?;
         self.desk.links.add(owner.address, conn);
         Ok(conn)
     }
@@ -67,10 +67,11 @@ impl Shard {
     /// Ends connections to others whose machines acknowledge nothing of what was sent, which TCP alone would try again for minutes. A process
     /// that is slow or stands still is none of them: its kernel goes on acknowledging.
     pub(super) fn end_dead_links(&mut self) {
-        let silent = |tcp: &Tcp, conn| tcp.unacknowledged(conn).is_some_and(|since| since >= DEAD_AFTER);
-        let dead: Vec<ConnId> = self.desk.links.busy().filter(|conn| silent(&self.tcp, *conn)).collect();
+        let silent =
+            |conn: &ConnId| self.carrier.unacknowledged(*conn).is_some_and(|since| since >= DEAD_AFTER);
+        let dead: Vec<ConnId> = self.desk.links.busy().filter(silent).collect();
         for conn in dead {
-            self.tcp.abort(conn, "the other end acknowledges nothing");
+            self.carrier.abort(conn, "the other end acknowledges nothing");
         }
     }
 
@@ -84,10 +85,10 @@ impl Shard {
                     self.send_forward(&forward, conn, request)
                 }
                 Sent::Question(question) => {
-                    self.tcp.send(conn, Kind::Request, question.op, request, 0, &question.body, None)
+                    self.carrier.send(conn, Kind::Request, question.op, request, 0, &question.body, None)
                 }
                 Sent::Fetch(fetch) => {
-                    self.tcp.send(conn, Kind::Request, op::FETCH, request, 0, &fetch.body, None)
+                    self.carrier.send(conn, Kind::Request, op::FETCH, request, 0, &fetch.body, None)
                 }
             };
             if let Err(error) = outcome
@@ -114,6 +115,6 @@ impl Shard {
         let payload = update.buffer.as_ref().filter(|_| !update.payload.is_empty());
         let payload = payload.map(|buffer| Payload::new(buffer.clone(), update.payload.clone()));
         self.desk.counters.forwards += 1;
-        self.tcp.send(conn, Kind::Request, op::UPDATE, request, 0, &self.body, payload)
+        self.carrier.send(conn, Kind::Request, op::UPDATE, request, 0, &self.body, payload)
     }
 }

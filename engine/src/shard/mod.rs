@@ -40,7 +40,8 @@ use crate::mesh::{ShardHandle, ShardMessage, ShardReport, mail};
 use crate::store::{Geometry, RecoveryReport, Store};
 use crate::targets::Targets;
 use corefs_net::mailbox::Receiver;
-use corefs_net::{Address, Buffer, Completion, Identity, Pool, Ring, RingConfig, Tcp, TcpConfig};
+use corefs_net::transport::Choice as Transport;
+use corefs_net::{Address, Buffer, Carrier, Completion, Identity, Pool, Ring, RingConfig, TcpConfig};
 use corefs_wire::control::mgmtd::TargetHealthT;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{Error, NodeId, Result, ShardIndex, SliceIndex, TargetId, Uuid};
@@ -78,6 +79,8 @@ pub struct ShardConfig {
     pub discard: bool,
     /// How long it polls before it sleeps.
     pub busy_poll: Duration,
+    /// By what connections go.
+    pub transport: Transport,
     /// Bytes a second at which it fills replicas that came back.
     pub resync_rate: u64,
     /// Bytes a second at which it verifies what it stores; 0: not by itself.
@@ -107,7 +110,7 @@ struct BatchWrite {
 pub struct Shard {
     /// First: dropped first, it ends what is in flight before the memory goes.
     ring: Ring,
-    tcp: Tcp,
+    carrier: Carrier,
     disks: Disks,
     desk: Desk,
     batches: Slab<BatchWrite>,
@@ -169,11 +172,12 @@ impl Shard {
         if let Some(recorder) = recorder {
             disks.record(recorder);
         }
-        let mut tcp = Tcp::new(TcpConfig { connecting: CONNECTING, ..TcpConfig::new(config.identity) });
-        let address = tcp.listen(&config.listen)?;
+        let tcp = TcpConfig { connecting: CONNECTING, ..TcpConfig::new(config.identity) };
+        let mut carrier = Carrier::new(config.transport, tcp, &pool)?;
+        let address = carrier.listen(&config.listen)?;
         Ok(Self {
             ring,
-            tcp,
+            carrier,
             disks,
             desk: Desk::new(pool, targets, config.strict),
             batches: Slab::new(),
@@ -213,6 +217,8 @@ impl Shard {
         counters.extend(ring.into_iter().map(|(name, value)| (name.to_string(), value)));
         counters.extend(self.disks.counters().into_iter().map(|(name, value)| (name.to_string(), value)));
         counters.push(("allocations".into(), corefs_net::heap::allocations()));
+        counters.push(("connections".into(), self.carrier.live() as u64));
+        counters.push(("connections_by_rdma".into(), self.carrier.by_queue_pair() as u64));
         counters.push(("pool_bytes_in_use".into(), self.desk.pool.in_use() as u64));
         let upkeep = self.desk.targets.upkeep();
         counters.push(("damaged_blocks".into(), upkeep.damaged));

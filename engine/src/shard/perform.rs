@@ -127,17 +127,17 @@ impl Shard {
         let Requester { conn, request } = requester;
         self.desk.close_account(conn);
         let sent = match result {
-            Ok(()) => self.tcp.send(conn, Kind::Reply, op, request, 0, &self.body, data),
+            Ok(()) => self.carrier.send(conn, Kind::Reply, op, request, 0, &self.body, data),
             Err(error) => {
                 let (status, body) = (error.code as u32, encode_error(error));
-                self.tcp.send(conn, Kind::Reply, op, request, status, &body, None)
+                self.carrier.send(conn, Kind::Reply, op, request, status, &body, None)
             }
         };
         // Whoever doesn't read its replies is cut off; whoever is gone needs none.
         if let Err(error) = sent
             && error.code == ErrorCode::Overloaded
         {
-            self.tcp.close(conn);
+            self.carrier.close(conn);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::Shard;
 use super::ops::Op;
 use crate::event::{Event, Nanos};
 use crate::mesh::ShardMessage;
-use corefs_net::{Source, Token};
+use corefs_net::{Carrier, Source, Token};
 use corefs_wire::Result;
 use std::ptr;
 use std::time::{Duration, Instant};
@@ -70,7 +70,7 @@ impl Shard {
         let mut each = completions.drain(..).peekable();
         while let Some(completion) = each.next() {
             match completion.token.source() {
-                Source::TCP => self.tcp.complete(completion, &mut self.desk),
+                source if Carrier::owns(source) => self.carrier.complete(completion, &mut self.desk),
                 Source::DISK => {
                     self.upcoming = each.peek().map_or(ptr::null(), |next| self.memory_of(next));
                     self.disk_done(completion);
@@ -80,7 +80,7 @@ impl Shard {
         }
         drop(each);
         self.completions = completions;
-        self.tcp.advance(Instant::now(), &mut self.desk);
+        self.carrier.advance(Instant::now(), &mut self.desk);
         self.perform();
         self.desk.feed();
         self.desk.tell(Event::TurnEnd);
@@ -90,23 +90,23 @@ impl Shard {
             self.perform();
         }
         for conn in self.desk.resume.drain(..) {
-            self.tcp.resume(conn);
+            self.carrier.resume(conn);
         }
         for conn in self.desk.hang_up.drain(..) {
-            self.tcp.close(conn);
+            self.carrier.close(conn);
         }
-        self.tcp.flush(&mut self.ring);
+        self.carrier.flush(&mut self.ring);
         self.check_ending();
     }
 
     fn may_rest(&self) -> bool {
-        !self.tcp.has_work() && !matches!(self.ending, Ending::Now)
+        !self.carrier.has_work() && !matches!(self.ending, Ending::Now)
     }
 
     /// Makes sure that something completes when the next deadline comes.
     fn arm_timer(&mut self) {
         let now = boottime();
-        let tick = self.tcp.next_tick().map(|at| at.saturating_duration_since(Instant::now()));
+        let tick = self.carrier.next_tick().map(|at| at.saturating_duration_since(Instant::now()));
         let due = self.desk.targets.next_deadline().map(|at| Duration::from_nanos(at.saturating_sub(now)));
         let ending = match &self.ending {
             Ending::Draining { until, .. } => Some(Duration::from_nanos(until.saturating_sub(now)).min(TICK)),
@@ -135,7 +135,7 @@ impl Shard {
                 ShardMessage::Scrub { rate } => drop(self.desk.targets.scrub_now(rate)),
                 ShardMessage::Drain(answer) => {
                     self.desk.targets.drain();
-                    self.tcp.stop_listening(&mut self.ring);
+                    self.carrier.stop_listening(&mut self.ring);
                     let until = self.desk.now + DRAIN_NANOS;
                     self.ending = Ending::Draining { until, answer: Some(answer) };
                 }
@@ -156,7 +156,7 @@ impl Shard {
             tracing::warn!("stopping with work under way; it is taken up again at the next start");
         }
         // The last replies leave; nobody waits for peers to say goodbye.
-        let sent = self.tcp.connections().all(|conn| self.tcp.queued(conn) == 0);
+        let sent = self.carrier.connections().into_iter().all(|conn| self.carrier.is_sent(conn));
         if !sent && !late {
             return;
         }

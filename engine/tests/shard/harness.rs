@@ -156,6 +156,7 @@ impl Cluster {
             way: self.way,
             discard: self.discard,
             busy_poll: Duration::ZERO,
+            transport: corefs_net::transport::Choice::Tcp,
             resync_rate: corefs_engine::chain::RATE_DEFAULT,
             scrub_rate: self.scrub_rate,
             pool_bytes: 16 << 20,

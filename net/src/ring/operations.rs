@@ -143,8 +143,8 @@ impl Ring {
         unsafe { self.push(entry, token) }
     }
 
-    /// Completes when `fd` is readable.
-    pub(super) fn when_readable(&mut self, fd: RawFd, token: Token) {
+    /// Completes when `fd` is readable; once, and at once if it is already.
+    pub fn when_readable(&mut self, fd: RawFd, token: Token) {
         let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).build();
         // SAFETY: the entry names no memory.
         unsafe { self.push(entry, token) }

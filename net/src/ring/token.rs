@@ -9,6 +9,7 @@ impl Source {
     pub const RING: Self = Self(0);
     pub const TCP: Self = Self(1);
     pub const TIMER: Self = Self(2);
+    pub const RDMA: Self = Self(3);
     pub const DISK: Self = Self(16);
 }
 

@@ -12,6 +12,7 @@ use crate::handshake::Peer;
 use crate::mailbox::Receiver;
 use crate::ring::{Alarm, Completion, Ring, Source, Token};
 use crate::tcp::ConnId;
+use crate::transport::Carrier;
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::time::{Duration, Instant};
@@ -141,7 +142,7 @@ impl Pump {
             self.ring.timeout(at.saturating_duration_since(Instant::now()), EXACT_TICK);
         }
         let idle =
-            !self.node.0.bell.is_rung() && self.mail.is_empty() && !self.node.0.tcp.borrow().has_work();
+            !self.node.0.bell.is_rung() && self.mail.is_empty() && !self.node.0.carrier.borrow().has_work();
         let outcome = match idle {
             true => self.ring.rest(&mut self.completions),
             false => self.ring.turn(&mut self.completions),
@@ -187,7 +188,7 @@ impl Pump {
             }
             self.ring.turn(&mut self.completions)?;
             let idle = self.completions.is_empty() && !bell.is_rung() && self.mail.is_empty();
-            if idle && !self.node.0.tcp.borrow().has_work() {
+            if idle && !self.node.0.carrier.borrow().has_work() {
                 self.ring.park(&bell, &mut self.completions).await?;
             } else if !busy {
                 self.ring.breathe().await?;
@@ -201,17 +202,17 @@ impl Pump {
         let inner = &self.node.0;
         inner.now.set(now);
         {
-            let mut tcp = inner.tcp.borrow_mut();
+            let mut carrier = inner.carrier.borrow_mut();
             let mut inlet = Inlet { inner, arrived: &mut self.arrived };
             for completion in self.completions.drain(..) {
                 match completion.token.source() {
-                    Source::TCP => tcp.complete(completion, &mut inlet),
+                    source if Carrier::owns(source) => carrier.complete(completion, &mut inlet),
                     _ if completion.token == FINE_TICK => self.fine_armed = false,
                     _ if completion.token == EXACT_TICK => self.exact_armed = None,
                     _ => self.coarse_armed = false,
                 }
             }
-            tcp.advance(now, &mut inlet);
+            carrier.advance(now, &mut inlet);
         }
         for arrived in self.arrived.drain(..) {
             self.node.dispatch(arrived);
@@ -235,7 +236,7 @@ impl Pump {
         }
         self.retry_waiting();
         self.arm_timers();
-        self.node.0.tcp.borrow_mut().flush(&mut self.ring);
+        self.node.0.carrier.borrow_mut().flush(&mut self.ring);
     }
 
     /// Connections that had no buffer ask again once there are some.
@@ -245,8 +246,8 @@ impl Pump {
             return;
         }
         let waiting = std::mem::take(&mut *inner.waiting.borrow_mut());
-        let mut tcp = inner.tcp.borrow_mut();
-        waiting.into_iter().for_each(|conn| tcp.resume(conn));
+        let mut carrier = inner.carrier.borrow_mut();
+        waiting.into_iter().for_each(|conn| carrier.resume(conn));
     }
 
     fn tick(&mut self, now: Instant) {
@@ -255,14 +256,14 @@ impl Pump {
         inner.table.borrow_mut().expire(now);
         inner.sleepers.borrow_mut().wake(now);
         let idle = {
-            let (tcp, mut table) = (inner.tcp.borrow(), inner.table.borrow_mut());
+            let (carrier, mut table) = (inner.carrier.borrow(), inner.table.borrow_mut());
             let frames = |conn| {
                 let quiet = table.in_flight(conn) == 0;
-                tcp.counters(conn).filter(|_| quiet).map(|counters| counters.frames_out)
+                carrier.counters(conn).filter(|_| quiet).map(|counters| counters.frames_out)
             };
             inner.links.borrow_mut().take_idle(now, inner.idle, frames)
         };
-        idle.into_iter().for_each(|conn| inner.tcp.borrow_mut().close(conn));
+        idle.into_iter().for_each(|conn| inner.carrier.borrow_mut().close(conn));
         let hook = inner.ticked.borrow().clone();
         if let Some(hook) = hook {
             hook(&self.node, now);
@@ -279,7 +280,7 @@ impl Pump {
         let fine = timed
             || (hooked && awaited)
             || !inner.sleepers.borrow().is_empty()
-            || inner.tcp.borrow().next_tick().is_some()
+            || inner.carrier.borrow().next_tick().is_some()
             || !inner.waiting.borrow().is_empty()
             || inner.state.get() != State::Running;
         if fine && !self.fine_armed {
@@ -295,20 +296,20 @@ impl Pump {
     /// Goes on with shutting down: no new connections; what is in progress is answered; everything is closed.
     fn has_stopped(&mut self) -> bool {
         let inner = &self.node.0;
-        let mut tcp = inner.tcp.borrow_mut();
+        let mut carrier = inner.carrier.borrow_mut();
         let since = *self.stopping_since.get_or_insert_with(|| {
-            tcp.stop_listening(&mut self.ring);
+            carrier.stop_listening(&mut self.ring);
             Instant::now()
         });
         let unanswered = inner.served.borrow().unanswered();
         if unanswered > 0 && since.elapsed() < GRACE {
             return false;
         }
-        for conn in tcp.connections().collect::<Vec<_>>() {
-            tcp.close(conn);
+        for conn in carrier.connections() {
+            carrier.close(conn);
         }
-        tcp.flush(&mut self.ring);
-        tcp.live() == 0
+        carrier.flush(&mut self.ring);
+        carrier.live() == 0
     }
 }
 

@@ -112,18 +112,25 @@ impl Responder {
 
     fn reply(&mut self, status: u32, body: &[u8], payload: Option<Payload>) {
         let inner = &self.node.0;
-        let sent =
-            inner.tcp.borrow_mut().send(self.conn, Kind::Reply, self.op, self.request, status, body, payload);
+        let sent = inner.carrier.borrow_mut().send(
+            self.conn,
+            Kind::Reply,
+            self.op,
+            self.request,
+            status,
+            body,
+            payload,
+        );
         match sent {
             // Nobody is left who could want it.
             Ok(()) | Err(Error { code: ErrorCode::ConnectionLost, .. }) => (),
             // The peer takes no replies: it loses them all.
-            Err(Error { code: ErrorCode::Overloaded, .. }) => inner.tcp.borrow_mut().close(self.conn),
+            Err(Error { code: ErrorCode::Overloaded, .. }) => inner.carrier.borrow_mut().close(self.conn),
             Err(error) => return self.refuse(&error),
         }
         self.owed = false;
         if inner.served.borrow_mut().remove(self.conn) {
-            inner.tcp.borrow_mut().resume(self.conn);
+            inner.carrier.borrow_mut().resume(self.conn);
         }
         inner.bell.ring();
     }

@@ -83,6 +83,13 @@ impl Table {
         }
     }
 
+    /// Where the data of the reply to a request are to go, which was inserted without a place.
+    pub fn set_place(&mut self, request: u64, to: (Buffer, usize)) {
+        if let Some(State::Waiting { place, .. }) = self.state(request) {
+            *place = Some(to);
+        }
+    }
+
     /// Where the data of the reply to `request` on `from` go.
     pub fn place(&mut self, from: ConnId, request: u64, data_len: usize) -> Place {
         match self.state(request) {

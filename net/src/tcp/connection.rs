@@ -46,6 +46,8 @@ pub struct Connection {
     pub ready: bool,
     /// The sink knows this id: it is told when the connection is gone.
     known: bool,
+    /// What is offered in the handshake, by the side that connects.
+    capabilities: u64,
     /// When the present stage must be over.
     pub deadline: Option<Instant>,
     peer: Option<Peer>,
@@ -72,19 +74,20 @@ pub enum Operation {
 
 impl Connection {
     /// A connection to be made to `address`; data that come on it may be lent in blocks of `pool`.
-    pub fn to(address: Address, pool: Option<Pool>) -> Result<Self> {
+    pub fn to(address: Address, capabilities: u64, pool: Option<Pool>) -> Result<Self> {
         let target = Box::new(RawAddress::new(&address)?);
         let socket = socket::stream(&address)?;
         Ok(Self {
             target: Some(target),
             known: true,
+            capabilities,
             ..Self::new(socket, address, Stage::Connecting, false, pool)
         })
     }
 
     /// A connection that somebody made to us.
-    pub fn from(socket: OwnedFd, address: Address) -> Result<Self> {
-        let handshake = Handshake::accept(address.clone(), handshake::random()?);
+    pub fn from(socket: OwnedFd, address: Address, capabilities: u64) -> Result<Self> {
+        let handshake = Handshake::accept_with(capabilities, address.clone(), handshake::random()?);
         let stage = Stage::Handshake(Box::new(handshake));
         Ok(Self::new(socket, address, stage, true, None))
     }
@@ -104,6 +107,7 @@ impl Connection {
             dirty: false,
             ready: false,
             known: false,
+            capabilities: 0,
             deadline: None,
             peer: None,
             reason: None,
@@ -121,6 +125,11 @@ impl Connection {
 
     pub fn in_flight(&self) -> bool {
         self.connecting || self.inbox.in_flight() || self.outbox.in_flight()
+    }
+
+    #[cfg(feature = "rdma")]
+    pub fn local(&self) -> Option<std::net::IpAddr> {
+        socket::local(&self.socket).ok().map(|address| address.ip())
     }
 
     pub fn peer(&self) -> Option<&Peer> {
@@ -163,7 +172,7 @@ impl Connection {
     }
 
     /// Tells the peer why, unless it told us, then ends.
-    fn fail(&mut self, error: Error, patience: Duration) {
+    pub fn fail(&mut self, error: Error, patience: Duration) {
         if self.reason.is_none() {
             let body = encode_error(&error);
             let header = Header::new(Kind::Handshake, op::FAREWELL, 0, error.code as u32, &body, 0);
@@ -295,7 +304,8 @@ impl Connection {
         let nonce = completion.check().map_err(Error::from).and_then(|_| handshake::random());
         match nonce {
             Ok(nonce) => {
-                let (handshake, hello) = Handshake::connect(identity, self.address.clone(), nonce);
+                let (handshake, hello) =
+                    Handshake::connect_with(self.capabilities, identity, self.address.clone(), nonce);
                 self.say(hello);
                 self.stage = Stage::Handshake(Box::new(handshake));
             }

@@ -116,7 +116,9 @@ impl Tcp {
                 socket::peer(&socket).map(Address::Tcp)
             }
         };
-        let Ok(mut connection) = address.and_then(|address| Connection::from(socket, address)) else {
+        let capabilities = self.config.capabilities;
+        let Ok(mut connection) = address.and_then(|address| Connection::from(socket, address, capabilities))
+        else {
             return;
         };
         connection.deadline = Some(self.deadline());

@@ -183,6 +183,12 @@ pub fn peer(socket: &OwnedFd) -> Result<SocketAddr> {
     name(socket, libc::getpeername)
 }
 
+/// Where a connection goes out from.
+#[cfg(feature = "rdma")]
+pub fn local(socket: &OwnedFd) -> Result<SocketAddr> {
+    name(socket, libc::getsockname)
+}
+
 type NameCall = unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
 
 fn name(socket: &OwnedFd, call: NameCall) -> Result<SocketAddr> {

@@ -67,6 +67,7 @@ pub const TEMPLATE: &str = r#"# corefs: settings of the roles, a section each. E
 # domain = ""                             # failure domain, such as a rack
 # disk_way = "auto"                       # auto, passthrough, polled or plain: the way to the disks (corefs doctor)
 # discard = false                         # tell block devices at the start which space is free
+# transport = "auto"                      # auto, tcp or rdma: by what connections go (corefs doctor)
 # busy_poll = 0                           # microseconds a shard polls before it sleeps
 # resync_rate = "50MiB"                   # bytes a second at which it fills replicas that came back
 # scrub_rate = "32MiB"                    # bytes a second at which it verifies what it stores, at most; 0: not at all
@@ -74,6 +75,7 @@ pub const TEMPLATE: &str = r#"# corefs: settings of the roles, a section each. E
 
 [mount]         # a FUSE mount
 # manager = ["127.0.0.1:7400"]
+# transport = "auto"                      # as above
 # threads = 2                             # threads that read requests from the kernel
 # secret_file = "secret"
 "#;

@@ -1,5 +1,7 @@
 //! `corefs doctor`: what this machine has for a storage node, what will be used, and what would make it better.
 
+mod rdma;
+
 use crate::output;
 use corefs_engine::disk::sysfs::Device;
 use corefs_engine::disk::uring::try_ways;
@@ -12,7 +14,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Show by which way a storage node would reach its disks and which cores its shards would run on, why, and what would be better.
+/// Show by which way a storage node would reach its disks, which cores its shards would run on, and what RDMA there is; why, and what would be better.
 ///
 /// Each way to a disk is tried with a read of its first block, as a node does when it starts. It only looks, and writes nothing, also
 /// not to the disks of a node that runs. What a running node took stands in its log (--log info) and its counters (`corefs status
@@ -99,6 +101,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         output::json(&told(&disks, &plan, args.cores))?;
     } else {
         tell(&disks, &plan, args.cores)?;
+        rdma::tell()?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -132,6 +135,7 @@ fn told(disks: &[Examined], plan: &CorePlan, shards: usize) -> Value {
         "disks": disks.iter().map(disk).collect::<Vec<_>>(),
         "shards": (0..shards).map(shard).collect::<Vec<_>>(),
         "advice": advice(disks, plan, shards),
+        "rdma": rdma::told(),
     })
 }
 

@@ -32,6 +32,12 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "COREFS_SECRET_FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     secret_file: Option<PathBuf>,
+    /// By what connections go: auto (RDMA where both ends have it and it works, TCP otherwise), tcp, or rdma (without it
+    /// here, or with one that doesn't work, is an error) [default: auto].
+    /// `corefs doctor` shows what there is.
+    #[arg(long, value_name = "WAY", env = "COREFS_TRANSPORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transport: Option<String>,
     /// Let locks (flock, fcntl) count among the programs of this mount only: each costs nothing instead of a commit, and
     /// other mounts don't see them.
     #[arg(long)]
@@ -65,6 +71,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let args: Args = config::merge("mount", args.config.as_deref(), &args)?;
     let mut options =
         ClientOptions::new(role::managers(&args.manager)?, role::secret(args.secret_file.as_deref())?);
+    if let Some(transport) = &args.transport {
+        options.transport = transport.parse()?;
+    }
     options.name = format!("mount {}", path.display());
     let pool = ClientPool::start(options, PoolOptions::default())?;
     let mounting = MountOptions {

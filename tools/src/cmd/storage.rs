@@ -59,6 +59,12 @@ pub struct Args {
     #[arg(long, value_name = "YES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     discard: Option<bool>,
+    /// By what connections go: auto (RDMA where both ends have it and it works, TCP otherwise), tcp, or rdma (without it
+    /// here, or with one that doesn't work, is an error) [default: auto].
+    /// `corefs doctor` shows what there is.
+    #[arg(long, value_name = "WAY", env = "COREFS_TRANSPORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transport: Option<String>,
     /// Microseconds a shard polls for work before it sleeps [default: 0]. On cores that nobody else needs, 50 spare a lone
     /// request most of a wake-up.
     #[arg(long, value_name = "MICROSECONDS")]
@@ -109,6 +115,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     if let Some(way) = &args.disk_way {
         options.way = way.parse()?;
+    }
+    if let Some(transport) = &args.transport {
+        options.transport = transport.parse()?;
     }
     if let Some(busy_poll) = args.busy_poll {
         options.busy_poll = Duration::from_micros(busy_poll);

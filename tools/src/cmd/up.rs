@@ -51,6 +51,10 @@ pub struct Args {
     /// lone request most of a wake-up; on shared ones polling takes the others' time.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
     busy_poll: u64,
+    /// By what connections of storage nodes go: auto (RDMA where both ends have it and it works, TCP otherwise), tcp, or rdma (without it
+    /// here, or with one that doesn't work, is an error) [default: auto].
+    #[arg(long, value_name = "WAY", env = "COREFS_TRANSPORT")]
+    transport: Option<String>,
     /// Bytes a second at which each node fills replicas that came back [default: 50MiB].
     #[arg(long, value_name = "SIZE")]
     resync_rate: Option<Bytes>,
@@ -77,6 +81,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         port: args.port,
         kv: args.kv.as_deref().map(store::of_up).transpose()?,
         busy_poll: args.busy_poll,
+        transport: args.transport.clone(),
         resync_rate: args.resync_rate.map(|bytes| bytes.0),
         scrub_rate: args.scrub_rate.map(|bytes| bytes.0),
     };

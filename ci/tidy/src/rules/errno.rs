@@ -5,11 +5,12 @@ use super::Findings;
 use crate::tree::Tree;
 
 /// Where errno may be named.
-const PLACES: [(&str, &str); 7] = [
+const PLACES: [(&str, &str); 8] = [
     ("fuse/src/errno", "the one table from errors to errno"),
     ("fuse/src/mount", "what mount(2) said"),
     ("net/src/ring", "what io_uring_enter(2) and completions said"),
     ("net/src/tcp", "what sockets said"),
+    ("net/src/rdma", "what the RDMA library said"),
     ("engine/src/disk", "what the disk said"),
     ("perf/src/extents", "file systems that keep no map"),
     ("tools/src/tree", "what copying files said"),

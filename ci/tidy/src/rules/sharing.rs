@@ -4,11 +4,12 @@ use super::Findings;
 use crate::tree::Tree;
 
 /// Where nothing may be shared.
-const SHARED_NOTHING: [&str; 8] = [
+const SHARED_NOTHING: [&str; 9] = [
     "engine/src",
     "net/src/ring",
     "net/src/buffer",
     "net/src/tcp",
+    "net/src/rdma",
     "net/src/bell",
     "client/src/route",
     "client/src/storage",

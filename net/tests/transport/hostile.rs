@@ -1,6 +1,6 @@
 //! Peers that send garbage, stop in the middle, or never read: each harms itself alone.
 
-use crate::world::{World, local, open, until};
+use crate::world::{Tested, World, open, until};
 use corefs_net::handshake::{Handshake, Message, Step};
 use corefs_net::{Address, ConnId};
 use corefs_wire::ErrorCode;
@@ -22,18 +22,18 @@ fn handshake_frame(message: &Message) -> Vec<u8> {
 }
 
 /// A server with one well-behaved client, and the address for the others.
-struct Town {
-    server: World,
-    client: World,
+struct Town<T: Tested> {
+    server: World<T>,
+    client: World<T>,
     conn: ConnId,
     address: Address,
     asked: u64,
 }
 
-impl Town {
+impl<T: Tested> Town<T> {
     fn new() -> Self {
-        let (mut server, mut client) = (World::plain(), World::plain());
-        let address = server.tcp.listen(&local()).unwrap();
+        let (mut server, mut client) = (World::<T>::plain(), World::<T>::plain());
+        let address = server.net.listen(&T::local()).unwrap();
         let conn = open(&mut client, &mut server, &address);
         Self { server, client, conn, address, asked: 0 }
     }
@@ -118,7 +118,7 @@ impl Town {
         self.asked += 1;
         let asked = self.asked;
         self.client.send(self.conn, asked, b"neighbour", b"");
-        let arrived = |_: &mut World, server: &mut World| {
+        let arrived = |_: &mut World<T>, server: &mut World<T>| {
             server
                 .sink
                 .frames
@@ -130,9 +130,8 @@ impl Town {
     }
 }
 
-#[test]
-fn violations_before_the_handshake_are_told_and_closed() {
-    let mut town = Town::new();
+pub fn violations_before_the_handshake_are_told_and_closed<T: Tested>() {
+    let mut town = Town::<T>::new();
     let mut bad_version = frame(Kind::Handshake, 1, 0, b"", b"");
     bad_version[4] = 99;
     let crc = corefs_wire::checksum::crc32c(&bad_version[..HEADER - 4]);
@@ -156,9 +155,8 @@ fn violations_before_the_handshake_are_told_and_closed() {
     assert_eq!(town.server.sink.opened.len(), 1);
 }
 
-#[test]
-fn violations_after_the_handshake_end_that_connection_alone() {
-    let mut town = Town::new();
+pub fn violations_after_the_handshake_end_that_connection_alone<T: Tested>() {
+    let mut town = Town::<T>::new();
     let good = frame(Kind::Request, 1, 1, b"body", &[0; 5000]);
     let mut cases = vec![vec![0xFF; 100], frame(Kind::Handshake, 1, 0, &[0; 80], b"")];
     for at in [0, 4, 5, 20, 24, 39, HEADER] {
@@ -181,9 +179,8 @@ fn violations_after_the_handshake_end_that_connection_alone() {
     assert_eq!((served, server.sink.pool.in_use()), (cases_count, 0), "each good frame was served before");
 }
 
-#[test]
-fn peers_that_stop_anywhere_leave_nothing_behind() {
-    let mut town = Town::new();
+pub fn peers_that_stop_anywhere_leave_nothing_behind<T: Tested>() {
+    let mut town = Town::<T>::new();
     let bytes = frame(Kind::Request, 1, 1, &[1; 300], &[2; 40_000]);
     for length in [1, HEADER - 1, HEADER, HEADER + 1, HEADER + 300, HEADER + 301, 20_000, bytes.len() - 1] {
         let mut socket = town.opened();
@@ -199,9 +196,8 @@ fn peers_that_stop_anywhere_leave_nothing_behind() {
     }
 }
 
-#[test]
-fn slow_peers_get_through_and_disturb_nobody() {
-    let mut town = Town::new();
+pub fn slow_peers_get_through_and_disturb_nobody<T: Tested>() {
+    let mut town = Town::<T>::new();
     let mut socket = town.opened();
     let bytes = frame(Kind::Request, 77, 1, &[1; 30], &[2; 200]);
     for byte in &bytes {
@@ -210,21 +206,20 @@ fn slow_peers_get_through_and_disturb_nobody() {
         town.turn();
     }
     town.check_neighbour();
-    let slow = |server: &mut World| server.sink.frames.iter().any(|frame| frame.header.op() == 77);
+    let slow = |server: &mut World<T>| server.sink.frames.iter().any(|frame| frame.header.op() == 77);
     town.server.until("the slow frame", slow);
     let slow = town.server.sink.frames.iter().find(|frame| frame.header.op() == 77).unwrap();
     assert_eq!(slow.data.as_deref(), Some([2; 200].as_slice()));
 }
 
-#[test]
-fn a_peer_that_never_reads_is_held_back_and_then_refused() {
-    let mut town = Town::new();
+pub fn a_peer_that_never_reads_is_held_back_and_then_refused<T: Tested>() {
+    let mut town = Town::<T>::new();
     let socket = town.opened();
     let conn = town.server.sink.opened.last().unwrap().0;
     let mut refused = None;
     for n in 0..100 {
         let data = vec![0; 1 << 20];
-        refused = town.server.tcp.send(conn, Kind::Reply, 1, n, 0, b"", Some(data.into())).err();
+        refused = town.server.net.send(conn, Kind::Reply, 1, n, 0, b"", Some(data.into())).err();
         town.turn();
         if refused.is_some() {
             break;
@@ -232,24 +227,23 @@ fn a_peer_that_never_reads_is_held_back_and_then_refused() {
     }
     assert_eq!(refused.unwrap().code, ErrorCode::Overloaded);
     // Nor are its requests read while so much waits.
-    let before = town.server.tcp.counters(conn).unwrap().frames_in;
+    let before = town.server.net.counters(conn).unwrap().frames_in;
     let mut socket = socket;
     town.write(&mut socket, &frame(Kind::Request, 1, 1, b"", b"").repeat(3));
     for _ in 0..50 {
         town.turn();
     }
     town.check_neighbour();
-    assert!(town.server.tcp.counters(conn).unwrap().frames_in <= before + 3);
-    town.server.tcp.close(conn);
+    assert!(town.server.net.counters(conn).unwrap().frames_in <= before + 3);
+    town.server.net.close(conn);
     town.server.later = Duration::from_secs(6);
-    let gone = |server: &mut World| server.sink.closed.iter().any(|(closed, _)| *closed == conn);
+    let gone = |server: &mut World<T>| server.sink.closed.iter().any(|(closed, _)| *closed == conn);
     town.server.until("patience to end", gone);
     town.check_neighbour();
 }
 
-#[test]
-fn random_garbage_from_many_peers_harms_nobody() {
-    let mut town = Town::new();
+pub fn random_garbage_from_many_peers_harms_nobody<T: Tested>() {
+    let mut town = Town::<T>::new();
     let mut random = 0x2545_F491_4F6C_DD1Du64;
     let mut next = move || {
         random ^= random << 13;
@@ -283,6 +277,6 @@ fn random_garbage_from_many_peers_harms_nobody() {
     }
     town.check_neighbour();
     let mut server = town.server;
-    server.until("all to be forgotten", |server| server.tcp.live() == 2);
+    server.until("all to be forgotten", |server| server.net.live() == 2);
     assert_eq!(server.sink.pool.in_use(), 0);
 }

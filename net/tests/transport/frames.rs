@@ -1,14 +1,13 @@
 //! Frames get through, whole, in order, to where they belong.
 
-use crate::world::{Policy, World, open, pair, until};
-use corefs_net::{Address, Payload};
+use crate::world::{Policy, Tested, World, open, pair, until};
+use corefs_net::{Address, Payload, Tcp};
 use corefs_wire::ErrorCode;
 use corefs_wire::frame::Kind;
 use corefs_wire::limits::{FRAME_BODY_MAX, FRAME_DATA_MAX};
 
-#[test]
-fn frames_of_all_sizes_arrive_in_order_and_are_answered() {
-    let (mut server, mut client, conn) = pair();
+pub fn frames_of_all_sizes_arrive_in_order_and_are_answered<T: Tested>() {
+    let (mut server, mut client, conn) = pair::<T>();
     let sizes = [
         (0, 0),
         (1, 1),
@@ -31,7 +30,7 @@ fn frames_of_all_sizes_arrive_in_order_and_are_answered() {
         assert!(
             frame.body == vec![n as u8; body] && frame.data.unwrap_or_default() == vec![!(n as u8); data]
         );
-        server.tcp.send(frame.conn, Kind::Reply, 9, n as u64, 107, b"no", None).unwrap();
+        server.net.send(frame.conn, Kind::Reply, 9, n as u64, 107, b"no", None).unwrap();
     }
     until(&mut client, &mut server, "all replies", |client, _| client.sink.frames.len() == sizes.len());
     assert!(
@@ -42,25 +41,24 @@ fn frames_of_all_sizes_arrive_in_order_and_are_answered() {
 
 #[test]
 fn a_turn_leaves_in_one_write() {
-    let (mut server, mut client, conn) = pair();
-    let before = client.tcp.counters(conn).unwrap();
+    let (mut server, mut client, conn) = pair::<Tcp>();
+    let before = client.net.counters(conn).unwrap();
     for n in 0..100 {
         client.send(conn, n, b"body", b"data");
     }
     until(&mut client, &mut server, "all frames", |_, server| server.sink.frames.len() == 100);
-    let after = client.tcp.counters(conn).unwrap();
+    let after = client.net.counters(conn).unwrap();
     assert_eq!((after.sends - before.sends, after.frames_out - before.frames_out), (1, 100));
     assert_eq!(after.bytes_out - before.bytes_out, 100 * 48);
 }
 
-#[test]
-fn payloads_are_sent_from_where_they_are_and_given_back() {
-    let (mut server, mut client, conn) = pair();
+pub fn payloads_are_sent_from_where_they_are_and_given_back<T: Tested>() {
+    let (mut server, mut client, conn) = pair::<T>();
     let mut buffer = client.sink.pool.get(8192).unwrap();
     buffer.get_mut().unwrap()[100..200].fill(7);
     for _ in 0..3 {
         let payload = Payload::new(buffer.clone(), 100..200);
-        client.tcp.send(conn, Kind::Request, 1, 1, 0, b"", Some(payload)).unwrap();
+        client.net.send(conn, Kind::Request, 1, 1, 0, b"", Some(payload)).unwrap();
     }
     drop(buffer);
     assert_eq!(client.sink.pool.in_use(), 8192);
@@ -70,20 +68,18 @@ fn payloads_are_sent_from_where_they_are_and_given_back() {
     assert!(server.sink.frames.iter().all(|frame| frame.data.as_deref() == Some(&[7; 100])));
 }
 
-#[test]
-fn large_data_are_not_copied() {
-    let (mut server, mut client, conn) = pair();
+pub fn large_data_are_not_copied<T: Tested>() {
+    let (mut server, mut client, conn) = pair::<T>();
     client.send(conn, 1, b"", &vec![1; FRAME_DATA_MAX]);
     client.send(conn, 2, b"", &[2; 100]);
     until(&mut client, &mut server, "both frames", |_, server| server.sink.frames.len() == 2);
-    let counters = server.tcp.counters(server.sink.opened[0].0).unwrap();
+    let counters = server.net.counters(server.sink.opened[0].0).unwrap();
     assert_eq!(counters.copied + counters.direct, FRAME_DATA_MAX as u64 + 100);
     assert!(counters.copied <= (16 << 10) + 100, "{counters:?}: only what fits the receive buffer is copied");
 }
 
-#[test]
-fn data_that_nobody_wants_are_read_and_forgotten() {
-    let (mut server, mut client, conn) = pair();
+pub fn data_that_nobody_wants_are_read_and_forgotten<T: Tested>() {
+    let (mut server, mut client, conn) = pair::<T>();
     server.sink.policy = Policy::Discard;
     for n in 0..10 {
         client.send(conn, n, b"x", &vec![1; 100_000]);
@@ -92,13 +88,12 @@ fn data_that_nobody_wants_are_read_and_forgotten() {
     assert!(server.sink.frames.iter().all(|frame| frame.data.is_none() && frame.body == b"x"));
 }
 
-#[test]
-fn the_same_over_unix_sockets() {
+pub fn the_same_over_unix_sockets<T: Tested>() {
     let directory = tempfile::tempdir().unwrap();
     let address = Address::Unix(directory.path().join("socket"));
-    let (mut server, mut client) = (World::plain(), World::plain());
-    server.tcp.listen(&address).unwrap();
-    let again = World::plain().tcp.listen(&address).unwrap_err();
+    let (mut server, mut client) = (World::<T>::plain(), World::<T>::plain());
+    server.net.listen(&address).unwrap();
+    let again = World::<T>::plain().net.listen(&address).unwrap_err();
     assert_eq!(again.code, ErrorCode::AddressInUse);
     let conn = open(&mut client, &mut server, &address);
     assert_eq!(server.sink.opened[0].1.address, address);
@@ -109,22 +104,20 @@ fn the_same_over_unix_sockets() {
     assert!(!directory.path().join("socket").exists(), "the socket's file goes with its listener");
 }
 
-#[test]
-fn a_socket_file_left_by_a_dead_process_is_taken_over_but_nothing_else_is() {
+pub fn a_socket_file_left_by_a_dead_process_is_taken_over_but_nothing_else_is<T: Tested>() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(path.exists());
-    World::plain().tcp.listen(&Address::Unix(path.clone())).unwrap();
+    World::<T>::plain().net.listen(&Address::Unix(path.clone())).unwrap();
     std::fs::write(&path, "precious").unwrap();
-    assert!(World::plain().tcp.listen(&Address::Unix(path.clone())).is_err());
+    assert!(World::<T>::plain().net.listen(&Address::Unix(path.clone())).is_err());
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
 
-#[test]
-fn what_is_too_long_is_refused_before_it_is_queued() {
-    let (_server, mut client, conn) = pair();
+pub fn what_is_too_long_is_refused_before_it_is_queued<T: Tested>() {
+    let (_server, mut client, conn) = pair::<T>();
     let long = vec![0; FRAME_DATA_MAX + 1];
-    let error = client.tcp.send(conn, Kind::Request, 1, 1, 0, b"", Some(long.into())).unwrap_err();
-    assert_eq!((error.code, client.tcp.queued(conn)), (ErrorCode::InvalidArgument, 0));
+    let error = client.net.send(conn, Kind::Request, 1, 1, 0, b"", Some(long.into())).unwrap_err();
+    assert_eq!((error.code, client.net.queued(conn)), (ErrorCode::InvalidArgument, 0));
 }

@@ -3,7 +3,7 @@
 use corefs_net::handshake::Secret;
 use corefs_net::{
     Address, Buffer, Completion, ConnId, Flow, FrameSink, Identity, Peer, Placement, Pool, Ring, RingConfig,
-    Role, Tcp, TcpConfig,
+    Role, Tcp, TcpConfig, Transport,
 };
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::{Error, Uuid};
@@ -45,7 +45,7 @@ pub struct Sink {
 }
 
 /// Where in its buffer data are placed.
-const OFFSET: usize = 17;
+pub const OFFSET: usize = 17;
 
 impl FrameSink for Sink {
     fn place(&mut self, _conn: ConnId, header: &Header, _body: &[u8], _here: Option<Buffer>) -> Placement {
@@ -76,17 +76,46 @@ impl FrameSink for Sink {
     }
 }
 
-pub struct World {
+/// A transport, and how the suite makes it.
+pub trait Tested: Transport {
+    /// One that places data in `pool`.
+    fn make(config: TcpConfig, pool: &Pool) -> Self;
+    /// Where its listeners listen.
+    fn local() -> Address;
+    /// Whether a connection goes the way that is tested.
+    fn is_its_own(&self, conn: ConnId) -> bool;
+}
+
+impl Tested for Tcp {
+    fn make(config: TcpConfig, _pool: &Pool) -> Self {
+        Self::new(config)
+    }
+
+    fn local() -> Address {
+        "127.0.0.1:0".parse().unwrap()
+    }
+
+    fn is_its_own(&self, _conn: ConnId) -> bool {
+        true
+    }
+}
+
+pub struct World<T> {
     pub ring: Ring,
-    pub tcp: Tcp,
+    pub net: T,
     pub sink: Sink,
     completions: Vec<Completion>,
     /// Added to the clock, to make time pass.
     pub later: Duration,
 }
 
-impl World {
+impl<T: Tested> World<T> {
     pub fn new(config: TcpConfig) -> Self {
+        Self::of(|pool| T::make(config, pool))
+    }
+
+    /// With this transport, which places data in the pool.
+    pub fn of(make: impl FnOnce(&Pool) -> T) -> Self {
         let ring = Ring::new(&RingConfig { entries: 64, completions: 256, ..Default::default() }).unwrap();
         let sink = Sink {
             pool: Pool::new(4 << 20).unwrap(),
@@ -97,7 +126,8 @@ impl World {
             opened: Vec::new(),
             closed: Vec::new(),
         };
-        Self { ring, tcp: Tcp::new(config), sink, completions: Vec::new(), later: Duration::ZERO }
+        let net = make(&sink.pool);
+        Self { ring, net, sink, completions: Vec::new(), later: Duration::ZERO }
     }
 
     pub fn plain() -> Self {
@@ -105,16 +135,17 @@ impl World {
     }
 
     pub fn turn(&mut self) {
-        self.tcp.flush(&mut self.ring);
+        self.net.flush(&mut self.ring);
         self.ring.turn(&mut self.completions).unwrap();
         for completion in self.completions.drain(..) {
-            self.tcp.complete(completion, &mut self.sink);
+            assert!(T::owns(completion.token.source()));
+            self.net.complete(completion, &mut self.sink);
         }
-        self.tcp.advance(Instant::now() + self.later, &mut self.sink);
+        self.net.advance(Instant::now() + self.later, &mut self.sink);
     }
 
     pub fn send(&mut self, conn: ConnId, request: u64, body: &[u8], data: &[u8]) {
-        self.tcp.send(conn, Kind::Request, 9, request, 0, body, Some(data.to_vec().into())).unwrap();
+        self.net.send(conn, Kind::Request, 9, request, 0, body, Some(data.to_vec().into())).unwrap();
     }
 
     /// Turns this world until `done`.
@@ -129,31 +160,41 @@ impl World {
 }
 
 /// Turns both until `done`.
-pub fn until(a: &mut World, b: &mut World, what: &str, mut done: impl FnMut(&mut World, &mut World) -> bool) {
+pub fn until<T: Tested>(
+    a: &mut World<T>,
+    b: &mut World<T>,
+    what: &str,
+    mut done: impl FnMut(&mut World<T>, &mut World<T>) -> bool,
+) {
     a.until(what, |a| {
         b.turn();
         done(a, b)
     });
 }
 
-pub fn local() -> Address {
-    "127.0.0.1:0".parse().unwrap()
-}
-
 /// A server, a client, and the client's open connection to it.
-pub fn pair() -> (World, World, ConnId) {
-    let (mut server, mut client) = (World::plain(), World::plain());
-    let address = server.tcp.listen(&local()).unwrap();
+pub fn pair<T: Tested>() -> (World<T>, World<T>, ConnId) {
+    let (mut server, mut client) = (World::<T>::plain(), World::<T>::plain());
+    let address = server.net.listen(&T::local()).unwrap();
     let conn = open(&mut client, &mut server, &address);
+    assert!(client.net.is_its_own(conn), "the connection goes another way");
     (server, client, conn)
 }
 
 /// Opens one more connection.
-pub fn open(client: &mut World, server: &mut World, address: &Address) -> ConnId {
-    let conn = client.tcp.connect(address).unwrap();
+pub fn open<T: Tested>(client: &mut World<T>, server: &mut World<T>, address: &Address) -> ConnId {
+    let conn = client.net.connect(address).unwrap();
     let before = server.sink.opened.len();
     until(client, server, "the connection to open", |client, server| {
-        client.tcp.is_open(conn) && server.sink.opened.len() > before
+        client.net.is_open(conn) && server.sink.opened.len() > before
     });
+    conn
+}
+
+/// Opens a connection to another process.
+#[cfg(feature = "rdma")]
+pub fn open_alone<T: Tested>(client: &mut World<T>, address: &Address) -> ConnId {
+    let conn = client.net.connect(address).unwrap();
+    client.until("the connection to open", |client| client.net.is_open(conn));
     conn
 }

@@ -1,0 +1,56 @@
+#!/bin/sh
+# A cluster over RDMA, inside a guest (ci/guest copies it there, beside the binary): three storage nodes, three copies, every connection to a shard by a queue pair.
+# /dev/nvme0n1 is an ext4 with room for them. Written for busybox. The last line says what was shown.
+set -eu
+export PATH=/payload:$PATH COREFS_LOG=info NO_COLOR=1
+dir=/scratch/disk/cluster
+mkdir /scratch/disk
+mount -t ext4 /dev/nvme0n1 /scratch/disk
+die() { echo "FAILED: $*"; tail -n 20 $dir/log/*.log /tmp/up.log; exit 1; }
+
+corefs doctor | tee /tmp/doctor
+grep -q '^RDMA: rxe0 port 1, 10.66.0.1 (RoCE v2' /tmp/doctor || die "doctor doesn't take rxe0"
+corefs up --dir $dir --replicas 3 --cores 1 --targets 4 --capacity 1GiB >/tmp/up 2>/tmp/up.log & up=$!
+n=0; until grep -q '^ready ' /tmp/up; do n=$((n + 1)); [ $n -lt 600 ] || die "not ready"; kill -0 $up || die "corefs up ended"; sleep 0.2; done
+COREFS_MANAGER=$(sed -n 's/^ready manager=\([^ ]*\).*/\1/p' /tmp/up); export COREFS_MANAGER COREFS_SECRET_FILE=$dir/secret
+
+# of_shards COUNTER: its sum over all shards.
+of_shards() { corefs status --counters --json | tr ',{}' '\n\n\n' | sed -n "s/^ *\"$1\": *\([0-9]*\).*/\1/p" | awk '{ n += $1 } END { print n + 0 }'; }
+
+head -c 6000000 /dev/urandom >/tmp/data
+corefs fs put /tmp/data /data
+for n in 1 2 3; do corefs fs cat /data | cmp - /tmp/data || die "what was read isn't what was written"; done
+between=$(of_shards connections_by_rdma)
+[ "$between" -ge 4 ] || die "storage nodes don't reach each other by RDMA: $between connections"
+corefs perf randread --transport rdma --size 16MiB --seconds 4 --depth 16 --batch 8 --verify --json >/tmp/read.json || die "reads"
+corefs perf randwrite --transport rdma --size 8MiB --seconds 4 --depth 4 --verify --path /written --json >/tmp/write.json || die "writes"
+# figures FILE: what a run did; it must have no errors.
+figures() {
+  tr ',{}' '\n\n\n' <"$1" >/tmp/figures
+  ! grep -E '"(errors|verify_errors)": *[1-9]' /tmp/figures || die "errors in $1"
+  sed -n 's/^ *"operations": *\([0-9]*\).*/\1/p' /tmp/figures | head -n 1
+}
+echo "$(figures /tmp/read.json) reads and $(figures /tmp/write.json) writes, verified"
+
+# A node dies in the middle of reads; others go on, and it comes back.
+(corefs perf randread --size 16MiB --seconds 8 --depth 8 --verify --json >/tmp/killed.json) & reading=$!
+sleep 3
+victim=$(for process in /proc/[0-9]*; do tr '\0' ' ' <"$process/cmdline" | grep -q '^[^ ]*corefs storage .*node-2 ' && basename "$process"; done || true)
+[ -n "$victim" ] || die "no storage node 2"
+kill -9 "$victim"
+wait $reading || die "reads while a node was killed"
+echo "$(figures /tmp/killed.json) reads while a node was killed"
+corefs fs put /tmp/data /again
+corefs fs cat /again | cmp - /tmp/data || die "what was written while a node was away"
+# The link goes down in the middle of reads, and up again: they go on by TCP.
+(corefs perf randread --size 16MiB --seconds 12 --depth 8 --verify --json >/tmp/link.json 2>/tmp/link.log) & reading=$!
+sleep 4; ip link set rdma0 down
+sleep 4; ip link set rdma0 up
+wait $reading || die "reads while the link was down"
+grep -q 'going on over TCP' /tmp/link.log || die "nobody noticed that the link was down"
+echo "$(figures /tmp/link.json) reads while the link was down and up again"
+corefs fs get /data /tmp/back && cmp /tmp/data /tmp/back || die "reads after that"
+kill -TERM $up; wait $up || die "corefs up didn't stop cleanly"
+corefs fsck --dir $dir >/dev/null || die "fsck"
+! dmesg | grep -A 20 'cut here' || die "the kernel complains"
+echo "a cluster of 3 nodes with 3 copies over RDMA: $between connections between shards; read, written and verified, also while a node was killed and while the link was down"

@@ -1,0 +1,153 @@
+//! The completion queue of a core, and how it sleeps until the next completion.
+//!
+//! While there is work it is polled, which costs no system call. Before the core rests, the queue is [armed](CompletionQueue::arm): the next completion
+//! makes a descriptor readable, which the core's ring polls. What completed before it was armed signals nothing, so whoever arms polls once
+//! more before it sleeps (ibv_get_cq_event(3)).
+
+use super::device::Context;
+use super::library::{done, failed, made};
+use corefs_wire::{Error, ErrorCode, Result};
+use ibverbs_sys as sys;
+use std::cell::Cell;
+use std::ffi::CStr;
+use std::os::fd::RawFd;
+use std::ptr;
+use std::rc::Rc;
+
+/// Completions that are taken at a time.
+const BATCH: usize = 32;
+
+/// What became of a work request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Completion {
+    /// What it was posted under.
+    pub name: u64,
+    /// Bytes that were received, or the device's status, which is not 0.
+    pub outcome: std::result::Result<u32, u32>,
+}
+
+pub struct CompletionQueue {
+    raw: *mut sys::ibv_cq,
+    channel: *mut sys::ibv_comp_channel,
+    /// Events that were taken and not acknowledged yet: together, because each acknowledgment takes a lock.
+    unacknowledged: Cell<u32>,
+    context: Rc<Context>,
+}
+
+impl CompletionQueue {
+    /// A queue of `entries`. More completions than that at once would be the end of all its queue pairs: whoever makes these counts.
+    pub fn new(context: &Rc<Context>, entries: u32) -> Result<Rc<Self>> {
+        let library = &context.library;
+        // SAFETY: the context is open.
+        let channel = made("ibv_create_comp_channel", unsafe { (library.create_channel)(context.raw()) })?;
+        let count = i32::try_from(entries).unwrap_or(i32::MAX);
+        // SAFETY: the channel has just been made, and is destroyed after the queue.
+        let raw = unsafe { (library.create_cq)(context.raw(), count, ptr::null_mut(), channel, 0) };
+        let raw = match made("ibv_create_cq", raw) {
+            Ok(raw) => raw,
+            Err(error) => {
+                // SAFETY: nothing uses the channel.
+                unsafe { (library.destroy_channel)(channel) };
+                return Err(error);
+            }
+        };
+        let queue = Self { raw, channel, unacknowledged: Cell::new(0), context: Rc::clone(context) };
+        queue.never_block()?;
+        Ok(Rc::new(queue))
+    }
+
+    fn never_block(&self) -> Result<()> {
+        // SAFETY: plain system calls on the channel's descriptor.
+        let result = unsafe {
+            let flags = libc::fcntl(self.fd(), libc::F_GETFL);
+            libc::fcntl(self.fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
+        };
+        if result == -1 { Err(std::io::Error::last_os_error().into()) } else { Ok(()) }
+    }
+
+    pub(super) fn raw(&self) -> *mut sys::ibv_cq {
+        self.raw
+    }
+
+    /// Readable when a completion came after [`arm`](Self::arm).
+    pub fn fd(&self) -> RawFd {
+        // SAFETY: the channel is there as long as this is.
+        unsafe { (*self.channel).fd }
+    }
+
+    /// Appends what has completed, at most as many as there is patience for. An error means that the device or the queue is broken.
+    #[inline]
+    pub fn poll(&self, out: &mut Vec<Completion>) -> Result<()> {
+        let Some(poll) = self.context.ops().poll_cq else {
+            return Err(Error::new(ErrorCode::Internal, "the RDMA device has no way to poll"));
+        };
+        let mut found = [sys::ibv_wc::default(); BATCH];
+        loop {
+            // SAFETY: the queue is there, and the array has as many entries as are said.
+            let count = unsafe { poll(self.raw, BATCH as i32, found.as_mut_ptr()) };
+            let Ok(count) = usize::try_from(count) else {
+                return Err(failed("ibv_poll_cq", -count));
+            };
+            out.extend(found[..count.min(BATCH)].iter().map(|wc| Completion {
+                name: wc.wr_id(),
+                outcome: match wc.error() {
+                    None => Ok(wc.len() as u32),
+                    Some((status, _)) => Err(status),
+                },
+            }));
+            // A device that completes as fast as it is asked doesn't keep us here.
+            if count < BATCH || out.len() >= 16 * BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next completion from now on makes [`fd`](Self::fd) readable, once. Poll again before sleeping.
+    pub fn arm(&self) -> Result<()> {
+        let Some(notify) = self.context.ops().req_notify_cq else {
+            return Err(Error::new(ErrorCode::Internal, "the RDMA device has no events"));
+        };
+        // SAFETY: the queue is there.
+        done("ibv_req_notify_cq", unsafe { notify(self.raw, 0) })
+    }
+
+    /// Takes the events that made the descriptor readable. The queue has to be armed again for more.
+    pub fn heard(&self) {
+        let (mut queue, mut context) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: the channel is there, doesn't block, and has events of this queue only.
+        while unsafe { (self.context.library.get_cq_event)(self.channel, &mut queue, &mut context) } == 0 {
+            self.unacknowledged.set(self.unacknowledged.get() + 1);
+        }
+        if self.unacknowledged.get() >= 1024 {
+            self.acknowledge();
+        }
+    }
+
+    fn acknowledge(&self) {
+        // SAFETY: so many events were taken; the queue can't be destroyed before they are acknowledged.
+        unsafe { (self.context.library.ack_cq_events)(self.raw, self.unacknowledged.take()) };
+    }
+
+    /// A device's status in words.
+    pub fn status_text(&self, status: u32) -> String {
+        // SAFETY: returns a string that lives for ever, whatever the number is.
+        let text = unsafe { CStr::from_ptr((self.context.library.wc_status_str)(status)) };
+        text.to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for CompletionQueue {
+    fn drop(&mut self) {
+        self.acknowledge();
+        // SAFETY: queue pairs that complete here hold it, and so are gone.
+        let results = unsafe {
+            (
+                (self.context.library.destroy_cq)(self.raw),
+                (self.context.library.destroy_channel)(self.channel),
+            )
+        };
+        if results != (0, 0) {
+            tracing::warn!(?results, "an RDMA completion queue can't be given back");
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! RDMA as the suite makes it, and what only it has.
+
+mod grants;
+mod nodes;
+mod processes;
+mod setup;
+mod steady;
+
+use crate::world::Tested;
+use corefs_net::rdma::{Patience, Rdma, RdmaConfig};
+use corefs_net::{Address, ConnId, Pool, TcpConfig};
+
+/// The devices that may be used.
+fn devices() -> Vec<String> {
+    let named = std::env::var("COREFS_TEST_RDMA").unwrap_or_default();
+    named.split_whitespace().map(str::to_string).collect()
+}
+
+/// Whether tests that want a device can run; says so if not.
+pub fn is_there() -> bool {
+    let there = !devices().is_empty();
+    if !there {
+        println!("skipped, because COREFS_TEST_RDMA names no device");
+    }
+    there
+}
+
+pub fn config(tcp: TcpConfig) -> RdmaConfig {
+    RdmaConfig {
+        devices: devices(),
+        queue_pairs_max: 24,
+        arena_bytes: 32 << 20,
+        // The device may be emulated, on a machine that has other things to do: 2 s, seven times.
+        patience: Patience { timeout: 19, retries: 7 },
+        ..RdmaConfig::new(tcp)
+    }
+}
+
+impl Tested for Rdma {
+    fn make(config: TcpConfig, pool: &Pool) -> Self {
+        let made = Self::new(self::config(config), pool).unwrap();
+        assert!(made.roads().next().is_some(), "COREFS_TEST_RDMA names devices, but none can be used");
+        made
+    }
+
+    fn local() -> Address {
+        "127.0.0.1:0".parse().unwrap()
+    }
+
+    fn is_its_own(&self, conn: ConnId) -> bool {
+        self.is_by_queue_pair(conn)
+    }
+}
