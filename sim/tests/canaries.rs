@@ -4,7 +4,7 @@
 use corefs_sim::chain::{Canary, Config, run};
 
 /// Lives that a canary may survive.
-const LIVES_MAX: u64 = 80;
+const LIVES_MAX: u64 = 600;
 
 /// The canary is caught, within some lives, by a check whose words are among these.
 fn caught(canary: Canary, config: Config, words: &[&str]) {
