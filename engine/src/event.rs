@@ -59,6 +59,8 @@ pub enum Told {
     Differs {
         covered: ChunkId,
         entries: Vec<Entry>,
+        /// About one chunk: by which it may be replaced, once. 0: not.
+        permit: u64,
     },
     Taken,
 }

@@ -3,6 +3,7 @@
 //! Pure. The replica decides, the store plans, and what is left to do comes out as [`Output`]s.
 
 mod filling;
+mod permits;
 
 use crate::chain::{Begun, Filler, Input, Moment, Pace, Replica, Resync, Role, Step};
 use crate::event::{Ack, Nanos, Offer, OpId, Output, Outputs};
@@ -13,6 +14,7 @@ use corefs_wire::checksum::crc32c;
 use corefs_wire::data::ReadEntry;
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{ChunkId, Error, ErrorCode, Result, TargetId};
+use permits::Permits;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -30,6 +32,8 @@ pub struct Target {
     staged: BTreeMap<ChunkId, Staging>,
     /// Chunks that the successor is being given.
     fillers: BTreeMap<ChunkId, Filler>,
+    /// What may be replaced here, by whoever fills this target.
+    permits: Permits,
     /// The walk over all chunks, while the successor is being filled.
     resync: Option<Resync>,
     /// Filled completely under that chain version, once that batch is flushed.
@@ -49,8 +53,8 @@ pub struct Scene<'a> {
 
 impl Target {
     pub fn new(id: TargetId, slice: usize) -> Self {
-        let (replica, staged, fillers) = Default::default();
-        Self { id, slice, replica, staged, fillers, resync: None, filled: None, steps: Vec::new() }
+        let (replica, staged, fillers, permits) = Default::default();
+        Self { id, slice, replica, staged, fillers, permits, resync: None, filled: None, steps: Vec::new() }
     }
 
     pub fn slice(&self) -> usize {
@@ -322,7 +326,16 @@ impl Target {
             tag: offer.tag,
         };
         let begun = match (offer.fill, offer.forwarded) {
-            (Some(base), _) => store.begin_fill(update, base),
+            (Some(permit), _) => match offer.kind {
+                // It goes on top of the first part, which needed the permit.
+                UpdateKind::Patch { .. } => store.begin_fill(update, 0),
+                _ => match self.permits.take(chunk, permit) {
+                    Some(digest) => store.begin_fill(update, digest),
+                    None => {
+                        Err(Error::new(ErrorCode::BaseDiffers, "a replacement that isn't expected any more"))
+                    }
+                },
+            },
             (None, Some(_)) => store.begin_forwarded(update),
             (None, None) => store.begin_update(update),
         };

@@ -95,6 +95,13 @@ fn a_fill_looks_at_everything_before_it_replaces_what_may_be_the_last_good_copy(
     run(2_026_112_707_118, Config::default()).unwrap();
 }
 
+/// An earlier fill had ended half way. In the middle of the next one the chunk was what it had been at its beginning, just when a copy of the first
+/// part came: it was set back, and missed the second part from then on.
+#[test]
+fn a_part_of_a_fill_that_comes_twice_sets_nothing_back() {
+    run(2_026_112_947_093, Config { news: true, ..Config::default() }).unwrap();
+}
+
 /// Removed on the filler, there at the replica: the removal took the version of the filler's pending update, which was refused for ever.
 #[test]
 fn a_removal_that_fills_leaves_room_for_the_next_update() {

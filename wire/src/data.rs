@@ -173,7 +173,7 @@ pub enum UpdateKind {
 /// `flags` of an update: it comes from the predecessor, with the version the head gave it.
 pub const FORWARDED: u8 = 1;
 /// `flags` of an update, with [`FORWARDED`]: it makes a chunk of a successor that is being filled what the predecessor has
-/// committed, if the successor holds what `base` says.
+/// committed, if `base` is its permit for that.
 pub const FILL: u8 = 2;
 
 /// One change of one chunk. Followed by the payload's CRCs, one for each segment that a block boundary of the chunk
@@ -205,7 +205,8 @@ pub struct Update {
     /// The file's chunk size: the bound of offset + length.
     pub chunk_size: U32,
     pub crcs: U32,
-    /// Of a fill: the digest of what the successor must hold, else it is refused as [`ErrorCode::BaseDiffers`].
+    /// Of a fill: the permit that the successor gave when it was asked what it holds. One that is used up, or given for
+    /// what isn't there any more, is refused as [`ErrorCode::BaseDiffers`].
     pub base: U64,
     /// Of a replacing fill: bytes that the whole chunk holds.
     pub total: U32,

@@ -100,8 +100,10 @@ pub struct Compared {
     pub covered: Key,
     pub equal: U32,
     pub count: U32,
+    /// About one chunk: what a fill of it has to name ([`Update::base`](crate::data::Update)), good for one. 0: none.
+    pub permit: U64,
 }
-const _: () = assert!(size_of::<Compared>() == 24);
+const _: () = assert!(size_of::<Compared>() == 32);
 
 /// What a replica has committed of one chunk.
 #[derive(

@@ -1,7 +1,7 @@
 //! Giving a successor the committed version of one chunk: ask what it holds, then replace that, part by part.
 //!
-//! While it lasts the chunk's queue stands still, so the committed version stays what it is. A part names the digest of what
-//! it replaces: a copy of it that comes late, when the chunk has moved on, is refused.
+//! While it lasts the chunk's queue stands still, so the committed version stays what it is. With its answer the successor gives a permit
+//! to replace what it holds, once, which the parts name: a copy of the first one that comes late is refused.
 //!
 //! If there is something to replace, all parts are read before the first is sent. A block that is damaged here is found then, while the
 //! successor's older version, which may hold the very same block, is still there to repair it from.
@@ -30,7 +30,7 @@ pub struct Filler {
     /// The replica's number of the present step.
     pub attempt: u64,
     pub stage: Stage,
-    /// What is sent, and the digest of what it replaces.
+    /// What is sent, and the successor's permit for it.
     sends: Option<(Entry, u64)>,
     /// The parts are only looked at yet.
     looking: bool,
@@ -45,7 +45,7 @@ impl Filler {
         Self { chunk, to, chain_version, attempt, stage, sends, looking, at, len }
     }
 
-    /// The successor holds this; we hold that, and give no version up to `floor` to what isn't here; `next` is the version of the
+    /// The successor holds this, and gives that permit; we hold that, and give no version up to `floor` to what isn't here; `next` is the version of the
     /// update that waits for the fill. Whether anything is to be sent.
     ///
     /// A removal has our version, or that of a tombstone which we may have forgotten, and none above: the update that comes next follows
@@ -54,10 +54,10 @@ impl Filler {
         &mut self,
         ours: Option<Entry>,
         theirs: Option<Entry>,
+        permit: u64,
         floor: u64,
         next: Option<u64>,
     ) -> bool {
-        let base = theirs.map_or(0, |theirs| theirs.digest);
         let most = next.map_or(floor, |next| floor.min(next.saturating_sub(1))).max(1);
         self.sends = match (ours, theirs) {
             (None, None) => None,
@@ -71,7 +71,7 @@ impl Filler {
             (Some(ours), Some(theirs)) if ours.digest == theirs.digest => None,
             (Some(ours), _) => Some(ours),
         }
-        .map(|entry| (entry, base));
+        .map(|entry| (entry, permit));
         (self.at, self.len) = (0, 0);
         self.looking = theirs.is_some_and(|theirs| theirs.length > 0);
         self.sends.is_some()
@@ -96,10 +96,10 @@ impl Filler {
         self.looking
     }
 
-    /// The next part of at most `most` bytes: the update that it is, the digest of what it replaces, and which bytes of the
-    /// chunk it carries. `None`: everything was sent.
-    pub fn next_part(&mut self, most: u32) -> Option<(PendingInfo, u64, u32, u32)> {
-        let (entry, base) = self.sends?;
+    /// The next part of at most `most` bytes: the update that it is, and which bytes of the chunk it carries. `None`: everything
+    /// was sent.
+    pub fn next_part(&mut self, most: u32) -> Option<(PendingInfo, u32, u32)> {
+        let (entry, _) = self.sends?;
         let first = self.stage == Stage::Asking;
         self.at += self.len;
         self.len = (entry.mapped - self.at).min(most);
@@ -112,7 +112,7 @@ impl Filler {
             false => UpdateKind::Patch { offset: self.at, len: self.len },
         };
         self.stage = Stage::Loading;
-        Some((self.part(&entry, kind), base, self.at, self.len))
+        Some((self.part(&entry, kind), self.at, self.len))
     }
 
     fn part(&self, entry: &Entry, kind: UpdateKind) -> PendingInfo {
@@ -133,9 +133,9 @@ impl Filler {
         self.sends.map_or(0, |(entry, _)| entry.version)
     }
 
-    /// The digest of what they replace.
-    pub fn base(&self) -> u64 {
-        self.sends.map_or(0, |(_, base)| base)
+    /// The successor's permit for them.
+    pub fn permit(&self) -> u64 {
+        self.sends.map_or(0, |(_, permit)| permit)
     }
 
     /// Whether anything was sent.
@@ -172,7 +172,7 @@ mod tests {
         let tombstone = Entry { removed: true, length: 0, mapped: 0, ..entry(9, 0, 0) };
         let sends_before = |ours, theirs, next| {
             let mut filler = filler();
-            filler.compare(ours, theirs, 7, next).then(|| filler.next_part(1 << 20).unwrap().0)
+            filler.compare(ours, theirs, 301, 7, next).then(|| filler.next_part(1 << 20).unwrap().0)
         };
         let sends = |ours, theirs| sends_before(ours, theirs, None);
         let plain = entry(4, 100, 100);
@@ -203,10 +203,10 @@ mod tests {
     fn what_would_replace_something_is_looked_at_first() {
         let looks = |theirs, mapped| {
             let mut filler = filler();
-            assert!(filler.compare(Some(entry(4, 10 * BLOCK, mapped)), theirs, 0, None));
+            assert!(filler.compare(Some(entry(4, 10 * BLOCK, mapped)), theirs, 1, 0, None));
             let looks = std::iter::from_fn(|| filler.next_look(2 * BLOCK));
             let looks: Vec<_> = looks.map(|part| part.kind).collect();
-            assert!(!filler.looks() && filler.next_part(2 * BLOCK).is_some_and(|part| part.2 == 0));
+            assert!(!filler.looks() && filler.next_part(2 * BLOCK).is_some_and(|part| part.1 == 0));
             looks
         };
         let (two, three) = (2 * BLOCK, 3 * BLOCK);
@@ -220,10 +220,10 @@ mod tests {
     #[test]
     fn a_chunk_goes_in_parts_and_a_hole_at_its_end_costs_nothing() {
         let mut filler = filler();
-        assert!(filler.compare(Some(entry(4, 100 * BLOCK, 5 * BLOCK)), Some(entry(3, 1, 1)), 0, None));
+        assert!(filler.compare(Some(entry(4, 100 * BLOCK, 5 * BLOCK)), Some(entry(3, 1, 1)), 301, 0, None));
         let mut parts = Vec::new();
-        while let Some((pending, base, offset, len)) = filler.next_part(2 * BLOCK) {
-            assert_eq!((base, pending.version, pending.length), (301, 4, 100 * BLOCK));
+        while let Some((pending, offset, len)) = filler.next_part(2 * BLOCK) {
+            assert_eq!((filler.permit(), pending.version, pending.length), (301, 4, 100 * BLOCK));
             parts.push((pending.kind, offset, len));
         }
         let (two, four) = (2 * BLOCK, 4 * BLOCK);
@@ -236,7 +236,7 @@ mod tests {
             ]
         );
         let mut empty = self::filler();
-        assert!(empty.compare(Some(entry(4, 0, 0)), None, 0, None));
+        assert!(empty.compare(Some(entry(4, 0, 0)), None, 1, 0, None));
         let kind = empty.next_part(BLOCK).map(|part| part.0.kind);
         assert_eq!(kind, Some(UpdateKind::FullReplace { len: 0, total: 0 }));
         assert_eq!(empty.next_part(BLOCK), None);

@@ -152,7 +152,7 @@ impl Resync {
     pub fn compared(&mut self, told: Told, ours: impl FnOnce(ChunkId) -> Vec<Entry>) -> bool {
         match told {
             Told::Equal => {}
-            Told::Differs { covered, entries } if (self.from..=self.last).contains(&covered) => {
+            Told::Differs { covered, entries, .. } if (self.from..=self.last).contains(&covered) => {
                 self.last = covered;
                 let ours = ours(covered);
                 let mut theirs: BTreeMap<ChunkId, Entry> =
@@ -223,7 +223,7 @@ mod tests {
         let ours = vec![entry(1, 10, false), entry(2, 20, false), entry(3, 30, true), entry(4, 40, false)];
         let entries = vec![entry(1, 10, false), entry(2, 99, false), entry(5, 50, false), entry(6, 60, true)];
         let covered = ChunkId::new(InodeId(1), 8);
-        assert!(resync.compared(Told::Differs { covered, entries }, |_| ours));
+        assert!(resync.compared(Told::Differs { covered, entries, permit: 0 }, |_| ours));
         let mut work = Vec::new();
         while resync.has_work() {
             work.push(resync.take_work().unwrap().index);
@@ -242,7 +242,11 @@ mod tests {
     fn nonsense_is_no_answer() {
         let mut resync = Resync::new(TargetId(2), 5, 0);
         (resync.from, resync.last) = (ChunkId::new(InodeId(5), 0), ChunkId::new(InodeId(6), 0));
-        let differs = |inode| Told::Differs { covered: ChunkId::new(InodeId(inode), 0), entries: Vec::new() };
+        let differs = |inode| Told::Differs {
+            covered: ChunkId::new(InodeId(inode), 0),
+            entries: Vec::new(),
+            permit: 0,
+        };
         assert!(!resync.compared(differs(4), |_| Vec::new()) && !resync.compared(differs(7), |_| Vec::new()));
         assert!(!resync.compared(Told::Taken, |_| Vec::new()));
         assert!(resync.compared(differs(5), |_| Vec::new()));

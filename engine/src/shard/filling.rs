@@ -66,14 +66,14 @@ pub fn decode_ask(asked: u16, body: &[u8]) -> Result<(TargetId, ChainId, u64, As
 
 /// The body of an answer.
 pub fn encode_told(told: &Told) -> Vec<u8> {
-    let Told::Differs { covered, entries } = told else {
+    let Told::Differs { covered, entries, permit } = told else {
         return match told {
             Told::Equal => Compared { equal: 1.into(), ..Compared::default() }.as_bytes().to_vec(),
             _ => Vec::new(),
         };
     };
     let (covered, count) = ((*covered).into(), (entries.len() as u32).into());
-    let mut body = Compared { covered, equal: 0.into(), count }.as_bytes().to_vec();
+    let mut body = Compared { covered, equal: 0.into(), count, permit: (*permit).into() }.as_bytes().to_vec();
     for entry in entries {
         let entry = resync::Entry {
             key: entry.chunk.into(),
@@ -106,7 +106,7 @@ pub fn decode_told(asked: u16, body: &[u8]) -> Result<Told> {
                 digest: entry.digest.get(),
             };
             let entries = entries.iter().map(entry).collect();
-            Ok(Told::Differs { covered: head.covered.into(), entries })
+            Ok(Told::Differs { covered: head.covered.into(), entries, permit: head.permit.get() })
         }
         op::ROWS if body.is_empty() => Ok(Told::Taken),
         _ => Err(ErrorCode::BadFrame.into()),
@@ -123,7 +123,7 @@ mod tests {
         let chunk = ChunkId::new(InodeId(4), 5);
         let entry =
             Entry { chunk, version: 6, epoch: 7, length: 8, mapped: 0, removed: true, digest: u64::MAX };
-        for told in [Told::Equal, Told::Differs { covered: chunk, entries: vec![entry] }] {
+        for told in [Told::Equal, Told::Differs { covered: chunk, entries: vec![entry], permit: 9 }] {
             assert_eq!(decode_told(op::COMPARE, &encode_told(&told)), Ok(told));
         }
         assert_eq!(decode_told(op::ROWS, &encode_told(&Told::Taken)), Ok(Told::Taken));

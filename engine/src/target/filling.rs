@@ -207,8 +207,10 @@ impl Target {
 
     /// What the successor holds of a chunk.
     fn told_of_chunk(&mut self, scene: &mut Scene<'_>, chunk: ChunkId, result: Result<Told>) {
-        let theirs = match result {
-            Ok(Told::Differs { entries, .. }) => entries.into_iter().find(|entry| entry.chunk == chunk),
+        let (theirs, permit) = match result {
+            Ok(Told::Differs { entries, permit, .. }) => {
+                (entries.into_iter().find(|entry| entry.chunk == chunk), permit)
+            }
             Ok(_) => return self.end_fill(scene, chunk, Err(ErrorCode::BadFrame.into())),
             Err(error) => return self.end_fill(scene, chunk, Err(error)),
         };
@@ -216,7 +218,7 @@ impl Target {
         let floor = scene.slice.store.floor(self.id).unwrap_or(0);
         let next = self.replica.waits_for_fill(chunk);
         let Some(filler) = self.fillers.get_mut(&chunk) else { return };
-        if filler.compare(ours, theirs, floor, next) {
+        if filler.compare(ours, theirs, permit, floor, next) {
             self.load_part(scene, chunk);
         } else {
             self.end_fill(scene, chunk, Ok(()));
@@ -232,9 +234,10 @@ impl Target {
         {
             return self.look_at_part(scene, part);
         }
-        let Some((pending, base, offset, len)) = filler.next_part(scene.pace.part) else {
+        let Some((pending, offset, len)) = filler.next_part(scene.pace.part) else {
             return self.end_fill(scene, chunk, Ok(()));
         };
+        let fill = Some(filler.permit());
         let plan = match len {
             0 => None,
             _ => match scene.slice.store.read(target, chunk, offset, len) {
@@ -251,7 +254,7 @@ impl Target {
             }
             return;
         };
-        scene.out.push(Output::Load { slice, target, ticket, pending, fill: Some(base), plan });
+        scene.out.push(Output::Load { slice, target, ticket, pending, fill, plan });
     }
 
     /// Has a part read that isn't to be sent yet.
@@ -304,7 +307,7 @@ impl Target {
             return self.end_fill(scene, chunk, Err(error));
         }
         let (to, version, chain_version) = (filler.to, filler.version(), filler.chain_version);
-        let base = filler.base();
+        let base = filler.permit();
         let Some(attempt) = self.renew(scene, chunk) else { return };
         let target = self.id;
         scene.out.push(Output::Forward { op, target, chunk, attempt, to, version, chain_version, base });
@@ -342,7 +345,7 @@ impl Target {
     /// A question of the predecessor.
     pub(crate) fn asked(&mut self, scene: &mut Scene<'_>, ask: &Ask) -> Result<Told> {
         match ask {
-            Ask::Compare { from, last, digest } => self.compare(scene.slice, *from, *last, *digest),
+            Ask::Compare { from, last, digest } => self.compare(&scene.slice.store, *from, *last, *digest),
             Ask::Rows { .. } if self.replica.keeps_any() => {
                 // Every chunk was compared: what is kept is good for nothing.
                 self.handle(scene, Input::LetGo);
@@ -352,13 +355,20 @@ impl Target {
         }
     }
 
-    fn compare(&self, slice: &Slice, from: ChunkId, last: ChunkId, digest: u64) -> Result<Told> {
+    fn compare(
+        &mut self,
+        store: &crate::store::Store,
+        from: ChunkId,
+        last: ChunkId,
+        digest: u64,
+    ) -> Result<Told> {
         let most = COMPARE_CHUNKS_MAX;
-        let mut entries: Vec<Entry> = slice.store.entries(self.id, from, last, most + 1)?;
+        let mut entries: Vec<Entry> = store.entries(self.id, from, last, most + 1)?;
         let complete = entries.len() <= most;
         entries.truncate(most);
         // What isn't told: nobody but the filler of the chunk needs it, of its own.
         entries.iter_mut().for_each(|entry| entry.mapped = 0);
+        let committed = entries.first().map_or(0, |entry| entry.digest);
         if from == last && self.replica.keeps(from) {
             // Before it is replaced the filler is to look at what it has.
             match entries.first_mut() {
@@ -370,7 +380,8 @@ impl Target {
             return Ok(Told::Equal);
         }
         let covered = entries.last().filter(|_| !complete).map_or(last, |entry| entry.chunk);
-        Ok(Told::Differs { covered, entries })
+        let permit = if from == last { self.permits.give(from, committed) } else { 0 };
+        Ok(Told::Differs { covered, entries, permit })
     }
 
     /// The bytes of a part of a fill are written. That is enough for the predecessor to go on: only when this replica says
