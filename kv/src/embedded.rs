@@ -28,12 +28,10 @@ use format::{ABOUT, FORMAT, FORMAT_ROW, PAIRS, REOPEN_STEP, VERSION_ROW, closed,
 use lock::DirectoryLock;
 use redb::{Builder, Database, ReadableTable, StorageBackend};
 use snapshots::{Snapshot, Snapshots};
-use std::cell::RefCell;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -80,15 +78,17 @@ struct Opened {
     snapshots: Arc<Snapshots>,
     counters: Arc<Counters>,
     clock: Clock,
-    random: RefCell<Prng>,
+    /// Seeds of jitter that were given out.
+    seeds: AtomicU64,
     thread: Option<JoinHandle<()>>,
     directory: Option<PathBuf>,
     _lock: Option<DirectoryLock>,
 }
 
-/// A handle of an open store. Clones share it; the last one dropped finishes the commits under way and closes it.
+/// A handle of an open store, for any thread of the process. Clones share it; the last one dropped finishes the commits under way and
+/// closes it.
 #[derive(Clone)]
-pub struct Embedded(Rc<Opened>);
+pub struct Embedded(Arc<Opened>);
 
 impl Embedded {
     /// Opens the store in `directory`, or creates both.
@@ -122,10 +122,10 @@ impl Embedded {
         let (jobs, queue) = sync_channel(COMMITS_QUEUED_MAX);
         let thread = thread::Builder::new().name("kv-commit".into()).spawn(move || writer.run(queue))?;
         let (directory, lock) = place.unzip();
-        let random = RefCell::new(Prng::new(version));
         let thread = Some(thread);
-        let opened = Opened { jobs, snapshots, counters, clock, random, thread, directory, _lock: lock };
-        Ok(Self(Rc::new(opened)))
+        let seeds = AtomicU64::new(version);
+        let opened = Opened { jobs, snapshots, counters, clock, seeds, thread, directory, _lock: lock };
+        Ok(Self(Arc::new(opened)))
     }
 
     /// Finishes the commits under way and closes the store for all handles: everything later is `KvUnavailable`.
@@ -253,6 +253,6 @@ impl Store for Embedded {
     }
 
     fn random(&self) -> u64 {
-        self.0.random.borrow_mut().draw()
+        Prng::new(self.0.seeds.fetch_add(1, Ordering::Relaxed)).draw()
     }
 }

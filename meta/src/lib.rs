@@ -50,4 +50,4 @@ pub mod sweep;
 
 pub use namespace::Namespace;
 pub use outside::{ChunkService, ClientLeases, Clock, Outside, Random, Space};
-pub use server::{MetaOptions, MetaServer};
+pub use server::{MetaOptions, MetaServer, MetaThread};

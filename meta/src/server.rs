@@ -1,13 +1,15 @@
 //! The metadata server as a process: an endpoint that answers requests, and tasks that keep the namespace tidy.
 //!
-//! Everything runs on the current glommio executor. Each request is a task of its own, so that the commits of many share
+//! Everything runs on the current executor. Each request is a task of its own, so that the commits of many share
 //! the store's flushes; nothing is kept between requests, so any number of servers run and any may be killed.
 
 mod desk;
 mod roads;
+mod thread;
 mod upkeep;
 
 pub use roads::Roads;
+pub use thread::MetaThread;
 
 use crate::namespace::Namespace;
 use corefs_client::{Client, InternalOptions};
@@ -44,6 +46,12 @@ pub struct MetaOptions {
     pub secret: Option<Secret>,
 }
 
+impl MetaOptions {
+    fn identity(&self, cluster: Uuid, incarnation: u64) -> Identity {
+        Identity { role: Role::Meta, id: 0, incarnation, cluster, secret: self.secret.clone() }
+    }
+}
+
 /// What the server's parts share.
 struct Shared<E> {
     node: Node,
@@ -68,18 +76,16 @@ impl<E: KvEngine> MetaServer<E> {
     /// Errors: `AddressInUse`, `BadConfig`, `BadFormat` for a file system of another version, and what the managers'
     /// handshake refuses for good (`AuthenticationFailed`, `VersionMismatch`).
     pub async fn start(options: MetaOptions, engine: E) -> Result<Self> {
-        let incarnation = wall_ns();
-        let identity = |cluster| Identity {
-            role: Role::Meta,
-            id: 0,
-            incarnation,
-            cluster,
-            secret: options.secret.clone(),
-        };
         // Whoever connects is told the cluster, so it has to be known before the listener is there.
-        let cluster = learn_cluster(&options, identity(Uuid::NIL)).await?;
-        let config = NodeConfig { pool_bytes: POOL_BYTES, ..NodeConfig::new(identity(cluster)) };
-        let node = Node::start(config)?;
+        let cluster = learn_cluster(&options).await?;
+        Self::start_in(cluster, options, engine).await
+    }
+
+    /// As [`start`](Self::start), when the managers' cluster is known.
+    async fn start_in(cluster: Uuid, options: MetaOptions, engine: E) -> Result<Self> {
+        let incarnation = wall_ns();
+        let identity = options.identity(cluster, incarnation);
+        let node = Node::start(NodeConfig { pool_bytes: POOL_BYTES, ..NodeConfig::new(identity) })?;
         match Self::settle(&node, &options, engine, incarnation).await {
             Ok(server) => Ok(server),
             Err(error) => {
@@ -153,7 +159,8 @@ async fn insistently<T>(node: &Node, what: &str, mut attempt: impl AsyncFnMut() 
 }
 
 /// Asks whichever manager answers first.
-async fn learn_cluster(options: &MetaOptions, identity: Identity) -> Result<Uuid> {
+async fn learn_cluster(options: &MetaOptions) -> Result<Uuid> {
+    let identity = options.identity(Uuid::NIL, wall_ns());
     let node = Node::start(NodeConfig { pool_bytes: POOL_BYTES, ..NodeConfig::new(identity) })?;
     let outcome = insistently(&node, "asking the managers for their cluster", async || {
         let mut failure = Error::new(ErrorCode::BadConfig, "no manager's address was given");

@@ -1,7 +1,8 @@
 //! The server as a process would run it: real sockets, a manager that says what managers say, a store in memory.
 
 use corefs_kv::Mem;
-use corefs_meta::server::{MetaOptions, MetaServer};
+use corefs_kv::embedded::{Embedded, Options};
+use corefs_meta::server::{MetaOptions, MetaServer, MetaThread};
 use corefs_net::{Address, Identity, Node, NodeConfig, Request, Responder, Role, Service, executor};
 use corefs_wire::control::mgmtd::*;
 use corefs_wire::control::process::GetProcessT;
@@ -10,6 +11,7 @@ use corefs_wire::routing::{Chain, Member, RoutingInfo, Target};
 use corefs_wire::{ChainId, ErrorCode, NodeId, Result, ShardIndex, SliceIndex, TargetId, Uuid};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::mpsc;
 use std::time::Duration;
 
 const CLUSTER: Uuid = Uuid([7; 16]);
@@ -96,6 +98,7 @@ fn anywhere() -> Address {
 struct World {
     manager: Rc<Manager>,
     manager_node: Node,
+    manager_address: Address,
     server: MetaServer<Mem>,
     caller: Node,
     address: Address,
@@ -107,12 +110,14 @@ impl World {
         let (manager, manager_node) = (Rc::new(Manager::default()), node(Role::Manager, CLUSTER));
         let manager_address = manager_node.listen(&anywhere()).unwrap();
         manager_node.serve(manager.clone());
-        let options = MetaOptions { listen: anywhere(), managers: vec![manager_address], secret: None };
+        let options =
+            MetaOptions { listen: anywhere(), managers: vec![manager_address.clone()], secret: None };
         let server = MetaServer::start(options, Mem::new()).await.unwrap();
         let address = server.address().clone();
         Self {
             manager,
             manager_node,
+            manager_address,
             server,
             caller: node(Role::Client, CLUSTER),
             address,
@@ -284,4 +289,72 @@ fn stays_known_and_ends_cleanly() {
             node.shutdown().await;
         }
     });
+}
+
+/// What a thread with a server says, and the thread.
+fn thread_on(
+    listen: &str,
+    managers: Vec<Address>,
+) -> (mpsc::Receiver<Option<Address>>, MetaThread, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Embedded::open(directory.path(), Options::default()).unwrap();
+    let (tell, told) = mpsc::channel();
+    let tell_failed = tell.clone();
+    let options = MetaOptions { listen: listen.parse().unwrap(), managers, secret: None };
+    let ready = move |address: &Address| tell.send(Some(address.clone())).unwrap();
+    let thread = MetaThread::start(options, store, ready, move || tell_failed.send(None).unwrap()).unwrap();
+    (told, thread, directory)
+}
+
+async fn hears(world: &World, told: &mpsc::Receiver<Option<Address>>) -> Option<Address> {
+    for _ in 0..2000 {
+        match told.try_recv() {
+            Ok(said) => return said,
+            Err(_) => world.caller.sleep(Duration::from_millis(10)).await,
+        }
+    }
+    panic!("the thread said nothing")
+}
+
+/// Stops it while the manager, which is on this thread, goes on.
+async fn stop(world: &World, thread: MetaThread) -> Result<()> {
+    let stopping = std::thread::spawn(move || thread.stop());
+    while !stopping.is_finished() {
+        world.caller.sleep(Duration::from_millis(1)).await;
+    }
+    stopping.join().unwrap()
+}
+
+#[test]
+fn a_server_lives_on_a_thread_of_the_process_that_has_the_store() {
+    run(async |world: World| {
+        let (told, thread, _directory) = thread_on("127.0.0.1:0", vec![world.manager_address.clone()]);
+        let address = hears(&world, &told).await.expect("it serves");
+        let created = world.caller.ask(&address, &world.file("a"), PATIENCE).await.unwrap();
+        let mut lookup = LookupT::default();
+        (lookup.parent, lookup.name) = (1, b"a".to_vec());
+        assert_eq!(world.caller.ask(&address, &lookup, PATIENCE).await.unwrap().attr, created.attr);
+        stop(&world, thread).await.unwrap();
+        assert!(told.try_recv().is_err(), "one that was stopped hasn't failed");
+        world.end().await;
+    });
+}
+
+#[test]
+fn a_thread_that_cannot_serve_says_so() {
+    run(async |world: World| {
+        let (told, thread, _directory) =
+            thread_on(&world.address.to_string(), vec![world.manager_address.clone()]);
+        assert_eq!(hears(&world, &told).await, None);
+        assert_eq!(stop(&world, thread).await.unwrap_err().code, ErrorCode::AddressInUse);
+        world.end().await;
+    });
+}
+
+#[test]
+fn a_thread_that_waits_for_a_manager_can_be_stopped() {
+    let (told, thread, _directory) = thread_on("127.0.0.1:0", vec!["127.0.0.1:1".parse().unwrap()]);
+    std::thread::sleep(Duration::from_millis(50));
+    thread.stop().unwrap();
+    assert!(told.try_recv().is_err());
 }

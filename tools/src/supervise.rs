@@ -35,6 +35,8 @@ pub struct Spec {
 struct Role {
     spec: Spec,
     child: Child,
+    /// What it says on standard output, until it dies.
+    lines: Option<mpsc::Receiver<String>>,
     started: Instant,
     pause: Duration,
     /// Set while it is dead: when to start it again.
@@ -58,12 +60,13 @@ impl Supervisor {
     /// Starts a role and waits until it's ready. Returns the address it named.
     pub fn start(&mut self, spec: Spec) -> Result<String> {
         let (mut child, lines) = spawn(&self.program, &spec)?;
-        match wait_ready(&mut child, &lines, Duration::from_secs(READY_SECONDS)) {
+        match wait_line(&mut child, &lines, "ready ", Duration::from_secs(READY_SECONDS)) {
             Ok(address) => {
                 let started = Instant::now();
                 self.roles.push(Role {
                     spec,
                     child,
+                    lines: Some(lines),
                     started,
                     pause: Duration::from_millis(100),
                     restart_at: None,
@@ -73,15 +76,20 @@ impl Supervisor {
             Err(why) => {
                 // Whatever it was, it isn't serving: leave nothing behind.
                 end(&mut child, Duration::from_secs(STOP_SECONDS));
-                let said = last_lines(&spec.log, 5);
-                let what = format!(
-                    "{} did not start: {why}\n{said}(its whole log: {})",
-                    spec.name,
-                    spec.log.display()
-                );
-                Err(Error::new(ErrorCode::Os, what))
+                Err(did_not_start(&spec, &why))
             }
         }
+    }
+
+    /// Waits until a role that is ready says one thing more: a line that begins with `prefix`. Returns the rest of it.
+    pub fn hear(&mut self, name: &str, prefix: &str) -> Result<String> {
+        let role = self.roles.iter_mut().find(|role| role.spec.name == name);
+        let Some((role, lines)) = role.and_then(|role| role.lines.take().map(|lines| (role, lines))) else {
+            return Err(Error::new(ErrorCode::Internal, format!("{name} doesn't run")));
+        };
+        let heard = wait_line(&mut role.child, &lines, prefix, Duration::from_secs(READY_SECONDS));
+        role.lines = Some(lines);
+        heard.map_err(|why| did_not_start(&role.spec, &why))
     }
 
     /// Names and process ids of the roles that run, in order.
@@ -154,9 +162,8 @@ impl Drop for Supervisor {
 fn restart(program: &Path, role: &mut Role, report: &mut dyn FnMut(String)) {
     match spawn(program, &role.spec) {
         Ok((child, lines)) => {
-            // Readiness isn't waited for: the others retry until it serves. Its lines are drained so that it never
-            // blocks on a full pipe.
-            std::thread::spawn(move || while lines.recv().is_ok() {});
+            // Readiness isn't waited for: the others retry until it serves.
+            role.lines = Some(lines);
             report(format!("{} started again as process {}", role.spec.name, child.id()));
             role.child = child;
             role.started = Instant::now();
@@ -206,12 +213,24 @@ fn spawn(program: &Path, spec: &Spec) -> Result<(Child, mpsc::Receiver<String>)>
     Ok((child, lines))
 }
 
-fn wait_ready(child: &mut Child, lines: &mpsc::Receiver<String>, limit: Duration) -> Result<String, String> {
+fn did_not_start(spec: &Spec, why: &str) -> Error {
+    let said = last_lines(&spec.log, 5);
+    let what = format!("{} did not start: {why}\n{said}(its whole log: {})", spec.name, spec.log.display());
+    Error::new(ErrorCode::Os, what)
+}
+
+/// What follows `prefix` in the next line that begins with it.
+fn wait_line(
+    child: &mut Child,
+    lines: &mpsc::Receiver<String>,
+    prefix: &str,
+    limit: Duration,
+) -> Result<String, String> {
     let deadline = Instant::now() + limit;
     loop {
         match lines.recv_timeout(Duration::from_millis(50)) {
             Ok(line) => {
-                if let Some(address) = line.strip_prefix("ready ") {
+                if let Some(address) = line.strip_prefix(prefix) {
                     return Ok(address.trim().to_owned());
                 }
             }

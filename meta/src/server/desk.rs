@@ -2,7 +2,7 @@
 
 use super::Shared;
 use corefs_kv::KvEngine;
-use corefs_net::{Request, Responder, Service, process};
+use corefs_net::{Request, Responder, Service, executor, process};
 use corefs_wire::control::process::{GetProcessT, ProcessT};
 use corefs_wire::control::{Call, Message, OPERATIONS, meta};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -43,7 +43,7 @@ impl<E: KvEngine> Service for FrontDesk<E> {
             return responder.err(&Error::mismatch(ErrorCode::Overloaded, most, found, what));
         }
         desk.in_progress.set(in_progress + 1);
-        glommio::spawn_local(async move {
+        executor::spawn(async move {
             let outcome = desk.answer(request.op, &request.body).await;
             desk.count(request.op, outcome.is_ok());
             desk.in_progress.set(desk.in_progress.get() - 1);

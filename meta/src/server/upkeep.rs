@@ -4,7 +4,7 @@
 use super::Shared;
 use crate::gc::{GcCursor, GcLimits};
 use corefs_kv::KvEngine;
-use corefs_net::executor::sleep;
+use corefs_net::executor::{sleep, spawn};
 use corefs_wire::Result;
 use corefs_wire::control::mgmtd::RegisterMetaT;
 use corefs_wire::routing::RoutingInfo;
@@ -34,9 +34,9 @@ fn add(counter: &Cell<u64>, more: usize) {
 
 /// Starts the tasks; they end soon after the server stops.
 pub(super) fn start<E: KvEngine>(shared: &Rc<Shared<E>>, lease: Duration) {
-    glommio::spawn_local(stay_known(Rc::clone(shared), lease)).detach();
-    glommio::spawn_local(collect(Rc::clone(shared))).detach();
-    glommio::spawn_local(tidy(Rc::clone(shared))).detach();
+    spawn(stay_known(Rc::clone(shared), lease)).detach();
+    spawn(collect(Rc::clone(shared))).detach();
+    spawn(tidy(Rc::clone(shared))).detach();
 }
 
 impl<E: KvEngine> Shared<E> {

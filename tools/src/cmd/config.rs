@@ -38,6 +38,8 @@ pub const TEMPLATE: &str = r#"# corefs: settings of the roles, a section each. E
 [kv]            # the embedded key-value store of one machine: metadata is one copy
 # dir = "kv"                              # where the store is
 # listen = "unix:kv.sock"                 # address: unix:PATH or IP:PORT
+# meta = ["127.0.0.1:0"]                  # metadata servers in this process: one a thread, each with its address
+# manager = ["127.0.0.1:7400"]            # for those
 # secret_file = "secret"                  # the cluster's secret; required unless every address is local
 
 [mgmtd]         # the manager: membership, chains, routing
