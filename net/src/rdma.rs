@@ -42,6 +42,7 @@ pub use connect::Patience;
 use crate::address::Address;
 use crate::buffer::{Buffer, Payload, Pool};
 use crate::contract::FrameSink;
+use crate::costs::Costs;
 use crate::handshake::{Peer, capability};
 use crate::ring::{Completion, Ring, Source};
 use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
@@ -49,6 +50,7 @@ use connections::{Entry, Filter, Inner};
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::limits::{CONNECTION_SEND_MAX, FRAME_BODY_MAX, FRAME_DATA_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
+use lane::Lane;
 use seat::Seat;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -386,6 +388,14 @@ impl Rdma {
             Some(Stage::Open(lane) | Stage::Draining(lane)) => Some(lane.verbs()),
             _ => None,
         }
+    }
+
+    /// What all connections have cost, by queue pairs and by TCP.
+    pub fn costs(&self) -> Costs {
+        let open =
+            self.inner.entries.iter().flatten().filter_map(|entry| entry.stage.lane()).map(Lane::costs);
+        let ended = self.inner.seats.iter().map(Seat::costs);
+        open.chain(ended).fold(self.tcp.costs(), Costs::plus)
     }
 
     /// As [`Tcp::connections`].

@@ -3,6 +3,7 @@
 use crate::address::Address;
 use crate::buffer::{Buffer, Payload, Pool};
 use crate::contract::FrameSink;
+use crate::costs::Costs;
 use crate::handshake::Peer;
 use crate::ring::{Completion, Ring, Source};
 use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
@@ -264,6 +265,11 @@ impl Carrier {
 
     pub fn next_tick(&self) -> Option<Instant> {
         either!(self, carrier => carrier.next_tick())
+    }
+
+    /// What all connections have cost.
+    pub fn costs(&self) -> Costs {
+        either!(self, carrier => carrier.costs())
     }
 
     /// Connections that go by a queue pair now.

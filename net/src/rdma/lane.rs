@@ -22,10 +22,12 @@ use super::message::{Grant, Kind, Message};
 use super::queue_pair::{Event, Held, QueuePair, Sizes};
 use super::setup::Terms;
 use crate::buffer::{Buffer, Payload, Pool};
+use crate::costs::Costs;
 use crate::tcp::ConnCounters;
 use corefs_wire::{Error, ErrorCode, Result};
 use inbox::Inbox;
 use outbox::Outbox;
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// What a request of ours was for, in the tag that it comes back with: the purpose (8 bits) and the number of a frame.
@@ -64,6 +66,8 @@ pub struct Plan<'a> {
     pub sends: u32,
     pub owner: u64,
     pub sequence: u32,
+    /// Where it notes what it has cost when it ends.
+    pub ended: Rc<Cell<Costs>>,
 }
 
 /// Memory of ours that is open to the data of one reply.
@@ -108,6 +112,7 @@ pub struct Lane {
     lends: bool,
     counters: ConnCounters,
     completions: u64,
+    ended: Rc<Cell<Costs>>,
 }
 
 impl Lane {
@@ -160,6 +165,7 @@ impl Lane {
             lends: plan.lends,
             counters: ConnCounters::default(),
             completions: 0,
+            ended: plan.ended,
         };
         for _ in 0..plan.receives {
             let (Some(receive), Some(stage)) = (lane.block(), lane.block()) else {
@@ -328,8 +334,19 @@ impl Lane {
         ConnCounters { sends: self.pair.counters().1, ..self.counters }
     }
 
+    pub fn costs(&self) -> Costs {
+        let Verbs { requests, doorbells, completions } = self.verbs();
+        Costs {
+            copied_bytes: self.counters.copied,
+            rdma_requests: requests,
+            rdma_doorbells: doorbells,
+            rdma_completions: completions,
+            rdma_arms: 0,
+        }
+    }
+
     /// Copies what the device can't reach to where it can. The payload comes back if there is no memory for that now.
-    fn reachable(&self, data: Payload) -> std::result::Result<Payload, Payload> {
+    fn reachable(&mut self, data: Payload) -> std::result::Result<Payload, Payload> {
         if self.pair.reaches(data.as_slice()) {
             return Ok(data);
         }
@@ -338,10 +355,17 @@ impl Lane {
             Some(mut buffer) => {
                 // A buffer that has just been taken is unique.
                 buffer.get_mut().into_iter().for_each(|to| to.copy_from_slice(bytes));
+                self.counters.copied += bytes.len() as u64;
                 Ok(buffer.into())
             }
             None => Err(data),
         }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.ended.set(self.ended.get().plus(self.costs()));
     }
 }
 

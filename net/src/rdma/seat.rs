@@ -6,10 +6,12 @@ use super::memory::{Domain, Region};
 use super::queue_pair::PLACES_MAX;
 use super::survey::{Road, Survey};
 use crate::buffer::Pool;
+use crate::costs::Costs;
 use crate::ring::{Ring, Source, Token};
 use crate::tcp::ConnId;
 use corefs_wire::Result;
 use corefs_wire::limits::CONNECTIONS_MAX;
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// Places in a send queue for each message that a peer has room for: a message may have a binding or a write before it, and an invalidation behind.
@@ -31,6 +33,9 @@ pub struct Seat {
     quiet: bool,
     /// What was found by the look after arming.
     found: Vec<Completion>,
+    arms: u64,
+    /// What lanes that are gone have cost.
+    pub ended: Rc<Cell<Costs>>,
 }
 
 /// A seat for each device that has a road, and the roads, each with the place of its seat. A device that can't be used after all is told of in the log.
@@ -78,7 +83,19 @@ impl Seat {
         let regions =
             vec![Rc::new(Region::register(&domain, pool)?), Rc::new(Region::register(&domain, &arena)?)];
         let (polling, armed, quiet) = (false, false, false);
-        Ok(Self { domain, completions, regions, arena, sends, polling, armed, quiet, found: Vec::new() })
+        Ok(Self {
+            domain,
+            completions,
+            regions,
+            arena,
+            sends,
+            polling,
+            armed,
+            quiet,
+            found: Vec::new(),
+            arms: 0,
+            ended: Rc::default(),
+        })
     }
 
     /// What has completed. The list is to be [given back](Self::give_back).
@@ -94,6 +111,11 @@ impl Seat {
         self.found = list;
     }
 
+    /// What its lanes have cost that are gone, and the seat itself.
+    pub fn costs(&self) -> Costs {
+        Costs { rdma_arms: self.arms, ..self.ended.get() }
+    }
+
     /// Whether it is to be polled again before the executor rests.
     pub fn is_busy(&self) -> bool {
         !self.quiet
@@ -102,6 +124,7 @@ impl Seat {
     /// If the last look found nothing: makes the next completion wake `ring`.
     pub fn rest(&mut self, index: usize, ring: &mut Ring) {
         if self.quiet && !self.armed {
+            self.arms += 1;
             match self.completions.arm() {
                 Ok(()) => self.armed = true,
                 // It is polled on, then.

@@ -19,6 +19,7 @@ use corefs_wire::error::{decode_error, encode_error};
 use corefs_wire::frame::Kind;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::Instant;
 
 /// Where a connection is in its life.
@@ -44,6 +45,13 @@ pub enum Stage {
 impl Stage {
     pub fn has_lane(&self) -> bool {
         matches!(self, Self::Offered(_) | Self::Proving(_) | Self::Open(_) | Self::Draining(_))
+    }
+
+    pub fn lane(&self) -> Option<&Lane> {
+        match self {
+            Self::Offered(lane) | Self::Proving(lane) | Self::Open(lane) | Self::Draining(lane) => Some(lane),
+            Self::Greeting | Self::Plain | Self::Expecting | Self::Over => None,
+        }
     }
 
     /// A queue pair whose completions count.
@@ -144,6 +152,7 @@ impl Inner {
             grants: self.config.grants,
             lends: self.config.lends && self.entry(conn).is_some_and(|entry| !entry.accepted),
             sends: seat.sends,
+            ended: Rc::clone(&seat.ended),
             owner: seat::owner(conn),
             sequence,
         })?;

@@ -280,6 +280,7 @@ impl Lane {
         head.set_len(self.ours.message as usize);
         let Some(to) = head.get_mut() else { unreachable!("staging is nobody else's") };
         let mut len = envelope.encode(piece, to);
+        let mut copied = 0;
         let follows = follows.and_then(|data| {
             let bytes = data.as_slice();
             if bytes.len() > COPIED_MAX && self.pair.reaches(bytes) {
@@ -287,9 +288,11 @@ impl Lane {
             }
             to[len..len + bytes.len()].copy_from_slice(bytes);
             len += bytes.len();
+            copied = bytes.len();
             None
         });
         head.set_len(len);
+        self.counters.copied += copied as u64;
         self.counters.bytes_out += (len + follows.as_ref().map_or(0, Payload::len)) as u64;
         self.pair.send(head, follows, tag(Purpose::Message, 0));
         self.outbox.grants.drain(..grants);
