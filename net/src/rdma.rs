@@ -10,6 +10,8 @@
 //! | [`library`], [`device`], [`memory`], [`window`], [`completion`], [`queue_pair`], [`connect`], [`work`] | the verbs, made safe: the law of memory is in [`queue_pair`] |
 //! | [`setup`], [`message`] | the bytes: terms of the two ends, messages; pure |
 //! | [`lane`] | one connection's queue pair: credits, frames, data |
+//! | [`event`] | what a device says unasked: ports that go down and come up |
+//! | [`place`] | NUMA nodes and networks, by which a port is chosen |
 //! | [`seat`] | a device, as this executor uses it |
 //! | [`connections`] | what is known of each connection beyond what TCP knows |
 //! | [`upgrade`] | how a connection comes to its queue pair |
@@ -17,6 +19,7 @@
 //! Invariants
 //! - Whatever goes wrong with a queue pair ends its connection and nothing else; it is destroyed at once, and [`FrameSink::closed`] comes when the TCP
 //!   connection is gone, too. A connection that isn't open yet goes on over TCP instead, unless the choice is firm.
+//! - A port that goes down ends its connections at once; those that are made meanwhile go by another port or stay on TCP, and by it again when it is up.
 //! - The TCP connection tells each end when the other one is gone: no queue pair outlives its peer's process for longer than that takes.
 //! - A frame costs no task, no lock, and in the steady state no allocation; while there is work the kernel is entered only as far as the device's own code does
 //!   that (soft-RoCE's doorbell is a system call, adapters' are writes to memory).
@@ -25,10 +28,12 @@ mod completion;
 mod connect;
 mod connections;
 pub mod device;
+mod event;
 mod lane;
 mod library;
 mod memory;
 mod message;
+pub mod place;
 mod queue_pair;
 mod seat;
 pub mod setup;
@@ -51,6 +56,7 @@ use corefs_wire::frame::{Header, Kind};
 use corefs_wire::limits::{CONNECTION_SEND_MAX, FRAME_BODY_MAX, FRAME_DATA_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
 use lane::Lane;
+use place::Network;
 use seat::Seat;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -85,6 +91,8 @@ pub struct RdmaConfig {
     /// Small data that come on connections made by this side may be lent where they arrived.
     pub lends: bool,
     pub patience: Patience,
+    /// The NUMA node of the executor's core, whose ports are preferred.
+    pub numa: Option<u32>,
 }
 
 impl RdmaConfig {
@@ -101,6 +109,7 @@ impl RdmaConfig {
             lends: true,
             // 0.27 s, seven times: a path that is gone is noticed in two seconds.
             patience: Patience { timeout: 16, retries: 7 },
+            numa: None,
         }
     }
 }
@@ -139,6 +148,7 @@ impl Rdma {
         let inner = Inner {
             seats,
             roads,
+            networks: Network::all(),
             entries: Vec::new(),
             lanes: 0,
             dirty: Vec::new(),
@@ -264,7 +274,10 @@ impl Rdma {
     /// Takes a completion of `Source::TCP` or `Source::RDMA`.
     pub fn complete(&mut self, completion: Completion, sink: &mut impl FrameSink) {
         if completion.token.source() == Source::RDMA {
-            if let Some(seat) = self.inner.seats.get_mut(completion.token.payload() as usize) {
+            let index = completion.token.payload();
+            if index & seat::EVENTS != 0 {
+                self.inner.hear((index & !seat::EVENTS) as usize);
+            } else if let Some(seat) = self.inner.seats.get_mut(index as usize) {
                 seat.woken();
             }
             return;
@@ -299,6 +312,7 @@ impl Rdma {
         self.run_silent_errands();
         self.tcp.flush(ring);
         for (index, seat) in self.inner.seats.iter_mut().enumerate() {
+            seat.watch(index, ring);
             if self.inner.lanes > 0 {
                 seat.rest(index, ring);
             }

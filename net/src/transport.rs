@@ -126,8 +126,9 @@ impl Carrier {
 
     #[cfg(feature = "rdma")]
     fn with_rdma(choice: Choice, config: TcpConfig, pool: &Pool) -> Result<Self> {
-        use crate::rdma::{Choice as Way, Rdma, RdmaConfig};
+        use crate::rdma::{Choice as Way, Rdma, RdmaConfig, place::Sysfs};
         let mut wanted = RdmaConfig::new(config.clone());
+        wanted.numa = Sysfs::default().numa_of_thread();
         if choice == Choice::Rdma {
             wanted.choice = Way::Firm;
         }

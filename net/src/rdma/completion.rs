@@ -5,7 +5,7 @@
 //! more before it sleeps (ibv_get_cq_event(3)).
 
 use super::device::Context;
-use super::library::{done, failed, made};
+use super::library::{done, failed, made, never_block};
 use corefs_wire::{Error, ErrorCode, Result};
 use ibverbs_sys as sys;
 use std::cell::Cell;
@@ -52,17 +52,8 @@ impl CompletionQueue {
             }
         };
         let queue = Self { raw, channel, unacknowledged: Cell::new(0), context: Rc::clone(context) };
-        queue.never_block()?;
+        never_block(queue.fd())?;
         Ok(Rc::new(queue))
-    }
-
-    fn never_block(&self) -> Result<()> {
-        // SAFETY: plain system calls on the channel's descriptor.
-        let result = unsafe {
-            let flags = libc::fcntl(self.fd(), libc::F_GETFL);
-            libc::fcntl(self.fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
-        };
-        if result == -1 { Err(std::io::Error::last_os_error().into()) } else { Ok(()) }
     }
 
     pub(super) fn raw(&self) -> *mut sys::ibv_cq {

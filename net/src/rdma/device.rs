@@ -3,7 +3,7 @@
 //! A device may be an InfiniBand adapter or a network card with RoCE (RDMA over Converged Ethernet: InfiniBand Architecture, annexes A16
 //! and A17). A port's GIDs are what peers address: those of RoCE version 2 are its IP addresses, and packets are routed as UDP.
 
-use super::library::{Library, done, made};
+use super::library::{Library, done, made, never_block};
 use corefs_wire::{Error, ErrorCode, Result};
 use ibverbs_sys as sys;
 use std::ffi::CStr;
@@ -195,6 +195,7 @@ impl Context {
         let few = |count: i32| u8::try_from(count).unwrap_or(if count < 0 { 0 } else { u8::MAX });
         let many = |count: i32| u32::try_from(count).unwrap_or(0);
         context.ports = found.phys_port_cnt;
+        never_block(context.events_fd())?;
         context.limits = Limits {
             requests: many(found.max_qp_wr),
             completions: many(found.max_cqe),

@@ -16,7 +16,7 @@ mod outbox;
 use super::Verbs;
 use super::completion::CompletionQueue;
 use super::connect::Patience;
-use super::device::{Gid, Port};
+use super::device::{Context, Gid, Port};
 use super::memory::{Domain, Region};
 use super::message::{Grant, Kind, Message};
 use super::queue_pair::{Event, Held, QueuePair, Sizes};
@@ -180,6 +180,11 @@ impl Lane {
 
     fn block(&self) -> Option<Buffer> {
         self.arena.get(self.ours.message as usize)
+    }
+
+    /// As [`QueuePair::is_at`].
+    pub fn is_at(&self, context: &Rc<Context>, port: Option<u8>) -> bool {
+        self.pair.is_at(context, port)
     }
 
     pub fn terms(&self) -> &Terms {

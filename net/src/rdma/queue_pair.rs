@@ -11,7 +11,7 @@
 //! How it comes to be connected, and the states it is in, is in [`connect`](super::connect).
 
 use super::completion::CompletionQueue;
-use super::device::{Gid, Port};
+use super::device::{Context, Gid, Port};
 use super::library::made;
 use super::memory::{Domain, Region};
 use super::window::{Rights, State, Window};
@@ -105,7 +105,7 @@ impl QueuePair {
         owner: u64,
     ) -> Result<Self> {
         assert!(sizes.sends <= PLACES_MAX && sizes.receives <= PLACES_MAX, "{sizes:?}");
-        let (raw, inline) = make(domain, completions, sizes)?;
+        let (raw, inline) = make(domain, completions, sizes, owner)?;
         let mut pair = Self {
             raw,
             sends: VecDeque::with_capacity(sizes.sends as usize),
@@ -133,6 +133,11 @@ impl QueuePair {
     pub fn number(&self) -> u32 {
         // SAFETY: the queue pair is there as long as this is.
         unsafe { (*self.raw).qp_num }
+    }
+
+    /// Whether it goes by a port of this device, `None` for any.
+    pub fn is_at(&self, context: &Rc<Context>, port: Option<u8>) -> bool {
+        Rc::ptr_eq(&self.domain.context, context) && port.is_none_or(|port| port == self.port)
     }
 
     /// Requests that can be queued still.
@@ -368,11 +373,14 @@ fn make(
     domain: &Rc<Domain>,
     completions: &Rc<CompletionQueue>,
     sizes: Sizes,
+    owner: u64,
 ) -> Result<(*mut sys::ibv_qp, u32)> {
     let mut refusal = None;
     for inline in [INLINE, 0] {
         // SAFETY: all zeros is a valid set of attributes.
         let mut init: sys::ibv_qp_init_attr = unsafe { std::mem::zeroed() };
+        // Never followed: events of the queue pair are known by it.
+        init.qp_context = owner as *mut std::ffi::c_void;
         init.send_cq = completions.raw();
         init.recv_cq = completions.raw();
         init.qp_type = sys::ibv_qp_type::IBV_QPT_RC;

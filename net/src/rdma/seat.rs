@@ -4,7 +4,7 @@ use super::RdmaConfig;
 use super::completion::{Completion, CompletionQueue};
 use super::memory::{Domain, Region};
 use super::queue_pair::PLACES_MAX;
-use super::survey::{Road, Survey};
+use super::survey::{Road, Survey, roads_of};
 use crate::buffer::Pool;
 use crate::costs::Costs;
 use crate::ring::{Ring, Source, Token};
@@ -17,6 +17,8 @@ use std::rc::Rc;
 /// Places in a send queue for each message that a peer has room for: a message may have a binding or a write before it, and an invalidation behind.
 const SENDS_A_RECEIVE: u32 = 4;
 const SENDS_MIN: u32 = 64;
+/// In the token of a ring's completion: it is a device's events that have come, not completions.
+pub const EVENTS: u64 = 1 << 32;
 
 pub struct Seat {
     pub domain: Rc<Domain>,
@@ -34,6 +36,9 @@ pub struct Seat {
     /// What was found by the look after arming.
     found: Vec<Completion>,
     arms: u64,
+    /// The descriptor of events is being polled; the device is there no more.
+    watching: bool,
+    pub gone: bool,
     /// What lanes that are gone have cost.
     pub ended: Rc<Cell<Costs>>,
 }
@@ -68,6 +73,21 @@ pub fn take(survey: &Survey, config: &mut RdmaConfig, pool: &Pool) -> (Vec<Seat>
     (seats, roads)
 }
 
+/// The roads of these devices, as their ports are now.
+pub fn roads(seats: &[Seat]) -> Vec<(Road, usize)> {
+    let mut roads = Vec::new();
+    for (at, seat) in seats.iter().enumerate().filter(|(_, seat)| !seat.gone) {
+        match seat.domain.context.ports() {
+            Ok(ports) => roads.extend(roads_of(&seat.domain.context, &ports).map(|road| (road, at))),
+            Err(error) => {
+                tracing::warn!(device = seat.domain.context.name(), %error, "an RDMA device doesn't tell of its ports")
+            }
+        }
+    }
+    roads.sort_by_key(|(road, _)| road.rank());
+    roads
+}
+
 impl Seat {
     /// Lowers the bound of queue pairs to what the device's completion queues hold.
     fn new(road: &Road, config: &mut RdmaConfig, pool: &Pool) -> Result<Self> {
@@ -94,6 +114,8 @@ impl Seat {
             quiet,
             found: Vec::new(),
             arms: 0,
+            watching: false,
+            gone: false,
             ended: Rc::default(),
         })
     }
@@ -138,6 +160,22 @@ impl Seat {
             self.polling = true;
             ring.when_readable(self.completions.fd(), Token::new(Source::RDMA, index as u64));
         }
+    }
+
+    /// Makes the device's next [event](super::event) wake `ring`.
+    pub fn watch(&mut self, index: usize, ring: &mut Ring) {
+        if !self.watching && !self.gone {
+            self.watching = true;
+            ring.when_readable(
+                self.domain.context.events_fd(),
+                Token::new(Source::RDMA, EVENTS | index as u64),
+            );
+        }
+    }
+
+    /// Its events are about to be taken.
+    pub fn heard(&mut self) {
+        self.watching = false;
     }
 
     /// The descriptor has become readable.

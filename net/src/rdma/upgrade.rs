@@ -10,7 +10,7 @@
 use super::connections::{Errand, Inner};
 use super::lane::{Lane, Plan};
 use super::setup::{Terms, op};
-use super::survey::choose;
+use super::survey::{Sign, choose};
 use super::{Choice, Rdma, seat};
 use crate::contract::FrameSink;
 use crate::handshake;
@@ -132,9 +132,9 @@ impl Inner {
         if self.lanes >= self.config.queue_pairs_max {
             return Err(Error::new(ErrorCode::Overloaded, "too many queue pairs"));
         }
-        let roads: Vec<_> = self.roads.iter().map(|(road, _)| road.clone()).collect();
-        let Some(at) = choose(&roads, local) else {
-            return Err(Error::new(ErrorCode::Unreachable, "no RDMA device can be used"));
+        let signs = self.roads.iter().map(|(road, _)| Sign::from(road));
+        let Some(at) = choose(signs, local, self.config.numa, &self.networks) else {
+            return Err(Error::new(ErrorCode::Unreachable, "no RDMA port can be used now"));
         };
         let (road, seat) = &self.roads[at];
         let seat = &self.seats[*seat];

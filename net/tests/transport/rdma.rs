@@ -1,5 +1,6 @@
 //! RDMA as the suite makes it, and what only it has.
 
+mod events;
 mod grants;
 mod nodes;
 mod processes;
