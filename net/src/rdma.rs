@@ -12,6 +12,7 @@
 //! | [`lane`] | one connection's queue pair: credits, frames, data |
 //! | [`event`] | what a device says unasked: ports that go down and come up |
 //! | [`place`] | NUMA nodes and networks, by which a port is chosen |
+//! | [`shared`] | receives that many connections share |
 //! | [`seat`] | a device, as this executor uses it |
 //! | [`connections`] | what is known of each connection beyond what TCP knows |
 //! | [`upgrade`] | how a connection comes to its queue pair |
@@ -37,6 +38,7 @@ pub mod place;
 mod queue_pair;
 mod seat;
 pub mod setup;
+mod shared;
 pub mod survey;
 mod upgrade;
 mod window;
@@ -79,8 +81,11 @@ pub struct RdmaConfig {
     pub choice: Choice,
     /// Names of the devices that may be used; empty for all.
     pub devices: Vec<String>,
-    /// Queue pairs at once; further connections stay on TCP.
+    /// Queue pairs at once; further connections stay on TCP. Fewer where the device holds fewer completions, or lets none share receives.
     pub queue_pairs_max: usize,
+    /// So many connections have receives of their own; those that are made while there are more share them, and have fewer credits.
+    pub shared_from: usize,
+    pub shared_receives: u16,
     /// Messages that a peer may send before they are taken, and the bytes of each (`setup` has the bounds).
     pub receives: u16,
     pub message: u32,
@@ -101,7 +106,11 @@ impl RdmaConfig {
             tcp,
             choice: Choice::Auto,
             devices: Vec::new(),
-            queue_pairs_max: 64,
+            queue_pairs_max: 256,
+            // With 32 receives and as many messages to be sent, a connection has 512 KiB: 8 MiB for those of the first clients and neighbours. Where there are more,
+            // they are clients, who speak in turns.
+            shared_from: 16,
+            shared_receives: 8,
             receives: 32,
             message: 8 << 10,
             grants: setup::GRANTS_MAX,
@@ -309,6 +318,7 @@ impl Rdma {
         while let Some(conn) = self.inner.dirty.pop() {
             self.inner.flush(conn);
         }
+        self.inner.refill();
         self.run_silent_errands();
         self.tcp.flush(ring);
         for (index, seat) in self.inner.seats.iter_mut().enumerate() {
@@ -402,6 +412,11 @@ impl Rdma {
             Some(Stage::Open(lane) | Stage::Draining(lane)) => Some(lane.verbs()),
             _ => None,
         }
+    }
+
+    /// Bytes of the arenas for messages that are in use: receives, shared ones included, and messages on their way.
+    pub fn messages_in_use(&self) -> usize {
+        self.inner.seats.iter().map(|seat| seat.arena.in_use()).sum()
     }
 
     /// What all connections have cost, by queue pairs and by TCP.

@@ -22,6 +22,8 @@ const BATCH: usize = 32;
 pub struct Completion {
     /// What it was posted under.
     pub name: u64,
+    /// The number of its queue pair: of receives that are shared, nothing else tells whose it is.
+    pub queue_pair: u32,
     /// Bytes that were received, or the device's status, which is not 0.
     pub outcome: std::result::Result<u32, u32>,
 }
@@ -81,6 +83,7 @@ impl CompletionQueue {
             };
             out.extend(found[..count.min(BATCH)].iter().map(|wc| Completion {
                 name: wc.wr_id(),
+                queue_pair: wc.qp_num,
                 outcome: match wc.error() {
                     None => Ok(wc.len() as u32),
                     Some((status, _)) => Err(status),

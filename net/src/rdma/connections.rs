@@ -3,6 +3,7 @@
 //! [`Inner`] is everything of the driver but TCP, and stands between TCP and the sink: what belongs to the exchange is kept, what happens to a connection is
 //! noted. TCP's driver is busy while it calls, so what is to be done with connections there is left as [`Errand`]s.
 
+use super::completion::Completion;
 use super::device::Context;
 use super::event::Event;
 use super::place::Network;
@@ -153,7 +154,12 @@ impl Inner {
                 }
             };
             for completion in &found {
-                let conn = seat::conn(queue_pair::owner(completion.name));
+                let owner = queue_pair::owner(completion.name);
+                if seat::is_shared(owner) {
+                    self.shared(index, completion);
+                    continue;
+                }
+                let conn = seat::conn(owner);
                 let lane = self.entry_mut(conn).and_then(|entry| entry.stage.lane_mut());
                 // Of a queue pair that was destroyed something may be left.
                 let Some(lane) = lane else { continue };
@@ -166,6 +172,38 @@ impl Inner {
                 }
             }
             self.seats[index].give_back(found);
+        }
+    }
+
+    /// Takes the completion of a receive that connections share to its own.
+    fn shared(&mut self, index: usize, completion: &Completion) {
+        let (buffer, owner) = match self.seats[index].taken(completion) {
+            Ok(taken) => taken,
+            // Left behind by a queue that went with its last connection.
+            Err(error) => return tracing::debug!(%error, "a completion without an owner"),
+        };
+        let Some(conn) = owner.map(seat::conn) else { return };
+        let Some(lane) = self.entry_mut(conn).and_then(|entry| entry.stage.lane_mut()) else { return };
+        match lane.completed_shared(buffer, completion.outcome) {
+            Ok(()) => {
+                self.look_at(conn);
+                self.touch(conn);
+            }
+            Err(error) => self.broken(conn, error),
+        }
+    }
+
+    /// Posts receives that connections share in the place of those that were used.
+    pub(super) fn refill(&mut self) {
+        for index in 0..self.seats.len() {
+            if let Err(error) = self.seats[index].refill() {
+                let context = Rc::clone(&self.seats[index].domain.context);
+                self.break_all(&context, None, &error);
+            }
+            if self.seats[index].is_short() {
+                self.short = true;
+                self.next_scan = self.next_scan.min(self.now + SHORT);
+            }
         }
     }
 

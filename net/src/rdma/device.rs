@@ -141,6 +141,8 @@ pub struct Limits {
     pub requests: u32,
     pub completions: u32,
     pub windows: u32,
+    /// Receives of a queue that several queue pairs share; 0 where there is none.
+    pub shared_receives: u32,
     /// Reads by peers, and of peers, that a queue pair has in flight.
     pub reads_in: u8,
     pub reads_out: u8,
@@ -200,6 +202,7 @@ impl Context {
             requests: many(found.max_qp_wr),
             completions: many(found.max_cqe),
             windows: many(found.max_mw),
+            shared_receives: if found.max_srq > 0 { many(found.max_srq_wr) } else { 0 },
             reads_in: few(found.max_qp_rd_atom),
             reads_out: few(found.max_qp_init_rd_atom),
             owned_windows: found.device_cap_flags & sys::IBV_DEVICE_MEM_WINDOW_TYPE_2B != 0,

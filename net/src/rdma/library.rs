@@ -67,6 +67,8 @@ functions! {
     create_qp = "ibv_create_qp" (*mut sys::ibv_pd, *mut sys::ibv_qp_init_attr) -> *mut sys::ibv_qp;
     modify_qp = "ibv_modify_qp" (*mut sys::ibv_qp, *mut sys::ibv_qp_attr, c_int) -> c_int;
     destroy_qp = "ibv_destroy_qp" (*mut sys::ibv_qp) -> c_int;
+    create_srq = "ibv_create_srq" (*mut sys::ibv_pd, *mut sys::ibv_srq_init_attr) -> *mut sys::ibv_srq;
+    destroy_srq = "ibv_destroy_srq" (*mut sys::ibv_srq) -> c_int;
     wc_status_str = "ibv_wc_status_str" (sys::ibv_wc_status::Type) -> *const c_char;
 }
 

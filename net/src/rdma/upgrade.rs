@@ -136,8 +136,13 @@ impl Inner {
         let Some(at) = choose(signs, local, self.config.numa, &self.networks) else {
             return Err(Error::new(ErrorCode::Unreachable, "no RDMA port can be used now"));
         };
-        let (road, seat) = &self.roads[at];
-        let seat = &self.seats[*seat];
+        let (seat, lanes) = (self.roads[at].1, self.lanes);
+        let shared = match lanes >= self.config.shared_from {
+            true => Some(self.seats[seat].share(&self.config)?),
+            false => None,
+        };
+        let (road, seat) = (&self.roads[at].0, &self.seats[seat]);
+        let sharing = shared.is_some();
         let random = handshake::random()?;
         let sequence = u32::from_le_bytes([random[0], random[1], random[2], 0]);
         let lane = Lane::new(Plan {
@@ -147,11 +152,12 @@ impl Inner {
             port: &road.port,
             gid: road.gid,
             arena: seat.arena.clone(),
-            receives: self.config.receives,
+            shared,
+            receives: if sharing { self.config.shared_receives } else { self.config.receives },
             message: self.config.message,
             grants: self.config.grants,
             lends: self.config.lends && self.entry(conn).is_some_and(|entry| !entry.accepted),
-            sends: seat.sends,
+            sends: if sharing { seat.sends_sharing } else { seat.sends },
             ended: Rc::clone(&seat.ended),
             owner: seat::owner(conn),
             sequence,

@@ -5,6 +5,7 @@ mod grants;
 mod nodes;
 mod processes;
 mod setup;
+mod shared;
 mod steady;
 
 use crate::world::Tested;
@@ -30,6 +31,8 @@ pub fn config(tcp: TcpConfig) -> RdmaConfig {
     RdmaConfig {
         devices: devices(),
         queue_pairs_max: 24,
+        // With COREFS_TEST_RDMA_SHARED all connections share their receives.
+        shared_from: if std::env::var_os("COREFS_TEST_RDMA_SHARED").is_some() { 0 } else { 16 },
         arena_bytes: 32 << 20,
         // The device may be emulated, on a machine that has other things to do: 2 s, seven times.
         patience: Patience { timeout: 19, retries: 7 },
