@@ -25,7 +25,6 @@ each() { tr -d '\n ' <"$1" | sed -n "s/.*\"$2_per_op\":{\([^}]*\)}.*/\1/p" | tr 
 echo "EVERYTHING HERE IS EMULATED: COUNTS ARE WHAT THEY ARE, TIMES AND RATES MEAN NOTHING"
 reads rdma /tmp/rdma-1.json --depth 1
 reads tcp /tmp/tcp-1.json --depth 1
-reads rdma /tmp/rdma-1-polled.json --depth 1 --busy-poll 20000
 reads rdma /tmp/rdma-16.json --depth 16 --batch 8
 reads tcp /tmp/tcp-16.json --depth 16 --batch 8
 kill -TERM $up; wait $up || die "corefs up didn't stop cleanly"
@@ -42,7 +41,7 @@ beside ib_read_lat -s 4096 -n 2000
 beside ib_send_bw -s 4096 -n 5000
 
 echo "--- in counts, for each read of 4 KiB (one of ib_read_lat is a request, a doorbell and a completion at its client, and nothing at its server)"
-for run in rdma-1 rdma-1-polled tcp-1 rdma-16 tcp-16; do
+for run in rdma-1 tcp-1 rdma-16 tcp-16; do
   for side in server client; do
     echo "$run $side: $(for what in rdma_requests rdma_completions rdma_doorbells rdma_arms copied_bytes system_calls; do
       found=$(each /tmp/$run.json $side $what); [ -z "$found" ] || printf '%s %.3f, ' "$what" "$found"; done)"
