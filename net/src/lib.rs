@@ -10,6 +10,7 @@
 //! | [`tcp`] | listeners and connections of one executor, driven by its turn loop |
 //! | [`transport`] | the calls that every transport has |
 //! | `rdma` | frames by queue pairs, beside TCP connections (feature `rdma`) |
+//! | [`costs`] | what connections cost, in counts |
 //! | [`heap`] | how often a thread asks for memory |
 //! | [`mailbox`] | the bounded way into an executor from other threads |
 //! | [`rpc`] | the async endpoint of control roles and clients: calls, services, deadlines |
@@ -22,6 +23,7 @@ pub mod address;
 pub mod bell;
 pub mod buffer;
 pub mod contract;
+pub mod costs;
 pub mod executor;
 pub mod handshake;
 pub mod heap;

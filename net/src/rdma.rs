@@ -10,6 +10,9 @@
 //! | [`library`], [`device`], [`memory`], [`window`], [`completion`], [`queue_pair`], [`connect`], [`work`] | the verbs, made safe: the law of memory is in [`queue_pair`] |
 //! | [`setup`], [`message`] | the bytes: terms of the two ends, messages; pure |
 //! | [`lane`] | one connection's queue pair: credits, frames, data |
+//! | [`event`] | what a device says unasked: ports that go down and come up |
+//! | [`place`] | NUMA nodes and networks, by which a port is chosen |
+//! | [`shared`] | receives that many connections share |
 //! | [`seat`] | a device, as this executor uses it |
 //! | [`connections`] | what is known of each connection beyond what TCP knows |
 //! | [`upgrade`] | how a connection comes to its queue pair |
@@ -17,6 +20,7 @@
 //! Invariants
 //! - Whatever goes wrong with a queue pair ends its connection and nothing else; it is destroyed at once, and [`FrameSink::closed`] comes when the TCP
 //!   connection is gone, too. A connection that isn't open yet goes on over TCP instead, unless the choice is firm.
+//! - A port that goes down ends its connections at once; those that are made meanwhile go by another port or stay on TCP, and by it again when it is up.
 //! - The TCP connection tells each end when the other one is gone: no queue pair outlives its peer's process for longer than that takes.
 //! - A frame costs no task, no lock, and in the steady state no allocation; while there is work the kernel is entered only as far as the device's own code does
 //!   that (soft-RoCE's doorbell is a system call, adapters' are writes to memory).
@@ -25,13 +29,16 @@ mod completion;
 mod connect;
 mod connections;
 pub mod device;
+mod event;
 mod lane;
 mod library;
 mod memory;
 mod message;
+pub mod place;
 mod queue_pair;
 mod seat;
 pub mod setup;
+mod shared;
 pub mod survey;
 mod upgrade;
 mod window;
@@ -42,6 +49,7 @@ pub use connect::Patience;
 use crate::address::Address;
 use crate::buffer::{Buffer, Payload, Pool};
 use crate::contract::FrameSink;
+use crate::costs::Costs;
 use crate::handshake::{Peer, capability};
 use crate::ring::{Completion, Ring, Source};
 use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
@@ -49,6 +57,8 @@ use connections::{Entry, Filter, Inner};
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::limits::{CONNECTION_SEND_MAX, FRAME_BODY_MAX, FRAME_DATA_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
+use lane::Lane;
+use place::Network;
 use seat::Seat;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -71,8 +81,11 @@ pub struct RdmaConfig {
     pub choice: Choice,
     /// Names of the devices that may be used; empty for all.
     pub devices: Vec<String>,
-    /// Queue pairs at once; further connections stay on TCP.
+    /// Queue pairs at once; further connections stay on TCP. Fewer where the device holds fewer completions, or lets none share receives.
     pub queue_pairs_max: usize,
+    /// So many connections have receives of their own; those that are made while there are more share them, and have fewer credits.
+    pub shared_from: usize,
+    pub shared_receives: u16,
     /// Messages that a peer may send before they are taken, and the bytes of each (`setup` has the bounds).
     pub receives: u16,
     pub message: u32,
@@ -83,6 +96,8 @@ pub struct RdmaConfig {
     /// Small data that come on connections made by this side may be lent where they arrived.
     pub lends: bool,
     pub patience: Patience,
+    /// The NUMA node of the executor's core, whose ports are preferred.
+    pub numa: Option<u32>,
 }
 
 impl RdmaConfig {
@@ -91,7 +106,11 @@ impl RdmaConfig {
             tcp,
             choice: Choice::Auto,
             devices: Vec::new(),
-            queue_pairs_max: 64,
+            queue_pairs_max: 256,
+            // With 32 receives and as many messages to be sent, a connection has 512 KiB: 8 MiB for those of the first clients and neighbours. Where there are more,
+            // they are clients, who speak in turns.
+            shared_from: 16,
+            shared_receives: 8,
             receives: 32,
             message: 8 << 10,
             grants: setup::GRANTS_MAX,
@@ -99,6 +118,7 @@ impl RdmaConfig {
             lends: true,
             // 0.27 s, seven times: a path that is gone is noticed in two seconds.
             patience: Patience { timeout: 16, retries: 7 },
+            numa: None,
         }
     }
 }
@@ -137,6 +157,7 @@ impl Rdma {
         let inner = Inner {
             seats,
             roads,
+            networks: Network::all(),
             entries: Vec::new(),
             lanes: 0,
             dirty: Vec::new(),
@@ -262,7 +283,10 @@ impl Rdma {
     /// Takes a completion of `Source::TCP` or `Source::RDMA`.
     pub fn complete(&mut self, completion: Completion, sink: &mut impl FrameSink) {
         if completion.token.source() == Source::RDMA {
-            if let Some(seat) = self.inner.seats.get_mut(completion.token.payload() as usize) {
+            let index = completion.token.payload();
+            if index & seat::EVENTS != 0 {
+                self.inner.hear((index & !seat::EVENTS) as usize);
+            } else if let Some(seat) = self.inner.seats.get_mut(index as usize) {
                 seat.woken();
             }
             return;
@@ -294,9 +318,11 @@ impl Rdma {
         while let Some(conn) = self.inner.dirty.pop() {
             self.inner.flush(conn);
         }
+        self.inner.refill();
         self.run_silent_errands();
         self.tcp.flush(ring);
         for (index, seat) in self.inner.seats.iter_mut().enumerate() {
+            seat.watch(index, ring);
             if self.inner.lanes > 0 {
                 seat.rest(index, ring);
             }
@@ -386,6 +412,19 @@ impl Rdma {
             Some(Stage::Open(lane) | Stage::Draining(lane)) => Some(lane.verbs()),
             _ => None,
         }
+    }
+
+    /// Bytes of the arenas for messages that are in use: receives, shared ones included, and messages on their way.
+    pub fn messages_in_use(&self) -> usize {
+        self.inner.seats.iter().map(|seat| seat.arena.in_use()).sum()
+    }
+
+    /// What all connections have cost, by queue pairs and by TCP.
+    pub fn costs(&self) -> Costs {
+        let open =
+            self.inner.entries.iter().flatten().filter_map(|entry| entry.stage.lane()).map(Lane::costs);
+        let ended = self.inner.seats.iter().map(Seat::costs);
+        open.chain(ended).fold(self.tcp.costs(), Costs::plus)
     }
 
     /// As [`Tcp::connections`].

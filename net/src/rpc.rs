@@ -21,10 +21,11 @@ pub use serving::{Responder, Service};
 use crate::address::Address;
 use crate::bell::Bell;
 use crate::buffer::{Buffer, POOL_DEFAULT, Payload, Pool};
+use crate::costs::Costs;
 use crate::executor;
 use crate::handshake::{Identity, Peer};
 use crate::mailbox::{Refused, Sender, mailbox};
-use crate::ring::{Ring, RingConfig};
+use crate::ring::{Ring, RingConfig, RingCounters};
 use crate::tcp::{ConnCounters, ConnId, TcpConfig};
 use crate::transport::{Carrier, Choice};
 use corefs_wire::control::{Call, Message};
@@ -126,6 +127,7 @@ struct Inner {
     stopped: Latch<()>,
     /// When the present turn began.
     now: Cell<Instant>,
+    ring_counters: Cell<RingCounters>,
     idle: Duration,
 }
 
@@ -159,6 +161,7 @@ impl Node {
             state: Cell::new(State::Running),
             stopped: Latch::new(),
             now: Cell::new(Instant::now()),
+            ring_counters: Cell::default(),
             idle: config.idle,
         };
         inner.pool.set_bell(inner.pool_bell.clone());
@@ -262,6 +265,16 @@ impl Node {
 
     pub fn counters(&self, conn: ConnId) -> Option<ConnCounters> {
         self.0.carrier.borrow().counters(conn)
+    }
+
+    /// What all connections of this node have cost.
+    pub fn costs(&self) -> Costs {
+        self.0.carrier.borrow().costs()
+    }
+
+    /// What its ring has done, up to the end of the last turn.
+    pub fn ring_counters(&self) -> RingCounters {
+        self.0.ring_counters.get()
     }
 
     /// Closes a connection once what is queued has been sent; its requests end with `ConnectionLost`.

@@ -23,6 +23,7 @@ pub use inbox::LENT_MAX;
 use crate::address::Address;
 use crate::buffer::{Payload, Pool};
 use crate::contract::FrameSink;
+use crate::costs::Costs;
 use crate::handshake::{CAPABILITIES, Identity, Peer};
 use crate::ring::{Completion, Ring, Source, Token};
 use connection::{Connection, Operation};
@@ -101,6 +102,8 @@ pub struct Tcp {
     timed: bool,
     now: Instant,
     next_scan: Instant,
+    /// Bytes that connections which are gone had copied.
+    copied: u64,
 }
 
 impl Tcp {
@@ -118,6 +121,7 @@ impl Tcp {
             timed: false,
             now,
             next_scan: now,
+            copied: 0,
         }
     }
 
@@ -306,6 +310,12 @@ impl Tcp {
         self.connections.get(conn).map(Connection::counters)
     }
 
+    /// What all connections have cost.
+    pub fn costs(&self) -> Costs {
+        let open = self.connections.ids().filter_map(|id| self.counters(id)).map(|counters| counters.copied);
+        Costs { copied_bytes: self.copied + open.sum::<u64>(), ..Costs::default() }
+    }
+
     /// The ids of all connections, in whatever state.
     pub fn connections(&self) -> impl Iterator<Item = ConnId> + '_ {
         self.connections.ids()
@@ -356,7 +366,9 @@ impl Tcp {
             self.timed |= connection.deadline.is_some();
             return self.touch(id);
         }
-        if let Some(reason) = self.connections.remove(id).and_then(|connection| connection.farewell()) {
+        let removed = self.connections.remove(id);
+        self.copied += removed.as_ref().map_or(0, |connection| connection.counters().copied);
+        if let Some(reason) = removed.and_then(|connection| connection.farewell()) {
             sink.closed(id, reason);
         }
     }

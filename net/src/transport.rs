@@ -3,6 +3,7 @@
 use crate::address::Address;
 use crate::buffer::{Buffer, Payload, Pool};
 use crate::contract::FrameSink;
+use crate::costs::Costs;
 use crate::handshake::Peer;
 use crate::ring::{Completion, Ring, Source};
 use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
@@ -125,8 +126,9 @@ impl Carrier {
 
     #[cfg(feature = "rdma")]
     fn with_rdma(choice: Choice, config: TcpConfig, pool: &Pool) -> Result<Self> {
-        use crate::rdma::{Choice as Way, Rdma, RdmaConfig};
+        use crate::rdma::{Choice as Way, Rdma, RdmaConfig, place::Sysfs};
         let mut wanted = RdmaConfig::new(config.clone());
+        wanted.numa = Sysfs::default().numa_of_thread();
         if choice == Choice::Rdma {
             wanted.choice = Way::Firm;
         }
@@ -264,6 +266,11 @@ impl Carrier {
 
     pub fn next_tick(&self) -> Option<Instant> {
         either!(self, carrier => carrier.next_tick())
+    }
+
+    /// What all connections have cost.
+    pub fn costs(&self) -> Costs {
+        either!(self, carrier => carrier.costs())
     }
 
     /// Connections that go by a queue pair now.

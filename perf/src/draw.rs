@@ -109,14 +109,19 @@ pub(crate) fn remarks(row: &Row, text: &mut String) {
         }
         say(what);
     }
-    if !extras.server_per_op.is_empty() {
-        let costs = extras.server_per_op.iter();
+    for (side, costs) in [("servers", &extras.server_per_op), ("client", &extras.client_per_op)] {
+        let costs = costs.iter();
         let costs: Vec<String> =
             costs.map(|(name, cost)| format!("{cost:.3} {}", name.replace('_', " "))).collect();
-        say("each operation cost the servers".into());
+        if !costs.is_empty() {
+            text.push_str(&format!("{}: each operation cost the {side}\n", row.mode));
+        }
         costs.chunks(3).for_each(|few| text.push_str(&format!("    {}\n", few.join(", "))));
     }
     let mut say = |what: String| text.push_str(&format!("{}: {what}\n", row.mode));
+    if extras.client_per_op.contains_key("rdma_doorbells") {
+        say("doorbells and arms of RDMA are writes to the adapter's memory, and system calls beside those above on soft-RoCE".into());
+    }
     if !extras.stages_us.is_empty() {
         let stages = extras.stages_us.iter();
         let stages: Vec<String> =

@@ -244,6 +244,13 @@ async fn ask_nodes(client: &Client) -> Result<Vec<process::ProcessT>> {
     Ok(told)
 }
 
+/// What a client's own core has counted, under the names that servers have for the same.
+fn counted_by(client: &Client) -> Vec<(&'static str, u64)> {
+    let (node, ring) = (client.node(), client.node().ring_counters());
+    let rings = [("ring_enters", ring.enters), ("ring_submissions", ring.submissions)];
+    rings.into_iter().chain(node.costs().list()).collect()
+}
+
 fn path_bytes(path: &Path) -> Vec<u8> {
     use std::os::unix::ffi::OsStrExt;
     path.as_os_str().as_bytes().to_vec()
@@ -311,7 +318,7 @@ impl Shared {
 
     async fn drive(&self, client: Client, target: NativeFiles, core: u32, begin: Instant) -> Result<Tally> {
         let before = client.counters();
-        let memory = allocations();
+        let (memory, counted) = (allocations(), counted_by(&client));
         let target = Rc::new(target);
         let run = Rc::new(CoreRun::new(&self.workload, core, begin, self.generation, &self.live));
         let lanes: Vec<_> = (0..self.workload.lanes())
@@ -325,7 +332,13 @@ impl Shared {
         }
         let memory = allocations() - memory;
         let mut tally = run.finish(&*target).await;
-        tally.allocations = (memory, client.counters().reads - before.reads);
+        let since = counted_by(&client)
+            .into_iter()
+            .zip(counted)
+            .map(|((name, now), (_, then))| (name.to_owned(), now - then));
+        tally.client_counted = since.collect();
+        let done = client.counters();
+        tally.allocations = (memory, done.reads - before.reads + done.updates - before.updates);
         // The client checks the CRC of everything that it reads, whatever else is verified.
         let mismatches = client.counters().checksum_mismatches - before.checksum_mismatches;
         *tally.verify_errors.get_or_insert(0) += mismatches;

@@ -102,6 +102,10 @@ pub struct Extras {
     /// of a batch its slowest.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub stages_us: BTreeMap<String, f64>,
+    /// What the client's cores did for each operation, from the start of the run to its end: system calls of their rings, bytes copied, requests, doorbells
+    /// and completions of RDMA, times that a sleeping core was to be woken.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub client_per_op: BTreeMap<String, f64>,
     /// How often a client's thread asked for memory, for each operation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_allocations_per_op: Option<f64>,
@@ -163,6 +167,8 @@ pub struct Tally {
     pub counted: BTreeMap<String, u64>,
     /// How often the threads that drove it asked for memory, and in how many operations.
     pub allocations: (u64, u64),
+    /// What those threads' rings and connections counted meanwhile, under the names of the servers' counters.
+    pub client_counted: BTreeMap<String, u64>,
     /// Idle connections to each shard, and what each took of the servers' memory (bytes).
     pub crowd: Option<(u64, f64)>,
     pub series: Series,
@@ -171,13 +177,18 @@ pub struct Tally {
 }
 
 /// Counters of servers that are reported for each operation, and how the report calls them.
-const COSTS: [(&str, &str); 6] = [
+const COSTS: [(&str, &str); 11] = [
     ("ring_enters", "system_calls"),
     ("ring_submissions", "ring_entries"),
     ("cross_core_messages", "cross_core_messages"),
     ("allocations", "allocations"),
     ("disk_writes", "disk_writes"),
     ("flushes", "flushes"),
+    ("copied_bytes", "copied_bytes"),
+    ("rdma_requests", "rdma_requests"),
+    ("rdma_doorbells", "rdma_doorbells"),
+    ("rdma_completions", "rdma_completions"),
+    ("rdma_arms", "rdma_arms"),
 ];
 
 impl Tally {
@@ -206,6 +217,9 @@ impl Tally {
         for (name, count) in other.counted {
             *self.counted.entry(name).or_default() += count;
         }
+        for (name, count) in other.client_counted {
+            *self.client_counted.entry(name).or_default() += count;
+        }
         self.allocations.0 += other.allocations.0;
         self.allocations.1 += other.allocations.1;
         series(&mut self.series, other.series);
@@ -221,9 +235,7 @@ impl Tally {
         if operations == 0.0 {
             return BTreeMap::new();
         }
-        let each = COSTS.iter().filter(|(counter, _)| self.counted.contains_key(*counter));
-        let mut costs: BTreeMap<String, f64> =
-            each.map(|(counter, name)| ((*name).to_owned(), count(counter) / operations)).collect();
+        let mut costs = costs_of(&self.counted, operations);
         if count("update_bytes") > 0.0 {
             // Data, journal and checkpoints.
             costs.insert("write_amplification".into(), count("disk_write_bytes") / count("update_bytes"));
@@ -273,6 +285,7 @@ impl Tally {
         let clamped = self.latencies.clamped();
         let (server_per_op, stages_us) = (self.costs(), self.stages());
         let (allocations, of) = self.allocations;
+        let client_per_op = if of > 0 { costs_of(&self.client_counted, of as f64) } else { BTreeMap::new() };
         let crowd = self.crowd;
         Row {
             mode: mode.into(),
@@ -289,6 +302,7 @@ impl Tally {
                 clamped: (clamped > 0).then_some(clamped),
                 first_error: self.first_error,
                 server_per_op,
+                client_per_op,
                 stages_us,
                 connections: crowd.map(|(count, _)| count),
                 server_bytes_per_connection: crowd.map(|(_, bytes)| bytes),
@@ -300,6 +314,14 @@ impl Tally {
             series: self.series.began().is_some().then_some(self.series),
         }
     }
+}
+
+/// Counters for each of so many operations, as the report calls them. Those of RDMA only where something went by it.
+fn costs_of(counted: &BTreeMap<String, u64>, operations: f64) -> BTreeMap<String, f64> {
+    let by_rdma = counted.get("rdma_requests").is_some_and(|count| *count > 0);
+    let known = COSTS.iter().filter(|(counter, _)| by_rdma || !counter.starts_with("rdma_"));
+    let each = known.filter_map(|(counter, name)| Some((name, *counted.get(*counter)?)));
+    each.map(|(name, count)| ((*name).to_owned(), count as f64 / operations)).collect()
 }
 
 fn sum<T>(one: Option<T>, other: Option<T>, add: impl Fn(T, T) -> T) -> Option<T> {
@@ -480,6 +502,37 @@ mod tests {
             assert_eq!((row.cpu_us_per_op.client_user, row.extras.mixed_reads), (Some(10.0), Some(67)));
         }
         assert_eq!(tally(1, 1).into_rows("native_randread", None).len(), 1);
+    }
+
+    #[test]
+    fn counts_are_told_for_each_operation_and_those_of_rdma_where_there_are_some() {
+        let counted = |requests| {
+            let each =
+                [("reads", 100), ("ring_enters", 50), ("copied_bytes", 0), ("rdma_requests", requests)];
+            each.map(|(name, count)| (name.to_owned(), count)).into()
+        };
+        let core = |requests| Tally {
+            counted: counted(requests),
+            client_counted: counted(2 * requests),
+            allocations: (0, 200),
+            ..tally(100, 1)
+        };
+        let extras = core(300).into_row("native_randread").extras;
+        assert_eq!(extras.server_per_op["system_calls"], 0.5);
+        assert_eq!(
+            (extras.server_per_op["rdma_requests"], extras.client_per_op["rdma_requests"]),
+            (3.0, 3.0)
+        );
+        assert_eq!(extras.client_per_op["copied_bytes"], 0.0);
+        let extras = core(0).into_row("native_randread").extras;
+        let both = [extras.server_per_op, extras.client_per_op];
+        assert!(
+            both.iter().all(|costs| costs.len() == 2 && !costs.contains_key("rdma_requests")),
+            "{both:?}"
+        );
+        let mut joined = core(300);
+        joined.join(core(300));
+        assert_eq!(joined.into_row("x").extras.client_per_op["rdma_requests"], 3.0);
     }
 
     #[test]

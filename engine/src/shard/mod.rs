@@ -216,6 +216,8 @@ impl Shard {
         let ring = counters::of_ring(self.ring.counters());
         counters.extend(ring.into_iter().map(|(name, value)| (name.to_string(), value)));
         counters.extend(self.disks.counters().into_iter().map(|(name, value)| (name.to_string(), value)));
+        let costs = self.carrier.costs().list();
+        counters.extend(costs.into_iter().map(|(name, value)| (name.to_string(), value)));
         counters.push(("allocations".into(), corefs_net::heap::allocations()));
         counters.push(("connections".into(), self.carrier.live() as u64));
         counters.push(("connections_by_rdma".into(), self.carrier.by_queue_pair() as u64));

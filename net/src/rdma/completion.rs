@@ -5,7 +5,7 @@
 //! more before it sleeps (ibv_get_cq_event(3)).
 
 use super::device::Context;
-use super::library::{done, failed, made};
+use super::library::{done, failed, made, never_block};
 use corefs_wire::{Error, ErrorCode, Result};
 use ibverbs_sys as sys;
 use std::cell::Cell;
@@ -22,6 +22,8 @@ const BATCH: usize = 32;
 pub struct Completion {
     /// What it was posted under.
     pub name: u64,
+    /// The number of its queue pair: of receives that are shared, nothing else tells whose it is.
+    pub queue_pair: u32,
     /// Bytes that were received, or the device's status, which is not 0.
     pub outcome: std::result::Result<u32, u32>,
 }
@@ -52,17 +54,8 @@ impl CompletionQueue {
             }
         };
         let queue = Self { raw, channel, unacknowledged: Cell::new(0), context: Rc::clone(context) };
-        queue.never_block()?;
+        never_block(queue.fd())?;
         Ok(Rc::new(queue))
-    }
-
-    fn never_block(&self) -> Result<()> {
-        // SAFETY: plain system calls on the channel's descriptor.
-        let result = unsafe {
-            let flags = libc::fcntl(self.fd(), libc::F_GETFL);
-            libc::fcntl(self.fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
-        };
-        if result == -1 { Err(std::io::Error::last_os_error().into()) } else { Ok(()) }
     }
 
     pub(super) fn raw(&self) -> *mut sys::ibv_cq {
@@ -90,6 +83,7 @@ impl CompletionQueue {
             };
             out.extend(found[..count.min(BATCH)].iter().map(|wc| Completion {
                 name: wc.wr_id(),
+                queue_pair: wc.qp_num,
                 outcome: match wc.error() {
                     None => Ok(wc.len() as u32),
                     Some((status, _)) => Err(status),

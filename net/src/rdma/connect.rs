@@ -7,8 +7,11 @@ use super::window::Rights;
 use corefs_wire::Result;
 use ibverbs_sys as sys;
 
-/// Code 12 of the architecture: what a peer without a posted receive is told to wait, 0.64 ms. Credits keep that from happening.
+/// Code 12 of the architecture: what a peer without a posted receive is told to wait, 0.64 ms. Credits keep that from happening, but where more are out than
+/// there are [shared receives](super::shared).
 const NOT_READY_TIMER: u8 = 12;
+/// For ever: the peer's device is there and answers, and it has a receive as soon as its core has time. A process that is gone is noticed by TCP.
+const NOT_READY_RETRIES: u8 = 7;
 /// Hops of a routed packet.
 const HOPS: u8 = 64;
 
@@ -23,6 +26,8 @@ pub struct Remote {
     /// Reads that we may have in flight there, and it here.
     pub reads_out: u8,
     pub reads_in: u8,
+    /// It may have no receive at times.
+    pub shares: bool,
 }
 
 /// How patient the device is: see ibv_modify_qp(3).
@@ -73,7 +78,7 @@ impl QueuePair {
             attr.sq_psn = sequence;
             attr.timeout = patience.timeout;
             attr.retry_cnt = patience.retries;
-            attr.rnr_retry = patience.retries.min(6);
+            attr.rnr_retry = if remote.shares { NOT_READY_RETRIES } else { patience.retries.min(6) };
             attr.max_rd_atomic = remote.reads_out;
             mask::IBV_QP_STATE
                 | mask::IBV_QP_TIMEOUT

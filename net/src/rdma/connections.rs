@@ -3,6 +3,10 @@
 //! [`Inner`] is everything of the driver but TCP, and stands between TCP and the sink: what belongs to the exchange is kept, what happens to a connection is
 //! noted. TCP's driver is busy while it calls, so what is to be done with connections there is left as [`Errand`]s.
 
+use super::completion::Completion;
+use super::device::Context;
+use super::event::Event;
+use super::place::Network;
 use super::seat::{self, Seat};
 use super::survey::Road;
 use super::upgrade::Stage;
@@ -15,6 +19,7 @@ use corefs_wire::frame::Header;
 use corefs_wire::limits::CONNECTION_SEND_MAX;
 use corefs_wire::{Error, ErrorCode};
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// How often deadlines are looked at while there are any.
@@ -31,6 +36,8 @@ pub(super) struct Inner {
     pub(super) config: RdmaConfig,
     pub(super) seats: Vec<Seat>,
     pub(super) roads: Vec<(Road, usize)>,
+    /// What this machine's interfaces are connected to.
+    pub(super) networks: Vec<Network>,
     pub(super) entries: Vec<Option<Entry>>,
     pub(super) lanes: usize,
     /// Connections that `flush` is to look at, and `advance`.
@@ -140,10 +147,19 @@ impl Inner {
             }
             let found = match self.seats[index].poll() {
                 Ok(found) => found,
-                Err(error) => return self.all_broken(&error),
+                Err(error) => {
+                    let context = Rc::clone(&self.seats[index].domain.context);
+                    self.break_all(&context, None, &error);
+                    continue;
+                }
             };
             for completion in &found {
-                let conn = seat::conn(queue_pair::owner(completion.name));
+                let owner = queue_pair::owner(completion.name);
+                if seat::is_shared(owner) {
+                    self.shared(index, completion);
+                    continue;
+                }
+                let conn = seat::conn(owner);
                 let lane = self.entry_mut(conn).and_then(|entry| entry.stage.lane_mut());
                 // Of a queue pair that was destroyed something may be left.
                 let Some(lane) = lane else { continue };
@@ -156,6 +172,38 @@ impl Inner {
                 }
             }
             self.seats[index].give_back(found);
+        }
+    }
+
+    /// Takes the completion of a receive that connections share to its own.
+    fn shared(&mut self, index: usize, completion: &Completion) {
+        let (buffer, owner) = match self.seats[index].taken(completion) {
+            Ok(taken) => taken,
+            // Left behind by a queue that went with its last connection.
+            Err(error) => return tracing::debug!(%error, "a completion without an owner"),
+        };
+        let Some(conn) = owner.map(seat::conn) else { return };
+        let Some(lane) = self.entry_mut(conn).and_then(|entry| entry.stage.lane_mut()) else { return };
+        match lane.completed_shared(buffer, completion.outcome) {
+            Ok(()) => {
+                self.look_at(conn);
+                self.touch(conn);
+            }
+            Err(error) => self.broken(conn, error),
+        }
+    }
+
+    /// Posts receives that connections share in the place of those that were used.
+    pub(super) fn refill(&mut self) {
+        for index in 0..self.seats.len() {
+            if let Err(error) = self.seats[index].refill() {
+                let context = Rc::clone(&self.seats[index].domain.context);
+                self.break_all(&context, None, &error);
+            }
+            if self.seats[index].is_short() {
+                self.short = true;
+                self.next_scan = self.next_scan.min(self.now + SHORT);
+            }
         }
     }
 
@@ -224,14 +272,68 @@ impl Inner {
         self.errands.push_back(Errand::Fail(conn, error));
     }
 
-    /// A device is broken.
-    pub(super) fn all_broken(&mut self, error: &Error) {
+    /// A device is broken, or one of its ports.
+    fn break_all(&mut self, context: &Rc<Context>, port: Option<u8>, error: &Error) {
         let conn = |(index, entry): (usize, &Option<Entry>)| {
-            let generation = entry.as_ref().filter(|entry| entry.stage.has_lane())?.generation;
-            Some(ConnId { index: index as u32, generation })
+            let entry = entry.as_ref()?;
+            let concerned = entry.stage.lane().is_some_and(|lane| lane.is_at(context, port));
+            concerned.then_some(ConnId { index: index as u32, generation: entry.generation })
         };
         let all: Vec<ConnId> = self.entries.iter().enumerate().filter_map(conn).collect();
         all.into_iter().for_each(|conn| self.broken(conn, error.clone()));
+    }
+
+    /// Takes what a device has said unasked.
+    pub(super) fn hear(&mut self, at: usize) {
+        let Some(seat) = self.seats.get_mut(at) else { return };
+        seat.heard();
+        let context = Rc::clone(&seat.domain.context);
+        let name = context.name().to_string();
+        while let Some(event) = context.event() {
+            match event {
+                Event::PortDown(port) => {
+                    tracing::warn!(
+                        device = name,
+                        port,
+                        "an RDMA port is down: its connections end, others go by another port or TCP"
+                    );
+                    self.break_all(
+                        &context,
+                        Some(port),
+                        &lost(format!("RDMA: port {port} of {name} is down")),
+                    );
+                }
+                Event::PortUp(port) => {
+                    tracing::info!(device = name, port, "an RDMA port is up: new connections may go by it")
+                }
+                Event::QueuePair { owner } => {
+                    let conn = seat::conn(owner);
+                    self.broken(conn, lost(format!("RDMA: the queue pair failed, says {name}")));
+                }
+                Event::Queues => {
+                    tracing::error!(
+                        device = name,
+                        "an RDMA device's queues have failed: all of its connections end"
+                    );
+                    self.break_all(&context, None, &lost(format!("RDMA: a queue of {name} failed")));
+                }
+                Event::Gone => {
+                    tracing::error!(
+                        device = name,
+                        "an RDMA device is gone: it isn't used again by this process"
+                    );
+                    self.break_all(&context, None, &lost(format!("RDMA: the device {name} is gone")));
+                    self.seats[at].gone = true;
+                }
+                Event::PortChanged | Event::Other => (),
+            }
+            if event == Event::Gone {
+                break;
+            }
+        }
+        // Whatever it was, which ports can be used and by what addresses is asked anew: this is rare.
+        self.roads = seat::roads(&self.seats);
+        self.networks = Network::all();
     }
 
     /// Destroys the queue pair of a connection, if it has one; only its end is left of it.
@@ -263,6 +365,10 @@ impl Inner {
             }
         }
     }
+}
+
+fn lost(what: String) -> Error {
+    Error::new(ErrorCode::ConnectionLost, what)
 }
 
 /// Stands between TCP and the sink: what belongs to us is kept.

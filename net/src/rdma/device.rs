@@ -3,7 +3,7 @@
 //! A device may be an InfiniBand adapter or a network card with RoCE (RDMA over Converged Ethernet: InfiniBand Architecture, annexes A16
 //! and A17). A port's GIDs are what peers address: those of RoCE version 2 are its IP addresses, and packets are routed as UDP.
 
-use super::library::{Library, done, made};
+use super::library::{Library, done, made, never_block};
 use corefs_wire::{Error, ErrorCode, Result};
 use ibverbs_sys as sys;
 use std::ffi::CStr;
@@ -141,6 +141,8 @@ pub struct Limits {
     pub requests: u32,
     pub completions: u32,
     pub windows: u32,
+    /// Receives of a queue that several queue pairs share; 0 where there is none.
+    pub shared_receives: u32,
     /// Reads by peers, and of peers, that a queue pair has in flight.
     pub reads_in: u8,
     pub reads_out: u8,
@@ -195,10 +197,12 @@ impl Context {
         let few = |count: i32| u8::try_from(count).unwrap_or(if count < 0 { 0 } else { u8::MAX });
         let many = |count: i32| u32::try_from(count).unwrap_or(0);
         context.ports = found.phys_port_cnt;
+        never_block(context.events_fd())?;
         context.limits = Limits {
             requests: many(found.max_qp_wr),
             completions: many(found.max_cqe),
             windows: many(found.max_mw),
+            shared_receives: if found.max_srq > 0 { many(found.max_srq_wr) } else { 0 },
             reads_in: few(found.max_qp_rd_atom),
             reads_out: few(found.max_qp_init_rd_atom),
             owned_windows: found.device_cap_flags & sys::IBV_DEVICE_MEM_WINDOW_TYPE_2B != 0,

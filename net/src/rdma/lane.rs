@@ -16,16 +16,19 @@ mod outbox;
 use super::Verbs;
 use super::completion::CompletionQueue;
 use super::connect::Patience;
-use super::device::{Gid, Port};
+use super::device::{Context, Gid, Port};
 use super::memory::{Domain, Region};
 use super::message::{Grant, Kind, Message};
 use super::queue_pair::{Event, Held, QueuePair, Sizes};
 use super::setup::Terms;
+use super::shared::SharedReceives;
 use crate::buffer::{Buffer, Payload, Pool};
+use crate::costs::Costs;
 use crate::tcp::ConnCounters;
 use corefs_wire::{Error, ErrorCode, Result};
 use inbox::Inbox;
 use outbox::Outbox;
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// What a request of ours was for, in the tag that it comes back with: the purpose (8 bits) and the number of a frame.
@@ -54,7 +57,8 @@ pub struct Plan<'a> {
     pub gid: Gid,
     /// Where messages are composed and received.
     pub arena: Pool,
-    /// Receives, and bytes of a message.
+    /// Receives of its own, unless there are some that it shares; bytes of a message.
+    pub shared: Option<Rc<SharedReceives>>,
     pub receives: u16,
     pub message: u32,
     /// Ranges that either side may have open for replies.
@@ -64,6 +68,8 @@ pub struct Plan<'a> {
     pub sends: u32,
     pub owner: u64,
     pub sequence: u32,
+    /// Where it notes what it has cost when it ends.
+    pub ended: Rc<Cell<Costs>>,
 }
 
 /// Memory of ours that is open to the data of one reply.
@@ -84,9 +90,12 @@ pub struct Lane {
     /// Messages that may be sent, and receives that were posted since that was last told.
     credits: u32,
     owed: u32,
-    /// Buffers to be posted, and to compose messages in.
+    /// Messages that the peer may send.
+    allowed: u32,
+    /// Buffers to be posted, and to compose messages in; so many of these were made.
     spare: Vec<Buffer>,
     staging: Vec<Buffer>,
+    stages: u16,
     /// Memory that is open to the peer for its replies, and such memory of the peer.
     open: Vec<Open>,
     granted: Vec<Grant>,
@@ -108,6 +117,7 @@ pub struct Lane {
     lends: bool,
     counters: ConnCounters,
     completions: u64,
+    ended: Rc<Cell<Costs>>,
 }
 
 impl Lane {
@@ -121,6 +131,7 @@ impl Lane {
             plan.regions,
             (plan.port, plan.gid),
             sizes,
+            plan.shared.clone(),
             plan.owner,
         )?;
         let ours = Terms {
@@ -135,6 +146,7 @@ impl Lane {
             receives: plan.receives,
             message: plan.message,
             grants: plan.grants,
+            shared: plan.shared.is_some(),
         };
         let mut lane = Self {
             pair,
@@ -144,8 +156,10 @@ impl Lane {
             theirs: None,
             credits: 0,
             owed: 0,
+            allowed: plan.receives.into(),
             spare: Vec::with_capacity(plan.receives.into()),
             staging: Vec::with_capacity(plan.receives.into()),
+            stages: 0,
             open: Vec::new(),
             granted: Vec::new(),
             sources: Vec::new(),
@@ -160,20 +174,30 @@ impl Lane {
             lends: plan.lends,
             counters: ConnCounters::default(),
             completions: 0,
+            ended: plan.ended,
         };
-        for _ in 0..plan.receives {
-            let (Some(receive), Some(stage)) = (lane.block(), lane.block()) else {
-                return Err(Error::new(ErrorCode::Overloaded, "no memory for another RDMA connection"));
-            };
+        let full = || Error::new(ErrorCode::Overloaded, "no memory for another RDMA connection");
+        // One that shares its receives makes places to compose messages as it needs them.
+        let (own, stages) = if plan.shared.is_some() { (0, 1) } else { (plan.receives, plan.receives) };
+        for _ in 0..own {
+            let receive = lane.block().ok_or_else(full)?;
             lane.pair.receive(receive);
-            lane.staging.push(stage);
         }
+        for _ in 0..stages {
+            lane.staging.push(lane.block().ok_or_else(full)?);
+        }
+        lane.stages = stages;
         lane.pair.post()?;
         Ok(lane)
     }
 
     fn block(&self) -> Option<Buffer> {
         self.arena.get(self.ours.message as usize)
+    }
+
+    /// As [`QueuePair::is_at`].
+    pub fn is_at(&self, context: &Rc<Context>, port: Option<u8>) -> bool {
+        self.pair.is_at(context, port)
     }
 
     pub fn terms(&self) -> &Terms {
@@ -223,8 +247,20 @@ impl Lane {
         }
     }
 
+    /// Takes the completion of a receive that it shares.
+    pub fn completed_shared(&mut self, buffer: Buffer, outcome: std::result::Result<u32, u32>) -> Result<()> {
+        self.completions += 1;
+        let len = outcome.map_err(|status| self.pair.failure(status))? as usize;
+        if len > buffer.len() {
+            return Err(Error::new(ErrorCode::Internal, "the RDMA device received more than a buffer holds"));
+        }
+        self.received(buffer, len)
+    }
+
     fn received(&mut self, buffer: Buffer, len: usize) -> Result<()> {
         self.heard = true;
+        let beyond = || Error::new(ErrorCode::BadFrame, "RDMA: a message without a credit");
+        self.allowed = self.allowed.checked_sub(1).ok_or_else(beyond)?;
         self.counters.receives += 1;
         self.counters.bytes_in += len as u64;
         let (kind, data, rest, piece) = {
@@ -328,8 +364,19 @@ impl Lane {
         ConnCounters { sends: self.pair.counters().1, ..self.counters }
     }
 
+    pub fn costs(&self) -> Costs {
+        let Verbs { requests, doorbells, completions } = self.verbs();
+        Costs {
+            copied_bytes: self.counters.copied,
+            rdma_requests: requests,
+            rdma_doorbells: doorbells,
+            rdma_completions: completions,
+            rdma_arms: 0,
+        }
+    }
+
     /// Copies what the device can't reach to where it can. The payload comes back if there is no memory for that now.
-    fn reachable(&self, data: Payload) -> std::result::Result<Payload, Payload> {
+    fn reachable(&mut self, data: Payload) -> std::result::Result<Payload, Payload> {
         if self.pair.reaches(data.as_slice()) {
             return Ok(data);
         }
@@ -338,10 +385,19 @@ impl Lane {
             Some(mut buffer) => {
                 // A buffer that has just been taken is unique.
                 buffer.get_mut().into_iter().for_each(|to| to.copy_from_slice(bytes));
+                self.counters.copied += bytes.len() as u64;
                 Ok(buffer.into())
             }
             None => Err(data),
         }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.ended.set(self.ended.get().plus(self.costs()));
+        // Those that the peer had sent and that nobody has taken.
+        self.pair.may_lose(if self.theirs.is_some() { self.allowed } else { 0 });
     }
 }
 

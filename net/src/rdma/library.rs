@@ -7,6 +7,7 @@
 use corefs_wire::{Error, ErrorCode, Result};
 use ibverbs_sys as sys;
 use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::os::fd::RawFd;
 use std::rc::Rc;
 
 /// The name that every distribution has it under: the library's binary interface has been the same since 2006.
@@ -51,6 +52,8 @@ functions! {
     query_device = "ibv_query_device" (*mut sys::ibv_context, *mut sys::ibv_device_attr) -> c_int;
     query_port = "ibv_query_port" (*mut sys::ibv_context, u8, *mut sys::_compat_ibv_port_attr) -> c_int;
     query_gid = "_ibv_query_gid_ex" (*mut sys::ibv_context, u32, u32, *mut sys::ibv_gid_entry, u32, usize) -> c_int;
+    get_async_event = "ibv_get_async_event" (*mut sys::ibv_context, *mut sys::ibv_async_event) -> c_int;
+    ack_async_event = "ibv_ack_async_event" (*mut sys::ibv_async_event);
     alloc_pd = "ibv_alloc_pd" (*mut sys::ibv_context) -> *mut sys::ibv_pd;
     dealloc_pd = "ibv_dealloc_pd" (*mut sys::ibv_pd) -> c_int;
     reg_mr = "ibv_reg_mr" (*mut sys::ibv_pd, *mut c_void, usize, c_int) -> *mut sys::ibv_mr;
@@ -64,7 +67,19 @@ functions! {
     create_qp = "ibv_create_qp" (*mut sys::ibv_pd, *mut sys::ibv_qp_init_attr) -> *mut sys::ibv_qp;
     modify_qp = "ibv_modify_qp" (*mut sys::ibv_qp, *mut sys::ibv_qp_attr, c_int) -> c_int;
     destroy_qp = "ibv_destroy_qp" (*mut sys::ibv_qp) -> c_int;
+    create_srq = "ibv_create_srq" (*mut sys::ibv_pd, *mut sys::ibv_srq_init_attr) -> *mut sys::ibv_srq;
+    destroy_srq = "ibv_destroy_srq" (*mut sys::ibv_srq) -> c_int;
     wc_status_str = "ibv_wc_status_str" (sys::ibv_wc_status::Type) -> *const c_char;
+}
+
+/// Reading this descriptor returns at once, whether there is something or not.
+pub(super) fn never_block(fd: RawFd) -> Result<()> {
+    // SAFETY: plain system calls.
+    let result = unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK)
+    };
+    if result == -1 { Err(std::io::Error::last_os_error().into()) } else { Ok(()) }
 }
 
 /// What a call that returns an error number, or sets it, failed with.

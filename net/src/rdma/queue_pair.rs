@@ -11,9 +11,10 @@
 //! How it comes to be connected, and the states it is in, is in [`connect`](super::connect).
 
 use super::completion::CompletionQueue;
-use super::device::{Gid, Port};
+use super::device::{Context, Gid, Port};
 use super::library::made;
 use super::memory::{Domain, Region};
+use super::shared::SharedReceives;
 use super::window::{Rights, State, Window};
 use super::work::{Chain, Operation};
 use crate::buffer::{Buffer, Payload};
@@ -70,6 +71,9 @@ pub struct QueuePair {
     chain: Chain,
     receives: Vec<Option<Buffer>>,
     free: Vec<u16>,
+    /// Instead of those: receives that other queue pairs have, too, and how many of them may go with this one.
+    shared: Option<Rc<SharedReceives>>,
+    lost: u32,
     windows: Vec<Window>,
     free_windows: Vec<u16>,
     sizes: Sizes,
@@ -94,26 +98,36 @@ pub fn owner(name: u64) -> u64 {
     name & ((1 << 52) - 1)
 }
 
+/// The place in the queue that a completion's name has.
+pub fn place(name: u64) -> u64 {
+    (name >> 52) % u64::from(PLACES_MAX)
+}
+
 impl QueuePair {
-    /// A queue pair at this port and address, initialised: receives can be queued. Its completions are named by `owner` (52 bits).
+    /// A queue pair at this port and address, initialised: receives can be queued. Its completions are named by `owner` (52 bits), but those of receives that it
+    /// `shared`.
     pub fn new(
         domain: &Rc<Domain>,
         completions: &Rc<CompletionQueue>,
         regions: Vec<Rc<Region>>,
         (port, gid): (&Port, Gid),
         sizes: Sizes,
+        shared: Option<Rc<SharedReceives>>,
         owner: u64,
     ) -> Result<Self> {
         assert!(sizes.sends <= PLACES_MAX && sizes.receives <= PLACES_MAX, "{sizes:?}");
-        let (raw, inline) = make(domain, completions, sizes)?;
+        let (raw, inline) = make(domain, completions, sizes, shared.as_deref(), owner)?;
+        let own = if shared.is_some() { 0 } else { sizes.receives };
         let mut pair = Self {
             raw,
             sends: VecDeque::with_capacity(sizes.sends as usize),
             first: 0,
             done: 0,
             chain: Chain::default(),
-            receives: (0..sizes.receives).map(|_| None).collect(),
-            free: (0..sizes.receives as u16).rev().collect(),
+            receives: (0..own).map(|_| None).collect(),
+            free: (0..own as u16).rev().collect(),
+            shared,
+            lost: 0,
             windows: Vec::new(),
             free_windows: Vec::new(),
             sizes,
@@ -126,6 +140,9 @@ impl QueuePair {
             domain: Rc::clone(domain),
         };
         pair.initialise()?;
+        if let Some(shared) = &pair.shared {
+            shared.attach(pair.number(), owner);
+        }
         Ok(pair)
     }
 
@@ -133,6 +150,11 @@ impl QueuePair {
     pub fn number(&self) -> u32 {
         // SAFETY: the queue pair is there as long as this is.
         unsafe { (*self.raw).qp_num }
+    }
+
+    /// Whether it goes by a port of this device, `None` for any.
+    pub fn is_at(&self, context: &Rc<Context>, port: Option<u8>) -> bool {
+        Rc::ptr_eq(&self.domain.context, context) && port.is_none_or(|port| port == self.port)
     }
 
     /// Requests that can be queued still.
@@ -291,14 +313,22 @@ impl QueuePair {
         self.sends.push_back(posted);
     }
 
-    /// Receives that can be queued still.
-    pub fn receives_wanted(&self) -> usize {
-        self.free.len()
+    /// Whether a receive can be queued still.
+    pub fn wants_receive(&self) -> bool {
+        self.shared.is_some() || !self.free.is_empty()
     }
 
-    /// Queues a receive of as many bytes as the buffer, which must be unique, is long.
+    /// When it ends, so many receives that it shares may go with it: messages that the peer may have sent.
+    pub fn may_lose(&mut self, receives: u32) {
+        self.lost = receives;
+    }
+
+    /// Queues a receive of as many bytes as the buffer, which must be unique, is long; or gives it to those that are shared.
     pub fn receive(&mut self, buffer: Buffer) {
         assert!(buffer.is_unique(), "a message is received into a buffer that somebody else may be reading");
+        if let Some(shared) = &self.shared {
+            return shared.give(buffer);
+        }
         let Some(slot) = self.free.pop() else { panic!("the receive queue is full") };
         let piece = self.piece(&buffer);
         self.chain.receive(name(self.base, true, slot.into()), piece);
@@ -315,11 +345,8 @@ impl QueuePair {
 
     /// Takes a completion that was named for this queue pair. An error is the end of it.
     pub fn completed(&mut self, name: u64, outcome: std::result::Result<u32, u32>) -> Result<Event> {
-        let len = outcome.map_err(|status| {
-            let text = self.completions.status_text(status);
-            Error::mismatch(ErrorCode::ConnectionLost, 0, status.into(), format!("RDMA: {text}"))
-        })?;
-        let place = (name >> 52) % u64::from(PLACES_MAX);
+        let len = outcome.map_err(|status| self.failure(status))?;
+        let place = place(name);
         if name >> 63 == 1 {
             let buffer = self.receives.get_mut(place as usize).and_then(Option::take);
             let Some(buffer) = buffer else { return Err(unknown("a receive that wasn't posted")) };
@@ -336,6 +363,12 @@ impl QueuePair {
         }
         self.done = self.done.max(behind as usize + 1);
         Ok(Event::Sent)
+    }
+
+    /// What a completion with this status means.
+    pub fn failure(&self, status: u32) -> Error {
+        let text = self.completions.status_text(status);
+        Error::mismatch(ErrorCode::ConnectionLost, 0, status.into(), format!("RDMA: {text}"))
     }
 
     /// The next request that is done, in order, and its memory. That of a window is given back here.
@@ -368,19 +401,24 @@ fn make(
     domain: &Rc<Domain>,
     completions: &Rc<CompletionQueue>,
     sizes: Sizes,
+    shared: Option<&SharedReceives>,
+    owner: u64,
 ) -> Result<(*mut sys::ibv_qp, u32)> {
     let mut refusal = None;
     for inline in [INLINE, 0] {
         // SAFETY: all zeros is a valid set of attributes.
         let mut init: sys::ibv_qp_init_attr = unsafe { std::mem::zeroed() };
+        // Never followed: events of the queue pair are known by it.
+        init.qp_context = owner as *mut std::ffi::c_void;
         init.send_cq = completions.raw();
         init.recv_cq = completions.raw();
+        init.srq = shared.map_or(std::ptr::null_mut(), SharedReceives::raw);
         init.qp_type = sys::ibv_qp_type::IBV_QPT_RC;
         init.cap = sys::ibv_qp_cap {
             max_send_wr: sizes.sends,
-            max_recv_wr: sizes.receives,
+            max_recv_wr: if shared.is_some() { 0 } else { sizes.receives },
             max_send_sge: 2,
-            max_recv_sge: 1,
+            max_recv_sge: u32::from(shared.is_none()),
             max_inline_data: inline,
         };
         // SAFETY: domain and completion queue are there, and held by the queue pair.
@@ -402,11 +440,16 @@ impl Drop for QueuePair {
             tracing::warn!(%error, "an RDMA queue pair can't be stopped");
         }
         self.windows.iter_mut().for_each(Window::give_back);
+        let number = self.number();
         // SAFETY: the queue pair is there; when this returns, the device touches nothing of it any more.
         let result = unsafe { (self.domain.context.library.destroy_qp)(self.raw) };
+        if let Some(shared) = &self.shared {
+            shared.detach(number, self.lost);
+        }
         if result == 0 {
             return;
         }
+        std::mem::forget(self.shared.take());
         tracing::error!(result, "an RDMA queue pair can't be destroyed: its memory is given up");
         std::mem::forget(std::mem::take(&mut self.sends));
         std::mem::forget(std::mem::take(&mut self.receives));

@@ -2,19 +2,27 @@
 
 use super::RdmaConfig;
 use super::completion::{Completion, CompletionQueue};
+use super::device::Limits;
 use super::memory::{Domain, Region};
-use super::queue_pair::PLACES_MAX;
-use super::survey::{Road, Survey};
-use crate::buffer::Pool;
+use super::queue_pair::{self, PLACES_MAX};
+use super::shared::{POSTED_MAX, SharedReceives};
+use super::survey::{Road, Survey, roads_of};
+use crate::buffer::{Buffer, Pool};
+use crate::costs::Costs;
 use crate::ring::{Ring, Source, Token};
 use crate::tcp::ConnId;
-use corefs_wire::Result;
 use corefs_wire::limits::CONNECTIONS_MAX;
+use corefs_wire::{Error, ErrorCode, Result};
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// Places in a send queue for each message that a peer has room for: a message may have a binding or a write before it, and an invalidation behind.
 const SENDS_A_RECEIVE: u32 = 4;
 const SENDS_MIN: u32 = 64;
+/// In the token of a ring's completion: it is a device's events that have come, not completions.
+pub const EVENTS: u64 = 1 << 32;
+/// Queue pairs at once where each has receives of its own.
+const ALONE_MAX: usize = 64;
 
 pub struct Seat {
     pub domain: Rc<Domain>,
@@ -23,14 +31,26 @@ pub struct Seat {
     pub regions: Vec<Rc<Region>>,
     /// Messages, and copies of data that the device can't reach.
     pub arena: Pool,
-    /// Places in the send queue of each queue pair.
+    /// Places in the send queue of a queue pair with receives of its own, and of one that shares them.
     pub sends: u32,
+    pub sends_sharing: u32,
+    /// What new connections share is the last; before it what has been worn out, as long as somebody has it.
+    shared: Vec<Rc<SharedReceives>>,
+    made: u32,
+    /// Work requests and doorbells of those that are gone.
+    shared_before: (u64, u64),
     /// The descriptor is being polled; a completion makes it readable; the last look found nothing.
     polling: bool,
     armed: bool,
     quiet: bool,
     /// What was found by the look after arming.
     found: Vec<Completion>,
+    arms: u64,
+    /// The descriptor of events is being polled; the device is there no more.
+    watching: bool,
+    pub gone: bool,
+    /// What lanes that are gone have cost.
+    pub ended: Rc<Cell<Costs>>,
 }
 
 /// A seat for each device that has a road, and the roads, each with the place of its seat. A device that can't be used after all is told of in the log.
@@ -63,22 +83,79 @@ pub fn take(survey: &Survey, config: &mut RdmaConfig, pool: &Pool) -> (Vec<Seat>
     (seats, roads)
 }
 
+/// Places in the send queue of a queue pair whose peer has room for so many messages.
+fn sends_of(receives: u32, limits: Limits) -> u32 {
+    (SENDS_A_RECEIVE * receives).max(SENDS_MIN).min(limits.requests).min(PLACES_MAX)
+}
+
+/// Entries of the completion queue: what all queue pairs may complete at once, `each` of one with receives of its own and of one that shares them. Where that is
+/// more than `most`, there will be fewer queue pairs.
+fn completions_for(config: &mut RdmaConfig, each: (u32, u32), most: u32) -> u32 {
+    let count = |many: usize| {
+        let alone = many.min(config.shared_from) as u32;
+        let sharing = many as u32 - alone;
+        let shared = if sharing > 0 { u32::from(POSTED_MAX) } else { 0 };
+        alone * each.0 + sharing * each.1 + shared
+    };
+    let fits = (0..=config.queue_pairs_max).rev().find(|many| count(many + 1) <= most).unwrap_or(0);
+    let entries = count(fits + 1).min(most);
+    config.queue_pairs_max = fits;
+    entries
+}
+
+/// The roads of these devices, as their ports are now.
+pub fn roads(seats: &[Seat]) -> Vec<(Road, usize)> {
+    let mut roads = Vec::new();
+    for (at, seat) in seats.iter().enumerate().filter(|(_, seat)| !seat.gone) {
+        match seat.domain.context.ports() {
+            Ok(ports) => roads.extend(roads_of(&seat.domain.context, &ports).map(|road| (road, at))),
+            Err(error) => {
+                tracing::warn!(device = seat.domain.context.name(), %error, "an RDMA device doesn't tell of its ports")
+            }
+        }
+    }
+    roads.sort_by_key(|(road, _)| road.rank());
+    roads
+}
+
 impl Seat {
     /// Lowers the bound of queue pairs to what the device's completion queues hold.
     fn new(road: &Road, config: &mut RdmaConfig, pool: &Pool) -> Result<Self> {
         let limits = road.context.limits;
         let receives = u32::from(config.receives);
-        let sends = (SENDS_A_RECEIVE * receives).max(SENDS_MIN).min(limits.requests).min(PLACES_MAX);
-        let each = sends + receives;
-        let wanted = (config.queue_pairs_max as u32 + 1).saturating_mul(each).min(limits.completions);
-        config.queue_pairs_max = config.queue_pairs_max.min((wanted / each) as usize);
+        let sends = sends_of(receives, limits);
+        let sends_sharing = sends_of(config.shared_receives.into(), limits);
+        if limits.shared_receives < POSTED_MAX.into() {
+            // Each has its own then, and they are fewer.
+            (config.shared_from, config.queue_pairs_max) =
+                (usize::MAX, config.queue_pairs_max.min(ALONE_MAX));
+        }
+        let wanted = completions_for(config, (sends + receives, sends_sharing), limits.completions);
         let domain = Domain::new(&road.context)?;
         let completions = CompletionQueue::new(&road.context, wanted)?;
         let arena = Pool::with_huge_pages(config.arena_bytes)?;
         let regions =
             vec![Rc::new(Region::register(&domain, pool)?), Rc::new(Region::register(&domain, &arena)?)];
         let (polling, armed, quiet) = (false, false, false);
-        Ok(Self { domain, completions, regions, arena, sends, polling, armed, quiet, found: Vec::new() })
+        Ok(Self {
+            domain,
+            completions,
+            regions,
+            arena,
+            sends,
+            sends_sharing,
+            shared: Vec::new(),
+            made: 0,
+            shared_before: (0, 0),
+            polling,
+            armed,
+            quiet,
+            found: Vec::new(),
+            arms: 0,
+            watching: false,
+            gone: false,
+            ended: Rc::default(),
+        })
     }
 
     /// What has completed. The list is to be [given back](Self::give_back).
@@ -94,6 +171,70 @@ impl Seat {
         self.found = list;
     }
 
+    /// What its lanes have cost that are gone, and the seat itself.
+    pub fn costs(&self) -> Costs {
+        let shared = self.shared.iter().map(|shared| shared.counters());
+        let (requests, doorbells) = shared.fold(self.shared_before, |a, b| (a.0 + b.0, a.1 + b.1));
+        let shared = Costs {
+            rdma_requests: requests,
+            rdma_doorbells: doorbells,
+            rdma_arms: self.arms,
+            ..Costs::default()
+        };
+        self.ended.get().plus(shared)
+    }
+
+    /// The receives that the next connection shares.
+    pub fn share(&mut self, config: &RdmaConfig) -> Result<Rc<SharedReceives>> {
+        self.forget_unused();
+        if let Some(shared) = self.shared.last().filter(|shared| !shared.is_worn()) {
+            return Ok(Rc::clone(shared));
+        }
+        self.made += 1;
+        let name = SHARED << 32 | u64::from(self.made);
+        let sizes = (config.shared_receives, config.message);
+        let shared = SharedReceives::new(&self.domain, self.regions.clone(), &self.arena, sizes, name)?;
+        self.shared.push(Rc::clone(&shared));
+        Ok(shared)
+    }
+
+    /// Those that nobody has, but for the last.
+    fn forget_unused(&mut self) {
+        let last = self.shared.len().saturating_sub(1);
+        let mut at = 0;
+        let before = &mut self.shared_before;
+        self.shared.retain(|shared| {
+            let kept = at == last || Rc::strong_count(shared) > 1;
+            at += 1;
+            if !kept {
+                let (requests, doorbells) = shared.counters();
+                *before = (before.0 + requests, before.1 + doorbells);
+            }
+            kept
+        });
+    }
+
+    /// Of a completion of a receive that is shared: its buffer and whose it is.
+    #[inline]
+    pub fn taken(&self, completion: &Completion) -> Result<(Buffer, Option<u64>)> {
+        let owner = queue_pair::owner(completion.name);
+        let shared = self.shared.iter().rev().find(|shared| shared.name() == owner);
+        // What a queue that is gone has left in the completion queue names memory that was given back with it.
+        let gone =
+            || Error::new(ErrorCode::Internal, "the RDMA device completed a receive of a queue that is gone");
+        shared.ok_or_else(gone)?.taken(queue_pair::place(completion.name), completion.queue_pair)
+    }
+
+    /// Posts receives that are shared in the place of those that were used.
+    pub fn refill(&mut self) -> Result<()> {
+        self.shared.iter().try_for_each(|shared| shared.refill())
+    }
+
+    /// Whether the arena was short of memory for that.
+    pub fn is_short(&self) -> bool {
+        self.shared.iter().any(|shared| shared.is_short())
+    }
+
     /// Whether it is to be polled again before the executor rests.
     pub fn is_busy(&self) -> bool {
         !self.quiet
@@ -102,6 +243,7 @@ impl Seat {
     /// If the last look found nothing: makes the next completion wake `ring`.
     pub fn rest(&mut self, index: usize, ring: &mut Ring) {
         if self.quiet && !self.armed {
+            self.arms += 1;
             match self.completions.arm() {
                 Ok(()) => self.armed = true,
                 // It is polled on, then.
@@ -115,6 +257,22 @@ impl Seat {
             self.polling = true;
             ring.when_readable(self.completions.fd(), Token::new(Source::RDMA, index as u64));
         }
+    }
+
+    /// Makes the device's next [event](super::event) wake `ring`.
+    pub fn watch(&mut self, index: usize, ring: &mut Ring) {
+        if !self.watching && !self.gone {
+            self.watching = true;
+            ring.when_readable(
+                self.domain.context.events_fd(),
+                Token::new(Source::RDMA, EVENTS | index as u64),
+            );
+        }
+    }
+
+    /// Its events are about to be taken.
+    pub fn heard(&mut self) {
+        self.watching = false;
     }
 
     /// The descriptor has become readable.
@@ -133,4 +291,14 @@ pub fn conn(owner: u64) -> ConnId {
     ConnId { index: (owner >> 32) as u32, generation: owner as u32 }
 }
 
-const _: () = assert!(CONNECTIONS_MAX < 1 << 20, "an index has 20 bits in a completion's name");
+/// Whether a completion's name is of receives that are shared, rather than of a connection.
+pub fn is_shared(owner: u64) -> bool {
+    owner >> 32 == SHARED
+}
+
+/// Instead of a connection's index.
+const SHARED: u64 = (1 << 20) - 1;
+const _: () = assert!(
+    CONNECTIONS_MAX < SHARED as usize,
+    "an index has 20 bits in a completion's name, and one is taken"
+);

@@ -82,6 +82,8 @@ pub struct Terms {
     pub message: u32,
     /// Ranges that may be open to it at a time.
     pub grants: u16,
+    /// Others send to the same receives, so that there may be none at times in spite of a credit.
+    pub shared: bool,
 }
 
 impl Terms {
@@ -101,7 +103,7 @@ impl Terms {
             grants: self.grants.into(),
             gid: self.gid,
         };
-        layout.as_bytes().to_vec()
+        [layout.as_bytes(), &[u8::from(self.shared)]].concat()
     }
 
     /// Reads and checks the other end's. Bytes behind them belong to later versions.
@@ -110,7 +112,7 @@ impl Terms {
             let (expected, actual) = (size_of::<Layout>() as u64, body.len() as u64);
             Error::mismatch(ErrorCode::BadFrame, expected, actual, "RDMA terms are too short")
         };
-        let (layout, _) = Layout::ref_from_prefix(body).map_err(short)?;
+        let (layout, rest) = Layout::ref_from_prefix(body).map_err(short)?;
         if layout.version != VERSION {
             let (ours, theirs) = (VERSION.into(), layout.version.into());
             return Err(Error::mismatch(ErrorCode::VersionMismatch, ours, theirs, "unknown version of RDMA"));
@@ -146,6 +148,8 @@ impl Terms {
             )? as u16,
             message: within("length of a message", layout.message.get(), MESSAGE_MIN..=MESSAGE_MAX)?,
             grants: within("grants", layout.grants.get().into(), 0..=GRANTS_MAX.into())? as u16,
+            // Those who don't know it share nothing.
+            shared: within("shared receives", rest.first().copied().unwrap_or(0).into(), 0..=1)? == 1,
         };
         // A group's address is nobody's (RFC 4291, 2.7; InfiniBand Architecture 4.1.1), and so is none.
         if terms.gid == [0; 16] || terms.gid[0] == 0xFF {
@@ -171,6 +175,7 @@ impl Terms {
             mtu: self.mtu.min(theirs.mtu),
             reads_out: self.reads_out.min(theirs.reads_in),
             reads_in: self.reads_in.min(theirs.reads_out),
+            shares: theirs.shared,
         })
     }
 }
@@ -195,6 +200,7 @@ mod tests {
             receives: 32,
             message: 8192,
             grants: 64,
+            shared: true,
         }
     }
 
@@ -205,17 +211,19 @@ mod tests {
         assert_eq!(Terms::decode(&bytes), Ok(terms));
         bytes.extend([1, 2, 3]);
         assert_eq!(Terms::decode(&bytes), Ok(terms), "later versions may say more");
+        bytes.truncate(40);
+        assert_eq!(Terms::decode(&bytes), Ok(Terms { shared: false, ..terms }));
         let golden: String = terms.encode().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             golden,
-            "010103011004000011000000ffffff00002000002000400000000000000000000000ffff0a000001"
+            "010103011004000011000000ffffff00002000002000400000000000000000000000ffff0a00000101"
         );
     }
 
     #[test]
     fn bad_terms_are_refused() {
         let good = terms().encode();
-        for len in 0..good.len() {
+        for len in 0..size_of::<Layout>() {
             assert_eq!(Terms::decode(&good[..len]).unwrap_err().code, ErrorCode::BadFrame);
         }
         let with = |changes: &[(usize, u8)]| {
@@ -224,7 +232,7 @@ mod tests {
             Terms::decode(&bytes).map_err(|error| error.code)
         };
         assert_eq!(with(&[(0, 2)]), Err(ErrorCode::VersionMismatch));
-        let bad: [&[(usize, u8)]; 16] = [
+        let bad: [&[(usize, u8)]; 17] = [
             &[(4, 0)], // reads
             &[(5, 0)],
             &[(1, 0)], // link
@@ -241,6 +249,7 @@ mod tests {
             &[(20, 3)],    // receives
             &[(23, 1)],    // grants
             &[(24, 0xFF)], // a group
+            &[(40, 2)],    // shared receives
         ];
         for changes in bad {
             assert_eq!(with(changes), Err(ErrorCode::BadFrame), "{changes:?}");

@@ -5,6 +5,7 @@
 
 use super::device::{Context, Gid, Link, Port, PortState};
 use super::library::Library;
+use super::place::{Network, Sysfs};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -15,6 +16,25 @@ pub struct Road {
     pub context: Rc<Context>,
     pub port: Port,
     pub gid: Gid,
+    /// The NUMA node that its device is attached to, if that is told.
+    pub numa: Option<u32>,
+}
+
+impl Road {
+    /// Smaller is better.
+    pub fn rank(&self) -> (Link, bool, u8) {
+        rank(&self.gid)
+    }
+}
+
+/// The roads by ports that can be used, unsorted.
+pub fn roads_of(context: &Rc<Context>, ports: &[Port]) -> impl Iterator<Item = Road> {
+    let numa = Sysfs::default().numa_of_device(context.name());
+    let usable = ports.iter().filter(|port| port_obstacle(port).is_none());
+    usable.flat_map(move |port| {
+        let road = move |gid: &Gid| Road { context: Rc::clone(context), port: port.clone(), gid: *gid, numa };
+        port.gids.iter().map(road)
+    })
 }
 
 /// A device, as far as it could be asked.
@@ -64,12 +84,9 @@ impl Survey {
             if device_obstacle(context).is_some() {
                 continue;
             }
-            for port in ports.iter().filter(|port| port_obstacle(port).is_none()) {
-                let road = |gid: &Gid| Road { context: Rc::clone(context), port: port.clone(), gid: *gid };
-                roads.extend(port.gids.iter().map(road));
-            }
+            roads.extend(roads_of(context, ports));
         }
-        roads.sort_by_key(|road| rank(&road.gid));
+        roads.sort_by_key(Road::rank);
         roads
     }
 
@@ -127,11 +144,47 @@ fn rank(gid: &Gid) -> (Link, bool, u8) {
     (gid.link, !gid.is_routed(), gid.index)
 }
 
-/// The place of the road that a peer is to be reached by, to which a TCP connection goes out from `local`.
-pub fn choose(roads: &[Road], local: Option<IpAddr>) -> Option<usize> {
+/// What decides between roads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sign {
+    /// Of RoCE version 2.
+    pub ip: Option<IpAddr>,
+    /// Link, and whether it is routed: the same for ports that are as good as each other.
+    pub class: (Link, bool),
+    pub numa: Option<u32>,
+}
+
+impl From<&Road> for Sign {
+    fn from(road: &Road) -> Self {
+        let (link, local, _) = road.rank();
+        Self { ip: road.gid.ip(), class: (link, local), numa: road.numa }
+    }
+}
+
+/// The place of the road that a peer is to be reached by, to which a TCP connection goes out from `local`. Where several lead there, one whose device is
+/// on the NUMA node `near` is preferred: those in the network of that address, or, if no road has it, those that are as good as the best.
+pub fn choose(
+    roads: impl Iterator<Item = Sign> + Clone,
+    local: Option<IpAddr>,
+    near: Option<u32>,
+    networks: &[Network],
+) -> Option<usize> {
     let local = local.map(|ip| ip.to_canonical());
-    let same = |road: &Road| local.is_some() && road.gid.ip() == local;
-    roads.iter().position(same).or((!roads.is_empty()).then_some(0))
+    let best = roads.clone().next()?;
+    let same = roads.clone().position(|road| local.is_some() && road.ip == local);
+    let network = networks.iter().find(|network| Some(network.address) == local);
+    let leads_there = |road: &Sign| match (same, road.ip) {
+        (None, _) => road.class == best.class,
+        (Some(_), Some(ip)) => network.is_some_and(|network| network.contains(ip)),
+        (Some(_), None) => false,
+    };
+    let nearest = |road: Sign| near.is_some() && road.numa == near && leads_there(&road);
+    // That of the address itself, if it is near, too.
+    let first = same.unwrap_or(0);
+    if roads.clone().nth(first).is_some_and(nearest) {
+        return Some(first);
+    }
+    roads.clone().position(nearest).or(Some(first))
 }
 
 /// What may be pinned: getrlimit(2).
@@ -162,6 +215,47 @@ mod tests {
         ];
         gids.sort_by_key(rank);
         assert_eq!(gids.map(|gid| gid.index), [3, 1, 4, 0, 2]);
+    }
+
+    #[test]
+    fn of_several_ports_that_lead_there_the_near_one_is_taken() {
+        let sign = |ip: Option<&str>, link, numa| Sign {
+            ip: ip.map(|ip| ip.parse().unwrap()),
+            class: (link, false),
+            numa,
+        };
+        let roads = [
+            sign(Some("10.0.0.1"), Link::RoceV2, Some(0)),
+            sign(Some("10.0.0.2"), Link::RoceV2, Some(1)),
+            sign(Some("10.9.0.2"), Link::RoceV2, Some(1)),
+            sign(Some("10.9.0.3"), Link::RoceV2, Some(0)),
+            sign(None, Link::InfiniBand, Some(2)),
+        ];
+        let networks = [
+            Network { address: "10.0.0.1".parse().unwrap(), prefix: 24 },
+            Network { address: "10.9.0.2".parse().unwrap(), prefix: 24 },
+        ];
+        let choose = |local: Option<&str>, near| {
+            super::choose(roads.iter().copied(), local.map(|ip| ip.parse().unwrap()), near, &networks)
+        };
+        // The address of the TCP connection decides where nothing else does.
+        assert_eq!((choose(Some("10.0.0.1"), None), choose(Some("10.9.0.2"), None)), (Some(0), Some(2)));
+        assert_eq!(choose(Some("::ffff:10.9.0.2"), Some(1)), Some(2));
+        // In its network the near one is taken, and none of another network.
+        assert_eq!(
+            (choose(Some("10.0.0.1"), Some(1)), choose(Some("10.0.0.1"), Some(0))),
+            (Some(1), Some(0))
+        );
+        assert_eq!(
+            (choose(Some("10.9.0.2"), Some(0)), choose(Some("10.9.0.2"), Some(2))),
+            (Some(3), Some(2))
+        );
+        // Where no road has the address: the best kind, the near one of it.
+        assert_eq!(
+            (choose(Some("127.0.0.1"), Some(1)), choose(None, Some(2)), choose(None, None)),
+            (Some(1), Some(0), Some(0))
+        );
+        assert_eq!(super::choose(std::iter::empty(), None, None, &networks), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 use super::connections::{Errand, Inner};
 use super::lane::{Lane, Plan};
 use super::setup::{Terms, op};
-use super::survey::choose;
+use super::survey::{Sign, choose};
 use super::{Choice, Rdma, seat};
 use crate::contract::FrameSink;
 use crate::handshake;
@@ -19,6 +19,7 @@ use corefs_wire::error::{decode_error, encode_error};
 use corefs_wire::frame::Kind;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::Instant;
 
 /// Where a connection is in its life.
@@ -44,6 +45,13 @@ pub enum Stage {
 impl Stage {
     pub fn has_lane(&self) -> bool {
         matches!(self, Self::Offered(_) | Self::Proving(_) | Self::Open(_) | Self::Draining(_))
+    }
+
+    pub fn lane(&self) -> Option<&Lane> {
+        match self {
+            Self::Offered(lane) | Self::Proving(lane) | Self::Open(lane) | Self::Draining(lane) => Some(lane),
+            Self::Greeting | Self::Plain | Self::Expecting | Self::Over => None,
+        }
     }
 
     /// A queue pair whose completions count.
@@ -124,12 +132,17 @@ impl Inner {
         if self.lanes >= self.config.queue_pairs_max {
             return Err(Error::new(ErrorCode::Overloaded, "too many queue pairs"));
         }
-        let roads: Vec<_> = self.roads.iter().map(|(road, _)| road.clone()).collect();
-        let Some(at) = choose(&roads, local) else {
-            return Err(Error::new(ErrorCode::Unreachable, "no RDMA device can be used"));
+        let signs = self.roads.iter().map(|(road, _)| Sign::from(road));
+        let Some(at) = choose(signs, local, self.config.numa, &self.networks) else {
+            return Err(Error::new(ErrorCode::Unreachable, "no RDMA port can be used now"));
         };
-        let (road, seat) = &self.roads[at];
-        let seat = &self.seats[*seat];
+        let (seat, lanes) = (self.roads[at].1, self.lanes);
+        let shared = match lanes >= self.config.shared_from {
+            true => Some(self.seats[seat].share(&self.config)?),
+            false => None,
+        };
+        let (road, seat) = (&self.roads[at].0, &self.seats[seat]);
+        let sharing = shared.is_some();
         let random = handshake::random()?;
         let sequence = u32::from_le_bytes([random[0], random[1], random[2], 0]);
         let lane = Lane::new(Plan {
@@ -139,11 +152,13 @@ impl Inner {
             port: &road.port,
             gid: road.gid,
             arena: seat.arena.clone(),
-            receives: self.config.receives,
+            shared,
+            receives: if sharing { self.config.shared_receives } else { self.config.receives },
             message: self.config.message,
             grants: self.config.grants,
             lends: self.config.lends && self.entry(conn).is_some_and(|entry| !entry.accepted),
-            sends: seat.sends,
+            sends: if sharing { seat.sends_sharing } else { seat.sends },
+            ended: Rc::clone(&seat.ended),
             owner: seat::owner(conn),
             sequence,
         })?;

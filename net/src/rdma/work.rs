@@ -139,6 +139,27 @@ impl Chain {
         Ok(())
     }
 
+    /// As [`post`](Self::post), of receives that several queue pairs share.
+    ///
+    /// # Safety
+    /// As there, until the queue is destroyed.
+    pub unsafe fn post_shared(&mut self, queue: *mut sys::ibv_srq, ops: &sys::ibv_context_ops) -> Result<()> {
+        if self.receives.is_empty() {
+            return Ok(());
+        }
+        let Some(post) = ops.post_srq_recv else {
+            return Err(Error::new(ErrorCode::Internal, "the RDMA device shares no receives"));
+        };
+        self.link_receives();
+        let mut bad = ptr::null_mut();
+        self.count(self.receives.len());
+        // SAFETY: the list is linked and whole; the rest is the caller's promise.
+        let result = unsafe { post(queue, self.receives.as_mut_ptr(), &mut bad) };
+        self.receives.clear();
+        self.places.clear();
+        check("ibv_post_srq_recv", result)
+    }
+
     fn count(&mut self, requests: usize) {
         self.requests += requests as u64;
         self.doorbells += 1;

@@ -237,6 +237,7 @@ impl Pump {
         self.retry_waiting();
         self.arm_timers();
         self.node.0.carrier.borrow_mut().flush(&mut self.ring);
+        self.node.0.ring_counters.set(self.ring.counters());
     }
 
     /// Connections that had no buffer ask again once there are some.

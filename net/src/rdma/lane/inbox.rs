@@ -108,6 +108,7 @@ impl Lane {
         if kind == Kind::Bye {
             self.spare.push(buffer);
             self.inbox.items.push_back(Item::Bye);
+            self.allowed = 0;
             return Ok(());
         }
         if self.inbox.discards {

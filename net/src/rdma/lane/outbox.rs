@@ -109,7 +109,7 @@ impl Lane {
         if self.theirs.is_none() {
             return Ok(None);
         }
-        while self.pair.receives_wanted() > 0
+        while self.pair.wants_receive()
             && let Some(buffer) = self.spare.pop()
         {
             self.pair.receive(buffer);
@@ -135,11 +135,27 @@ impl Lane {
 
     /// Whether a `flush` later may do what this one couldn't, without anything happening on the queue pair: memory of the arena was short.
     pub fn is_short(&self) -> bool {
-        !self.outbox.items.is_empty() && self.can_send()
+        !self.outbox.items.is_empty() && self.may_send()
     }
 
-    fn can_send(&self) -> bool {
-        self.credits > 0 && !self.staging.is_empty() && self.pair.room() >= ROOM
+    /// Whether there is a credit and room; memory for a message there is, or may be.
+    fn may_send(&self) -> bool {
+        let staged = !self.staging.is_empty() || self.stages < self.ours.receives;
+        self.credits > 0 && staged && self.pair.room() >= ROOM
+    }
+
+    /// Whether a message can be composed now.
+    fn can_send(&mut self) -> bool {
+        if !self.may_send() {
+            return false;
+        }
+        if self.staging.is_empty()
+            && let Some(stage) = self.block()
+        {
+            self.stages += 1;
+            self.staging.push(stage);
+        }
+        !self.staging.is_empty()
     }
 
     fn news_for_tcp(&mut self) -> Vec<u8> {
@@ -155,7 +171,7 @@ impl Lane {
         let mut bytes = vec![0; envelope.len()];
         envelope.encode(&[], &mut bytes);
         self.releases.drain(..count);
-        self.owed = 0;
+        self.allowed += std::mem::take(&mut self.owed);
         bytes
     }
 
@@ -280,6 +296,7 @@ impl Lane {
         head.set_len(self.ours.message as usize);
         let Some(to) = head.get_mut() else { unreachable!("staging is nobody else's") };
         let mut len = envelope.encode(piece, to);
+        let mut copied = 0;
         let follows = follows.and_then(|data| {
             let bytes = data.as_slice();
             if bytes.len() > COPIED_MAX && self.pair.reaches(bytes) {
@@ -287,15 +304,17 @@ impl Lane {
             }
             to[len..len + bytes.len()].copy_from_slice(bytes);
             len += bytes.len();
+            copied = bytes.len();
             None
         });
         head.set_len(len);
+        self.counters.copied += copied as u64;
         self.counters.bytes_out += (len + follows.as_ref().map_or(0, Payload::len)) as u64;
         self.pair.send(head, follows, tag(Purpose::Message, 0));
         self.outbox.grants.drain(..grants);
         self.releases.drain(..count);
         self.credits -= 1;
-        self.owed = 0;
+        self.allowed += std::mem::take(&mut self.owed);
     }
 }
 

@@ -54,7 +54,7 @@ struct End {
 }
 
 impl End {
-    fn new() -> Self {
+    fn new(shared_from: usize) -> Self {
         let secret = None;
         let identity =
             Identity { role: Role::Storage, id: 1, incarnation: 1, cluster: Uuid([3; 16]), secret };
@@ -62,6 +62,7 @@ impl End {
         let config = RdmaConfig {
             devices: devices(),
             queue_pairs_max: 16,
+            shared_from,
             arena_bytes: 16 << 20,
             patience: Patience { timeout: 19, retries: 7 },
             choice: Choice::Firm,
@@ -107,11 +108,17 @@ struct Town {
 impl Town {
     /// `None`, and a line that says why, where there is no device.
     fn new() -> Option<Self> {
+        Self::with(usize::MAX)
+    }
+
+    /// The server's connections share receives when there are so many.
+    fn with(shared_from: usize) -> Option<Self> {
         if devices().is_empty() {
             println!("skipped, because COREFS_TEST_RDMA names no device");
             return None;
         }
-        let (mut server, honest, hostile) = (End::new(), End::new(), End::new());
+        let (mut server, honest, hostile) =
+            (End::new(shared_from), End::new(usize::MAX), End::new(usize::MAX));
         let address = server.net.listen(&"127.0.0.1:0".parse().unwrap()).unwrap();
         let neighbour = ConnId { index: 0, generation: 0 };
         let mut town = Self { server, honest, neighbour, hostile, address, asked: 0 };
@@ -265,6 +272,28 @@ fn messages_beyond_credits_and_receives_end_their_connection_alone() {
     town.until("the sender's end", |town| town.hostile.log.closed.iter().any(|(closed, _)| *closed == conn));
     town.server.log.flow = None;
     town.check_end(accepted);
+}
+
+#[test]
+fn messages_beyond_credits_to_shared_receives_end_their_connection_alone() {
+    let Some(mut town) = Town::with(0) else { return };
+    let (conn, accepted) = town.open();
+    let bytes = encoded(&plain(MessageKind::Frame, Data::None), &frame(Kind::Request, 1, b"", 0), b"");
+    // Its neighbours' receives would be there for as many as it likes; not even frames that are taken at once give it more than it is told.
+    town.server.log.flow = Some(Flow::Pause);
+    for _ in 0..12 {
+        town.say(conn, &bytes);
+    }
+    town.until("the end", |town| town.server.log.closed.iter().any(|(closed, _)| *closed == accepted));
+    town.server.log.flow = None;
+    assert_eq!(town.check_end(accepted).code, ErrorCode::BadFrame);
+    // Longer than a receive: the device says so, of that one's queue pair.
+    let (conn, accepted) = town.open();
+    town.say(conn, &vec![1; 60_000]);
+    town.check_end(accepted);
+    let (conn, accepted) = town.open();
+    town.say(conn, b"no message at all");
+    assert_eq!(town.check_end(accepted).code, ErrorCode::BadFrame);
 }
 
 /// What an attack does to the connection and to a piece of the server's memory that it isn't about.

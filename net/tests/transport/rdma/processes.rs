@@ -1,6 +1,6 @@
 //! Two processes: this one serves, and a child of it asks, until it is killed.
 
-use super::is_there;
+use super::{is_there, next_devices};
 use crate::world::{OFFSET, World, open_alone};
 use corefs_net::Address;
 use corefs_net::rdma::Rdma;
@@ -17,6 +17,7 @@ fn child(name: &str, address: &Address) -> Child {
     Command::new(program)
         .args(arguments)
         .env(ADDRESS, address.to_string())
+        .env("COREFS_TEST_RDMA", next_devices().join(" "))
         .stdout(Stdio::null())
         .spawn()
         .unwrap()

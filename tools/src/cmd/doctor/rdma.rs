@@ -29,6 +29,7 @@ mod built {
     use corefs_net::handshake::Identity;
     use corefs_net::rdma::RdmaConfig;
     use corefs_net::rdma::device::{Gid, Port};
+    use corefs_net::rdma::place::Sysfs;
     use corefs_net::rdma::survey::{Road, Survey};
     use corefs_net::{Role, TcpConfig};
     use corefs_wire::Uuid;
@@ -82,7 +83,8 @@ mod built {
                         "gids": port.gids.iter().map(|found| gid(port, found)).collect::<Vec<_>>(),
                     })
                 };
-                json!({"device": device.name, "ports": ports.iter().map(port).collect::<Vec<_>>()})
+                let numa = Sysfs::default().numa_of_device(&device.name);
+                json!({"device": device.name, "numa": numa, "ports": ports.iter().map(port).collect::<Vec<_>>()})
             })
             .collect();
         json!({
@@ -100,8 +102,7 @@ mod built {
         match roads.first() {
             Some(road) => {
                 let (device, port, gid) = (road.context.name(), road.port.number, &road.gid);
-                let what =
-                    "to storage nodes that have it, too, or the port that leads to one; TCP to all others";
+                let what = "to storage nodes that have it, too, or the port that leads to one, of several that near the shard's core; TCP to all others";
                 output::line(&format!("RDMA: {device} port {port}, {gid}, {what}"))?;
             }
             None => output::line("RDMA: none can be used, so everything goes by TCP")?,
@@ -111,7 +112,12 @@ mod built {
             for port in ports {
                 let (name, number, mtu, most) =
                     (&device.name, port.number, port.mtu.bytes(), port.mtu_max.bytes());
-                output::line(&format!("  {name} port {number}: link {}, MTU {mtu} of {most}", port.state))?;
+                let node = Sysfs::default().numa_of_device(name);
+                let node = node.map_or("NUMA node not told".to_string(), |node| format!("NUMA node {node}"));
+                output::line(&format!(
+                    "  {name} port {number}: link {}, MTU {mtu} of {most}, {node}",
+                    port.state
+                ))?;
                 for gid in &port.gids {
                     let used = if is_used(&roads, name, port, gid) { ": used" } else { "" };
                     output::line(&format!("    {gid}{used}"))?;
