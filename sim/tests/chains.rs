@@ -23,7 +23,7 @@ fn at_least(counts: &BTreeMap<&'static str, u64>, expected: &[(&str, u64)]) {
 
 #[test]
 fn chains_of_three_keep_what_they_acknowledged() {
-    let counts = all(Config::default(), 1..41);
+    let counts = all(Config::default(), 1..51);
     // The simulation is worth something only if everything that is rare in life happened in it.
     at_least(
         &counts,
