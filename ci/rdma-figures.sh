@@ -40,7 +40,7 @@ beside() {
 beside ib_read_lat -s 4096 -n 2000
 beside ib_send_bw -s 4096 -n 5000
 
-echo "--- in counts, for each read of 4 KiB (one of ib_read_lat is a request, a doorbell and a completion at its client, and nothing at its server)"
+echo "--- in counts, for each read of 4 KiB (ib_read_lat counts nothing: by how it works, one of its reads is a request, a doorbell and a completion at its client)"
 for run in rdma-1 tcp-1 rdma-16 tcp-16; do
   for side in server client; do
     echo "$run $side: $(for what in rdma_requests rdma_completions rdma_doorbells rdma_arms copied_bytes system_calls; do
