@@ -90,6 +90,11 @@ impl KeyRange {
         Self::new(key, next_key(key))
     }
 
+    /// Whether it is one key alone, as [`Self::single`] makes it.
+    pub fn is_single(&self) -> bool {
+        self.end.split_last().is_some_and(|(last, key)| *last == 0 && key == self.begin)
+    }
+
     /// Everything.
     pub fn all() -> Self {
         Self::new([], KEYS_END)

@@ -7,7 +7,7 @@ use crate::bounds;
 use crate::contract::*;
 use crate::mutation::Mutation;
 use crate::prng::Prng;
-use crate::resolver::Resolver;
+use crate::resolver::{Resolver, Written};
 use crate::store::{Commit, Found, RangeRead, ReadBatch, Store, fill_page};
 use crate::window::Window;
 use corefs_wire::{Error, ErrorCode, Result};
@@ -261,11 +261,11 @@ impl State {
         let mut written = Vec::new();
         for mutation in commit.mutations {
             let mutation = mutation.stamped(stamp);
-            self.resolver.record(&mutation.written(), version);
+            self.resolver.record(mutation.written(), version);
             self.apply(mutation, version, &mut written);
         }
         for range in &commit.write_conflicts {
-            self.resolver.record(range, version);
+            self.resolver.record(Written::Range(range), version);
         }
         self.window.superseded(self.version, now, written);
         self.version = version;

@@ -1,6 +1,7 @@
 //! What a transaction asks the store to do, and how one mutation changes one value. Pure.
 
 use crate::contract::{Atomic, KeyRange, Versionstamp};
+use crate::resolver::Written;
 
 /// One step of a commit. Steps are applied in the order in which the transaction made them.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,11 +53,11 @@ impl Mutation {
     }
 
     /// The keys that it writes, once stamped.
-    pub fn written(&self) -> KeyRange {
+    pub fn written(&self) -> Written<'_> {
         match self {
-            Self::Set { key, .. } | Self::Clear { key } | Self::Atomic { key, .. } => KeyRange::single(key),
-            Self::StampedKey { key, .. } | Self::StampedValue { key, .. } => KeyRange::single(key),
-            Self::ClearRange(range) => range.clone(),
+            Self::Set { key, .. } | Self::Clear { key } | Self::Atomic { key, .. } => Written::Key(key),
+            Self::StampedKey { key, .. } | Self::StampedValue { key, .. } => Written::Key(key),
+            Self::ClearRange(range) => Written::Range(range),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! disjoint, not empty, and never touch (they are merged).
 
 use crate::contract::{Atomic, Direction, KeyRange, RangePage, Versionstamp};
+use crate::mutation::Mutation;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -42,15 +43,27 @@ fn unreadable() -> Error {
 }
 
 impl Overlay {
-    pub fn set(&mut self, key: &[u8], value: &[u8]) {
+    /// Lays one more write over the others.
+    pub fn lay(&mut self, mutation: &Mutation) {
+        match mutation {
+            Mutation::Set { key, value } => self.set(key, value),
+            Mutation::Clear { key } => self.clear(key),
+            Mutation::ClearRange(range) => self.clear_range(range),
+            Mutation::Atomic { operation, key, operand } => self.atomic(*operation, key, operand),
+            Mutation::StampedKey { key, stamp_at, .. } => self.stamp_key(key, *stamp_at),
+            Mutation::StampedValue { key, .. } => self.stamp_value(key),
+        }
+    }
+
+    fn set(&mut self, key: &[u8], value: &[u8]) {
         self.entries.insert(key.to_vec(), Entry::Known(Some(value.to_vec())));
     }
 
-    pub fn clear(&mut self, key: &[u8]) {
+    fn clear(&mut self, key: &[u8]) {
         self.entries.insert(key.to_vec(), Entry::Known(None));
     }
 
-    pub fn clear_range(&mut self, range: &KeyRange) {
+    fn clear_range(&mut self, range: &KeyRange) {
         if range.is_empty() {
             return;
         }
@@ -73,7 +86,7 @@ impl Overlay {
         self.cleared.insert(merged.begin, merged.end);
     }
 
-    pub fn atomic(&mut self, operation: Atomic, key: &[u8], operand: &[u8]) {
+    fn atomic(&mut self, operation: Atomic, key: &[u8], operand: &[u8]) {
         let cleared = self.is_cleared(key);
         let fresh = || if cleared { Entry::Known(None) } else { Entry::Atomics(Vec::new()) };
         let entry = self.entries.entry(key.to_vec()).or_insert_with(fresh);
@@ -85,12 +98,12 @@ impl Overlay {
     }
 
     /// `key` will be set to a value with a stamp.
-    pub fn stamp_value(&mut self, key: &[u8]) {
+    fn stamp_value(&mut self, key: &[u8]) {
         self.entries.insert(key.to_vec(), Entry::Unreadable);
     }
 
     /// A key will be set whose bytes at `stamp_at` hold a stamp.
-    pub fn stamp_key(&mut self, key: &[u8], stamp_at: usize) {
+    fn stamp_key(&mut self, key: &[u8], stamp_at: usize) {
         let with = |byte: u8| {
             let mut key = key.to_vec();
             key[stamp_at..stamp_at + Versionstamp::LEN].fill(byte);

@@ -1,35 +1,101 @@
 //! Who wrote what last: optimistic concurrency control as FoundationDB's resolvers do it. Pure.
 //!
-//! A step function over the key space says, for the commits of the last seconds, the version of the newest write to
-//! each key. A commit conflicts when any range that it read was written after its read version. The
-//! function forgets below `oldest`; a commit that read before that can't be judged and is too old.
+//! A commit conflicts when anything that it read was written after its read version. What is remembered of the commits of the
+//! last seconds lies in [`Age`]s: each holds what was written last within it, key by key, and ranges as a step function. Somebody who
+//! read a moment ago asks only the newest one or two, and an age is forgotten whole.
+//! A commit that read before what was forgotten can't be judged and is too old.
 //!
-//! Invariants: `steps` maps the first key of a step to its version, the step ends where the next begins; what lies
-//! before the first step was last written at or before `oldest`. Versions recorded never fall.
+//! Invariants: versions recorded never fall, so all of an age are at most those of the next; ages that are wholly at or before `oldest`
+//! are gone.
 
 use crate::contract::KeyRange;
 use crate::store::Commit;
 use corefs_wire::{Error, ErrorCode, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
+
+/// Keys and steps in an age. Few enough that its tree stays in a core's cache; many enough that ages are few.
+const AGE_MAX: usize = 8192;
+
+/// What a commit writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Written<'a> {
+    Key(&'a [u8]),
+    Range(&'a KeyRange),
+}
 
 #[derive(Debug)]
 pub struct Resolver {
-    steps: BTreeMap<Vec<u8>, u64>,
+    /// The newest last.
+    ages: VecDeque<Age>,
     oldest: u64,
     newest: u64,
-    /// Where sweeping goes on.
-    cursor: Vec<u8>,
 }
 
-/// Steps looked at for each write recorded. A write makes at most two, so that sweeping keeps up.
-const SWEPT_PER_WRITE: usize = 4;
+/// Some time of writing.
+#[derive(Default, Debug)]
+struct Age {
+    newest: u64,
+    keys: BTreeMap<Box<[u8]>, u64>,
+    ranges: Steps,
+}
+
+/// The newest write to every key by ranges: the first key of each step, and its version. A step ends where the next begins; before the
+/// first one nothing was written.
+#[derive(Default, Debug)]
+struct Steps(BTreeMap<Box<[u8]>, u64>);
+
+impl Steps {
+    fn at(&self, key: &[u8]) -> u64 {
+        if self.0.is_empty() {
+            return 0;
+        }
+        let upto = (Bound::Unbounded, Bound::Included(key));
+        self.0.range::<[u8], _>(upto).next_back().map_or(0, |(_, version)| *version)
+    }
+
+    /// In a range that isn't empty.
+    fn newest(&self, range: &KeyRange) -> u64 {
+        let inside = (Bound::Excluded(range.begin.as_slice()), Bound::Excluded(range.end.as_slice()));
+        let inside = self.0.range::<[u8], _>(inside).map(|(_, version)| *version);
+        inside.fold(self.at(&range.begin), u64::max)
+    }
+
+    /// `range`, which isn't empty, was written at `version`.
+    fn record(&mut self, range: &KeyRange, version: u64) {
+        let after = self.at(&range.end);
+        let inside = (Bound::Included(range.begin.as_slice()), Bound::Excluded(range.end.as_slice()));
+        let covered: Vec<Box<[u8]>> = self.0.range::<[u8], _>(inside).map(|(key, _)| key.clone()).collect();
+        for key in covered {
+            self.0.remove(&key);
+        }
+        self.0.insert(range.begin.as_slice().into(), version);
+        self.0.entry(range.end.as_slice().into()).or_insert(after);
+    }
+}
+
+impl Age {
+    fn len(&self) -> usize {
+        self.keys.len() + self.ranges.0.len()
+    }
+
+    /// The newest write in it to any key of a range that isn't empty; 0: none.
+    fn newest_write(&self, range: &KeyRange) -> u64 {
+        if range.is_single() {
+            let key = range.begin.as_slice();
+            return self.keys.get(key).copied().unwrap_or(0).max(self.ranges.at(key));
+        }
+        let inside = (Bound::Included(range.begin.as_slice()), Bound::Excluded(range.end.as_slice()));
+        let inside = self.keys.range::<[u8], _>(inside).map(|(_, version)| *version);
+        inside.fold(self.ranges.newest(range), u64::max)
+    }
+}
 
 impl Resolver {
     /// A resolver that knows nothing of what was written at or before `version`: whatever was read before it is too
     /// old.
     pub fn new(version: u64) -> Self {
-        Self { steps: BTreeMap::new(), oldest: version, newest: version, cursor: Vec::new() }
+        Self { ages: VecDeque::new(), oldest: version, newest: version }
     }
 
     /// The oldest read version that can still commit.
@@ -37,13 +103,13 @@ impl Resolver {
         self.oldest
     }
 
-    /// Steps held: the memory in use.
+    /// Keys and steps held: the memory in use.
     pub fn len(&self) -> usize {
-        self.steps.len()
+        self.ages.iter().map(Age::len).sum()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.steps.is_empty()
+        self.len() == 0
     }
 
     /// Whether `commit` may happen now: `KvConflict`, `KvTooOld`, or yes.
@@ -51,83 +117,52 @@ impl Resolver {
         if commit.read_version == 0 || commit.read_conflicts.is_empty() {
             return Ok(());
         }
-        if commit.read_version < self.oldest {
-            let (oldest, read) = (self.oldest, commit.read_version);
-            return Err(Error::mismatch(
-                ErrorCode::KvTooOld,
-                oldest,
-                read,
-                "the read version is too old to commit",
-            ));
+        let read = commit.read_version;
+        if read < self.oldest {
+            let what = "the read version is too old to commit";
+            return Err(Error::mismatch(ErrorCode::KvTooOld, self.oldest, read, what));
         }
-        for range in &commit.read_conflicts {
-            let written = self.newest_write(range);
-            if written > commit.read_version {
-                let what = "what the transaction read was written since";
-                return Err(Error::mismatch(ErrorCode::KvConflict, commit.read_version, written, what));
+        for age in self.ages.iter().rev().take_while(|age| age.newest > read) {
+            for range in commit.read_conflicts.iter().filter(|range| !range.is_empty()) {
+                let written = age.newest_write(range);
+                if written > read {
+                    let what = "what the transaction read was written since";
+                    return Err(Error::mismatch(ErrorCode::KvConflict, read, written, what));
+                }
             }
         }
         Ok(())
     }
 
-    /// The version of the newest write to any key of `range`, at least `oldest` when none is known.
-    fn newest_write(&self, range: &KeyRange) -> u64 {
-        if range.is_empty() {
-            return 0;
-        }
-        let inside = (Bound::Excluded(range.begin.as_slice()), Bound::Excluded(range.end.as_slice()));
-        let inside = self.steps.range::<[u8], _>(inside).map(|(_, version)| *version);
-        inside.fold(self.step_at(&range.begin), u64::max)
-    }
-
-    fn step_at(&self, key: &[u8]) -> u64 {
-        let upto = (Bound::Unbounded, Bound::Included(key));
-        self.steps.range::<[u8], _>(upto).next_back().map_or(self.oldest, |(_, version)| *version)
-    }
-
-    /// Every key of `range` was written at `version`.
-    pub fn record(&mut self, range: &KeyRange, version: u64) {
+    /// A commit of that version writes this.
+    pub fn record(&mut self, written: Written<'_>, version: u64) {
         assert!(version >= self.newest, "versions of commits never fall");
         self.newest = version;
-        if range.is_empty() {
-            return;
+        if self.ages.back().is_none_or(|age| age.len() >= AGE_MAX) {
+            self.ages.push_back(Age::default());
         }
-        let after = self.step_at(&range.end);
-        let inside = (Bound::Included(range.begin.as_slice()), Bound::Excluded(range.end.as_slice()));
-        let mut covered: Vec<Vec<u8>> =
-            self.steps.range::<[u8], _>(inside).map(|(key, _)| key.clone()).collect();
-        for key in covered.drain(..) {
-            self.steps.remove(&key);
+        let Some(age) = self.ages.back_mut() else { return };
+        age.newest = version;
+        let written = match written {
+            Written::Range(range) if range.is_single() => Written::Key(&range.begin),
+            written => written,
+        };
+        match written {
+            // Counters are written by every commit, and are there already.
+            Written::Key(key) => match age.keys.get_mut(key) {
+                Some(newest) => *newest = version,
+                None => drop(age.keys.insert(key.into(), version)),
+            },
+            Written::Range(range) if range.is_empty() => {}
+            Written::Range(range) => age.ranges.record(range, version),
         }
-        self.steps.insert(range.begin.clone(), version);
-        self.steps.entry(range.end.clone()).or_insert(after);
-        self.sweep(SWEPT_PER_WRITE);
     }
 
     /// Read versions below `version` become too old.
     pub fn forget_before(&mut self, version: u64) {
         self.oldest = self.oldest.max(version);
-    }
-
-    /// Looks at the next `count` steps and drops those that no longer tell anything: at or below `oldest`, as is the
-    /// one before them.
-    fn sweep(&mut self, count: usize) {
-        let before = (Bound::Unbounded, Bound::Excluded(self.cursor.as_slice()));
-        let mut previous = self.steps.range::<[u8], _>(before).next_back().map_or(self.oldest, |(_, v)| *v);
-        let from = (Bound::Included(self.cursor.as_slice()), Bound::Unbounded);
-        let mut steps = self.steps.range::<[u8], _>(from);
-        let mut useless = Vec::new();
-        for _ in 0..count {
-            let Some((key, version)) = steps.next() else { break };
-            if *version <= self.oldest && previous <= self.oldest {
-                useless.push(key.clone());
-            }
-            previous = *version;
-        }
-        let next = steps.next().map(|(key, _)| key.clone());
-        self.cursor = next.unwrap_or_default();
-        for key in useless {
-            self.steps.remove(&key);
+        while self.ages.front().is_some_and(|age| age.newest <= self.oldest) {
+            self.ages.pop_front();
         }
     }
 }
@@ -148,7 +183,7 @@ mod tests {
     #[test]
     fn reads_conflict_with_later_writes_only() {
         let mut resolver = Resolver::new(10);
-        resolver.record(&KeyRange::single(b"k"), 11);
+        resolver.record(Written::Key(b"k"), 11);
         assert!(resolver.check(&read(11, b"k", b"l")).is_ok());
         assert_eq!(resolver.check(&read(10, b"a", b"z")).unwrap_err().code, ErrorCode::KvConflict);
         assert!(resolver.check(&read(10, b"a", b"k")).is_ok());
@@ -158,34 +193,47 @@ mod tests {
     }
 
     /// Against the plainest model: the newest version of each of 32 keys. Sweeping must change no answer.
+    /// Against the plainest model: the newest version of each of 32 keys. What is forgotten must change no answer, and where an age
+    /// ends mustn't either.
     #[test]
     fn agrees_with_a_model() {
         let mut random = Prng::new(5);
         let mut resolver = Resolver::new(0);
         let mut model = [0u64; 32];
-        for version in 1..5000u64 {
+        for version in 1..20_000u64 {
             let begin = random.below(32) as u8;
             let end = (begin + random.below(6) as u8).min(31);
-            resolver.record(&KeyRange::new([begin], [end]), version);
+            match end == begin + 1 {
+                true => resolver.record(Written::Key(&[begin]), version),
+                false => resolver.record(Written::Range(&KeyRange::new([begin], [end])), version),
+            }
             model[begin as usize..end as usize].fill(version);
+            // As if the age were full.
+            if random.below(8) == 0 {
+                resolver.ages.push_back(Age { newest: version, ..Age::default() });
+            }
             resolver.forget_before(version.saturating_sub(40));
             let begin = random.below(32) as u8;
             let end = (begin + 1 + random.below(6) as u8).min(32);
             let read_version = resolver.oldest().max(1) + random.below(41);
             let newest = model[begin as usize..end as usize].iter().copied().max().unwrap_or(0);
-            let conflict = resolver.check(&read(read_version, &[begin], &[end])).is_err();
-            assert_eq!(conflict, newest > read_version, "version {version}");
+            let range = match end == begin + 1 && random.below(2) == 0 {
+                true => KeyRange::single(&[begin]),
+                false => KeyRange::new([begin], [end]),
+            };
+            let commit = Commit { read_version, read_conflicts: vec![range], ..Commit::default() };
+            assert_eq!(resolver.check(&commit).is_err(), newest > read_version, "version {version}");
         }
-        assert!(resolver.len() <= 33);
+        assert!(resolver.ages.len() <= 41, "{} ages", resolver.ages.len());
     }
 
     #[test]
-    fn old_steps_go_away() {
+    fn what_is_old_goes_away() {
         let mut resolver = Resolver::new(0);
-        for version in 1..20_000u64 {
-            resolver.record(&KeyRange::single(&version.to_be_bytes()), version);
+        for version in 1..100_000u64 {
+            resolver.record(Written::Key(&version.to_be_bytes()), version);
             resolver.forget_before(version.saturating_sub(100));
         }
-        assert!(resolver.len() < 1000, "{} steps for a window of 100 writes", resolver.len());
+        assert!(resolver.len() <= 2 * AGE_MAX, "{} keys for a window of 100 writes", resolver.len());
     }
 }

@@ -15,7 +15,10 @@ pub struct Txn<S: Store> {
     snapshot: Option<S::Snapshot>,
     /// When the first read was asked for.
     started: Option<Duration>,
+    /// What of the writes reads have to know, and how many of them it knows: most transactions read first and write then, and need
+    /// none.
     overlay: Overlay,
+    overlaid: usize,
     commit: Commit,
     /// Of mutations and conflict ranges so far.
     bytes: usize,
@@ -48,6 +51,7 @@ impl<S: Store> Txn<S> {
             snapshot: None,
             started: None,
             overlay: Overlay::default(),
+            overlaid: 0,
             commit,
             bytes: 0,
             refused: None,
@@ -61,19 +65,21 @@ impl<S: Store> Txn<S> {
         }
         let now = self.store.now();
         let started = *self.started.get_or_insert(now);
-        bounds::check_age(now.saturating_sub(started))
+        bounds::check_age(now.saturating_sub(started))?;
+        for mutation in &self.commit.mutations[self.overlaid..] {
+            self.overlay.lay(mutation);
+        }
+        self.overlaid = self.commit.mutations.len();
+        Ok(())
     }
 
-    fn mutate(&mut self, mutation: Mutation, overlay: impl FnOnce(&mut Overlay)) {
+    fn mutate(&mut self, mutation: Mutation) {
         if self.refused.is_some() {
             return;
         }
         self.bytes += bounds::mutation_bytes(&mutation);
         match bounds::check_mutation(&mutation).and_then(|()| bounds::check_size(self.bytes)) {
-            Ok(()) => {
-                overlay(&mut self.overlay);
-                self.commit.mutations.push(mutation);
-            }
+            Ok(()) => self.commit.mutations.push(mutation),
             Err(error) => self.refused = Some(error),
         }
     }
@@ -225,36 +231,31 @@ impl<S: Store> Transaction for Txn<S> {
     }
 
     fn set(&mut self, key: &[u8], value: &[u8]) {
-        let mutation = Mutation::Set { key: key.to_vec(), value: value.to_vec() };
-        self.mutate(mutation, |overlay| overlay.set(key, value));
+        self.mutate(Mutation::Set { key: key.to_vec(), value: value.to_vec() });
     }
 
     fn clear(&mut self, key: &[u8]) {
-        self.mutate(Mutation::Clear { key: key.to_vec() }, |overlay| overlay.clear(key));
+        self.mutate(Mutation::Clear { key: key.to_vec() });
     }
 
     fn clear_range(&mut self, range: &KeyRange) {
         if range.begin != range.end {
-            self.mutate(Mutation::ClearRange(range.clone()), |overlay| overlay.clear_range(range));
+            self.mutate(Mutation::ClearRange(range.clone()));
         }
     }
 
     fn atomic(&mut self, operation: Atomic, key: &[u8], operand: &[u8]) {
-        let mutation = Mutation::Atomic { operation, key: key.to_vec(), operand: operand.to_vec() };
-        self.mutate(mutation, |overlay| overlay.atomic(operation, key, operand));
+        self.mutate(Mutation::Atomic { operation, key: key.to_vec(), operand: operand.to_vec() });
     }
 
     fn set_versionstamped_key(&mut self, prefix: &[u8], suffix: &[u8], value: &[u8]) {
         let key = [prefix, &[0; Versionstamp::LEN], suffix].concat();
-        let stamp_at = prefix.len();
-        let mutation = Mutation::StampedKey { key: key.clone(), stamp_at, value: value.to_vec() };
-        self.mutate(mutation, |overlay| overlay.stamp_key(&key, stamp_at));
+        self.mutate(Mutation::StampedKey { key, stamp_at: prefix.len(), value: value.to_vec() });
     }
 
     fn set_versionstamped_value(&mut self, key: &[u8], prefix: &[u8], suffix: &[u8]) {
         let value = [prefix, &[0; Versionstamp::LEN], suffix].concat();
-        let mutation = Mutation::StampedValue { key: key.to_vec(), stamp_at: prefix.len(), value };
-        self.mutate(mutation, |overlay| overlay.stamp_value(key));
+        self.mutate(Mutation::StampedValue { key: key.to_vec(), stamp_at: prefix.len(), value });
     }
 
     fn add_read_conflict_range(&mut self, range: &KeyRange) {

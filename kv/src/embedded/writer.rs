@@ -16,7 +16,7 @@ use crate::bounds;
 use crate::clock::Clock;
 use crate::contract::{Committed, Versionstamp};
 use crate::mutation::Mutation;
-use crate::resolver::Resolver;
+use crate::resolver::{Resolver, Written};
 use crate::store::Commit;
 use crate::window::Window;
 use corefs_wire::{Error, ErrorCode, Result};
@@ -274,11 +274,11 @@ impl Writer {
     /// Tells the resolver what the accepted `commit` writes; gives its mutations with their stamps.
     fn record(&mut self, commit: Commit, stamp: Versionstamp) -> Vec<Mutation> {
         for range in &commit.write_conflicts {
-            self.resolver.record(range, stamp.version());
+            self.resolver.record(Written::Range(range), stamp.version());
         }
         let stamped: Vec<_> = commit.mutations.into_iter().map(|mutation| mutation.stamped(stamp)).collect();
         for mutation in &stamped {
-            self.resolver.record(&mutation.written(), stamp.version());
+            self.resolver.record(mutation.written(), stamp.version());
         }
         stamped
     }
