@@ -14,10 +14,11 @@ mod support;
 
 use corefs_engine::disk::BlockingDisk;
 use corefs_engine::disk::file::DiskFile;
-use corefs_engine::disk::open::{Extent, format_slice, give_back_memory, recover_slice};
+use corefs_engine::disk::open::{Extent, format_slice, recover_slice};
 use corefs_engine::mesh::{ShardMessage, answer};
 use corefs_engine::slice::CHECKPOINT_BUDGET;
 use corefs_engine::store::{Begin, Finish, Geometry, Store, Update, UpdateKind};
+use corefs_net::heap::{Counting, give_back};
 use corefs_wire::checksum::ZERO_BLOCK_CRC;
 use corefs_wire::{
     ChainId, ChunkId, ClientId, Error, ErrorCode, InodeId, NodeId, Result, SliceIndex, TargetId, UpdateTag,
@@ -34,6 +35,10 @@ const EACH_FILE: u64 = 64;
 const GROUP: u64 = 4096;
 /// What the reads of many chunks are compared with.
 const FEW: u64 = 10_000;
+
+/// As in `corefs`.
+#[global_allocator]
+static HEAP: Counting = Counting;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -69,12 +74,12 @@ fn measure(path: &Path, chunks: u64) -> Result<f64> {
         started.elapsed().as_secs_f64() * 1e6 / chunks as f64
     );
     drop(store);
-    give_back_memory();
+    give_back();
     let empty = resident().max(before);
     let started = Instant::now();
     let (store, report) = recover_slice(&mut disk, extent, CLUSTER, STORE, &mut |_| ())?;
     let took = started.elapsed();
-    give_back_memory();
+    give_back();
     if report.chunks != chunks {
         return Err(Error::mismatch(ErrorCode::Corrupt, chunks, report.chunks, "chunks recovered"));
     }
@@ -84,7 +89,7 @@ fn measure(path: &Path, chunks: u64) -> Result<f64> {
         resident().saturating_sub(empty) as f64 / chunks as f64
     );
     drop((store, disk));
-    give_back_memory();
+    give_back();
     read(path, bytes, chunks)
 }
 

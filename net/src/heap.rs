@@ -1,10 +1,11 @@
-//! How often a thread asks for memory: the system's allocator, with a count for each thread.
+//! How often a thread asks for memory: the allocator of our programs, with a count for each thread.
 //!
 //! The data path is to ask for none in its steady state. That is shown by this count, in `corefs status --counters` and in the
 //! report of `corefs perf`, not only claimed. It costs one addition to memory of the thread's own. While a path is looked for
 //! that does ask, [`forbid`] stops the program there.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use mimalloc::MiMalloc;
+use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 
 thread_local! {
@@ -16,29 +17,29 @@ thread_local! {
 /// For `#[global_allocator]` of a program; without it [`allocations`] stays 0.
 pub struct Counting;
 
-// SAFETY: every call is passed on to the system's allocator as it is.
+// SAFETY: every call is passed on as it is.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
         // SAFETY: as our caller promises.
-        unsafe { System.alloc(layout) }
+        unsafe { MiMalloc.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count();
         // SAFETY: as our caller promises.
-        unsafe { System.alloc_zeroed(layout) }
+        unsafe { MiMalloc.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count();
         // SAFETY: as our caller promises.
-        unsafe { System.realloc(old, layout, size) }
+        unsafe { MiMalloc.realloc(old, layout, size) }
     }
 
     unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
         // SAFETY: as our caller promises.
-        unsafe { System.dealloc(old, layout) }
+        unsafe { MiMalloc.dealloc(old, layout) }
     }
 }
 
@@ -81,6 +82,12 @@ impl Drop for Forbidden {
             FORBIDDEN.set(false);
         }
     }
+}
+
+/// Gives free memory that this thread's part of the heap keeps back to the system: after something large that won't come again.
+pub fn give_back() {
+    // SAFETY: may be called at any time, whether or not anything was asked for.
+    unsafe { libmimalloc_sys::mi_collect(true) }
 }
 
 /// How often the calling thread has asked for memory so far.

@@ -55,15 +55,6 @@ pub fn recover_slice(
     }
 }
 
-/// Gives memory that recovery needed back to the system: a large journal's, which is kept until it is replayed.
-pub fn give_back_memory() {
-    // SAFETY: a plain call of the C library's allocator, which is ours.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::mem::MemDisk;

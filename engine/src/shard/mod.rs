@@ -31,7 +31,7 @@ pub use turn::boottime;
 use crate::chain::Pace;
 use crate::disk::Pages;
 use crate::disk::file::DiskFile;
-use crate::disk::open::{Extent, format_slice, give_back_memory, recover_slice};
+use crate::disk::open::{Extent, format_slice, recover_slice};
 use crate::disk::record::Recorder;
 use crate::disk::uring::Disks;
 use crate::disk::way::Choice;
@@ -168,7 +168,8 @@ impl Shard {
             }
             targets.add_slice(spec.index, disk, store);
         }
-        give_back_memory();
+        // A large journal is kept until it is replayed.
+        corefs_net::heap::give_back();
         if let Some(recorder) = recorder {
             disks.record(recorder);
         }
