@@ -110,13 +110,15 @@ impl Fs {
     }
 
     pub async fn read_link(&self, path: &[u8]) -> Result<Vec<u8>> {
-        let link = self.resolve(path, Links::Keep).await?;
-        self.client.meta().read_link(&self.who, link.inode).await
+        self.with(path, Links::Keep, async |link| self.client.meta().read_link(&self.who, link.inode).await)
+            .await
     }
 
     pub async fn set_attr(&self, path: &[u8], changes: Changes) -> Result<Attr> {
-        let inode = self.resolve(path, Links::Follow).await?.inode;
-        self.client.set_attr(&self.who, inode, changes).await
+        self.with(path, Links::Follow, async |attr| {
+            self.client.set_attr(&self.who, attr.inode, changes).await
+        })
+        .await
     }
 
     pub async fn space(&self) -> Result<Space> {
@@ -124,21 +126,17 @@ impl Fs {
     }
 
     pub async fn open(&self, path: &[u8], options: OpenOptions) -> Result<File> {
-        let inode = self.resolve(path, Links::Follow).await?.inode;
-        self.client.open(&self.who, inode, options).await
+        self.with(path, Links::Follow, async |attr| self.client.open(&self.who, attr.inode, options).await)
+            .await
     }
 
     /// Creates a file, or opens what is there unless `exclusive`; a symlink that is there is followed.
     pub async fn create(&self, path: &[u8], options: CreateOptions) -> Result<File> {
         if !options.exclusive {
-            match self.resolve(path, Links::Follow).await {
-                Ok(attr) => {
-                    let open =
-                        OpenOptions { write: true, truncate: options.truncate, direct: options.direct };
-                    return self.client.open(&self.who, attr.inode, open).await;
-                }
+            let open = OpenOptions { write: true, truncate: options.truncate, direct: options.direct };
+            match self.open(path, open).await {
                 Err(error) if error.code == ErrorCode::NotFound => (),
-                Err(error) => return Err(error),
+                outcome => return outcome,
             }
         }
         let (parent, name) = self.resolve_parent(path).await?;

@@ -50,12 +50,14 @@ const OWNER_READS_MAX: u32 = CONNECTION_REQUESTS_MAX as u32 / 4 * 3;
 pub struct Place {
     pub inode: InodeId,
     pub layout: Layout,
+    /// Set when a read found no chunk: there is a hole, or the file was removed elsewhere and its chunks with it.
+    pub missed: Cell<bool>,
     stripe: RefCell<Option<Stripe>>,
 }
 
 impl Place {
     pub fn new(inode: InodeId, layout: Layout) -> Self {
-        Self { inode, layout, stripe: RefCell::new(None) }
+        Self { inode, layout, missed: Cell::new(false), stripe: RefCell::new(None) }
     }
 }
 

@@ -21,6 +21,8 @@ pub const NOT_SUPPORTED: Errno = Errno::EOPNOTSUPP;
 pub fn errno(error: &Error) -> Errno {
     match error.code {
         ErrorCode::NotFound | ErrorCode::NoSuchChunk => Errno::ENOENT,
+        // The kernel asks for the names on the way again, once, before a program hears of it.
+        ErrorCode::NoSuchInode => Errno::ESTALE,
         ErrorCode::Exists => Errno::EEXIST,
         ErrorCode::NotDirectory => Errno::ENOTDIR,
         ErrorCode::IsDirectory => Errno::EISDIR,
@@ -58,6 +60,7 @@ mod tests {
         let number = |code: ErrorCode| i32::from(errno(&Error::from(code)));
         assert_eq!(number(ErrorCode::NoSpace), libc::ENOSPC);
         assert_eq!(number(ErrorCode::NotFound), libc::ENOENT);
+        assert_eq!(number(ErrorCode::NoSuchInode), libc::ESTALE);
         assert_eq!(number(ErrorCode::Corrupt), libc::EIO);
         assert_eq!(number(ErrorCode::WouldLoop), libc::EINVAL);
     }

@@ -205,7 +205,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         let inode = self
             .reading(async |txn: &mut E::Txn| match self.inode(txn, id, Isolation::Snapshot).await {
                 Ok(inode) => Ok(Some(inode)),
-                Err(error) if error.code == ErrorCode::NotFound => Ok(None),
+                Err(error) if error.code == ErrorCode::NoSuchInode => Ok(None),
                 Err(error) => Err(error),
             })
             .await?;

@@ -77,7 +77,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
 
     pub(crate) async fn inode(&self, txn: &mut E::Txn, id: InodeId, isolation: Isolation) -> Result<Inode> {
         let value = txn.get(&self.keys.inode(id), isolation).await?;
-        Inode::decode(&value.ok_or(ErrorCode::NotFound)?).map_err(|error| error.of(id))
+        Inode::decode(&value.ok_or(ErrorCode::NoSuchInode)?).map_err(|error| error.of(id))
     }
 
     /// What callers see of some inodes, `None` for those that aren't there, without conflicts. One round trip for
@@ -139,7 +139,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// What callers see of one inode; `kind` as far as it is known.
     pub(crate) async fn stat(&self, txn: &mut E::Txn, id: InodeId, kind: Option<Kind>) -> Result<Stat> {
         let stat = self.stats(txn, &[(id, kind)]).await?.pop().flatten();
-        stat.ok_or_else(|| Error::new(ErrorCode::NotFound, id.to_string()))
+        stat.ok_or_else(|| Error::new(ErrorCode::NoSuchInode, id.to_string()))
     }
 
     pub(crate) fn put(&self, txn: &mut E::Txn, id: InodeId, inode: &Inode) {
@@ -216,7 +216,7 @@ impl Values {
     }
 
     pub fn expect_inode(&mut self) -> Result<Inode> {
-        self.inode()?.ok_or_else(|| ErrorCode::NotFound.into())
+        self.inode()?.ok_or_else(|| ErrorCode::NoSuchInode.into())
     }
 
     /// An inode that must be a directory.

@@ -133,7 +133,7 @@ fn namespaces_bounds_and_rights_are_kept() {
         }
         assert_eq!(count, 16, "a mebibyte of values");
         assert_eq!(set(client, file, b"user.a", b"", 3).await, Err(InvalidArgument));
-        assert_eq!(set(client, 99, b"user.a", b"", 0).await, Err(NotFound));
+        assert_eq!(set(client, 99, b"user.a", b"", 0).await, Err(NoSuchInode));
 
         assert_eq!(get(&user, file, b"user.1").await, Err(PermissionDenied));
         assert_eq!(set(&user, file, b"user.1", b"", 0).await, Err(PermissionDenied));
@@ -247,7 +247,7 @@ fn locks_hold_against_others_and_go_with_their_client() {
         lock(&two, file, 1, (0, 4), exclusive).await.unwrap();
         assert_eq!(lock(one, file, 1, (9, 8), shared).await, Err(InvalidArgument));
         assert_eq!(lock(one, file, 1, ALL, LockKind(9)).await, Err(InvalidArgument));
-        assert_eq!(lock(one, 99, 1, ALL, shared).await, Err(NotFound));
+        assert_eq!(lock(one, 99, 1, ALL, shared).await, Err(NoSuchInode));
         lock(one, 99, 1, ALL, unlock).await.unwrap();
 
         world.kill(two.id);

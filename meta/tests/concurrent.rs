@@ -468,7 +468,7 @@ fn opening_and_removing_race_soundly() {
         let there = world.inodes_with_chunks().contains(&file);
         match opened.take() {
             Some(Ok(_)) => assert!(there, "seed {seed}: opened and removed"),
-            Some(Err(ErrorCode::NotFound)) => {}
+            Some(Err(ErrorCode::NoSuchInode)) => {}
             other => panic!("seed {seed}: {other:?}"),
         }
     }

@@ -89,7 +89,7 @@ fn only_holding_and_writing_begin_sessions() {
         assert_eq!(client.close(file, writing, 50).await.unwrap().size, 50);
         assert_eq!(code(client.open(ROOT, true, false).await), IsDirectory);
         assert_eq!(client.open(ROOT, false, false).await.unwrap().attr.inode, ROOT);
-        assert_eq!(code(client.open(99, true, false).await), NotFound);
+        assert_eq!(code(client.open(99, true, false).await), NoSuchInode);
     });
 }
 
@@ -238,8 +238,8 @@ fn an_open_file_outlives_its_names() {
         assert_eq!(world.read(file, 0, 500), vec![7; 500]);
         client.close(file, held, 0).await.unwrap();
         assert_eq!(collect(client).await, (1, 0));
-        assert_eq!(code(client.stat(file).await), NotFound);
-        assert_eq!(code(client.open(file, true, false).await), NotFound);
+        assert_eq!(code(client.stat(file).await), NoSuchInode);
+        assert_eq!(code(client.open(file, true, false).await), NoSuchInode);
         assert!(world.inodes_with_chunks().is_empty());
         assert_eq!(client.fs.statfs(&StatFsT::default()).await.unwrap().files, 1);
     });

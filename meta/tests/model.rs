@@ -133,7 +133,7 @@ impl Pair {
         }
         for (node, inode) in self.inodes.iter().filter(|(node, _)| !self.model.nodes.contains_key(node)) {
             let gone = client.stat(*inode).await.unwrap_err();
-            assert_eq!(gone.code, ErrorCode::NotFound, "node {node}");
+            assert_eq!(gone.code, ErrorCode::NoSuchInode, "node {node}");
         }
     }
 }

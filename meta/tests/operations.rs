@@ -94,7 +94,7 @@ fn bad_names_and_requests_are_refused() {
         assert_eq!(code(client.create(ROOT, &[b'x'; 256], 0).await), NameTooLong);
         assert_eq!(code(client.create(ROOT, b"nul\0", 0).await), InvalidName);
         client.create(ROOT, &[b'x'; 255], 0).await.unwrap();
-        assert_eq!(code(client.create(99, b"x", 0).await), NotFound);
+        assert_eq!(code(client.create(99, b"x", 0).await), NoSuchInode);
         let file = client.create(ROOT, b"file", 0o644).await.unwrap().inode;
         assert_eq!(code(client.create(file, b"x", 0).await), NotDirectory);
         assert_eq!(code(client.lookup(file, b"x").await), NotDirectory);
@@ -185,7 +185,7 @@ fn listing_pages_by_name() {
         assert_eq!(attr.size, 1);
         let file = client.lookup(inside, b"file").await.unwrap().inode;
         assert_eq!(code(client.list(file, b"", 10).await), NotDirectory);
-        assert_eq!(code(client.list(77, b"", 10).await), NotFound);
+        assert_eq!(code(client.list(77, b"", 10).await), NoSuchInode);
     });
 }
 
@@ -206,11 +206,11 @@ fn names_come_and_go() {
         assert_eq!(code(client.unlink(dir, b"a").await), NotFound);
         assert_eq!(client.stat(file.inode).await.unwrap().nlink, 1);
         client.rmdir(ROOT, b"dir").await.unwrap();
-        assert_eq!(code(client.stat(dir).await), NotFound);
-        assert_eq!(code(client.create(dir, b"x", 0).await), NotFound);
+        assert_eq!(code(client.stat(dir).await), NoSuchInode);
+        assert_eq!(code(client.create(dir, b"x", 0).await), NoSuchInode);
         client.unlink(ROOT, b"b").await.unwrap();
         assert_eq!(client.stat(file.inode).await.unwrap().nlink, 0);
-        assert_eq!(code(client.link(file.inode, ROOT, b"again").await), NotFound);
+        assert_eq!(code(client.link(file.inode, ROOT, b"again").await), NoSuchInode);
     });
 }
 
@@ -264,7 +264,7 @@ fn renaming_moves_and_replaces() {
         client.rename((a, b"sub"), (ROOT, b"b"), 0).await.unwrap();
         assert_eq!(client.lookup(ROOT, b"b").await.unwrap().inode, sub);
         assert_eq!(client.stat(sub).await.unwrap().parent, ROOT);
-        assert_eq!(code(client.stat(b).await), NotFound);
+        assert_eq!(code(client.stat(b).await), NoSuchInode);
         assert_eq!(client.stat(ROOT).await.unwrap().nlink, 4);
         assert_eq!(code(client.rename((ROOT, b"none"), (ROOT, b"x"), 0).await), NotFound);
     });
@@ -335,7 +335,7 @@ fn attributes_are_set() {
         assert_eq!(client.set_attr(file, SetAttrFieldsT::default()).await.unwrap(), attr);
         assert_eq!(code(client.truncate(ROOT, 0).await), IsDirectory);
         assert_eq!(code(client.truncate(file, u64::MAX).await), FileTooLarge);
-        assert_eq!(code(client.chmod(99, 0).await), NotFound);
+        assert_eq!(code(client.chmod(99, 0).await), NoSuchInode);
         let fifo = client.send_create(client.create_request(ROOT, b"p", Kind::Fifo, 0)).await.unwrap();
         assert_eq!(code(client.truncate(fifo.attr.inode, 0).await), InvalidArgument);
     });
@@ -350,7 +350,7 @@ fn many_are_looked_at_at_once() {
         request.inodes = vec![ROOT, 12345, dir, file.inode];
         let results = client.fs.get_attr(&request).await.unwrap().results;
         let statuses: Vec<u32> = results.iter().map(|result| result.status).collect();
-        assert_eq!(statuses, [0, NotFound as u32, 0, 0]);
+        assert_eq!(statuses, [0, NoSuchInode as u32, 0, 0]);
         let size = |at: usize| results[at].attr.as_ref().map(|attr| attr.size);
         assert_eq!((size(0), size(1), size(2)), (Some(1), None, Some(1)));
         assert_eq!(results[3].attr.as_deref(), Some(&file));

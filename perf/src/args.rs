@@ -4,8 +4,8 @@ use crate::bare::ServeArgs;
 pub use crate::bytes::{BadSize, Bytes, Rate};
 use crate::disk::SIZE_DEFAULT;
 use crate::files::FILES_MAX;
-use crate::names::Plan;
 use crate::names::posix::LANES_MAX;
+use crate::names::{Phase, Plan};
 use crate::workload::{Direction, Order, Over, Skew, Until, Workload};
 use clap::{Args, Subcommand, ValueEnum};
 use corefs_net::buffer::BLOCK_MAX;
@@ -290,6 +290,15 @@ pub struct MetaArgs {
     /// Cores of the native client.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cores: u32,
+    /// Do only these, each of which needs those that make what it works on [default: all].
+    #[arg(long, value_enum, value_name = "PHASE", value_delimiter = ',')]
+    pub phases: Vec<Phase>,
+    /// Look at files and open them in an order that has nothing to do with that in which they were made.
+    #[arg(long)]
+    pub shuffle: bool,
+    /// Leave the trees where they are, or what the last phase left of them.
+    #[arg(long)]
+    pub keep: bool,
     /// Write the report as JSON to FILE, or to standard output instead of the table when there is no FILE.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STDOUT, help_heading = "Reports")]
     pub json: Option<PathBuf>,
@@ -319,7 +328,37 @@ impl MetaArgs {
         if self.manager.is_empty() && self.mounted.is_none() && self.local.is_none() {
             return bad("nothing to measure: give --manager ADDRESS, --mounted DIR or --local DIR".into());
         }
-        Ok(Plan { files, directories, deep, lanes })
+        self.check_phases()?;
+        Ok(Plan { files, directories, deep, lanes, shuffle: self.shuffle })
+    }
+
+    /// What is done, in the order of a run.
+    pub fn phases(&self) -> Vec<Phase> {
+        let wanted = |phase: &Phase| self.phases.is_empty() || self.phases.contains(phase);
+        Phase::ALL.into_iter().filter(wanted).collect()
+    }
+
+    /// What a phase works on must have been made: by its name, or its new one.
+    fn check_phases(&self) -> Result<()> {
+        let phases = self.phases();
+        let needs = |phase| match phase {
+            Phase::Mkdir => None,
+            Phase::Create | Phase::Rmdir => Some(Phase::Mkdir),
+            Phase::Unlink => Some(Phase::Rename),
+            Phase::Stat | Phase::Open | Phase::Readdir | Phase::Rename => Some(Phase::Create),
+        };
+        for phase in &phases {
+            if let Some(needed) = needs(*phase).filter(|needed| !phases.contains(needed)) {
+                return bad(format!("--phases: {} needs {}", phase.name(), needed.name()));
+            }
+        }
+        if phases.contains(&Phase::Rmdir)
+            && phases.contains(&Phase::Create)
+            && !phases.contains(&Phase::Unlink)
+        {
+            return bad("--phases: rmdir needs unlink".into());
+        }
+        Ok(())
     }
 
     pub fn managers(&self) -> Result<Vec<Address>> {

@@ -9,7 +9,7 @@ use crate::draw::Style;
 use crate::driver::Live;
 use crate::machine::Machine;
 use crate::mounted::{self, Processes};
-use crate::names::{self, Phase, native, posix};
+use crate::names::{self, native, posix};
 use crate::native::Native;
 use crate::progress::Watch;
 use crate::report::{Report, Tally};
@@ -195,12 +195,19 @@ fn meta(args: &MetaArgs, live: &Arc<Live>) -> Result<Report> {
     report.set("deep", plan.deep);
     report.set("threads", plan.lanes);
     report.set("cores", args.cores);
+    if plan.shuffle {
+        report.set("shuffle", true);
+    }
     report.set("version", env!("CARGO_PKG_VERSION"));
     let places = [("mount", &args.mounted), ("local", &args.local)];
     let mut trees = Vec::new();
     for (mode, under) in places {
         if let Some(under) = under {
-            trees.push((mode, posix::Tree::new(under, plan)?));
+            let mut tree = posix::Tree::new(under, plan)?;
+            if args.keep {
+                tree.keep();
+            }
+            trees.push((mode, tree));
         }
     }
     let native = match args.managers()? {
@@ -216,16 +223,18 @@ fn meta(args: &MetaArgs, live: &Arc<Live>) -> Result<Report> {
         row.bytes_per_second = None;
         report.add(row);
     }
-    for phase in Phase::ALL {
+    for phase in args.phases() {
         if let Some((native, tree)) = &native {
             report.add(names::row("native", phase, tree.run(native, phase, live)?));
         }
         for (mode, tree) in &trees {
-            report.add(names::row(mode, phase, tree.run(phase, live)?));
+            // The servers of a mount are those of the managers that were named.
+            let servers = native.as_ref().filter(|_| *mode == "mount").map(|(native, _)| native);
+            report.add(names::row(mode, phase, tree.run(phase, servers, live)?));
         }
     }
     if let Some((native, tree)) = native {
-        let removed = tree.remove(&native);
+        let removed = if args.keep { Ok(()) } else { tree.remove(&native) };
         native.stop()?;
         removed?;
     }

@@ -119,6 +119,12 @@ pub(crate) fn remarks(row: &Row, text: &mut String) {
         costs.chunks(3).for_each(|few| text.push_str(&format!("    {}\n", few.join(", "))));
     }
     let mut say = |what: String| text.push_str(&format!("{}: {what}\n", row.mode));
+    if !extras.server_cpu_us_per_op.is_empty() {
+        let memory = |kind: &str| extras.server_memory.get(kind).copied().unwrap_or_default() >> 20;
+        let each = extras.server_cpu_us_per_op.iter();
+        let each = each.map(|(kind, us)| format!("{kind} {us:.2} us/op, {} MiB", memory(kind)));
+        say(format!("server CPU and memory: {}", each.collect::<Vec<_>>().join("; ")));
+    }
     if extras.client_per_op.contains_key("rdma_doorbells") {
         say("doorbells and arms of RDMA are writes to the adapter's memory, and system calls beside those above on soft-RoCE".into());
     }

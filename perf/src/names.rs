@@ -3,15 +3,23 @@
 
 pub mod native;
 pub mod posix;
+pub mod servers;
 
+use crate::cpu::CpuTime;
 use crate::driver::Live;
 use crate::histogram::Latencies;
 use crate::report::{Row, Tally};
+use crate::workload::Scatter;
+use clap::ValueEnum;
 use corefs_wire::{Error, ErrorCode, Result};
+use servers::Usage;
 use std::time::Instant;
 
+/// Any: the order of a shuffled run is the same each time.
+const SHUFFLE_SEED: u64 = 1;
+
 /// What a run does, one after the other.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
     Mkdir,
     /// Files that must not be there yet, closed at once.
@@ -51,6 +59,10 @@ impl Phase {
         }
     }
 
+    fn only_looks(self) -> bool {
+        matches!(self, Self::Stat | Self::Open)
+    }
+
     fn of_directories(self) -> bool {
         matches!(self, Self::Mkdir | Self::Readdir | Self::Rmdir)
     }
@@ -65,6 +77,8 @@ pub struct Plan {
     /// Directories above each of them that are its own.
     pub deep: u32,
     pub lanes: u32,
+    /// Files are looked at and opened in an order that has nothing to do with that of their making.
+    pub shuffle: bool,
 }
 
 impl Plan {
@@ -91,7 +105,9 @@ impl Plan {
     /// The files, or directories, that a lane works on in a phase.
     pub fn share(&self, lane: u32, phase: Phase) -> impl Iterator<Item = u64> + use<> {
         let all = if phase.of_directories() { self.directories } else { self.files };
-        (u64::from(lane)..all).step_by(self.lanes.max(1) as usize)
+        let scatter = (self.shuffle && phase.only_looks()).then(|| Scatter::new(all, SHUFFLE_SEED));
+        let items = (u64::from(lane)..all).step_by(self.lanes.max(1) as usize);
+        items.map(move |item| scatter.as_ref().map_or(item, |scatter| scatter.place(item)))
     }
 }
 
@@ -168,6 +184,13 @@ fn whole(plan: &Plan, directory: u64, entries: Result<u64>) -> Result<()> {
     }
 }
 
+/// Notes what the servers used meanwhile, as they said before and after.
+fn note_servers(tally: &mut Tally, before: Option<&Usage>, after: Option<&Usage>) {
+    tally.servers = servers::since(before, after);
+    tally.server = tally.servers.values().copied().reduce(CpuTime::plus);
+    tally.servers_memory = after.into_iter().flatten().map(|(kind, used)| (*kind, used.memory)).collect();
+}
+
 /// The row of a phase; `mode`: where it ran.
 pub fn row(mode: &str, phase: Phase, tally: Tally) -> Row {
     let mut row = tally.into_row(format!("{mode}_{}", phase.name()));
@@ -183,15 +206,21 @@ mod tests {
     use std::cell::RefCell;
     use std::collections::BTreeSet;
 
-    const PLAN: Plan = Plan { files: 103, directories: 4, deep: 2, lanes: 8 };
+    const PLAN: Plan = Plan { files: 103, directories: 4, deep: 2, lanes: 8, shuffle: false };
 
     #[test]
     fn every_file_belongs_to_one_lane() {
         for phase in Phase::ALL {
             let mut all: Vec<u64> = (0..PLAN.lanes).flat_map(|lane| PLAN.share(lane, phase)).collect();
+            let in_order = all.clone();
             all.sort_unstable();
             let count = if phase.of_directories() { PLAN.directories } else { PLAN.files };
             assert!(all.into_iter().eq(0..count), "{phase:?}");
+            let shuffled = Plan { shuffle: true, ..PLAN };
+            let mut other: Vec<u64> = (0..PLAN.lanes).flat_map(|lane| shuffled.share(lane, phase)).collect();
+            assert_eq!(other != in_order, phase.only_looks(), "{phase:?}: {other:?}");
+            other.sort_unstable();
+            assert!(other.into_iter().eq(0..count), "{phase:?}");
         }
         assert_eq!(PLAN.path_of(3), ["dir-000003", "level-0", "level-1"]);
         let names: BTreeSet<String> =

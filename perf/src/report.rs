@@ -97,6 +97,13 @@ pub struct Extras {
     /// What servers did for each operation: system calls, ring entries, messages between cores, allocations, ...
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub server_per_op: BTreeMap<String, f64>,
+    /// Microseconds of CPU time of the servers for each operation on a name, by what they do: `metadata` (with the embedded store, where that
+    /// is the same process), `store` (where it is another one), `storage`. `cpu_us_per_op` has their sum.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub server_cpu_us_per_op: BTreeMap<String, f64>,
+    /// Resident memory of the same servers at the end (bytes).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub server_memory: BTreeMap<String, u64>,
     /// Where the mean latency went (microseconds), by the servers' clocks: waiting for memory, disk, the rest; of writes their time
     /// in servers with all successors, a flush in it, the rest. The rest is sockets, wake-ups, the client, and
     /// of a batch its slowest.
@@ -162,6 +169,9 @@ pub struct Tally {
     pub latencies: Latencies,
     pub client: Option<CpuTime>,
     pub server: Option<CpuTime>,
+    /// The servers' time by what they do, where that was asked for, and their memory at the end (bytes).
+    pub servers: BTreeMap<&'static str, CpuTime>,
+    pub servers_memory: BTreeMap<&'static str, u64>,
     pub first_error: Option<String>,
     /// What the servers counted from the start of the run to its end, warm-up included.
     pub counted: BTreeMap<String, u64>,
@@ -213,6 +223,11 @@ impl Tally {
         self.latencies.merge(&other.latencies);
         self.client = sum(self.client, other.client, CpuTime::plus);
         self.server = sum(self.server, other.server, CpuTime::plus);
+        for (kind, time) in other.servers {
+            let sum = self.servers.entry(kind).or_default();
+            *sum = sum.plus(time);
+        }
+        self.servers_memory.extend(other.servers_memory);
         self.first_error = self.first_error.take().or(other.first_error);
         for (name, count) in other.counted {
             *self.counted.entry(name).or_default() += count;
@@ -287,6 +302,11 @@ impl Tally {
         let (allocations, of) = self.allocations;
         let client_per_op = if of > 0 { costs_of(&self.client_counted, of as f64) } else { BTreeMap::new() };
         let crowd = self.crowd;
+        let operations = self.operations as f64;
+        let cpu = |(kind, time): (&&str, &CpuTime)| {
+            ((*kind).to_owned(), (time.user_us + time.system_us) as f64 / operations)
+        };
+        let servers = self.servers.iter().filter(|_| operations > 0.0);
         Row {
             mode: mode.into(),
             iops: each_second(self.operations),
@@ -301,6 +321,8 @@ impl Tally {
                 seconds: Some(seconds),
                 clamped: (clamped > 0).then_some(clamped),
                 first_error: self.first_error,
+                server_cpu_us_per_op: servers.map(cpu).collect(),
+                server_memory: self.servers_memory.iter().map(|(kind, b)| ((*kind).into(), *b)).collect(),
                 server_per_op,
                 client_per_op,
                 stages_us,

@@ -9,7 +9,8 @@ mod pattern;
 mod zipf;
 
 pub use pattern::Pattern;
-use zipf::{Scatter, Zipf};
+pub(crate) use zipf::Scatter;
+use zipf::Zipf;
 
 use corefs_wire::limits::BLOCK;
 use std::ops::Range;

@@ -139,6 +139,9 @@ codes! {
     PastEnd = 421, Fatal;
     /// Whoever waited for it doesn't want it any more.
     Interrupted = 422, Fatal;
+    /// What was known by its number is gone: its last name was removed, perhaps by another client. A name may lead to something
+    /// else by now, so it is worth being looked up again.
+    NoSuchInode = 423, Fatal;
 
     /// Another transaction wrote what this one read.
     KvConflict = 500, Retry;

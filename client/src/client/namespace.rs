@@ -188,8 +188,15 @@ impl Inner {
             // The operation itself will say what is wrong.
             Err(_) => return Ok(()),
         };
-        let Some(inode) = self.live(attr.inode).filter(unheld) else { return Ok(()) };
-        let (attr, session) = self.meta.hold(&Credentials::root(), attr.inode).await?;
+        match self.live(attr.inode).filter(unheld) {
+            Some(inode) => self.hold(&inode).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps a file's bytes for handles without a session, whatever becomes of its names. `NoSuchInode` when it is gone.
+    pub async fn hold(&self, inode: &Rc<Inode>) -> Result<()> {
+        let (attr, session) = self.meta.hold(&Credentials::root(), inode.id()).await?;
         inode.absorb(&attr);
         if inode.handles.get() > 0 && inode.hold.get() == 0 {
             inode.hold.set(session);

@@ -126,6 +126,7 @@ impl File {
         // Its owner is not to be found busy with it.
         drop(asking);
         let buffer = self.client.0.storage.finish(place, entry, unfinished).await?;
+        self.client.0.check_holes(&self.inode).await?;
         Ok(Data::pooled(buffer, start, len))
     }
 
@@ -142,11 +143,13 @@ impl File {
             client.settle_range(&self.inode, &range).await;
         }
         let cell = u64::from(inode.cell);
-        if range.start / cell == (range.end - 1) / cell {
-            client.read_cell(inode, range).await
+        let data = if range.start / cell == (range.end - 1) / cell {
+            client.read_cell(inode, range).await?
         } else {
-            client.read_cells(inode, range).await
-        }
+            client.read_cells(inode, range).await?
+        };
+        client.check_holes(&self.inode).await?;
+        Ok(data)
     }
 
     /// The same into memory of the caller; returns how many bytes there were.
@@ -237,6 +240,16 @@ pub async fn read_batch(reads: &[(&File, u64, usize)]) -> Vec<Result<Data>> {
 }
 
 impl Inner {
+    /// Tells holes that were just read from a file that somebody else has removed, whose chunks are gone, too: `NoSuchInode`. Chunks go
+    /// after their inode, so a file that is still there had a hole there; from then on it is held, and nobody has to be asked again.
+    async fn check_holes(&self, inode: &Rc<Inode>) -> Result<()> {
+        let missed = inode.place.missed.replace(false);
+        if !missed || !inode.sessions.borrow().is_empty() || inode.hold.get() != 0 {
+            return Ok(());
+        }
+        self.hold(inode).await
+    }
+
     /// A range that lies in one cell, and below the file's length.
     #[inline]
     async fn read_cell(&self, inode: &Inode, range: Range<u64>) -> Result<Data> {

@@ -141,6 +141,20 @@ impl Inner {
             self.settle_range(inode, &range).await;
         }
         let start = range.start;
+        if !range.is_empty() && start / u64::from(inode.cell) == (range.end - 1) / u64::from(inode.cell) {
+            // A single piece has arrived or it hasn't: nothing to note meanwhile, and no memory to ask for.
+            let end = range.end;
+            return match piece(range, 0).await {
+                Ok(epoch) => {
+                    inode.stored(end, epoch);
+                    Ok(())
+                }
+                Err(error) => {
+                    inode.recede();
+                    Err(error)
+                }
+            };
+        }
         let mut cells = cells(range, inode.cell);
         loop {
             let group: Vec<Range<u64>> = cells.by_ref().take(PIECES_MAX).collect();

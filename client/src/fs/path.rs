@@ -9,6 +9,9 @@ use corefs_wire::{Error, ErrorCode, InodeId, ROOT_INODE, Result};
 /// Symlinks followed on one way, as Linux's.
 pub const SYMLINKS_MAX: usize = 40;
 
+/// Times that a path is walked while what it names is removed and made anew, again and again.
+const WALKS_MAX: usize = 8;
+
 /// What follows when the last component is a symlink.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Links {
@@ -73,6 +76,30 @@ impl Fs {
     /// What a path names. `NotFound`, `NotDirectory`, `NameTooLong` (a component over NAME_MAX or a path over
     /// PATH_MAX), `TooManySymlinks` (over 40).
     pub async fn resolve(&self, path: &[u8], links: Links) -> Result<Attr> {
+        self.with(path, links, async |attr| Ok(attr)).await
+    }
+
+    /// Does `work` with what a path names; anew when that, or a directory on the way, was removed meanwhile: the name may lead to its
+    /// successor by now.
+    pub(super) async fn with<T>(
+        &self,
+        path: &[u8],
+        links: Links,
+        work: impl AsyncFn(Attr) -> Result<T>,
+    ) -> Result<T> {
+        for _ in 1..WALKS_MAX {
+            let outcome = match self.walk(path, links).await {
+                Ok(attr) => work(attr).await,
+                Err(error) => Err(error),
+            };
+            if !matches!(&outcome, Err(error) if error.code == ErrorCode::NoSuchInode) {
+                return outcome;
+            }
+        }
+        work(self.walk(path, links).await?).await
+    }
+
+    async fn walk(&self, path: &[u8], links: Links) -> Result<Attr> {
         let mut way = Way::new(path)?;
         // The directories from the root to where we are: `..` goes back by one.
         let root = self.client.get_attr(&self.who, ROOT_INODE).await?;

@@ -85,7 +85,7 @@ impl Fs {
             for outcome in join::all(removals).await {
                 match outcome {
                     // Somebody else was faster.
-                    Err(error) if error.code == ErrorCode::NotFound => (),
+                    Err(error) if matches!(error.code, ErrorCode::NotFound | ErrorCode::NoSuchInode) => (),
                     outcome => outcome?,
                 }
             }

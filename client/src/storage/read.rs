@@ -126,7 +126,7 @@ impl Storage {
     #[cold]
     pub async fn finish(&self, place: &Place, entry: ReadEntry, unfinished: Unfinished) -> Result<Buffer> {
         match unfinished {
-            Unfinished::Short(sent) => self.lengthen(sent, entry.length.get() as usize).await,
+            Unfinished::Short(sent) => self.lengthen(place, sent, entry.length.get() as usize).await,
             Unfinished::Failed(failure) => self.read_again(place, entry, failure).await,
         }
     }
@@ -166,17 +166,17 @@ impl Storage {
     ) -> Result<Buffer, Failure> {
         let asked = self.pick(place, entry, at, avoid)?;
         let length = entry.length.get() as usize;
-        let place = match self.may_stay(length) {
+        let dest = match self.may_stay(length) {
             true => None,
             false => Some(self.buffer(length).await.map_err(|error| asked.failed(error))?),
         };
         let others = asked.of > 1 && avoid == Positions::NONE && at == At::Any;
         let within = if others { FIRST_ATTEMPT } else { ATTEMPT };
-        let reply = self.ask_read(asked.owner, *entry, place, within).await;
+        let reply = self.ask_read(asked.owner, *entry, dest, within).await;
         match self.judge(reply, length, asked) {
             Ok(buffer) => Ok(buffer),
             Err(Unfinished::Short(sent)) => {
-                self.lengthen(sent, length).await.map_err(|error| asked.failed(error))
+                self.lengthen(place, sent, length).await.map_err(|error| asked.failed(error))
             }
             Err(Unfinished::Failed(failure)) => Err(failure),
         }
@@ -236,7 +236,10 @@ impl Storage {
 
     /// What was sent, and zeros behind it.
     #[cold]
-    async fn lengthen(&self, sent: Option<Buffer>, length: usize) -> Result<Buffer> {
+    async fn lengthen(&self, place: &Place, sent: Option<Buffer>, length: usize) -> Result<Buffer> {
+        if sent.is_none() {
+            place.missed.set(true);
+        }
         let sent = sent.as_deref().unwrap_or_default();
         let mut buffer = self.buffer(length).await?;
         let (front, rest) = buffer.get_mut().ok_or(ErrorCode::Internal)?.split_at_mut(sent.len());

@@ -60,7 +60,7 @@ impl Meta {
             (root.inode, root.kind, root.mode) = (1, Kind::Directory, 0o755);
             return Ok(root);
         }
-        self.inodes.borrow().get(&inode).cloned().ok_or_else(|| ErrorCode::NotFound.into())
+        self.inodes.borrow().get(&inode).cloned().ok_or_else(|| ErrorCode::NoSuchInode.into())
     }
 
     fn find(&self, parent: u64, name: &[u8]) -> Option<u64> {
@@ -69,7 +69,7 @@ impl Meta {
 
     fn change(&self, inode: u64, change: impl FnOnce(&mut AttrT)) -> Result<AttrT> {
         let mut inodes = self.inodes.borrow_mut();
-        let attr = inodes.get_mut(&inode).ok_or(ErrorCode::NotFound)?;
+        let attr = inodes.get_mut(&inode).ok_or(ErrorCode::NoSuchInode)?;
         change(attr);
         Ok(attr.clone())
     }

@@ -17,7 +17,7 @@ use std::cell::Cell;
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// Creates `name` in `parent`, or finds it there unless `exclusive`. With `open` a file also gets a session for
-    /// writing. `Exists`, `NotFound`, `NotDirectory`, `PermissionDenied`; `IsDirectory` when a file was to be opened.
+    /// writing. `Exists`, `NoSuchInode` (the directory), `NotDirectory`, `PermissionDenied`; `IsDirectory` when a file was to be opened.
     pub async fn create(&self, request: &CreateT) -> Result<CreateReplyT> {
         check_request(request)?;
         let parent = InodeId(request.parent);

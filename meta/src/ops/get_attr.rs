@@ -27,7 +27,7 @@ fn result(stat: Option<&Stat>) -> AttrResultT {
     let mut result = AttrResultT::default();
     match stat {
         Some(stat) => result.attr = Some(Box::new(stat.to_message())),
-        None => result.status = ErrorCode::NotFound as u32,
+        None => result.status = ErrorCode::NoSuchInode as u32,
     }
     result
 }

@@ -8,7 +8,7 @@ use corefs_wire::control::meta::{GetXattrReplyT, GetXattrT};
 use corefs_wire::{ErrorCode, InodeId, Result};
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
-    /// The value, as it was set. `NoSuchAttribute`, `NotFound`, `PermissionDenied`, `NotSupported` (an unknown namespace).
+    /// The value, as it was set. `NoSuchAttribute`, `NoSuchInode`, `PermissionDenied`, `NotSupported` (an unknown namespace).
     pub async fn get_xattr(&self, request: &GetXattrT) -> Result<GetXattrReplyT> {
         check_attribute_name(&request.name)?;
         let id = InodeId(request.inode);

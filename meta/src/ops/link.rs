@@ -13,7 +13,7 @@ use corefs_wire::limits::LINK_MAX;
 use corefs_wire::{Error, ErrorCode, InodeId, Result};
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
-    /// Gives an inode another name. `NotPermitted` for directories, `TooManyLinks` at [`LINK_MAX`], `Exists`, `NotFound`
+    /// Gives an inode another name. `NotPermitted` for directories, `TooManyLinks` at [`LINK_MAX`], `Exists`, `NoSuchInode`
     /// (also for an inode whose last name is gone).
     pub async fn link(&self, request: &LinkT) -> Result<AttrReplyT> {
         check_name(&request.name)?;
@@ -33,7 +33,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 }
                 self.may(txn, &request.caller, parent, &directory, CHANGE).await?;
                 match inode.nlink {
-                    0 => return Err(Error::new(ErrorCode::NotFound, "its last name is gone")),
+                    0 => return Err(Error::new(ErrorCode::NoSuchInode, "its last name is gone")),
                     LINK_MAX.. => return Err(ErrorCode::TooManyLinks.into()),
                     _ => inode.nlink += 1,
                 }

@@ -9,7 +9,7 @@ use corefs_wire::control::meta::{ListXattrReplyT, ListXattrT, XattrNameT};
 use corefs_wire::{InodeId, Result};
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
-    /// All names, in order; `trusted.` ones are for the privileged only. `NotFound`.
+    /// All names, in order; `trusted.` ones are for the privileged only. `NoSuchInode`.
     pub async fn list_xattr(&self, request: &ListXattrT) -> Result<ListXattrReplyT> {
         let id = InodeId(request.inode);
         self.reading(async |txn: &mut E::Txn| {

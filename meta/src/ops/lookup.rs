@@ -10,7 +10,7 @@ use corefs_wire::control::meta::{AttrReplyT, LookupT};
 use corefs_wire::{ErrorCode, InodeId, Result};
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
-    /// The attributes of `name` in `parent`. `NotFound`, `NotDirectory`, `PermissionDenied`.
+    /// The attributes of `name` in `parent`. `NotFound`, `NoSuchInode` (the parent), `NotDirectory`, `PermissionDenied`.
     pub async fn lookup(&self, request: &LookupT) -> Result<AttrReplyT> {
         check_name(&request.name)?;
         let parent = InodeId(request.parent);

@@ -14,7 +14,7 @@ use corefs_wire::{ClientId, ErrorCode, InodeId, Result};
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// Opens an inode: for reading without a session unless `hold`, for writing always with one, emptied first if
-    /// `truncate`. `IsDirectory` for writing to one; `NotFound`, `PermissionDenied`.
+    /// `truncate`. `IsDirectory` for writing to one; `NoSuchInode`, `PermissionDenied`.
     pub async fn open(&self, request: &OpenT) -> Result<OpenReplyT> {
         let id = InodeId(request.inode);
         if !request.write && !request.truncate && !request.hold {

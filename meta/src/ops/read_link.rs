@@ -7,7 +7,7 @@ use corefs_wire::control::meta::{Kind, ReadLinkReplyT, ReadLinkT};
 use corefs_wire::{ErrorCode, InodeId, Result};
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
-    /// The target's bytes. `NotSymlink`, `NotFound`.
+    /// The target's bytes. `NotSymlink`, `NoSuchInode`.
     pub async fn read_link(&self, request: &ReadLinkT) -> Result<ReadLinkReplyT> {
         let id = InodeId(request.inode);
         self.reading(async |txn: &mut E::Txn| {

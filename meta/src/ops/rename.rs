@@ -32,7 +32,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// Renames as rename(2) and renameat2(2) do. Two names of one inode: nothing happens. A replaced file is removed
     /// as by unlink; a replaced directory must be empty.
     ///
-    /// `WouldLoop` when a directory would come under itself; `NotFound`, `Exists` (NOREPLACE), `NotEmpty`, `IsDirectory`,
+    /// `WouldLoop` when a directory would come under itself; `NotFound`, `NoSuchInode` (a directory), `Exists` (NOREPLACE), `NotEmpty`, `IsDirectory`,
     /// `NotDirectory`, `PermissionDenied`, `NotPermitted` (sticky directories).
     pub async fn rename(&self, request: &RenameT) -> Result<EmptyT> {
         check_name(&request.name)?;

@@ -11,7 +11,8 @@ use corefs_wire::control::meta::{EmptyT, RmDirT};
 use corefs_wire::{ErrorCode, InodeId, Result};
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
-    /// Removes a directory without entries. `NotEmpty`, `NotFound`, `NotDirectory`, `PermissionDenied`, `NotPermitted`.
+    /// Removes a directory without entries. `NotEmpty`, `NotFound`, `NoSuchInode` (the parent),
+    /// `NotDirectory`, `PermissionDenied`, `NotPermitted`.
     pub async fn rmdir(&self, request: &RmDirT) -> Result<EmptyT> {
         check_name(&request.name)?;
         let parent = InodeId(request.parent);

@@ -11,7 +11,7 @@ use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// Takes a lock, changes it, or gives it back. `Locked` when somebody else's is in the way: nobody waits here. Whether
-    /// the caller may lock is for whoever opened the file to know. `NotFound`, `TooManyLocks`, `InvalidArgument`.
+    /// the caller may lock is for whoever opened the file to know. `NoSuchInode`, `TooManyLocks`, `InvalidArgument`.
     pub async fn set_lock(&self, request: &SetLockT) -> Result<EmptyT> {
         let wanted = wanted(&request.caller, request.owner, &request.lock)?;
         let id = InodeId(request.inode);
@@ -26,7 +26,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 locks.release(&wanted);
             } else {
                 if inode.is_none() {
-                    return Err(ErrorCode::NotFound.into());
+                    return Err(ErrorCode::NoSuchInode.into());
                 }
                 if let Some(lock) = locks.in_the_way(&wanted) {
                     let what = format!("{} of {id} holds {}..={}", lock.owner.client, lock.start, lock.end);

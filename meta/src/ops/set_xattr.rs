@@ -22,7 +22,7 @@ const VALUES_MAX: usize = 1 << 20;
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// Sets or replaces. `Exists` (CREATE), `NoSuchAttribute` (REPLACE), `AttributesTooLarge`, `NotSupported` (an unknown
-    /// namespace), `InvalidArgument` (no valid list), `NotPermitted`, `PermissionDenied`, `NotFound`.
+    /// namespace), `InvalidArgument` (no valid list), `NotPermitted`, `PermissionDenied`, `NoSuchInode`.
     pub async fn set_xattr(&self, request: &SetXattrT) -> Result<EmptyT> {
         check_attribute_name(&request.name)?;
         check_value(request)?;

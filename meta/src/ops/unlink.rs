@@ -14,7 +14,7 @@ use corefs_wire::{ErrorCode, InodeId, Result};
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// Removes the entry. A file that loses its last name is removed in the background, once nobody has it open.
-    /// `NotFound`, `IsDirectory`, `PermissionDenied`, `NotPermitted` (sticky directories).
+    /// `NotFound`, `NoSuchInode` (the directory), `IsDirectory`, `PermissionDenied`, `NotPermitted` (sticky directories).
     pub async fn unlink(&self, request: &UnlinkT) -> Result<EmptyT> {
         check_name(&request.name)?;
         let parent = InodeId(request.parent);

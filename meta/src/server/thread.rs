@@ -56,32 +56,28 @@ fn live<E: KvEngine>(
     mut stopped: oneshot::Receiver<()>,
 ) -> Result<()> {
     let asked = options.clone();
-    let (stopped, cluster) = executor::run_alone(async move {
-        let cluster = {
-            let stop = async {
-                (&mut stopped).await;
-                None
-            };
-            or(async { Some(learn_cluster(&asked).await) }, stop).await
-        };
+    let (mut stopped, cluster) = executor::run_alone(async move {
+        let cluster = unless(&mut stopped, learn_cluster(&asked)).await;
         (stopped, cluster)
     });
-    let Some(cluster) = cluster else { return Ok(()) };
-    let cluster = cluster?;
+    let Some(cluster) = cluster? else { return Ok(()) };
     executor::run_alone(async move {
-        let mut stopped = stopped;
-        let stop = async {
-            (&mut stopped).await;
-            None
-        };
-        let Some(server) =
-            or(async { Some(MetaServer::start_in(cluster, options, engine).await) }, stop).await
-        else {
-            return Ok(());
-        };
-        let server = server?;
+        let starting = MetaServer::start_in(cluster, options, engine);
+        let Some(server) = unless(&mut stopped, starting).await? else { return Ok(()) };
         ready(server.address());
         stopped.await;
         server.stop().await
     })
+}
+
+/// What comes of `work`; `None` once `stopped` is told first.
+async fn unless<T>(
+    stopped: &mut oneshot::Receiver<()>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<Option<T>> {
+    let stop = async {
+        stopped.await;
+        Ok(None)
+    };
+    or(async { work.await.map(Some) }, stop).await
 }

@@ -41,7 +41,7 @@ impl Default for Model {
 
 impl Model {
     fn directory(&self, id: usize) -> Outcome<&Node> {
-        let node = self.nodes.get(&id).ok_or(ErrorCode::NotFound)?;
+        let node = self.nodes.get(&id).ok_or(ErrorCode::NoSuchInode)?;
         if node.kind == Kind::Directory { Ok(node) } else { Err(ErrorCode::NotDirectory) }
     }
 
@@ -127,11 +127,11 @@ impl Model {
 
     pub fn link(&mut self, id: usize, parent: usize, name: &[u8]) -> Outcome {
         let exists = self.directory(parent)?.entries.contains_key(name);
-        let node = self.nodes.get(&id).ok_or(ErrorCode::NotFound)?;
+        let node = self.nodes.get(&id).ok_or(ErrorCode::NoSuchInode)?;
         match (node.kind, exists, node.nlink) {
             (Kind::Directory, ..) => return Err(ErrorCode::NotPermitted),
             (_, true, _) => return Err(ErrorCode::Exists),
-            (_, _, 0) => return Err(ErrorCode::NotFound),
+            (_, _, 0) => return Err(ErrorCode::NoSuchInode),
             _ => {}
         }
         self.nodes.get_mut(&id).unwrap().nlink += 1;

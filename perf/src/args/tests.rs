@@ -150,7 +150,7 @@ fn trees_are_planned_or_refused() {
         _ => panic!("{line}"),
     };
     let line = "meta --local /x --files 100 --directories 5 --deep 3 --threads 8";
-    assert_eq!(plan(line), Ok(Plan { files: 100, directories: 5, deep: 3, lanes: 8 }));
+    assert_eq!(plan(line), Ok(Plan { files: 100, directories: 5, deep: 3, lanes: 8, shuffle: false }));
     for (line, flag) in [
         ("meta --local /x --files 0", "--files"),
         ("meta --local /x --files 10 --directories 11", "--directories"),
@@ -159,6 +159,8 @@ fn trees_are_planned_or_refused() {
         ("meta --local /x --threads 0", "--threads"),
         ("meta --local /x --threads 513", "--threads"),
         ("meta --manager a:1 --cores 0", "--cores"),
+        ("meta --local /x --phases stat", "--phases"),
+        ("meta --local /x --phases mkdir,create,unlink", "--phases"),
         ("meta", "--local"),
     ] {
         let error = plan(line).expect_err(line);

@@ -3,7 +3,8 @@
 //!
 //! A create makes a file and no session: one commit. An open looks the name up and asks for the file.
 
-use super::{Names, Phase, Plan, drive};
+use super::servers::{self, Usage};
+use super::{Names, Phase, Plan, drive, note_servers};
 use crate::cpu::{CpuTime, Whose};
 use crate::driver::Live;
 use crate::histogram::Latencies;
@@ -59,7 +60,7 @@ impl Tree {
     /// One phase on all lanes at once.
     pub fn run(&self, native: &Native, phase: Phase, live: &Arc<Live>) -> Result<Tally> {
         let cores = native.pool().shards() as u32;
-        let (before, servers) = native.meter();
+        let (before, servers) = (CpuTime::own(Whose::Process), usage(native));
         let started = Instant::now();
         let (send, receive) = mpsc::channel();
         for core in 0..cores {
@@ -86,10 +87,8 @@ impl Tree {
         let mut all = Tally { latencies: Latencies::new(), ..Tally::default() };
         receive.into_iter().for_each(|tally| all.join(tally));
         all.elapsed = started.elapsed();
-        let (after, servers_after) = native.meter();
-        let since = |before: Option<CpuTime>, after: Option<CpuTime>| Some(after?.since(before?));
-        all.client = since(before, after).or(Some(CpuTime::own(Whose::Process)));
-        all.server = since(servers, servers_after);
+        all.client = Some(CpuTime::own(Whose::Process).since(before));
+        note_servers(&mut all, servers.as_ref(), usage(native).as_ref());
         Ok(all)
     }
 
@@ -100,6 +99,11 @@ impl Tree {
             move |client: Client| async move { client.fs(Credentials::of_process()).remove_all(&path).await };
         native.pool().block_on(0, remove)
     }
+}
+
+/// What the servers have used so far; `None` when one of them doesn't say.
+pub fn usage(native: &Native) -> Option<Usage> {
+    native.pool().block_on(0, |client| async move { servers::ask(&client).await }).ok()
 }
 
 impl Hands {

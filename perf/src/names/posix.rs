@@ -1,9 +1,10 @@
 //! Names of a mounted or local file system, by the system calls that programs make; a thread for each lane.
 
-use super::{Names, Phase, Plan, drive};
+use super::{Names, Phase, Plan, drive, native, note_servers};
 use crate::cpu::{CpuTime, Whose};
 use crate::driver::Live;
 use crate::histogram::Latencies;
+use crate::native::Native;
 use crate::report::Tally;
 use corefs_wire::{Error, ErrorCode, Result};
 use futures_lite::future::block_on;
@@ -17,10 +18,11 @@ pub const LANES_MAX: u32 = 512;
 /// Flushes timed: enough for a median.
 const FLUSHES: usize = 51;
 
-/// A tree of a run in a directory of its own, which goes with it.
+/// A tree of a run in a directory of its own, which goes with it unless it is [kept](Self::keep).
 pub struct Tree {
     root: PathBuf,
     plan: Plan,
+    keep: bool,
 }
 
 impl Tree {
@@ -28,11 +30,17 @@ impl Tree {
     pub fn new(under: &Path, plan: Plan) -> Result<Self> {
         let root = under.join(format!("corefs-perf-meta-{}", std::process::id()));
         fs::create_dir(&root).map_err(|error| Error::from(error).of(root.display()))?;
-        Ok(Self { root, plan })
+        Ok(Self { root, plan, keep: false })
     }
 
-    /// One phase on all lanes at once.
-    pub fn run(&self, phase: Phase, live: &Live) -> Result<Tally> {
+    /// Leaves what is there when the run ends.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// One phase on all lanes at once. `servers`: a client of the cluster whose servers have the tree, if there is one.
+    pub fn run(&self, phase: Phase, servers: Option<&Native>, live: &Live) -> Result<Tally> {
+        let used = servers.and_then(native::usage);
         let before = CpuTime::own(Whose::Process);
         let started = Instant::now();
         let tallies: Vec<_> = std::thread::scope(|scope| {
@@ -48,6 +56,7 @@ impl Tree {
         }
         all.elapsed = started.elapsed();
         all.client = Some(CpuTime::own(Whose::Process).since(before));
+        note_servers(&mut all, used.as_ref(), servers.and_then(native::usage).as_ref());
         Ok(all)
     }
 
@@ -69,7 +78,9 @@ impl Tree {
 impl Drop for Tree {
     fn drop(&mut self) {
         // After an error there may be something left.
-        let _gone = fs::remove_dir_all(&self.root);
+        if !self.keep {
+            let _gone = fs::remove_dir_all(&self.root);
+        }
     }
 }
 
@@ -155,10 +166,10 @@ mod tests {
     #[test]
     fn a_whole_run_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let plan = Plan { files: 50, directories: 3, deep: 1, lanes: 4 };
+        let plan = Plan { files: 50, directories: 3, deep: 1, lanes: 4, shuffle: true };
         let tree = Tree::new(dir.path(), plan).unwrap();
         for phase in Phase::ALL {
-            let tally = tree.run(phase, &Live::default()).unwrap();
+            let tally = tree.run(phase, None, &Live::default()).unwrap();
             let expected = match phase {
                 Phase::Mkdir | Phase::Rmdir => 6,
                 Phase::Readdir => 3,
