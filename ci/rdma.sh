@@ -50,7 +50,31 @@ wait $reading || die "reads while the link was down"
 grep -q 'going on over TCP' /tmp/link.log || die "nobody noticed that the link was down"
 echo "$(figures /tmp/link.json) reads while the link was down and up again"
 corefs fs get /data /tmp/back && cmp /tmp/data /tmp/back || die "reads after that"
+# The device is taken out in the middle of reads, which goes on until nobody has it open any more, and put in again.
+(corefs perf randread --size 16MiB --seconds 20 --depth 8 --verify --json >/tmp/out.json 2>/tmp/out.log) & reading=$!
+sleep 4; timeout 60 rdma link delete rxe0 || die "somebody keeps a device that is taken out"
+grep -q 'an RDMA device is gone' /tmp/out.log || die "nobody noticed that the device was taken out"
+corefs fs cat /data | cmp - /tmp/data || die "reads without the device"
+[ "$(of_shards connections_by_rdma)" = 0 ] || die "connections go by a device that isn't there"
+sleep 2; rdma link add rxe0 type rxe netdev rdma0
+wait $reading || die "reads while the device was away"
+echo "$(figures /tmp/out.json) reads while the device was away"
+n=0; until corefs perf randread --transport rdma --size 16MiB --seconds 1 --depth 8 --verify --json >/tmp/back.json && grep -q '"rdma_requests"' /tmp/back.json; do
+  n=$((n + 1)); [ $n -lt 20 ] || die "the device isn't used again"; sleep 1; done
+echo "$(figures /tmp/back.json) reads by the device that is back"
+# Who may pin less than a transport does goes by TCP, and is told why; who insists is told, too.
+echo 'nobody:x:65534:65534::/:/bin/sh' >>/etc/passwd
+cp $dir/secret /tmp/secret; chown 65534 /tmp/secret; chmod 666 /dev/infiniband/uverbs*
+# as_nobody TRANSPORT LOG: reads of somebody who has no rights beside that of opening the device.
+as_nobody() {
+  (ulimit -l 1024; su nobody -c "COREFS_SECRET_FILE=/tmp/secret corefs perf randread --transport $1 --size 16MiB --seconds 1 --depth 8 --verify --json" >/tmp/nobody.json 2>"$2")
+}
+as_nobody auto /tmp/auto.log || { cat /tmp/auto.log; die "reads of who may pin little"; }
+grep -q "this RDMA device can't be used.*pinning 64 MiB: raise the memlock limit" /tmp/auto.log || { cat /tmp/auto.log; die "it isn't said that little may be pinned"; }
+echo "$(figures /tmp/nobody.json) reads by TCP of who may pin little"
+! as_nobody rdma /tmp/firm.log || die "an RDMA that isn't there was no error"
+grep -q 'RDMA was asked for: .*raise the memlock limit' /tmp/firm.log || { cat /tmp/firm.log; die "it isn't said why there is no RDMA"; }
 kill -TERM $up; wait $up || die "corefs up didn't stop cleanly"
 corefs fsck --dir $dir >/dev/null || die "fsck"
 ! dmesg | grep -A 20 'cut here' || die "the kernel complains"
-echo "a cluster of 3 nodes with 3 copies over RDMA: $between connections between shards; read, written and verified, also while a node was killed and while the link was down"
+echo "a cluster of 3 nodes with 3 copies over RDMA: $between connections between shards; read, written and verified, also while a node was killed, while the link was down and while the device was away"

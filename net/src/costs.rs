@@ -12,6 +12,8 @@ pub struct Costs {
     pub rdma_completions: u64,
     /// Times that a completion queue was told to wake its sleeping core. Like a doorbell.
     pub rdma_arms: u64,
+    /// Times that a completion queue woke it: a system call each, to take the event.
+    pub rdma_wakes: u64,
 }
 
 impl Costs {
@@ -23,17 +25,19 @@ impl Costs {
             rdma_doorbells: self.rdma_doorbells + other.rdma_doorbells,
             rdma_completions: self.rdma_completions + other.rdma_completions,
             rdma_arms: self.rdma_arms + other.rdma_arms,
+            rdma_wakes: self.rdma_wakes + other.rdma_wakes,
         }
     }
 
     /// Every figure by its name.
-    pub fn list(&self) -> [(&'static str, u64); 5] {
+    pub fn list(&self) -> [(&'static str, u64); 6] {
         [
             ("copied_bytes", self.copied_bytes),
             ("rdma_requests", self.rdma_requests),
             ("rdma_doorbells", self.rdma_doorbells),
             ("rdma_completions", self.rdma_completions),
             ("rdma_arms", self.rdma_arms),
+            ("rdma_wakes", self.rdma_wakes),
         ]
     }
 }

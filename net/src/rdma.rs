@@ -11,6 +11,7 @@
 //! | [`setup`], [`message`] | the bytes: terms of the two ends, messages; pure |
 //! | [`lane`] | one connection's queue pair: credits, frames, data |
 //! | [`event`] | what a device says unasked: ports that go down and come up |
+//! | [`watch`], [`arrivals`] | devices that come and go, and what becomes of connections then |
 //! | [`place`] | NUMA nodes and networks, by which a port is chosen |
 //! | [`shared`] | receives that many connections share |
 //! | [`seat`] | a device, as this executor uses it |
@@ -21,10 +22,12 @@
 //! - Whatever goes wrong with a queue pair ends its connection and nothing else; it is destroyed at once, and [`FrameSink::closed`] comes when the TCP
 //!   connection is gone, too. A connection that isn't open yet goes on over TCP instead, unless the choice is firm.
 //! - A port that goes down ends its connections at once; those that are made meanwhile go by another port or stay on TCP, and by it again when it is up.
+//! - A device that is taken out ends its connections, too, and nothing of it is kept, so that it can go. When it is there again, new connections go by it.
 //! - The TCP connection tells each end when the other one is gone: no queue pair outlives its peer's process for longer than that takes.
 //! - A frame costs no task, no lock, and in the steady state no allocation; while there is work the kernel is entered only as far as the device's own code does
 //!   that (soft-RoCE's doorbell is a system call, adapters' are writes to memory).
 
+mod arrivals;
 mod completion;
 mod connect;
 mod connections;
@@ -41,6 +44,7 @@ pub mod setup;
 mod shared;
 pub mod survey;
 mod upgrade;
+mod watch;
 mod window;
 mod work;
 
@@ -51,7 +55,7 @@ use crate::buffer::{Buffer, Payload, Pool};
 use crate::contract::FrameSink;
 use crate::costs::Costs;
 use crate::handshake::{Peer, capability};
-use crate::ring::{Completion, Ring, Source};
+use crate::ring::{Beside, Completion, Ring, Source};
 use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
 use connections::{Entry, Filter, Inner};
 use corefs_wire::frame::{Header, Kind};
@@ -64,6 +68,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use survey::{Road, Survey};
 use upgrade::Stage;
+use watch::Watch;
 
 /// Whether connections go by RDMA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -144,9 +149,11 @@ impl Rdma {
     /// the choice is firm: then `Os` or `NotFound` says what is missing.
     pub fn new(mut config: RdmaConfig, pool: &Pool) -> Result<Self> {
         let survey = Survey::take(&config.devices);
-        let (seats, roads) = seat::take(&survey, &mut config, pool);
+        let (seats, refused) = seat::take(&survey, &mut config, pool, 0);
+        let roads = seat::roads(&seats);
         if roads.is_empty() && config.choice == Choice::Firm {
-            let why = survey.obstacles().join("; ");
+            let refused = refused.into_iter().map(|error| error.message);
+            let why = survey.obstacles().into_iter().chain(refused).collect::<Vec<_>>().join("; ");
             let code = survey.obstacle.map_or(ErrorCode::Os, |error| error.code);
             return Err(Error::new(code, format!("RDMA was asked for: {why}")));
         }
@@ -155,6 +162,12 @@ impl Rdma {
         }
         let now = Instant::now();
         let inner = Inner {
+            watch: (!seats.is_empty()).then(Watch::new).flatten(),
+            watching: false,
+            next_look: None,
+            pool: pool.clone(),
+            numbers: seats.len() as u32,
+            retired: Costs::default(),
             seats,
             roads,
             networks: Network::all(),
@@ -283,12 +296,7 @@ impl Rdma {
     /// Takes a completion of `Source::TCP` or `Source::RDMA`.
     pub fn complete(&mut self, completion: Completion, sink: &mut impl FrameSink) {
         if completion.token.source() == Source::RDMA {
-            let index = completion.token.payload();
-            if index & seat::EVENTS != 0 {
-                self.inner.hear((index & !seat::EVENTS) as usize);
-            } else if let Some(seat) = self.inner.seats.get_mut(index as usize) {
-                seat.woken();
-            }
+            self.inner.complete(completion.token.payload());
             return;
         }
         self.tcp.complete(completion, &mut Filter { inner: &mut self.inner, sink });
@@ -298,6 +306,9 @@ impl Rdma {
     /// As [`Tcp::advance`]; also takes what the queue pairs have completed.
     pub fn advance(&mut self, now: Instant, sink: &mut impl FrameSink) {
         self.inner.now = now;
+        if self.inner.next_look.is_some_and(|at| at <= now) {
+            self.inner.look_for_devices();
+        }
         self.tcp.advance(now, &mut Filter { inner: &mut self.inner, sink });
         self.inner.poll();
         self.run_errands(sink);
@@ -321,12 +332,7 @@ impl Rdma {
         self.inner.refill();
         self.run_silent_errands();
         self.tcp.flush(ring);
-        for (index, seat) in self.inner.seats.iter_mut().enumerate() {
-            seat.watch(index, ring);
-            if self.inner.lanes > 0 {
-                seat.rest(index, ring);
-            }
-        }
+        self.inner.watch(ring);
     }
 
     /// As [`Tcp::close`].
@@ -424,7 +430,7 @@ impl Rdma {
         let open =
             self.inner.entries.iter().flatten().filter_map(|entry| entry.stage.lane()).map(Lane::costs);
         let ended = self.inner.seats.iter().map(Seat::costs);
-        open.chain(ended).fold(self.tcp.costs(), Costs::plus)
+        open.chain(ended).fold(self.tcp.costs().plus(self.inner.retired), Costs::plus)
     }
 
     /// As [`Tcp::connections`].
@@ -441,12 +447,24 @@ impl Rdma {
     pub fn has_work(&self) -> bool {
         let inner = &self.inner;
         let waits = !inner.dirty.is_empty() || !inner.ready.is_empty() || !inner.errands.is_empty();
-        waits || self.tcp.has_work() || (inner.lanes > 0 && inner.seats.iter().any(Seat::is_busy))
+        waits || self.tcp.has_work()
     }
 
     /// As [`Tcp::next_tick`].
     pub fn next_tick(&self) -> Option<Instant> {
         let ours = (self.inner.timed || self.inner.short).then_some(self.inner.next_scan);
-        [self.tcp.next_tick(), ours].into_iter().flatten().min()
+        [self.tcp.next_tick(), ours, self.inner.next_look].into_iter().flatten().min()
+    }
+}
+
+/// Completion queues are no entries of a ring.
+impl Beside for Rdma {
+    #[inline]
+    fn look(&mut self) -> bool {
+        self.inner.lanes > 0 && self.inner.seats.iter_mut().any(Seat::look)
+    }
+
+    fn lie_down(&mut self, ring: &mut Ring) -> bool {
+        self.inner.lanes == 0 || self.inner.seats.iter_mut().all(|seat| seat.lie_down(ring))
     }
 }

@@ -25,6 +25,7 @@ pub use drive::{Begun, DriveRing, STATUS, Wakes, drive_status};
 pub use file::File;
 pub use operations::{Sync, Try};
 pub use park::breathe;
+pub use rest::Beside;
 pub use token::{Source, Token};
 
 use crate::buffer::Pool;

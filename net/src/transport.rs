@@ -5,14 +5,14 @@ use crate::buffer::{Buffer, Payload, Pool};
 use crate::contract::FrameSink;
 use crate::costs::Costs;
 use crate::handshake::Peer;
-use crate::ring::{Completion, Ring, Source};
+use crate::ring::{Beside, Completion, Ring, Source};
 use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
 use corefs_wire::frame::Kind;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::time::{Duration, Instant};
 
-/// A driver of one executor's connections; what its calls mean is said at [`Tcp`]'s.
-pub trait Transport {
+/// A driver of one executor's connections; what its calls mean is said at [`Tcp`]'s. What it has beside the ring is to be looked at before the executor sleeps.
+pub trait Transport: Beside {
     /// Whether completions of this source are to be given to [`complete`](Self::complete).
     fn owns(source: Source) -> bool;
     fn connect(&mut self, address: &Address) -> Result<ConnId>;
@@ -280,6 +280,29 @@ impl Carrier {
             #[cfg(feature = "rdma")]
             Self::Rdma(rdma) => rdma.by_queue_pair(),
         }
+    }
+}
+
+impl Beside for Carrier {
+    #[inline]
+    fn look(&mut self) -> bool {
+        either!(self, carrier => carrier.look())
+    }
+
+    #[inline]
+    fn lie_down(&mut self, ring: &mut Ring) -> bool {
+        either!(self, carrier => carrier.lie_down(ring))
+    }
+}
+
+/// Sockets are entries of the ring.
+impl Beside for Tcp {
+    fn look(&mut self) -> bool {
+        false
+    }
+
+    fn lie_down(&mut self, _: &mut Ring) -> bool {
+        true
     }
 }
 

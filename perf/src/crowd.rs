@@ -115,7 +115,7 @@ impl Hall {
         self.tcp.flush(&mut self.ring);
         match self.tcp.has_work() {
             true => self.ring.turn(&mut completions)?,
-            false => self.ring.rest(&mut completions)?,
+            false => self.ring.rest(&mut (), &mut completions)?,
         }
         self.ring.heard_alarm();
         for completion in completions {

@@ -187,7 +187,7 @@ pub struct Tally {
 }
 
 /// Counters of servers that are reported for each operation, and how the report calls them.
-const COSTS: [(&str, &str); 11] = [
+const COSTS: [(&str, &str); 12] = [
     ("ring_enters", "system_calls"),
     ("ring_submissions", "ring_entries"),
     ("cross_core_messages", "cross_core_messages"),
@@ -199,6 +199,7 @@ const COSTS: [(&str, &str); 11] = [
     ("rdma_doorbells", "rdma_doorbells"),
     ("rdma_completions", "rdma_completions"),
     ("rdma_arms", "rdma_arms"),
+    ("rdma_wakes", "rdma_wakes"),
 ];
 
 impl Tally {

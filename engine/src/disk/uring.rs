@@ -16,7 +16,7 @@ use super::way::{Choice, Survey, Way};
 use crate::event::{DiskIndex, Nanos};
 use crate::store::Store;
 use crate::store::disk_log::Acknowledged;
-use corefs_net::ring::{Begun, DriveRing, File, Sync, Wakes, drive_status};
+use corefs_net::ring::{Begun, Beside, DriveRing, File, Sync, Wakes, drive_status};
 use corefs_net::{Buffer, Completion, Pool, Ring, Source, Token};
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{ChunkId, Error, ErrorCode, Result, SliceIndex, TargetId};
@@ -253,14 +253,20 @@ impl Disks {
         Ok(self.rings.len() - 1)
     }
 
-    /// Hands over what is queued, and appends what has completed to `out`. With `rest` it waits until something has, or the alarm is
-    /// raised; it may return for nothing.
+    /// Hands over what is queued, and appends what has completed to `out`. With `rest` it waits until something has, the alarm is
+    /// raised, or something has come `beside` the rings; it may return for nothing.
     #[inline]
-    pub fn gather(&mut self, ring: &mut Ring, rest: bool, out: &mut Vec<Completion>) -> Result<()> {
+    pub fn gather(
+        &mut self,
+        ring: &mut Ring,
+        rest: bool,
+        beside: &mut impl Beside,
+        out: &mut Vec<Completion>,
+    ) -> Result<()> {
         out.append(&mut self.spared);
         match (rest && out.is_empty(), self.rings.is_empty()) {
-            (true, true) => ring.rest(out),
-            (true, false) => ring.rest_beside(&mut self.rings, out),
+            (true, true) => ring.rest(beside, out),
+            (true, false) => ring.rest_with_drives(&mut self.rings, beside, out),
             (false, _) => {
                 ring.turn(out)?;
                 self.rings.iter_mut().try_for_each(|drives| drives.turn(out))

@@ -50,7 +50,7 @@ impl Shard {
             if rest {
                 self.arm_timer();
             }
-            self.disks.gather(&mut self.ring, rest, &mut self.completions)?;
+            self.disks.gather(&mut self.ring, rest, &mut self.carrier, &mut self.completions)?;
             self.turn();
             if matches!(self.ending, Ending::Now) {
                 return Ok(());

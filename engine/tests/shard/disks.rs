@@ -361,7 +361,7 @@ impl Alone {
         while all.len() < count {
             assert!(began.elapsed() < PATIENCE, "{} of {count} after {PATIENCE:?}", all.len());
             let mut some = Vec::new();
-            self.disks.gather(&mut self.ring, true, &mut some).unwrap();
+            self.disks.gather(&mut self.ring, true, &mut (), &mut some).unwrap();
             some.iter().for_each(|done| self.disks.complete(Io::of(done.token), done));
             all.extend(some);
         }

@@ -16,6 +16,9 @@ use std::rc::Rc;
 
 /// Completions that are taken at a time.
 const BATCH: usize = 32;
+/// Completions that a list may have after it was polled into: a device that completes as fast as it is asked keeps nobody for longer, and a list with room for
+/// so many never grows.
+pub const TAKEN_MAX: usize = 17 * BATCH;
 
 /// What became of a work request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,7 +78,7 @@ impl CompletionQueue {
             return Err(Error::new(ErrorCode::Internal, "the RDMA device has no way to poll"));
         };
         let mut found = [sys::ibv_wc::default(); BATCH];
-        loop {
+        while out.len() <= TAKEN_MAX - BATCH {
             // SAFETY: the queue is there, and the array has as many entries as are said.
             let count = unsafe { poll(self.raw, BATCH as i32, found.as_mut_ptr()) };
             let Ok(count) = usize::try_from(count) else {
@@ -89,11 +92,11 @@ impl CompletionQueue {
                     Some((status, _)) => Err(status),
                 },
             }));
-            // A device that completes as fast as it is asked doesn't keep us here.
-            if count < BATCH || out.len() >= 16 * BATCH {
-                return Ok(());
+            if count < BATCH {
+                break;
             }
         }
+        Ok(())
     }
 
     /// The next completion from now on makes [`fd`](Self::fd) readable, once. Poll again before sleeping.
@@ -105,11 +108,12 @@ impl CompletionQueue {
         done("ibv_req_notify_cq", unsafe { notify(self.raw, 0) })
     }
 
-    /// Takes the events that made the descriptor readable. The queue has to be armed again for more.
+    /// Takes the event that made the descriptor readable. The queue has to be armed again for another. One system call: there is one event for each time that it was armed, and
+    /// if there were more, the descriptor would stay readable.
     pub fn heard(&self) {
         let (mut queue, mut context) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: the channel is there, doesn't block, and has events of this queue only.
-        while unsafe { (self.context.library.get_cq_event)(self.channel, &mut queue, &mut context) } == 0 {
+        if unsafe { (self.context.library.get_cq_event)(self.channel, &mut queue, &mut context) } == 0 {
             self.unacknowledged.set(self.unacknowledged.get() + 1);
         }
         if self.unacknowledged.get() >= 1024 {

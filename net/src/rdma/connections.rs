@@ -5,14 +5,15 @@
 
 use super::completion::Completion;
 use super::device::Context;
-use super::event::Event;
 use super::place::Network;
 use super::seat::{self, Seat};
 use super::survey::Road;
 use super::upgrade::Stage;
+use super::watch::Watch;
 use super::{RdmaConfig, queue_pair, setup};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Pool};
 use crate::contract::{Flow, FrameSink, Placement};
+use crate::costs::Costs;
 use crate::handshake::{Peer, capability};
 use crate::tcp::{ConnId, Tcp};
 use corefs_wire::frame::Header;
@@ -34,7 +35,17 @@ const THROTTLE: usize = CONNECTION_SEND_MAX / 8;
 /// Everything but TCP, so that it can be the sink of that.
 pub(super) struct Inner {
     pub(super) config: RdmaConfig,
+    /// What data are placed in, which every device has to reach.
+    pub(super) pool: Pool,
     pub(super) seats: Vec<Seat>,
+    /// Seats so far, and what those have cost that are no more.
+    pub(super) numbers: u32,
+    pub(super) retired: Costs,
+    /// Tells of devices that come and go, and its descriptor is being polled.
+    pub(super) watch: Option<Watch>,
+    pub(super) watching: bool,
+    /// When devices are to be looked for.
+    pub(super) next_look: Option<Instant>,
     pub(super) roads: Vec<(Road, usize)>,
     /// What this machine's interfaces are connected to.
     pub(super) networks: Vec<Network>,
@@ -273,7 +284,7 @@ impl Inner {
     }
 
     /// A device is broken, or one of its ports.
-    fn break_all(&mut self, context: &Rc<Context>, port: Option<u8>, error: &Error) {
+    pub(super) fn break_all(&mut self, context: &Rc<Context>, port: Option<u8>, error: &Error) {
         let conn = |(index, entry): (usize, &Option<Entry>)| {
             let entry = entry.as_ref()?;
             let concerned = entry.stage.lane().is_some_and(|lane| lane.is_at(context, port));
@@ -281,59 +292,6 @@ impl Inner {
         };
         let all: Vec<ConnId> = self.entries.iter().enumerate().filter_map(conn).collect();
         all.into_iter().for_each(|conn| self.broken(conn, error.clone()));
-    }
-
-    /// Takes what a device has said unasked.
-    pub(super) fn hear(&mut self, at: usize) {
-        let Some(seat) = self.seats.get_mut(at) else { return };
-        seat.heard();
-        let context = Rc::clone(&seat.domain.context);
-        let name = context.name().to_string();
-        while let Some(event) = context.event() {
-            match event {
-                Event::PortDown(port) => {
-                    tracing::warn!(
-                        device = name,
-                        port,
-                        "an RDMA port is down: its connections end, others go by another port or TCP"
-                    );
-                    self.break_all(
-                        &context,
-                        Some(port),
-                        &lost(format!("RDMA: port {port} of {name} is down")),
-                    );
-                }
-                Event::PortUp(port) => {
-                    tracing::info!(device = name, port, "an RDMA port is up: new connections may go by it")
-                }
-                Event::QueuePair { owner } => {
-                    let conn = seat::conn(owner);
-                    self.broken(conn, lost(format!("RDMA: the queue pair failed, says {name}")));
-                }
-                Event::Queues => {
-                    tracing::error!(
-                        device = name,
-                        "an RDMA device's queues have failed: all of its connections end"
-                    );
-                    self.break_all(&context, None, &lost(format!("RDMA: a queue of {name} failed")));
-                }
-                Event::Gone => {
-                    tracing::error!(
-                        device = name,
-                        "an RDMA device is gone: it isn't used again by this process"
-                    );
-                    self.break_all(&context, None, &lost(format!("RDMA: the device {name} is gone")));
-                    self.seats[at].gone = true;
-                }
-                Event::PortChanged | Event::Other => (),
-            }
-            if event == Event::Gone {
-                break;
-            }
-        }
-        // Whatever it was, which ports can be used and by what addresses is asked anew: this is rare.
-        self.roads = seat::roads(&self.seats);
-        self.networks = Network::all();
     }
 
     /// Destroys the queue pair of a connection, if it has one; only its end is left of it.
@@ -367,7 +325,7 @@ impl Inner {
     }
 }
 
-fn lost(what: String) -> Error {
+pub(super) fn lost(what: String) -> Error {
     Error::new(ErrorCode::ConnectionLost, what)
 }
 

@@ -4,12 +4,15 @@
 //! and A17). A port's GIDs are what peers address: those of RoCE version 2 are its IP addresses, and packets are routed as UDP.
 
 use super::library::{Library, done, made, never_block};
+use super::watch::NODES;
 use corefs_wire::{Error, ErrorCode, Result};
 use ibverbs_sys as sys;
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::fmt;
 use std::mem;
 use std::net::{IpAddr, Ipv6Addr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// Entries of a port's table that are looked at: more addresses than a port has.
@@ -154,15 +157,20 @@ pub struct Limits {
 pub struct Context {
     raw: *mut sys::ibv_context,
     name: String,
+    /// Its node, if it is where the kernel makes it.
+    node: Option<PathBuf>,
     pub limits: Limits,
     ports: u8,
     pub(super) library: Rc<Library>,
 }
 
 impl Context {
-    /// Opens every device of this machine; those that can't be opened are named with the reason.
+    /// Opens every device of this machine that has a `wanted` name; those that can't be opened are named with the reason.
     #[allow(clippy::type_complexity)]
-    pub fn open_all(library: &Rc<Library>) -> Result<Vec<(String, Result<Rc<Self>>)>> {
+    pub fn open_all(
+        library: &Rc<Library>,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<(String, Result<Rc<Self>>)>> {
         let mut count = 0;
         // SAFETY: writes the count, and returns a list that ends with it, or null.
         let list = made("ibv_get_device_list", unsafe { (library.get_device_list)(&mut count) });
@@ -178,6 +186,9 @@ impl Context {
             // SAFETY: as above; the name is a string that lives as long as the device.
             let name = unsafe { CStr::from_ptr((library.get_device_name)(device)) };
             let name = name.to_string_lossy().into_owned();
+            if !wanted(&name) {
+                continue;
+            }
             let opened = Self::open(library, device, &name);
             found.push((name, opened.map(Rc::new)));
         }
@@ -190,7 +201,17 @@ impl Context {
         // SAFETY: the device is of a list that hasn't been freed.
         let raw = made("ibv_open_device", unsafe { (library.open_device)(device) })?;
         let limits = Limits::default();
-        let mut context = Self { raw, name: name.to_string(), limits, ports: 0, library: Rc::clone(library) };
+        // SAFETY: as above; the node's name is a string within the device.
+        let node = unsafe { CStr::from_ptr((*device).dev_name.as_ptr()) };
+        let node = Path::new(NODES).join(OsStr::from_bytes(node.to_bytes()));
+        let mut context = Self {
+            raw,
+            name: name.to_string(),
+            node: node.exists().then_some(node),
+            limits,
+            ports: 0,
+            library: Rc::clone(library),
+        };
         let mut found = sys::ibv_device_attr::default();
         // SAFETY: the context is open, and `found` of the type that is written.
         done("ibv_query_device", unsafe { (library.query_device)(raw, &mut found) })?;
@@ -212,6 +233,11 @@ impl Context {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether it is being taken out: the kernel has removed its node.
+    pub fn is_gone(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| !node.exists())
     }
 
     pub(super) fn raw(&self) -> *mut sys::ibv_context {

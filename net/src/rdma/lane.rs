@@ -372,6 +372,7 @@ impl Lane {
             rdma_doorbells: doorbells,
             rdma_completions: completions,
             rdma_arms: 0,
+            rdma_wakes: 0,
         }
     }
 

@@ -1,8 +1,10 @@
-//! A device, as one executor uses it: its domain, its memory, the completion queue of all its queue pairs, and the rest between completions.
+//! A device, as one executor uses it: its domain, its memory, the completion queue of all its queue pairs, and how the executor hears of completions.
+//!
+//! An executor that is awake [looks](Seat::look) at the queue, which is memory. Only one that is about to sleep [arms](Seat::lie_down) it, and looks once more, because what completed before signals nothing.
 
 use super::RdmaConfig;
-use super::completion::{Completion, CompletionQueue};
-use super::device::Limits;
+use super::completion::{Completion, CompletionQueue, TAKEN_MAX};
+use super::device::{Context, Limits};
 use super::memory::{Domain, Region};
 use super::queue_pair::{self, PLACES_MAX};
 use super::shared::{POSTED_MAX, SharedReceives};
@@ -19,12 +21,16 @@ use std::rc::Rc;
 /// Places in a send queue for each message that a peer has room for: a message may have a binding or a write before it, and an invalidation behind.
 const SENDS_A_RECEIVE: u32 = 4;
 const SENDS_MIN: u32 = 64;
-/// In the token of a ring's completion: it is a device's events that have come, not completions.
+/// In the token of a ring's completion, beside a seat's number: it is a device's events that have come, not completions.
 pub const EVENTS: u64 = 1 << 32;
+/// The token's payload when devices may have come or gone.
+pub const WATCH: u64 = 1 << 33;
 /// Queue pairs at once where each has receives of its own.
 const ALONE_MAX: usize = 64;
 
 pub struct Seat {
+    /// Its name in tokens. None is used twice, so what is in flight for a seat that is gone is nobody else's.
+    number: u32,
     pub domain: Rc<Domain>,
     pub completions: Rc<CompletionQueue>,
     /// The pool of the executor, and the arena.
@@ -39,13 +45,13 @@ pub struct Seat {
     made: u32,
     /// Work requests and doorbells of those that are gone.
     shared_before: (u64, u64),
-    /// The descriptor is being polled; a completion makes it readable; the last look found nothing.
+    /// The descriptor is being polled; the next completion makes it readable.
     polling: bool,
     armed: bool,
-    quiet: bool,
-    /// What was found by the look after arming.
+    /// What a look has found that nobody has taken yet.
     found: Vec<Completion>,
     arms: u64,
+    wakes: u64,
     /// The descriptor of events is being polled; the device is there no more.
     watching: bool,
     pub gone: bool,
@@ -53,34 +59,25 @@ pub struct Seat {
     pub ended: Rc<Cell<Costs>>,
 }
 
-/// A seat for each device that has a road, and the roads, each with the place of its seat. A device that can't be used after all is told of in the log.
-pub fn take(survey: &Survey, config: &mut RdmaConfig, pool: &Pool) -> (Vec<Seat>, Vec<(Road, usize)>) {
-    let mut seats: Vec<Seat> = Vec::new();
-    let mut roads: Vec<(Road, usize)> = Vec::new();
-    let mut broken: Vec<String> = Vec::new();
+/// A seat for each device that has a road; the first gets the number `first`. Why devices can't be used after all stands behind them, and in the log.
+pub fn take(survey: &Survey, config: &mut RdmaConfig, pool: &Pool, first: u32) -> (Vec<Seat>, Vec<Error>) {
+    let (mut seats, mut refused) = (Vec::<Seat>::new(), Vec::new());
+    let mut seen: Vec<Rc<Context>> = Vec::new();
     for road in survey.roads() {
-        let name = road.context.name();
-        if broken.iter().any(|known| known == name) {
+        if seen.iter().any(|known| Rc::ptr_eq(known, &road.context)) {
             continue;
         }
-        let known = seats.iter().position(|seat| Rc::ptr_eq(&seat.domain.context, &road.context));
-        let at = match known {
-            Some(at) => at,
-            None => match Seat::new(&road, config, pool) {
-                Ok(seat) => {
-                    seats.push(seat);
-                    seats.len() - 1
-                }
-                Err(error) => {
-                    tracing::warn!(device = name, %error, "this RDMA device can't be used");
-                    broken.push(name.to_string());
-                    continue;
-                }
-            },
-        };
-        roads.push((road, at));
+        let device = road.context.name();
+        match Seat::new(&road, config, pool, first + seats.len() as u32) {
+            Ok(seat) => seats.push(seat),
+            Err(error) => {
+                tracing::warn!(device, %error, "this RDMA device can't be used");
+                refused.push(error.of(device));
+            }
+        }
+        seen.push(road.context);
     }
-    (seats, roads)
+    (seats, refused)
 }
 
 /// Places in the send queue of a queue pair whose peer has room for so many messages.
@@ -120,7 +117,7 @@ pub fn roads(seats: &[Seat]) -> Vec<(Road, usize)> {
 
 impl Seat {
     /// Lowers the bound of queue pairs to what the device's completion queues hold.
-    fn new(road: &Road, config: &mut RdmaConfig, pool: &Pool) -> Result<Self> {
+    fn new(road: &Road, config: &mut RdmaConfig, pool: &Pool, number: u32) -> Result<Self> {
         let limits = road.context.limits;
         let receives = u32::from(config.receives);
         let sends = sends_of(receives, limits);
@@ -136,8 +133,9 @@ impl Seat {
         let arena = Pool::with_huge_pages(config.arena_bytes)?;
         let regions =
             vec![Rc::new(Region::register(&domain, pool)?), Rc::new(Region::register(&domain, &arena)?)];
-        let (polling, armed, quiet) = (false, false, false);
+        let (polling, armed) = (false, false);
         Ok(Self {
+            number,
             domain,
             completions,
             regions,
@@ -149,9 +147,9 @@ impl Seat {
             shared_before: (0, 0),
             polling,
             armed,
-            quiet,
-            found: Vec::new(),
+            found: Vec::with_capacity(TAKEN_MAX),
             arms: 0,
+            wakes: 0,
             watching: false,
             gone: false,
             ended: Rc::default(),
@@ -162,7 +160,6 @@ impl Seat {
     pub fn poll(&mut self) -> Result<Vec<Completion>> {
         let mut found = std::mem::take(&mut self.found);
         self.completions.poll(&mut found)?;
-        self.quiet = found.is_empty();
         Ok(found)
     }
 
@@ -179,6 +176,7 @@ impl Seat {
             rdma_requests: requests,
             rdma_doorbells: doorbells,
             rdma_arms: self.arms,
+            rdma_wakes: self.wakes,
             ..Costs::default()
         };
         self.ended.get().plus(shared)
@@ -235,38 +233,61 @@ impl Seat {
         self.shared.iter().any(|shared| shared.is_short())
     }
 
-    /// Whether it is to be polled again before the executor rests.
-    pub fn is_busy(&self) -> bool {
-        !self.quiet
+    /// Whether something has completed; it is kept for [`poll`](Self::poll). Costs no system call. Whatever is wrong with the queue shows there, so it counts as something.
+    #[inline]
+    pub fn look(&mut self) -> bool {
+        if self.gone {
+            return false;
+        }
+        let looked = self.found.is_empty().then(|| self.completions.poll(&mut self.found));
+        !self.found.is_empty() || looked.is_some_and(|outcome| outcome.is_err())
     }
 
-    /// If the last look found nothing: makes the next completion wake `ring`.
-    pub fn rest(&mut self, index: usize, ring: &mut Ring) {
-        if self.quiet && !self.armed {
+    /// Makes the next completion wake `ring`, whose thread is about to sleep. `false` if something has completed meanwhile, or nothing would wake it: then it is
+    /// to be polled on.
+    pub fn lie_down(&mut self, ring: &mut Ring) -> bool {
+        if self.gone {
+            return true;
+        }
+        if !self.armed {
             self.arms += 1;
             match self.completions.arm() {
                 Ok(()) => self.armed = true,
-                // It is polled on, then.
                 Err(error) => tracing::warn!(%error, "an RDMA completion queue can't be armed"),
             }
             // What completed before signals nothing.
-            let looked = self.completions.poll(&mut self.found);
-            self.quiet = self.armed && looked.is_ok() && self.found.is_empty();
+            if self.look() {
+                return false;
+            }
         }
         if self.armed && !self.polling {
             self.polling = true;
-            ring.when_readable(self.completions.fd(), Token::new(Source::RDMA, index as u64));
+            ring.when_readable(self.completions.fd(), self.token(0));
         }
+        self.armed
     }
 
     /// Makes the device's next [event](super::event) wake `ring`.
-    pub fn watch(&mut self, index: usize, ring: &mut Ring) {
+    pub fn watch(&mut self, ring: &mut Ring) {
         if !self.watching && !self.gone {
             self.watching = true;
-            ring.when_readable(
-                self.domain.context.events_fd(),
-                Token::new(Source::RDMA, EVENTS | index as u64),
-            );
+            ring.when_readable(self.domain.context.events_fd(), self.token(EVENTS));
+        }
+    }
+
+    fn token(&self, of: u64) -> Token {
+        Token::new(Source::RDMA, of | u64::from(self.number))
+    }
+
+    /// Whether a token's payload is of this seat.
+    pub fn is_meant(&self, payload: u64) -> bool {
+        payload & !EVENTS == u64::from(self.number)
+    }
+
+    /// Ends what is in flight for it, which would keep the device open when the seat is dropped.
+    pub fn leave(&mut self, ring: &mut Ring) {
+        for of in [0, EVENTS] {
+            ring.cancel(self.token(of));
         }
     }
 
@@ -277,7 +298,8 @@ impl Seat {
 
     /// The descriptor has become readable.
     pub fn woken(&mut self) {
-        (self.polling, self.armed, self.quiet) = (false, false, false);
+        (self.polling, self.armed) = (false, false);
+        self.wakes += 1;
         self.completions.heard();
     }
 }

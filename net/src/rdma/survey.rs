@@ -55,16 +55,23 @@ pub struct Survey {
 impl Survey {
     /// Looks at every device of this machine, or only at those with these names.
     pub fn take(only: &[String]) -> Self {
+        Self::but(&[], only)
+    }
+
+    /// The same, leaving out those that are `known`.
+    pub fn but(known: &[String], only: &[String]) -> Self {
         let memlock = memlock();
-        let opened = Library::open().and_then(|library| Context::open_all(&library));
+        let wanted = |name: &str| {
+            let is = |other: &String| other == name;
+            !known.iter().any(is) && (only.is_empty() || only.iter().any(is))
+        };
+        let opened = Library::open().and_then(|library| Context::open_all(&library, wanted));
         let contexts = match opened {
             Ok(contexts) => contexts,
             Err(error) => return Self { devices: Vec::new(), obstacle: Some(error), memlock },
         };
-        let wanted = |name: &String| only.is_empty() || only.contains(name);
         let devices: Vec<Device> = contexts
             .into_iter()
-            .filter(|(name, _)| wanted(name))
             .map(|(name, context)| {
                 let found = context.and_then(|context| {
                     let ports = context.ports()?;

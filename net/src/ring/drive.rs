@@ -1,7 +1,7 @@
 //! A second ring of a core, for its drives: completions that are polled for, and commands that pass the kernel's block layer by.
 //!
 //! Neither fits in the core's [`Ring`](super::Ring): sockets can't be polled this way, and a drive's command takes entries of twice the size. So a
-//! core with such drives has this one beside it, and rests in [`Ring::rest_beside`](super::Ring::rest_beside).
+//! core with such drives has this one beside it, and rests in [`Ring::rest_with_drives`](super::Ring::rest_with_drives).
 //!
 //! A **polled** ring asks the drive's completion queue itself, in [`DriveRing::turn`]: no interrupt, and no completion without asking. One
 //! that isn't polled is woken by interrupts, and then wakes whoever rests beside it.

@@ -4,6 +4,9 @@
 //! call. So there is no race between looking and sleeping, nothing to enable, and no second ring to wake through. What that
 //! spares is measured in docs/adr/0007-threads-that-rest-in-their-ring.md.
 //!
+//! What is no entry of the ring, as completions of an RDMA device, is looked at [beside](Beside) it for as long as the thread is awake, and made to wake the ring only when
+//! the thread is about to sleep.
+//!
 //! Other threads wake the sleeper by the [`Alarm`](super::Alarm): its eventfd is read by the ring itself. That is sound only
 //! because no eventfd is registered with such a ring (see `alarm.rs`), so a ring either rests or parks, all its life.
 
@@ -17,6 +20,26 @@ pub const LISTENING: Token = Token::new(Source::RING, 1);
 
 /// The poll of a ring of drives.
 const WATCHING: Token = Token::new(Source::RING, 2);
+
+/// What a core looks at beside its ring while it is awake, and what has to wake the ring when it sleeps.
+pub trait Beside {
+    /// Whether something has come that no completion tells of. Asked again and again by a core that polls, so it costs no system call.
+    fn look(&mut self) -> bool;
+
+    /// The thread is about to sleep: has whatever comes from now on wake `ring`. `false` if something has come meanwhile; then nobody sleeps.
+    fn lie_down(&mut self, ring: &mut Ring) -> bool;
+}
+
+/// Nothing: completions tell of everything.
+impl Beside for () {
+    fn look(&mut self) -> bool {
+        false
+    }
+
+    fn lie_down(&mut self, _: &mut Ring) -> bool {
+        true
+    }
+}
 
 /// What the ring itself has in flight, so that something wakes it.
 #[derive(Default)]
@@ -41,22 +64,14 @@ impl Resting {
 }
 
 impl Ring {
-    /// Hands what is queued to the kernel and returns when something has completed (appended to `out`) or the alarm is raised;
+    /// Hands what is queued to the kernel and returns when something has completed (appended to `out`), has come `beside` the ring, or the alarm is raised;
     /// may return for nothing. Polls for as long as the configuration says, then blocks the thread.
-    pub fn rest(&mut self, out: &mut Vec<Completion>) -> Result<()> {
-        if !self.parking.busy_poll.is_zero() {
-            let started = Instant::now();
-            let watching = self.resting.watching;
-            loop {
-                self.turn(out)?;
-                if !out.is_empty() || self.parking.alarm.is_raised() || self.resting.watching != watching {
-                    return Ok(());
-                }
-                if started.elapsed() >= self.parking.busy_poll {
-                    break;
-                }
-                std::hint::spin_loop();
-            }
+    pub fn rest(&mut self, beside: &mut impl Beside, out: &mut Vec<Completion>) -> Result<()> {
+        if self.spin(beside, out)? {
+            return Ok(());
+        }
+        if !beside.lie_down(self) {
+            return self.turn(out);
         }
         self.listen();
         self.parking.alarm.lie_down();
@@ -67,9 +82,39 @@ impl Ring {
         self.turn(out)
     }
 
+    /// Looks for something to do for as long as the configuration says; whether there is. Without polling, what is beside is looked at once, and the ring isn't,
+    /// because the wait is a look at it, too.
+    fn spin(&mut self, beside: &mut impl Beside, out: &mut Vec<Completion>) -> Result<bool> {
+        if self.parking.busy_poll.is_zero() {
+            let found = beside.look();
+            if found {
+                self.turn(out)?;
+            }
+            return Ok(found);
+        }
+        let started = Instant::now();
+        let watching = self.resting.watching;
+        loop {
+            self.turn(out)?;
+            let woken = self.parking.alarm.is_raised() || self.resting.watching != watching;
+            if !out.is_empty() || woken || beside.look() {
+                return Ok(true);
+            }
+            if started.elapsed() >= self.parking.busy_poll {
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
     /// As [`rest`](Self::rest), for a core that has drives with rings of their own: returns when something of theirs has completed, too.
     /// While transfers are in flight that are polled for, it doesn't sleep, since nothing would wake it.
-    pub fn rest_beside(&mut self, drives: &mut [DriveRing], out: &mut Vec<Completion>) -> Result<()> {
+    pub fn rest_with_drives(
+        &mut self,
+        drives: &mut [DriveRing],
+        beside: &mut impl Beside,
+        out: &mut Vec<Completion>,
+    ) -> Result<()> {
         loop {
             for drive in &mut *drives {
                 drive.turn(out)?;
@@ -78,7 +123,7 @@ impl Ring {
                 break;
             }
             self.turn(out)?;
-            if !out.is_empty() || self.parking.alarm.is_raised() {
+            if !out.is_empty() || self.parking.alarm.is_raised() || beside.look() {
                 return Ok(());
             }
             std::hint::spin_loop();
@@ -89,7 +134,7 @@ impl Ring {
         for fd in drives.iter().filter_map(DriveRing::readable) {
             self.watch(fd);
         }
-        self.rest(out)?;
+        self.rest(beside, out)?;
         for drive in drives {
             drive.turn(out)?;
         }

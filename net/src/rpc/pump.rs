@@ -10,7 +10,7 @@ use crate::buffer::Buffer;
 use crate::contract::{Flow, FrameSink, Placement};
 use crate::handshake::Peer;
 use crate::mailbox::Receiver;
-use crate::ring::{Alarm, Completion, Ring, Source, Token};
+use crate::ring::{Alarm, Beside, Completion, Ring, Source, Token};
 use crate::tcp::ConnId;
 use crate::transport::Carrier;
 use corefs_wire::frame::{Header, Kind};
@@ -34,13 +34,92 @@ pub struct Pump {
     mail: Receiver<Mail>,
     completions: Vec<Completion>,
     arrived: Vec<Arrived>,
-    /// The next tick, and the timeouts in flight that will bring it about.
+    timers: Timers,
+    stopping_since: Option<Instant>,
+}
+
+/// What is due, and the timeouts in flight that wake a sleeper for it. An executor that is awake looks at the clock each turn, so they are queued only before it sleeps.
+struct Timers {
     next_tick: Instant,
     fine_armed: bool,
     coarse_armed: bool,
     /// What wakes a thread of its own for a timer, and when.
     exact_armed: Option<Instant>,
-    stopping_since: Option<Instant>,
+}
+
+/// What such a thread has beside its ring: its connections, and what is due while it polls.
+struct Awake<'a> {
+    inner: &'a Inner,
+    timers: &'a mut Timers,
+    timer: Option<Instant>,
+    due: Option<Instant>,
+}
+
+impl Beside for Awake<'_> {
+    #[inline]
+    fn look(&mut self) -> bool {
+        self.inner.carrier.borrow_mut().look() || self.due.is_some_and(|due| Instant::now() >= due)
+    }
+
+    fn lie_down(&mut self, ring: &mut Ring) -> bool {
+        self.timers.arm(self.inner, self.timer, ring);
+        self.inner.carrier.borrow_mut().lie_down(ring)
+    }
+}
+
+impl Timers {
+    /// Whether ticks are wanted often, and whether they are wanted at all.
+    fn wanted(inner: &Inner) -> (bool, bool) {
+        let hooked = inner.ticked.borrow().is_some();
+        let (awaited, timed) = {
+            let table = inner.table.borrow();
+            (!table.is_empty(), table.is_timed())
+        };
+        let tick = inner.carrier.borrow().next_tick();
+        let fine = timed
+            || (hooked && awaited)
+            || !inner.sleepers.borrow().is_empty()
+            || tick.is_some_and(|at| at < inner.now.get() + COARSE)
+            || !inner.waiting.borrow().is_empty()
+            || inner.state.get() != State::Running;
+        (fine, fine || hooked || tick.is_some() || !inner.links.borrow().is_empty())
+    }
+
+    /// When the next turn is wanted even if nothing happens, of an executor that has a timer then.
+    fn due(&self, inner: &Inner, timer: Option<Instant>) -> Option<Instant> {
+        let tick = match Self::wanted(inner) {
+            (true, _) => Some(self.next_tick),
+            (false, true) => Some(self.next_tick + COARSE),
+            (false, false) => None,
+        };
+        [tick, timer].into_iter().flatten().min()
+    }
+
+    /// Has what is wanted wake the ring.
+    fn arm(&mut self, inner: &Inner, timer: Option<Instant>, ring: &mut Ring) {
+        let (fine, coarse) = Self::wanted(inner);
+        if fine && !std::mem::replace(&mut self.fine_armed, true) {
+            ring.timeout(FINE, FINE_TICK);
+        }
+        if coarse && !std::mem::replace(&mut self.coarse_armed, true) {
+            ring.timeout(COARSE, COARSE_TICK);
+        }
+        if let Some(at) = timer
+            && self.exact_armed.is_none_or(|armed| armed > at)
+        {
+            self.exact_armed = Some(at);
+            ring.timeout(at.saturating_duration_since(Instant::now()), EXACT_TICK);
+        }
+    }
+
+    /// Takes a timeout's completion.
+    fn woken(&mut self, token: Token) {
+        match token {
+            FINE_TICK => self.fine_armed = false,
+            EXACT_TICK => self.exact_armed = None,
+            _ => self.coarse_armed = false,
+        }
+    }
 }
 
 /// Takes the frames of a turn.
@@ -108,10 +187,12 @@ impl Pump {
             mail,
             completions: Vec::new(),
             arrived: Vec::new(),
-            next_tick: Instant::now(),
-            fine_armed: false,
-            coarse_armed: false,
-            exact_armed: None,
+            timers: Timers {
+                next_tick: Instant::now(),
+                fine_armed: false,
+                coarse_armed: false,
+                exact_armed: None,
+            },
             stopping_since: None,
         }
     }
@@ -135,16 +216,14 @@ impl Pump {
             self.stop(Ok(()));
             return false;
         }
-        if let Some(at) = timer
-            && self.exact_armed.is_none_or(|armed| armed > at)
-        {
-            self.exact_armed = Some(at);
-            self.ring.timeout(at.saturating_duration_since(Instant::now()), EXACT_TICK);
-        }
-        let idle =
-            !self.node.0.bell.is_rung() && self.mail.is_empty() && !self.node.0.carrier.borrow().has_work();
+        let inner = &*self.node.0;
+        let idle = !inner.bell.is_rung() && self.mail.is_empty() && !inner.carrier.borrow().has_work();
         let outcome = match idle {
-            true => self.ring.rest(&mut self.completions),
+            true => {
+                let due = self.timers.due(inner, timer);
+                let mut awake = Awake { inner, timers: &mut self.timers, timer, due };
+                self.ring.rest(&mut awake, &mut self.completions)
+            }
             false => self.ring.turn(&mut self.completions),
         };
         match outcome {
@@ -188,12 +267,19 @@ impl Pump {
             }
             self.ring.turn(&mut self.completions)?;
             let idle = self.completions.is_empty() && !bell.is_rung() && self.mail.is_empty();
-            if idle && !self.node.0.carrier.borrow().has_work() {
+            if idle && !self.node.0.carrier.borrow().has_work() && self.lie_down() {
                 self.ring.park(&bell, &mut self.completions).await?;
             } else if !busy {
                 self.ring.breathe().await?;
             }
         }
+    }
+
+    /// Has whatever comes from now on wake the ring, among other tasks of an executor, which don't let it poll anything else. `false` if something has come.
+    fn lie_down(&mut self) -> bool {
+        let inner = &*self.node.0;
+        self.timers.arm(inner, None, &mut self.ring);
+        inner.carrier.borrow_mut().lie_down(&mut self.ring)
     }
 
     /// The first half of a turn: what has happened.
@@ -207,9 +293,7 @@ impl Pump {
             for completion in self.completions.drain(..) {
                 match completion.token.source() {
                     source if Carrier::owns(source) => carrier.complete(completion, &mut inlet),
-                    _ if completion.token == FINE_TICK => self.fine_armed = false,
-                    _ if completion.token == EXACT_TICK => self.exact_armed = None,
-                    _ => self.coarse_armed = false,
+                    _ => self.timers.woken(completion.token),
                 }
             }
             carrier.advance(now, &mut inlet);
@@ -222,7 +306,7 @@ impl Pump {
             let Some(work) = self.mail.pop() else { break };
             work(self.node.clone());
         }
-        if now >= self.next_tick {
+        if now >= self.timers.next_tick {
             self.tick(now);
         }
     }
@@ -235,7 +319,6 @@ impl Pump {
             hook(&self.node);
         }
         self.retry_waiting();
-        self.arm_timers();
         self.node.0.carrier.borrow_mut().flush(&mut self.ring);
         self.node.0.ring_counters.set(self.ring.counters());
     }
@@ -252,7 +335,7 @@ impl Pump {
     }
 
     fn tick(&mut self, now: Instant) {
-        self.next_tick = now + FINE;
+        self.timers.next_tick = now + FINE;
         let inner = &self.node.0;
         inner.table.borrow_mut().expire(now);
         inner.sleepers.borrow_mut().wake(now);
@@ -268,29 +351,6 @@ impl Pump {
         let hook = inner.ticked.borrow().clone();
         if let Some(hook) = hook {
             hook(&self.node, now);
-        }
-    }
-
-    fn arm_timers(&mut self) {
-        let inner = &self.node.0;
-        let hooked = inner.ticked.borrow().is_some();
-        let (awaited, timed) = {
-            let table = inner.table.borrow();
-            (!table.is_empty(), table.is_timed())
-        };
-        let fine = timed
-            || (hooked && awaited)
-            || !inner.sleepers.borrow().is_empty()
-            || inner.carrier.borrow().next_tick().is_some()
-            || !inner.waiting.borrow().is_empty()
-            || inner.state.get() != State::Running;
-        if fine && !self.fine_armed {
-            self.fine_armed = true;
-            self.ring.timeout(FINE, FINE_TICK);
-        }
-        if !self.coarse_armed && (hooked || !inner.links.borrow().is_empty()) {
-            self.coarse_armed = true;
-            self.ring.timeout(COARSE, COARSE_TICK);
         }
     }
 

@@ -4,6 +4,7 @@ mod events;
 mod grants;
 mod nodes;
 mod processes;
+mod resting;
 mod setup;
 mod shared;
 mod steady;

@@ -5,6 +5,8 @@ use corefs_net::{
     Address, Buffer, Completion, ConnId, Flow, FrameSink, Identity, Peer, Placement, Pool, Ring, RingConfig,
     Role, Tcp, TcpConfig, Transport,
 };
+#[cfg(feature = "rdma")]
+use corefs_net::{Source, Token};
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::{Error, Uuid};
 use std::collections::VecDeque;
@@ -105,6 +107,9 @@ pub struct World<T> {
     pub net: T,
     pub sink: Sink,
     completions: Vec<Completion>,
+    /// [`rest`](Self::rest) has a timeout in flight.
+    #[cfg(feature = "rdma")]
+    watched: bool,
     /// Added to the clock, to make time pass.
     pub later: Duration,
 }
@@ -127,7 +132,15 @@ impl<T: Tested> World<T> {
             closed: Vec::new(),
         };
         let net = make(&sink.pool);
-        Self { ring, net, sink, completions: Vec::new(), later: Duration::ZERO }
+        Self {
+            ring,
+            net,
+            sink,
+            completions: Vec::new(),
+            #[cfg(feature = "rdma")]
+            watched: false,
+            later: Duration::ZERO,
+        }
     }
 
     pub fn plain() -> Self {
@@ -139,6 +152,30 @@ impl<T: Tested> World<T> {
         self.ring.turn(&mut self.completions).unwrap();
         for completion in self.completions.drain(..) {
             assert!(T::owns(completion.token.source()));
+            self.net.complete(completion, &mut self.sink);
+        }
+        self.net.advance(Instant::now() + self.later, &mut self.sink);
+    }
+
+    /// As [`turn`](Self::turn), but waits until there is something to do. Who waits for a third of the tests' patience has missed a wake-up.
+    #[cfg(feature = "rdma")]
+    pub fn rest(&mut self) {
+        const WATCHDOG: Token = Token::new(Source::TIMER, 0);
+        self.net.flush(&mut self.ring);
+        if self.net.has_work() {
+            return self.turn();
+        }
+        if !std::mem::replace(&mut self.watched, true) {
+            self.ring.timeout(PATIENCE, WATCHDOG);
+        }
+        let began = Instant::now();
+        self.ring.rest(&mut self.net, &mut self.completions).unwrap();
+        for completion in self.completions.drain(..) {
+            if completion.token == WATCHDOG {
+                self.watched = false;
+                assert!(began.elapsed() < PATIENCE / 3, "a wake-up was lost");
+                continue;
+            }
             self.net.complete(completion, &mut self.sink);
         }
         self.net.advance(Instant::now() + self.later, &mut self.sink);

@@ -107,7 +107,7 @@ fn turn(
     tcp.flush(ring);
     match tcp.has_work() {
         true => ring.turn(completions)?,
-        false => ring.rest(completions)?,
+        false => ring.rest(&mut (), completions)?,
     }
     desk.now = Instant::now();
     for completion in completions.drain(..) {

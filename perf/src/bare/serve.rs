@@ -191,7 +191,7 @@ impl Thread {
         while !stop.load(Ordering::Relaxed) {
             match self.tcp.has_work() {
                 true => self.ring.turn(&mut completions)?,
-                false => self.ring.rest(&mut completions)?,
+                false => self.ring.rest(&mut (), &mut completions)?,
             }
             self.ring.heard_alarm();
             for completion in completions.drain(..) {

@@ -429,3 +429,34 @@ fn what_a_peer_offers_to_be_read_is_its_own_problem() {
         * town.server.net.inner.config.message as usize;
     town.until("the copies to be given up", |town| town.server.net.inner.seats[0].arena.in_use() == left);
 }
+
+#[test]
+fn a_queue_pair_that_fails_in_the_middle_ends_its_connection_alone() {
+    let Some(mut town) = Town::new() else { return };
+    for end in 0..4 {
+        let (conn, accepted) = town.open();
+        // Requests and replies are on their way, each way data that have to be fetched.
+        town.hostile.net.send(conn, Kind::Request, 1, 1, 0, b"", Some(vec![1; 300_000].into())).unwrap();
+        town.server.net.send(accepted, Kind::Request, 1, 1, 0, b"", Some(vec![2; 300_000].into())).unwrap();
+        town.server.turn();
+        town.hostile.turn();
+        // As after an error that only the device knows: everything that is queued fails.
+        let lane = if end % 2 == 0 { town.hostile.lane(conn) } else { town.server.lane(accepted) };
+        lane.pair.stop().unwrap();
+        let error = town.check_end(accepted);
+        assert_eq!(error.code, ErrorCode::ConnectionLost, "{error}");
+        town.until("the other end", |town| town.hostile.log.closed.iter().any(|(closed, _)| *closed == conn));
+    }
+    // What a device says of it, where that comes before any completion.
+    let (conn, accepted) = town.open();
+    town.server.net.inner.queue_pair_failed(seat::owner(accepted), "the device");
+    let error = town.check_end(accepted);
+    assert!(error.message.contains("the queue pair failed, says the device"), "{error}");
+    town.until("the other end", |town| town.hostile.log.closed.iter().any(|(closed, _)| *closed == conn));
+    // And once more for a connection that is no more.
+    town.server.net.inner.queue_pair_failed(seat::owner(accepted), "the device");
+    let (_, accepted) = town.open();
+    town.server.turn();
+    assert!(town.server.net.is_by_queue_pair(accepted));
+    town.until("the memory", |town| town.server.pool.in_use() == 0);
+}
