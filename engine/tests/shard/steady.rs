@@ -39,7 +39,7 @@ fn reads_ask_for_no_memory_and_share_their_system_calls() {
         let [reads, allocations, messages, enters] = since(counters(), before);
         assert_eq!(reads, ROUNDS * u64::from(BATCH));
         let asked = allocations.saturating_sub(reported);
-        // Less than one a batch: what a core asks for now and then when it lies down (137 once) is none of the reads'.
+        // Less than one a batch. It is 2 to 8 in all, but was 137 once on a busy machine, and nobody knows yet why.
         assert!(asked < ROUNDS * 4 / 5, "{asked} allocations in {reads} reads");
         assert!(messages <= 2 * names.len() as u64, "{messages} messages");
         assert!(enters < reads / 2, "{enters} system calls for {reads} reads");
