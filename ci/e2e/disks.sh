@@ -83,6 +83,23 @@ disks "dead:0" "in use:8" "dead:8"
 disks "dead:0" "in use:8" "dead:0" "in use:8"
 well
 same
+# Somebody puts a blank disk in the place of one, under the same name: the node comes back with the others.
+blank=$dir/disk-3
+pid=$(pgrep -P "$up_pid" -f 'corefs storage .*node-1( |$)')
+kill -KILL "$pid"
+bytes=$(stat -c %s "$blank")
+truncate -s 0 "$blank" && truncate -s "$bytes" "$blank"
+for _ in $(seq 100); do
+  "$COREFS" status >"$work/status" || true
+  ! grep -q 'of node-1 are dead' "$work/status" || break
+  sleep 0.2
+done
+same
+disks "dead:0" "in use:8" "dead:0" "dead:8"
+"$COREFS" disk replace 3 --dir "$dir" --wait | tail -n 1
+disks "dead:0" "in use:8" "dead:0" "dead:0" "in use:8"
+well
+same
 # The other node dies: what was rebuilt is complete.
 kill -KILL "$(pgrep -P "$up_pid" -f 'corefs storage .*node-2( |$)')"
 same

@@ -390,12 +390,6 @@ impl Repairs {
             (job.phase, job.due) = (Phase::Check, now);
         }
     }
-
-    /// Targets whose repairs wait for the flush in flight.
-    pub fn in_flush(&self, disk: DiskIndex) -> impl Iterator<Item = TargetId> + '_ {
-        let flushing = move |job: &&Job| job.phase == Phase::Flushing { disk };
-        self.jobs.iter().filter(flushing).map(|job| job.place.target)
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! - A target is in one slice, a slice on one disk, and both belong to this shard alone.
 //! - One flush of a disk is in flight at a time. It is asked for when everything sealed on that disk is complete,
 //!   and covers nothing that completes later; records gather meanwhile.
-//! - A failed write kills its slice, a failed flush every slice that waited for it; the dead are never asked again.
+//! - A failed write kills its slice, a failed flush all slices of its disk; the dead are never asked again.
 //!   Repaired blocks wait for a flush like updates do.
 
 mod placed;
@@ -415,9 +415,10 @@ impl Targets {
 
     fn flush_failed(&mut self, now: Nanos, disk: DiskIndex, error: &Error, out: &mut Outputs) {
         self.groups[usize::from(disk.0)] = Group::Idle;
-        let waiting = |slice: &&Slice| slice.disk == disk && slice.is_sealed();
-        let mut dead: Vec<SliceIndex> = self.slices.iter().filter(waiting).map(|slice| slice.index).collect();
-        dead.extend(self.repairs.in_flush(disk).filter_map(|target| self.slice_of(target)));
+        // All of them: what others have written since the last flush may be lost with what this one was for, and a later flush
+        // that succeeds would cover it.
+        let on_it = |slice: &&Slice| slice.disk == disk;
+        let dead: Vec<SliceIndex> = self.slices.iter().filter(on_it).map(|slice| slice.index).collect();
         self.repairs_flushed(now, disk);
         for slice in dead {
             self.kill(now, slice, error.clone(), out);

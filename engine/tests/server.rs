@@ -3,7 +3,7 @@
 use corefs_engine::{Options, StorageServer};
 use corefs_net::{Address, Identity, Node, NodeConfig, Payload, Request, Responder, Role, Secret, Service};
 use corefs_wire::control::mgmtd::{
-    NodeHeartbeatReplyT, NodeHeartbeatT, NodeRegisteredT, RegisterNodeT, TargetState,
+    NodeHeartbeatReplyT, NodeHeartbeatT, NodeRegisteredT, RegisterNodeT, SliceInfoT, TargetState,
 };
 use corefs_wire::control::process::GetProcessT;
 use corefs_wire::control::{Call, Message};
@@ -33,20 +33,22 @@ struct Manager {
     registrations: Cell<u32>,
     beats: Cell<u32>,
     healthy_targets: Cell<usize>,
+    dead_slices: RefCell<Vec<u16>>,
 }
 
 impl Manager {
     fn new(cluster: Uuid) -> Rc<Self> {
         let routing = RoutingInfo { cluster, chunk_size: 65536, replicas: 1, ..RoutingInfo::default() };
         let (renews, beats, healthy_targets) = (Cell::new(true), Cell::new(0), Cell::new(0));
-        let (forgets, registrations) = Default::default();
+        let (forgets, registrations, dead_slices) = Default::default();
         let routing = RefCell::new(routing);
-        Rc::new(Self { cluster, routing, renews, forgets, registrations, beats, healthy_targets })
+        Rc::new(Self { cluster, routing, renews, forgets, registrations, beats, healthy_targets, dead_slices })
     }
 
     fn register(&self, request: &RegisterNodeT) -> NodeRegisteredT {
         self.forgets.set(false);
         self.registrations.set(self.registrations.get() + 1);
+        self.note_dead(&request.slices);
         let mut routing = self.routing.borrow_mut();
         routing.version += 1;
         let id = NodeId(1);
@@ -75,6 +77,11 @@ impl Manager {
         reply
     }
 
+    fn note_dead(&self, slices: &[SliceInfoT]) {
+        let dead = slices.iter().filter(|slice| slice.dead);
+        *self.dead_slices.borrow_mut() = dead.map(|slice| slice.index).collect();
+    }
+
     fn beat(&self, request: &NodeHeartbeatT) -> Result<NodeHeartbeatReplyT> {
         if !self.renews.get() {
             return Err(ErrorCode::NotReady.into());
@@ -83,6 +90,7 @@ impl Manager {
             return Err(ErrorCode::NodeConflict.into());
         }
         self.beats.set(self.beats.get() + 1);
+        self.note_dead(&request.slices);
         self.healthy_targets.set(request.targets.iter().filter(|target| target.up_to_date).count());
         let mut reply = NodeHeartbeatReplyT::default();
         reply.lease_ms = LEASE_MS;
@@ -255,6 +263,46 @@ fn a_node_joins_serves_and_comes_back_with_everything() {
             assert_eq!(ground.manager.healthy_targets.get(), CHAINS as usize);
             if round % 2 == 0 { server.stop().await.unwrap() } else { server.kill().await }
         }
+    });
+}
+
+/// Nothing but zeros where `slices` of the node's disk were, of eight.
+fn wipe(dir: &Path, slices: std::ops::Range<u64>) {
+    let disk = std::fs::OpenOptions::new().write(true).open(dir.join("disk-0")).unwrap();
+    let bytes = disk.metadata().unwrap().len() / 8 / BLOCK as u64 * BLOCK as u64;
+    let zeros = vec![0; bytes as usize];
+    for slice in slices {
+        std::os::unix::fs::FileExt::write_all_at(&disk, &zeros, slice * bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_slice_that_cannot_be_opened_is_reported_dead_and_the_others_serve() {
+    if !enough_cores() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("node");
+    ground(Uuid([1; 16]), async |ground| {
+        let server = StorageServer::start(ground.options(&dir)).await.unwrap();
+        ground.exercise(0).await;
+        server.stop().await.unwrap();
+        wipe(&dir, 3..4);
+        let server = StorageServer::start(ground.options(&dir)).await.unwrap();
+        assert_eq!(*ground.manager.dead_slices.borrow(), [3], "said as it registers");
+        let before = ground.manager.beats.get();
+        while ground.manager.beats.get() < before + 2 {
+            ground.node.sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(*ground.manager.dead_slices.borrow(), [3], "and ever after");
+        for chain in 1..=CHAINS {
+            let found = ground.read(chain, 0).await;
+            assert_eq!(found.is_ok(), chain != 4, "chain {chain}: {found:?}");
+        }
+        server.stop().await.unwrap();
+        wipe(&dir, 0..8);
+        let refused = StorageServer::start(ground.options(&dir)).await.err().expect("nothing is left to serve");
+        assert!(refused.message.contains("disk-0"), "{refused}");
     });
 }
 

@@ -63,6 +63,12 @@ struct Shared {
     start: Instant,
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        network::end_first();
+    }
+}
+
 /// A handle of one cluster's part of a FoundationDB; clones share it.
 #[derive(Clone)]
 pub struct Fdb(Rc<Shared>);

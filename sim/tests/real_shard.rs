@@ -65,6 +65,7 @@ fn with_shard(disk: &Path, log: &Path, format: bool, work: impl AsyncFnOnce(&Nod
         let executor = corefs_net::executor::builder(Placement::Unbound).make().unwrap();
         executor.run(async move {
             let shard = Shard::start(config).unwrap();
+            assert!(shard.unopened().is_empty(), "{:?}", shard.unopened());
             started.send((shard.handle(), shard.address().clone())).unwrap();
             shard.run().unwrap();
         });

@@ -53,6 +53,9 @@ pub fn serve(file: DiskFile, bytes: u64, format: bool, started: mpsc::Sender<Sta
             strict: false,
         };
         let shard = Shard::start(config)?;
+        if let Some((_, error)) = shard.unopened().first() {
+            return Err(error.clone());
+        }
         // SAFETY: a plain query.
         let thread = unsafe { libc::gettid() };
         let told = started.send(Ok((shard.handle(), shard.address().to_string(), thread)));

@@ -7,7 +7,7 @@ use crate::disk::file::DiskFile;
 use crate::mesh::{Answer, ShardHandle, ShardMessage, ShardReport, answer};
 use crate::shard::{Shard, ShardConfig, SliceSpec};
 use corefs_net::{Address, Identity, executor};
-use corefs_wire::{Error, ErrorCode, Result, ShardIndex};
+use corefs_wire::{Error, ErrorCode, Result, ShardIndex, SliceIndex};
 use glommio::{ExecutorJoinHandle, Placement};
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -49,13 +49,16 @@ pub fn reserve(ip: IpAddr, shards: usize) -> Result<Vec<(TcpListener, Address)>>
 }
 
 /// Starts all shards and waits until each has recovered its slices. The first error stops the others again.
+///
+/// Slices that can't be opened are named, and logged: what a disk has lost is for its chains to replace, and no reason to keep
+/// the others from serving. Only if not a single one can be opened is that an error.
 pub async fn start(
     options: &Options,
     home: &Home,
     identity: &Identity,
     disks: Vec<Option<DiskFile>>,
     reserved: Vec<(TcpListener, Address)>,
-) -> Result<Vec<Core>> {
+) -> Result<(Vec<Core>, Vec<SliceIndex>)> {
     let node = home.node().ok_or(ErrorCode::Internal)?;
     let paths: Vec<PathBuf> = disks.iter().flatten().map(|disk| disk.path().to_path_buf()).collect();
     let plan = CorePlan::of(&paths, options.first_core);
@@ -96,11 +99,13 @@ pub async fn start(
         drop(listener);
         starting.push(launch(config, core)?);
     }
-    let mut cores = Vec::new();
-    let mut failure = None;
+    let (mut cores, mut unopened) = (Vec::new(), Vec::new());
+    let (mut asked, mut failure) = (0, None);
     for (shard, thread, awaited) in starting {
         match awaited.await.and_then(|started| started) {
-            Ok((handle, address)) => {
+            Ok((handle, address, slices, failed)) => {
+                asked += slices;
+                unopened.extend(failed);
                 cores.push(Core { shard, address, handle, thread: RefCell::new(Some(thread)) });
             }
             Err(error) => {
@@ -109,8 +114,16 @@ pub async fn start(
             }
         }
     }
+    for (slice, error) in &unopened {
+        tracing::error!(%slice, %error, "can't be opened, and isn't served");
+    }
+    if asked == unopened.len()
+        && let Some((_, error)) = unopened.first()
+    {
+        failure.get_or_insert(error.clone());
+    }
     match failure {
-        None => Ok(cores),
+        None => Ok((cores, unopened.into_iter().map(|(slice, _)| slice).collect())),
         Some(error) => {
             stop(&cores).await;
             Err(error)
@@ -124,7 +137,8 @@ fn numbered(path: &std::path::Path, index: usize) -> PathBuf {
     name.into()
 }
 
-type Started = Result<(ShardHandle, Address)>;
+/// How to reach it, how many slices it was to open, and those that it couldn't.
+type Started = Result<(ShardHandle, Address, usize, Vec<(SliceIndex, Error)>)>;
 type Launched = (ShardIndex, ExecutorJoinHandle<()>, crate::mesh::Awaited<Started>);
 
 fn launch(config: ShardConfig, core: Option<usize>) -> Result<Launched> {
@@ -139,12 +153,12 @@ fn launch(config: ShardConfig, core: Option<usize>) -> Result<Launched> {
 
 /// The life of a shard's thread.
 async fn serve(config: ShardConfig, tell: Answer<Started>) {
-    let index = config.shard;
+    let (index, slices) = (config.shard, config.slices.len());
     let shard = match Shard::start(config) {
         Ok(shard) => shard,
         Err(error) => return tell.send(Err(error)),
     };
-    tell.send(Ok((shard.handle(), shard.address().clone())));
+    tell.send(Ok((shard.handle(), shard.address().clone(), slices, shard.unopened().to_vec())));
     if let Err(error) = shard.run() {
         tracing::error!(shard = %index, %error, "the shard has ended");
     }

@@ -26,7 +26,7 @@ use crate::scrub::SCRUB_RATE_DEFAULT;
 use corefs_net::transport::Choice as Transport;
 use corefs_net::{Address, Identity, Node, NodeConfig, Role, Secret};
 use corefs_wire::limits::{SHARDS_A_CORE_MAX, SHARDS_MAX};
-use corefs_wire::{Error, ErrorCode, NodeId, Result, Uuid};
+use corefs_wire::{Error, ErrorCode, NodeId, Result, SliceIndex, Uuid};
 use cores::Core;
 use home::{Home, Plan};
 use membership::{Member, Membership};
@@ -152,8 +152,11 @@ impl StorageServer {
         }
         let identity = identity(home.node(), home.cluster());
         let there: Vec<bool> = disks.iter().map(Option::is_some).collect();
-        let cores = cores::start(&options, &home, &identity, disks, reserved).await?;
-        home.formatted(|disk| there[disk])?;
+        let (cores, unopened) = cores::start(&options, &home, &identity, disks, reserved).await?;
+        let slices = home.slices();
+        let whole = |disk| !slices.iter().any(|slice| slice.disk == disk && unopened.contains(&slice.index));
+        home.formatted(|disk| there[disk] && whole(disk))?;
+        member.slices.iter_mut().for_each(|slice| slice.dead |= unopened.contains(&SliceIndex(slice.index)));
         let node = home.node().ok_or(ErrorCode::Internal)?;
         Self::join(&options, home, identity, member, node, cores).await
     }

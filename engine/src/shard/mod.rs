@@ -121,6 +121,7 @@ pub struct Shard {
     routing: RoutingInfo,
     address: Address,
     recovered: Vec<(SliceIndex, RecoveryReport)>,
+    unopened: Vec<(SliceIndex, Error)>,
     completions: Vec<Completion>,
     /// The memory of the read that is finished next, or null: only to be fetched ahead.
     upcoming: *const u8,
@@ -136,7 +137,8 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Opens disks and slices, then listens. Errors name what is damaged or missing and where.
+    /// Opens disks and slices, then listens. A slice that can't be opened is left out ([`Self::unopened`]), with an error that
+    /// names what is damaged and where: the others are none the worse for it.
     pub fn start(config: ShardConfig) -> Result<Self> {
         let ring_config = RingConfig { busy_poll: config.busy_poll, ..RingConfig::default() };
         let mut ring = Ring::new(&ring_config)?;
@@ -148,16 +150,24 @@ impl Shard {
         targets.set_pace(Pace::of_rate(config.resync_rate));
         targets.set_scrub_rate(config.scrub_rate);
         let cluster = config.identity.cluster;
-        let opened = config.disks.into_iter().map(|disk| disks.add(&mut ring, &pool, disk));
-        let opened: Vec<_> = opened.collect::<Result<_>>()?;
-        let mut recovered = Vec::new();
+        let opened: Vec<_> = config.disks.into_iter().map(|disk| disks.add(&mut ring, &pool, disk)).collect();
+        let (mut recovered, mut unopened) = (Vec::new(), Vec::new());
         let mut recorder = config.record.as_deref().map(Recorder::create).transpose()?;
         for spec in &config.slices {
-            let disk = opened[spec.disk];
-            let mut file = disks.blocking(disk)?;
-            let what = |error: Error| error.of(format_args!("{} in {}", spec.index, file_name(&disks, disk)));
-            let opened = open_slice(&mut file, (cluster, config.node), spec);
-            let (store, report) = opened.map_err(what)?;
+            let found = opened[spec.disk].clone().and_then(|disk| {
+                let mut file = disks.blocking(disk)?;
+                let name = file.path().display().to_string();
+                let what = |error: Error| error.of(format_args!("{} in {name}", spec.index));
+                let (store, report) = open_slice(&mut file, (cluster, config.node), spec).map_err(what)?;
+                Ok((disk, file, store, report))
+            });
+            let (disk, mut file, store, report) = match found {
+                Ok(found) => found,
+                Err(error) => {
+                    unopened.push((spec.index, error));
+                    continue;
+                }
+            };
             if let Some(recorder) = &mut recorder {
                 recorder.begin_with(spec.index, &mut file, spec.extent, store.geometry(), spec.format)?;
             }
@@ -189,6 +199,7 @@ impl Shard {
             routing: RoutingInfo::default(),
             address,
             recovered,
+            unopened,
             completions: Vec::with_capacity(1024),
             upcoming: std::ptr::null(),
             body: Vec::new(),
@@ -203,6 +214,11 @@ impl Shard {
 
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Slices that couldn't be opened, and why.
+    pub fn unopened(&self) -> &[(SliceIndex, Error)] {
+        &self.unopened
     }
 
     /// For other threads.
@@ -293,8 +309,4 @@ fn open_slice(
     tracing::info!(slice = %spec.index, chunks = report.chunks, pendings = report.pendings,
         records = report.records_replayed, "slice recovered");
     Ok((store, report))
-}
-
-fn file_name(disks: &Disks, disk: crate::event::DiskIndex) -> String {
-    disks.blocking(disk).map_or_else(|_| String::new(), |file| file.path().display().to_string())
 }

@@ -166,7 +166,11 @@ impl Cluster {
         let (started, wait) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             executor().run(async move {
-                let shard = match Shard::start(config) {
+                let opened = |shard: Shard| match shard.unopened().first() {
+                    Some((_, error)) => Err(error.clone()),
+                    None => Ok(shard),
+                };
+                let shard = match Shard::start(config).and_then(opened) {
                     Ok(shard) => shard,
                     Err(error) => {
                         started.send(Err(error.clone())).unwrap();

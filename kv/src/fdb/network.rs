@@ -2,6 +2,10 @@
 //!
 //! It can be started once in the life of a process, and must have ended before the process exits. So it is started
 //! by the first [`start`], and ended by a handler of atexit(3), however the process comes to its end.
+//!
+//! Handlers run in the opposite order of their registration, and so do the destructors of the library's own objects, many of which
+//! it makes only when it first needs them. The thread that meets a destroyed one crashes the process. So whoever has finished
+//! with the store registers the handler once more ([`end_first`]): it then comes before all of them.
 
 use super::shim;
 use corefs_net::executor;
@@ -61,14 +65,18 @@ fn launch(core: usize) -> Result<(NetworkStop, JoinHandle<()>)> {
     };
     let thread = thread::Builder::new().name("fdb-network".into()).spawn(body)?;
     let stop = started.wait();
-    // SAFETY: `stop` is a function of this program, which is never unloaded. It runs before the library's own
-    // handlers, which were registered earlier: when the library was opened.
+    end_first();
+    Ok((stop, thread))
+}
+
+/// Has the thread ended at exit before anything is destroyed that exists by now.
+pub fn end_first() {
+    // SAFETY: `at_exit` is a function of this program, which is never unloaded.
     if unsafe { libc::atexit(at_exit) } != 0 {
         tracing::error!(
             "FoundationDB's network thread can't be ended at exit: the process may crash as it ends"
         );
     }
-    Ok((stop, thread))
 }
 
 extern "C" fn at_exit() {
