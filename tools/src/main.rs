@@ -94,6 +94,8 @@ fn main() -> ExitCode {
         Command::Meta(args) => cmd::meta::run(args),
         Command::Storage(args) => cmd::storage::run(args),
     };
+    #[cfg(feature = "fdb")]
+    corefs_kv::fdb::network::stop();
     match outcome {
         Ok(code) => code,
         Err(error) => output::fail(&error),

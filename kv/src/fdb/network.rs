@@ -1,11 +1,10 @@
 //! FoundationDB's network thread: it does all talking to the servers, and wakes the executors that wait for answers.
 //!
-//! It can be started once in the life of a process, and must have ended before the process exits. So it is started
-//! by the first [`start`], and ended by a handler of atexit(3), however the process comes to its end.
-//!
-//! Handlers run in the opposite order of their registration, and so do the destructors of the library's own objects, many of which
-//! it makes only when it first needs them. The thread that meets a destroyed one crashes the process. So whoever has finished
-//! with the store registers the handler once more ([`end_first`]): it then comes before all of them.
+//! It can be started once in the life of a process, and must have ended before the process exits: exit(3) destroys the library's
+//! own objects, and the thread that then meets one crashes. So it is started by the first [`start`], and `main` ends it with
+//! [`stop`]. For programs that exit without that (tests) there is a handler of atexit(3). Handlers run in the opposite order of
+//! their registration, and so do those destructors; many objects are made only when they are first needed. So whoever has finished
+//! with the store registers the handler once more ([`end_first`]), after most of them.
 
 use super::shim;
 use corefs_net::executor;
@@ -80,6 +79,11 @@ pub fn end_first() {
 }
 
 extern "C" fn at_exit() {
+    stop();
+}
+
+/// Ends the thread, if it runs: for good, nothing of FoundationDB works in this process any more.
+pub fn stop() {
     let ended = Stage::Ended(Error::new(ErrorCode::ShuttingDown, "this process is exiting"));
     let before = std::mem::replace(&mut *STAGE.lock().unwrap_or_else(PoisonError::into_inner), ended);
     if let Stage::Running(stop, thread) = before {
