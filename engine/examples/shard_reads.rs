@@ -54,6 +54,8 @@ fn main() -> Result<()> {
             order: Order::Random,
             working_set: mebibytes << 20,
             seed: round,
+            durable: false,
+            copies: 1,
         };
         let bare = std::thread::spawn(move || {
             core_affinity::set_for_current(core_affinity::CoreId { id: 0 });

@@ -160,8 +160,11 @@ pub struct DiskArgs {
     #[command(flatten)]
     pub run: RunArgs,
     /// Also run fio on the same file in turns with us; without 5% agreement the report says that ratios are invalid.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "copies")]
     pub against_fio: bool,
+    /// Make each write durable (O_DSYNC), and N of them in N parts of the file: what N replicas on this disk would ask of it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub copies: Option<u32>,
 }
 
 /// Flags of `perf wire` and `perf bare`.
@@ -195,6 +198,9 @@ pub struct CompareArgs {
     /// Threads of the server of `wire` and `bare`, one a core [default: one for each shard that a storage node has here].
     #[arg(long, value_name = "N")]
     pub servers: Option<u32>,
+    /// Writes that `durable` makes for each one of corefs: as many as the cluster has replicas, if all are on that disk.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub copies: u32,
     #[command(flatten)]
     pub load: LoadArgs,
 }
@@ -206,6 +212,8 @@ pub enum Contestant {
     Disk,
     /// The same file by fio.
     Fio,
+    /// The raw disk again, with durable writes (O_DSYNC): --copies of them for each.
+    Durable,
     /// Random reads over corefs's transport of nothing but memory.
     Wire,
     /// The same of the raw disk's file: the bound without a file system.
@@ -234,7 +242,7 @@ impl Contestant {
     /// What it does in corefs; `None` for what is below it.
     pub fn access(self) -> Option<Access> {
         match self {
-            Self::Disk | Self::Fio | Self::Wire | Self::Bare => None,
+            Self::Disk | Self::Fio | Self::Durable | Self::Wire | Self::Bare => None,
             Self::Randread => Some(Access::Randread),
             Self::Randwrite => Some(Access::Randwrite),
             Self::Seqread => Some(Access::Seqread),
@@ -247,6 +255,7 @@ impl Contestant {
         match self {
             Self::Disk => crate::report::DISK,
             Self::Fio => crate::report::FIO,
+            Self::Durable => crate::disk::DURABLE,
             Self::Wire => crate::bare::WIRE,
             Self::Bare => crate::bare::BARE,
             Self::Randread => "native_randread",

@@ -4,7 +4,7 @@ use crate::args::{Access, BareArgs, DiskArgs, Json, LoadArgs, MetaArgs, MixedArg
 use crate::bare::{self, BARE, WIRE};
 use crate::compare;
 use crate::crowd::Crowd;
-use crate::disk::{self, Ground, SIZE_DEFAULT};
+use crate::disk::{self, DURABLE, Ground, SIZE_DEFAULT};
 use crate::draw::Style;
 use crate::driver::Live;
 use crate::machine::Machine;
@@ -86,10 +86,17 @@ fn raw(args: &DiskArgs, live: &Live, watch: Watch) -> Result<Report> {
     let mut report = Report::new(Machine::look(Some(ground.path())));
     configure(&mut report, &workload);
     report.set("path", args.path.display().to_string());
+    if let Some(copies) = args.copies {
+        report.set("copies", copies);
+    }
     report.add(if args.against_fio {
         disk::measure_against_fio(ground.path(), &workload, live, watch)?
     } else {
-        disk::row(&workload, disk::measure(ground.path(), &workload, live, watch)?)
+        let tally = disk::measure(ground.path(), &workload, args.copies, live, watch)?;
+        match args.copies {
+            Some(_) => tally.into_row(DURABLE.to_owned()),
+            None => disk::row(&workload, tally),
+        }
     });
     Ok(report)
 }
@@ -109,7 +116,7 @@ fn bare(args: &BareArgs, mode: &str, live: &Arc<Live>, watch: Watch) -> Result<R
     report.set("servers", args.servers);
     report.set("busy_poll", args.busy_poll);
     if let Some(ground) = &ground {
-        report.add(disk::row(&workload, disk::measure(ground.path(), &workload, live, watch)?));
+        report.add(disk::row(&workload, disk::measure(ground.path(), &workload, None, live, watch)?));
     }
     let poll = Duration::from_micros(args.busy_poll);
     let server = bare::Server::start(ground.as_ref().map(Ground::path), args.servers as usize, poll)?;
@@ -286,7 +293,7 @@ fn ceiling(path: &Path, workload: &Workload, live: &Live, watch: Watch) -> Resul
     };
     disk::suits(&raw)?;
     let ground = Ground::find(path, Some(raw.working_set), Direction::Read, raw.seed, live, watch)?;
-    let tally = disk::measure(ground.path(), &raw, live, watch)?;
+    let tally = disk::measure(ground.path(), &raw, None, live, watch)?;
     Ok(disk::row(&raw, tally))
 }
 

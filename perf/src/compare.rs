@@ -2,7 +2,8 @@
 //! all. A figure is the median of the rounds, a ratio is the median of each round's own ratio, and the spread is printed.
 //!
 //! The raw disk and fio do what the first of corefs's contestants does. Writes of corefs are acknowledged when they are durable, so fio's
-//! are too (O_DSYNC), and the cost of a flush in the same minutes is a row of its own; the raw loop's are not, it is the disk's bound.
+//! are too (O_DSYNC), and those of `durable`, which makes as many of them as there are replicas; and the cost of a flush in the same
+//! minutes is a row of its own. The raw loop's aren't: it is the disk's bound.
 //!
 //! What is compared is of one age: both files are written in this run and read at places that no round before has read. A
 //! hypervisor keeps what was written or read lately: on one virtual disk the very same random reads gave 55,000 a second of a
@@ -46,7 +47,7 @@ struct Sides {
 
 /// Whether it needs the raw disk's file.
 fn on_disk(contestant: Contestant) -> bool {
-    matches!(contestant, Contestant::Disk | Contestant::Fio | Contestant::Bare)
+    matches!(contestant, Contestant::Disk | Contestant::Fio | Contestant::Durable | Contestant::Bare)
 }
 
 /// Measures each contestant once a round.
@@ -72,11 +73,18 @@ pub fn run(args: &CompareArgs, live: &Arc<Live>, watch: Watch) -> Result<Report>
         let what = "wire and bare are bounds of random reads; leave them out, or name randread first";
         return Err(Error::new(ErrorCode::BadConfig, what));
     }
+    if raw.direction != Direction::Write && lanes.iter().any(|lane| lane.contestant == Contestant::Durable) {
+        let what = "durable is the bound of writes; leave it out, or name randwrite or seqwrite first";
+        return Err(Error::new(ErrorCode::BadConfig, what));
+    }
     let place = args.load.ceiling.clone().unwrap_or_else(|| ".".into());
     let mut report = Report::new(Machine::look(Some(&place)));
     configure(&mut report, &raw);
     report.set("verify", args.load.verify);
     report.set("repeat", args.repeat);
+    if lanes.iter().any(|lane| lane.contestant == Contestant::Durable) {
+        report.set("copies", args.copies);
+    }
     report.set("path", args.load.path.display().to_string());
     report.set("manager", args.load.manager.join(","));
     let mut sides = Sides::default();
@@ -204,7 +212,10 @@ fn once(
     let poll = Duration::from_micros(args.load.busy_poll);
     let tally = match (lane.contestant, sides) {
         (Contestant::Disk, Sides { ground: Some(ground), .. }) => {
-            disk::measure(ground.path(), &raw, live, watch)?
+            disk::measure(ground.path(), &raw, None, live, watch)?
+        }
+        (Contestant::Durable, Sides { ground: Some(ground), .. }) => {
+            disk::measure(ground.path(), &raw, Some(args.copies), live, watch)?
         }
         (Contestant::Fio, Sides { ground: Some(ground), .. }) => {
             return Ok((Tally::default(), fio::run(ground.path(), &raw, fio::Sync::Each)?));
@@ -245,7 +256,7 @@ fn row(lane: &Lane, all: &[Lane]) -> Row {
     };
     row.ratio_to_disk = median(&ratios);
     if lane.contestant.access().is_some() {
-        for bound in [Contestant::Fio, Contestant::Bare, Contestant::Wire] {
+        for bound in [Contestant::Fio, Contestant::Durable, Contestant::Bare, Contestant::Wire] {
             row.extras.ratios.extend(spread(&ratios_to(bound)).map(|ratio| (bound.mode().to_owned(), ratio)));
         }
     }

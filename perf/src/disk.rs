@@ -145,19 +145,30 @@ pub fn suits(workload: &Workload) -> Result<()> {
     Err(Error::new(ErrorCode::BadConfig, what))
 }
 
-/// Measures `workload` on what is at `path`. Closed loop only.
-pub fn measure(path: &Path, workload: &Workload, live: &Live, watch: Watch) -> Result<Tally> {
+/// Measures `workload` on what is at `path`. Closed loop only. With `copies` each write is so many durable ones, each in a part of its
+/// own of the file: what so many replicas on this disk ask of it.
+pub fn measure(
+    path: &Path,
+    workload: &Workload,
+    copies: Option<u32>,
+    live: &Live,
+    watch: Watch,
+) -> Result<Tally> {
     let Until::Elapsed { warmup, measured } = workload.until else {
         return Err(Error::new(ErrorCode::Internal, "the raw disk is measured by time"));
     };
     suits(workload)?;
+    if copies.is_some() && workload.direction != Direction::Write {
+        let what = "copies of writes were asked for, and this reads; choose randwrite or seqwrite";
+        return Err(Error::new(ErrorCode::BadConfig, what));
+    }
     live.begin();
     let begin = Instant::now();
     let end = warmup + measured;
     let (send, receive) = mpsc::channel();
     std::thread::scope(|scope| {
         for core in 0..workload.cores {
-            let (send, options) = (send.clone(), options(path, workload, core));
+            let (send, options) = (send.clone(), options(path, workload, copies, core));
             scope.spawn(move || {
                 // The receiver lives as long as this scope.
                 let _gone = send.send(drive(&options?, live));
@@ -191,7 +202,7 @@ pub fn measure(path: &Path, workload: &Workload, live: &Live, watch: Watch) -> R
     })
 }
 
-fn options(path: &Path, workload: &Workload, core: u32) -> Result<bench::Options> {
+fn options(path: &Path, workload: &Workload, copies: Option<u32>, core: u32) -> Result<bench::Options> {
     let Until::Elapsed { warmup, measured } = workload.until else { return Err(ErrorCode::Internal.into()) };
     // The first cores take what doesn't divide.
     let depth = workload.depth / workload.cores + u32::from(core < workload.depth % workload.cores);
@@ -211,6 +222,8 @@ fn options(path: &Path, workload: &Workload, core: u32) -> Result<bench::Options
         },
         working_set: workload.working_set,
         seed: workload.seed.wrapping_add(u64::from(core)),
+        durable: copies.is_some(),
+        copies: copies.unwrap_or(1) as usize,
     })
 }
 
@@ -244,6 +257,9 @@ fn drive(options: &bench::Options, live: &Live) -> Result<Tally> {
     })
 }
 
+/// The row of durable writes.
+pub const DURABLE: &str = "disk_durable";
+
 /// The row of a raw run: `disk` for random reads, which ratios are to; `disk_seqwrite` and so on for others.
 pub fn row(workload: &Workload, tally: Tally) -> Row {
     let name = workload.name();
@@ -258,7 +274,7 @@ pub fn measure_against_fio(path: &Path, workload: &Workload, live: &Live, watch:
     let mut theirs = 0.0;
     for number in 0..TURNS {
         let seeded = Workload { seed: turn.seed.wrapping_add(u64::from(number) << 32), ..turn.clone() };
-        ours.extend(measure(path, &seeded, live, watch)?);
+        ours.extend(measure(path, &seeded, None, live, watch)?);
         theirs += fio::run(path, &seeded, fio::Sync::Never)? / f64::from(TURNS);
     }
     let mut row = row(workload, ours);
@@ -294,7 +310,7 @@ mod tests {
         let live = Live::default();
         for access in [Direction::Read, Direction::Write] {
             let ground = Ground::find(dir.path(), Some(4 << 20), access, 1, &live, Watch::Nothing).unwrap();
-            let tally = measure(ground.path(), &workload(access), &live, Watch::Nothing).unwrap();
+            let tally = measure(ground.path(), &workload(access), None, &live, Watch::Nothing).unwrap();
             assert!(tally.operations > 0 && tally.errors == 0);
             assert_eq!(tally.latencies.count(), tally.operations);
             let points = tally.series.points().unwrap().points;
@@ -302,6 +318,18 @@ mod tests {
             assert!(tally.client.is_some());
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn copies_are_of_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let live = Live::default();
+        let ground = Ground::make(dir.path(), 4 << 20, 1, &live, Watch::Nothing).unwrap();
+        let once = |access, copies| measure(ground.path(), &workload(access), copies, &live, Watch::Nothing);
+        let tally = once(Direction::Write, Some(3)).unwrap();
+        assert!(tally.operations > 0 && tally.errors == 0 && tally.bytes == tally.operations * 4096);
+        let error = once(Direction::Read, Some(3)).unwrap_err();
+        assert!(error.code == ErrorCode::BadConfig && error.message.contains("randwrite"), "{error}");
     }
 
     #[test]
@@ -328,12 +356,12 @@ mod tests {
         let ground = Ground::make(dir.path(), 1 << 20, 1, &live, Watch::Nothing).unwrap();
         let mut run = Workload { working_set: 1 << 20, ..workload(Direction::Read) };
         run.rate = Some(10.0);
-        assert!(measure(ground.path(), &run, &live, Watch::Nothing).unwrap_err().message.contains("--rate"));
+        assert!(measure(ground.path(), &run, None, &live, Watch::Nothing).unwrap_err().message.contains("--rate"));
         run.rate = None;
         run.until = Until::Elapsed { warmup: Duration::ZERO, measured: Duration::from_secs(3600) };
         live.stop();
         assert!(
-            measure(ground.path(), &run, &live, Watch::Nothing).unwrap().elapsed < Duration::from_secs(3600)
+            measure(ground.path(), &run, None, &live, Watch::Nothing).unwrap().elapsed < Duration::from_secs(3600)
         );
     }
 

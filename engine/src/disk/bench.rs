@@ -28,7 +28,7 @@ pub struct Options {
     pub path: PathBuf,
     /// Bytes of a transfer: whole checksum blocks, at most [`BLOCK_MAX`](corefs_net::buffer::BLOCK_MAX).
     pub block: usize,
-    /// Transfers in flight.
+    /// Operations in flight.
     pub depth: usize,
     /// How long latencies are handed out.
     pub duration: Duration,
@@ -39,6 +39,11 @@ pub struct Options {
     /// The first bytes of the file that are touched.
     pub working_set: u64,
     pub seed: u64,
+    /// A write is complete when it is durable (O_DSYNC of open(2)).
+    pub durable: bool,
+    /// Transfers of an operation, begun together, each in a part of its own of the working set: it is complete when all of them are.
+    /// As many are what a file system with so many copies on this disk asks of it.
+    pub copies: usize,
 }
 
 /// What a run did after its warm-up.
@@ -46,15 +51,15 @@ pub struct Options {
 pub struct Report {
     pub operations: u64,
     pub bytes: u64,
-    /// Transfers that failed or came up short.
+    /// Operations that failed or came up short.
     pub errors: u64,
     pub elapsed: Duration,
 }
 
-/// Runs until the duration is over or `stop` says so (asked about once a millisecond). `latency_ns` gets each transfer's
+/// Runs until the duration is over or `stop` says so (asked about once a millisecond). `latency_ns` gets each operation's
 /// time from its submission to its completion in nanoseconds.
 ///
-/// Errors: `BadConfig` for options that make no sense, `Os` for what the system refuses. Failed transfers are only counted.
+/// Errors: `BadConfig` for options that make no sense, `Os` for what the system refuses. Failed operations are only counted.
 pub fn run(
     options: &Options,
     latency_ns: &mut dyn FnMut(u64),
@@ -100,8 +105,14 @@ fn check(options: &Options) -> Result<()> {
     if options.depth == 0 || options.depth > 4096 {
         return bad("the depth must be between 1 and 4096");
     }
-    if options.working_set < options.block as u64 {
-        return bad("the working set is smaller than a block");
+    if options.copies > 1 && options.direction == Direction::Read {
+        return bad("several copies are written, and one is read");
+    }
+    if options.copies == 0 || options.copies > 16 {
+        return bad("the copies must be between 1 and 16");
+    }
+    if options.working_set / (options.copies as u64) < options.block as u64 {
+        return bad("the working set has no block for each copy");
     }
     Ok(())
 }
@@ -112,7 +123,16 @@ struct Bench {
     /// Held open, and after the ring: the ring ends what is in flight before its memory goes.
     _open: std::fs::File,
     buffers: Vec<corefs_net::Buffer>,
-    started: Vec<Instant>,
+    slots: Vec<Slot>,
+}
+
+/// An operation in flight.
+#[derive(Clone, Copy)]
+struct Slot {
+    started: Instant,
+    /// Transfers that aren't complete.
+    left: usize,
+    failed: bool,
 }
 
 impl Bench {
@@ -122,10 +142,10 @@ impl Bench {
         let open = std::fs::OpenOptions::new()
             .read(true)
             .write(options.direction == Direction::Write)
-            .custom_flags(libc::O_DIRECT)
+            .custom_flags(libc::O_DIRECT | if options.durable { libc::O_DSYNC } else { 0 })
             .open(&options.path)
             .map_err(|error| at(&options.path, error))?;
-        let entries = options.depth.next_power_of_two().max(8) as u32;
+        let entries = (options.depth * options.copies).next_power_of_two().max(8) as u32;
         let config = RingConfig { entries, completions: entries * 2, files: 1, ..RingConfig::default() };
         let mut ring = Ring::new(&config)?;
         let pool = Pool::new(options.depth * options.block.next_power_of_two())?;
@@ -142,7 +162,8 @@ impl Bench {
             }
             buffers.push(buffer);
         }
-        Ok(Self { ring, file, _open: open, buffers, started: vec![Instant::now(); options.depth] })
+        let idle = Slot { started: Instant::now(), left: 0, failed: false };
+        Ok(Self { ring, file, _open: open, buffers, slots: vec![idle; options.depth] })
     }
 
     fn drive(
@@ -166,13 +187,19 @@ impl Bench {
             let now = Instant::now();
             for completion in &completions {
                 let slot = completion.token.payload() as usize;
+                let state = &mut self.slots[slot];
+                state.left -= 1;
+                state.failed |= completion.result != options.block as i32;
+                if state.left > 0 {
+                    continue;
+                }
                 if now >= from {
-                    if completion.result == options.block as i32 {
+                    if state.failed {
+                        report.errors += 1;
+                    } else {
                         report.operations += 1;
                         report.bytes += options.block as u64;
-                        latency_ns((now - self.started[slot]).as_nanos() as u64);
-                    } else {
-                        report.errors += 1;
+                        latency_ns((now - state.started).as_nanos() as u64);
                     }
                 }
                 self.submit(options, slot, offsets.next(), now);
@@ -189,18 +216,27 @@ impl Bench {
     }
 
     fn submit(&mut self, options: &Options, slot: usize, offset: u64, now: Instant) {
-        self.started[slot] = now;
+        self.slots[slot] = Slot { started: now, left: options.copies, failed: false };
         let (memory, len) = (self.buffers[slot].as_mut_ptr(), options.block as u32);
         let token = Token::new(Source::DISK, slot as u64);
-        // SAFETY: the slot's buffer has this one transfer in flight, nobody else looks at it, and the ring, which
-        // ends everything when it is dropped, is dropped before the buffers.
-        unsafe {
-            match options.direction {
-                Direction::Read => self.ring.read(self.file, memory, len, offset, token),
-                Direction::Write => self.ring.write(self.file, memory, len, offset, token),
+        for copy in 0..options.copies as u64 {
+            let offset = offset + copy * part(options);
+            // SAFETY: the slot's buffer has this one operation in flight, whose transfers all read it or are one, nobody else
+            // looks at it, and the ring, which ends everything when it is dropped, is dropped before the buffers.
+            unsafe {
+                match options.direction {
+                    Direction::Read => self.ring.read(self.file, memory, len, offset, token),
+                    Direction::Write => self.ring.write(self.file, memory, len, offset, token),
+                }
             }
         }
     }
+}
+
+/// Bytes of each copy's part of the working set, in whole blocks.
+fn part(options: &Options) -> u64 {
+    let block = options.block as u64;
+    options.working_set / options.copies as u64 / block * block
 }
 
 /// The offsets of a run, in bytes.
@@ -218,7 +254,7 @@ impl Offsets {
         Self {
             numbers: Numbers::new(options.seed),
             order: options.order,
-            blocks: options.working_set / block,
+            blocks: part(options) / block,
             block,
             position: 0,
         }
@@ -267,6 +303,8 @@ mod tests {
             order: Order::Random,
             working_set: 1 << 20,
             seed: 1,
+            durable: false,
+            copies: 1,
         }
     }
 
@@ -281,6 +319,28 @@ mod tests {
         assert!(latencies > 0);
         let long = Options { duration: Duration::from_secs(3600), ..options(&path) };
         assert!(run(&long, &mut |_| (), &mut || true).unwrap().elapsed < long.duration);
+    }
+
+    #[test]
+    fn an_operation_writes_each_of_its_copies_durably() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let (direction, order, durable, copies) = (Direction::Write, Order::Sequential, true, 3);
+        let writing = Options { direction, order, durable, copies, depth: 1, ..options(&path) };
+        let report = run(&writing, &mut |_| (), &mut || false).unwrap();
+        assert!(report.operations > 0 && report.errors == 0);
+        let bytes = std::fs::read(&path).unwrap();
+        // From the second block on of each part; the last operation may have been cut off in the middle.
+        let written = (0..85).filter(|block| bytes[block * BLOCK] | bytes[block * BLOCK + 1] != 0).count() as u64;
+        assert!(written.abs_diff((report.operations + 1).min(85)) <= 1, "{written} of {}", report.operations);
+        for block in 0..85 {
+            let copy = |copy: usize| &bytes[(copy * 85 + block) * BLOCK..][..BLOCK];
+            assert_eq!((copy(0), copy(0)), (copy(1), copy(2)), "block {block}");
+        }
+        let refused = |options: Options| run(&options, &mut |_| (), &mut || false).unwrap_err().code;
+        assert_eq!(refused(Options { copies: 0, ..writing.clone() }), ErrorCode::BadConfig);
+        assert_eq!(refused(Options { copies: 2, ..options(&path) }), ErrorCode::BadConfig);
     }
 
     #[test]

@@ -202,7 +202,7 @@ impl Job<'_> {
     fn raw(&mut self, scratch: &Scratch) -> Result<()> {
         let workload = self.reads(false);
         let ground = Ground::make(scratch.path(), self.size, SEED, &self.live, self.watch)?;
-        let tally = disk::measure(ground.path(), &workload, &self.live, self.watch)?;
+        let tally = disk::measure(ground.path(), &workload, None, &self.live, self.watch)?;
         self.report.add(disk::row(&workload, tally));
         Ok(())
     }
