@@ -144,6 +144,11 @@ impl Liveness {
             targets.iter().map(of).collect::<Vec<_>>()
         };
         self.unsettled |= self.targets.get(&node).is_none_or(|before| matters(before) != matters(&targets));
+        let before = self.targets.get(&node).into_iter().flat_map(BTreeMap::keys);
+        for gone in before.filter(|target| !targets.contains_key(target)) {
+            self.by_target.remove(gone);
+            self.complaints.remove(gone);
+        }
         self.by_target.extend(targets.keys().map(|target| (*target, node)));
         for (target, health) in &targets {
             match health.unreached {
@@ -158,7 +163,9 @@ impl Liveness {
     /// Another process has the node's number now: what the old one said of its targets counts no more.
     pub fn forget_targets(&mut self, node: NodeId) {
         self.forgive(node);
-        self.targets.remove(&node);
+        for target in self.targets.remove(&node).unwrap_or_default().keys() {
+            self.by_target.remove(target);
+        }
     }
 
     /// A node is dead, or another process: what was out of its reach, and for whom it was, says nothing any more.
@@ -186,9 +193,9 @@ impl Liveness {
 
     /// The node is no node of the cluster any more.
     pub fn forget_node(&mut self, node: NodeId) {
+        self.forget_targets(node);
         self.nodes.remove(&node);
         self.slices.remove(&node);
-        self.targets.remove(&node);
         self.rates.remove(&node);
     }
 
@@ -403,6 +410,28 @@ pub(crate) mod tests {
         assert_eq!(liveness.complains_of(one), Some(two));
         hear(&mut liveness, 1, None, 1500);
         assert_eq!(liveness.complains_of(one), None);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_target_that_is_gone_and_of_a_node_that_is_forgotten() {
+        let mut liveness = Liveness::new(TERMS);
+        let says = |unreached| TargetHealth { version: 1, unreached, ..TargetHealth::default() };
+        let (one, two, three) = (TargetId(1), TargetId(2), TargetId(3));
+        liveness.hear_targets(NodeId(1), [(one, says(Some(two))), (three, says(Some(two)))].into(), 0);
+        liveness.hear_targets(NodeId(2), [(two, says(Some(one)))].into(), 0);
+        for node in 1..=2 {
+            liveness.hear_node(NodeId(node), vec![], 10);
+        }
+        liveness.expire(20);
+        assert_eq!(liveness.cuts().pairs().count(), 1);
+        liveness.hear_targets(NodeId(1), [(one, says(Some(two)))].into(), 30);
+        assert_eq!((liveness.target(three), liveness.complains_of(three)), (None, None));
+        assert_eq!((liveness.by_target.len(), liveness.complaints.len()), (2, 2));
+        liveness.forget_node(NodeId(2));
+        assert_eq!((liveness.by_target.len(), liveness.complaints.len()), (1, 0));
+        assert_eq!(liveness.cuts().pairs().count(), 0);
+        liveness.forget_node(NodeId(1));
+        assert_eq!(liveness, Liveness { unsettled: true, ..Liveness::new(TERMS) });
     }
 
     #[test]
