@@ -96,6 +96,7 @@ fn a_node_comes_another_one_goes_and_a_new_primary_goes_on() {
         // The primary is replaced in the middle.
         manager.release().await.unwrap();
         let manager = lead(&engine, &clock, 2, Wanted::default()).await;
+        manager.upkeep().await.unwrap();
         settle(&manager, &clock, &[1, 2, 3, 4]).await;
         let even = status(&manager).await;
         assert_eq!([1, 2, 3, 4].map(|node| targets_on(&even, node)), [6; 4]);
@@ -126,6 +127,41 @@ fn a_node_comes_another_one_goes_and_a_new_primary_goes_on() {
         let stuck = change(&manager, 3, NodeChange::Empty, false).await.unwrap_err();
         assert_eq!(stuck.code, ErrorCode::TooFewNodes);
         assert!(moving(&manager, MovingChange::Look).await.moves.is_empty());
+    });
+}
+
+/// Whoever leads anew has heard nobody yet: that nothing can move then doesn't mean that nothing is to move.
+#[test]
+fn what_waits_for_a_silent_node_is_not_forgotten() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::default();
+        let manager = lead(&engine, &clock, 1, wanted(3, 3, 8)).await;
+        register(&manager, &[1, 2, 3, 4]).await;
+        beat(&manager, &[1, 2, 3, 4]).await;
+        moving(&manager, MovingChange::Pause).await;
+        change(&manager, 4, NodeChange::Use, false).await.unwrap();
+        manager.release().await.unwrap();
+        let manager = lead(&engine, &clock, 2, Wanted::default()).await;
+        manager.upkeep().await.unwrap();
+        let mut request = ChangeMovingT::default();
+        request.change = MovingChange::Resume;
+        let early = ops::change_moving(&manager, request).await.unwrap_err();
+        assert_eq!(early.code, ErrorCode::NotReady, "nobody can say yet what moves");
+        // The new node is away, for so long that it is dead.
+        for _ in 0..6 {
+            clock.advance(260);
+            elect(&manager, &clock).await;
+            beat(&manager, &[1, 2, 3]).await;
+            manager.upkeep().await.unwrap();
+        }
+        assert!(moving(&manager, MovingChange::Resume).await.balance);
+        clock.advance(260);
+        manager.upkeep().await.unwrap();
+        assert!(moving(&manager, MovingChange::Look).await.balance, "it is still to have its share");
+        settle(&manager, &clock, &[1, 2, 3, 4]).await;
+        let even = status(&manager).await;
+        assert_eq!([1, 2, 3, 4].map(|node| targets_on(&even, node)), [6; 4]);
     });
 }
 

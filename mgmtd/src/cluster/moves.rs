@@ -21,10 +21,10 @@ mod shares;
 pub use plan::{Plan, Planned, plan};
 
 use super::liveness::Liveness;
-use super::state::{Chain, Member, Standing, State};
+use super::state::{Chain, Member, Node, Standing, State};
 use super::transition::Public;
 use corefs_wire::limits::MEMBERS_MAX;
-use corefs_wire::{ChainId, NodeId, SliceIndex, TargetId};
+use corefs_wire::{ChainId, Error, ErrorCode, NodeId, Result, SliceIndex, TargetId};
 use shares::Shares;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,10 +61,33 @@ fn is_quiet(state: &State) -> bool {
         && state.chains.values().all(|chain| chain.members.len() == wanted && chain.members.iter().all(stays))
 }
 
-/// Whether everything is where it should be.
+/// Whether everything is where it should be. Not while nobody knows, because a node in use hasn't been heard of: what is to come to
+/// it, or to go from it, waits until it has spoken.
 pub fn is_done(state: &State, liveness: &Liveness) -> bool {
     let busy = |chain: &Chain| chain.members.iter().any(|member| member.leaving) || !is_settled(chain);
-    !state.chains.values().any(busy) && Planner::new(state, liveness, usize::MAX).steps().is_empty()
+    unheard(state, liveness).is_none()
+        && !state.chains.values().any(busy)
+        && Planner::new(state, liveness, usize::MAX).steps().is_empty()
+}
+
+/// A node in use that is dead, or has not spoken since this manager leads.
+fn unheard(state: &State, liveness: &Liveness) -> Option<NodeId> {
+    let used = |node: &Node| node.slices.iter().any(|slice| slice.standing == Standing::Active);
+    let silent = |id: &NodeId| !liveness.node(*id).is_some_and(|heard| heard.alive && heard.spoke);
+    state.nodes.iter().find(|(id, node)| used(node) && silent(id)).map(|(id, _)| *id)
+}
+
+/// Whether a plan can be made: a manager that has just come to lead must hear of all nodes first that it doesn't take for dead
+/// (`NotReady`; that is soon).
+pub fn ready(state: &State, liveness: &Liveness) -> Result<()> {
+    let assumed = |id: &&NodeId| liveness.node(**id).is_some_and(|heard| heard.alive && !heard.spoke);
+    match state.nodes.keys().find(assumed) {
+        None => Ok(()),
+        Some(id) => {
+            let text = format!("this manager has just taken over, and hasn't heard of {id} yet");
+            Err(Error::new(ErrorCode::NotReady, text))
+        }
+    }
 }
 
 /// Applies a step.

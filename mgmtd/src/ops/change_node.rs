@@ -14,7 +14,7 @@ use corefs_wire::control::mgmtd::{ChangeNodeT, MovesT, NodeChange};
 use corefs_wire::{Error, ErrorCode, NodeId, Result, SliceIndex};
 
 /// Errors: `InvalidArgument` for a node or slice that isn't there, or a change that isn't known; `NotReady` while the cluster
-/// has no chains; `TooFewNodes` when targets of what is to be emptied have no other place, or nobody serves their chains; `NotEmpty`
+/// has no chains, and while this manager hasn't heard of all nodes since it leads; `TooFewNodes` when targets of what is to be emptied have no other place, or nobody serves their chains; `NotEmpty`
 /// for a node that is to be forgotten and still has targets, `NotPermitted` for one that lives. Nothing is changed by an error, nor by a `dry_run`.
 ///
 /// The reply is everything that moves from then on.
@@ -51,6 +51,7 @@ fn change(state: &mut State, liveness: &Liveness, request: &ChangeNodeT) -> Resu
     if !state.formed() {
         return Err(Error::new(ErrorCode::NotReady, "the cluster has no chains yet; nothing can move"));
     }
+    moves::ready(state, liveness)?;
     let Some(node) = state.nodes.get(&id) else {
         return Err(invalid(format!("this cluster has no {id}; `corefs node ls` shows those it has")));
     };
