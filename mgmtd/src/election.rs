@@ -1,6 +1,7 @@
 //! How a manager comes to lead, goes on leading, and stops: the transactions around [`lease`](crate::cluster::lease).
 
 use crate::clock::Clock;
+use crate::cluster::domains;
 use crate::cluster::lease::{Holder, Reign, Stored, Verdict};
 use crate::cluster::liveness::{Liveness, Silence};
 use crate::cluster::moves;
@@ -222,9 +223,11 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
                 draft.state_mut().metas.remove(address);
             }
             // The chains aren't settled by this: what was heard of meanwhile may ask for more.
+            let before = if moves { domains::repeats(draft.state()) } else { 0 };
             let begun = if moves { draft.begin_moves() } else { 0 };
+            let together = if moves { domains::repeats(draft.state()).saturating_sub(before) } else { 0 };
             let changed = if due || begun > 0 { draft.reconfigure(None) } else { 0 };
-            Ok(Upkeep { formed: draft.form(|_, _| None)?, changed, begun, clients, metas })
+            Ok(Upkeep { formed: draft.form(|_, _| None)?, changed, begun, together, clients, metas })
         };
         let finish = |leading: &mut Leading, _: u64, done: &Upkeep| {
             for client in &done.clients {
@@ -233,10 +236,15 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
             }
             done.metas.iter().for_each(|address| leading.liveness.forget_meta(address));
         };
-        let Upkeep { formed, changed, begun, clients, .. } = self.change(plan, finish).await?;
+        let Upkeep { formed, changed, begun, together, clients, .. } = self.change(plan, finish).await?;
         if changed > 0 {
             self.counts.chains_changed.set(self.counts.chains_changed.get() + changed as u64);
             tracing::info!("{changed} chains changed");
+        }
+        if together > 0 {
+            tracing::warn!(
+                "{together} chains get two replicas in one failure domain: there are fewer domains than replicas"
+            );
         }
         self.counts.moves_begun.set(self.counts.moves_begun.get() + begun as u64);
         self.counts.clients_expired.set(self.counts.clients_expired.get() + clients.len() as u64);
@@ -253,6 +261,8 @@ struct Upkeep {
     /// Chains that changed, and steps of moves that began.
     changed: usize,
     begun: usize,
+    /// Chains that get a second member in one failure domain by that.
+    together: usize,
     /// Whose lease is over for good, and who is forgotten.
     clients: Vec<ClientId>,
     metas: Vec<String>,

@@ -132,7 +132,7 @@ fn refuse_stuck(state: &State, plan: &Plan, id: NodeId) -> Result<()> {
     } else {
         format!(
             "{id} can't be emptied: {} of its targets have no other place, because no other node that is alive and in use, has room \
-             and holds no replica of the same chain; add a node first (corefs node add)",
+             and holds no replica of the same chain, nor is in a failure domain with one; add a node first (corefs node add)",
             stuck.len()
         )
     };

@@ -142,7 +142,7 @@ fn describe(plan: &MovesT, would: bool) -> Vec<String> {
     }
     if !plan.stuck.is_empty() {
         out.push(format!(
-            "{} targets have no other place: no other node that is alive and in use has room and holds no replica of the same chain",
+            "{} targets have no other place: no other node that is alive and in use has room and holds no replica of the same chain, nor is in a failure domain with one",
             plan.stuck.len()
         ));
     }
