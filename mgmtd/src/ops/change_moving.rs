@@ -68,7 +68,7 @@ pub(super) fn to_message(state: &State, liveness: &Liveness, plan: &Plan) -> Mov
     };
     let mut out = MovesT::default();
     out.moves = plan.moves.iter().map(one).collect();
-    (out.least, out.rotations) = (plan.least, plan.rotations);
+    (out.least, out.least_bytes, out.rotations) = (plan.least, plan.least_bytes, plan.rotations);
     out.stuck = plan.stuck.iter().map(stuck).collect();
     (out.paused, out.balance) = (state.moving.paused, state.moving.balance);
     out.rate = liveness.resync_rate();

@@ -1,6 +1,7 @@
 //! Nodes and disks come into use, are emptied, and are forgotten: what people want. What moves by that is
 //! [`moves`](crate::cluster::moves)'.
 
+use super::assumed;
 use super::change_moving::to_message;
 use super::invalid;
 use crate::clock::Clock;
@@ -24,11 +25,16 @@ pub async fn change_node<E: KvEngine, C: Clock>(
 ) -> Result<MovesT> {
     let node = NodeId(request.node);
     if request.dry_run {
-        return primary.leading(|leading, _| {
-            let mut state = leading.state().clone();
-            let plan = change(&mut state, leading.liveness(), &request)?;
-            Ok(to_message(&state, leading.liveness(), &plan))
+        return primary.leading(|leading, now_ms| {
+            let (mut state, mut liveness) = (leading.state().clone(), leading.liveness().clone());
+            let mut request = request;
+            assumed::add(&mut state, &mut liveness, &mut request, now_ms)?;
+            let plan = change(&mut state, &liveness, &request)?;
+            Ok(to_message(&state, &liveness, &plan))
         })?;
+    }
+    if request.assumed.is_some() {
+        return Err(invalid("slices that don't exist can only be part of a dry run"));
     }
     let plan = |draft: &mut crate::primary::Draft<'_>| {
         let liveness = draft.liveness().clone();
