@@ -26,6 +26,11 @@ well() {
 }
 
 disks "in use:16"
+files=$(ls "$dir")
+"$COREFS" disk add --dir "$dir" --dry-run | grep -q '8 targets would move' || die "what a disk more would get isn't said"
+"$COREFS" disk replace 0 --dir "$dir" --disk "$work/third" --dry-run | grep -q '16 targets would move' || die "what goes to another disk isn't said"
+[ "$(ls "$dir")" = "$files" ] && [ ! -e "$work/third" ] || die "a plan has made something"
+disks "in use:16"
 "$COREFS" disk add --dir "$dir" --wait | tail -n 1
 disks "in use:8" "in use:8"
 same

@@ -44,6 +44,11 @@ print(sum(shard["counters"].get("filled_bytes", 0) for shard in shards))'
 }
 
 before=$(sent)
+"$COREFS" node add --dir "$work/cluster" --dry-run --json | python3 -c '
+import json, sys
+plan = json.load(sys.stdin)
+assert plan["moves"] and plan["bytes"] and all(one["to_node"] == 4 for one in plan["moves"]), plan' || die "what a node more would get isn't said"
+[ ! -e "$work/cluster/node-4" ] || die "a plan has made a node"
 "$COREFS" node add --dir "$work/cluster" --wait --json >"$work/add.json"
 "$COREFS" node add 4 --dry-run --json | python3 -c '
 import json, sys

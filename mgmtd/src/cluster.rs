@@ -8,6 +8,7 @@
 //! | [`placement`] | which node, slice and position each replica of each chain gets |
 //! | [`liveness`] | who was heard of when: leases of nodes, metadata servers and clients |
 //! | [`cuts`] | nodes that live and can't reach each other, and which of the two gives way |
+//! | [`domains`] | what fails together, and which chains lose two copies then |
 //! | [`lease`] | which manager leads |
 //! | [`transition`] | the declared state table of targets |
 //! | [`reconfigure`] | the table applied to what is known, and why nothing is lost |
@@ -16,6 +17,7 @@
 //! | [`problems`] | what is wrong, and what to type |
 
 pub mod cuts;
+pub mod domains;
 pub mod formation;
 pub mod lease;
 pub mod liveness;

@@ -1,9 +1,11 @@
 //! How a manager comes to lead, goes on leading, and stops: the transactions around [`lease`](crate::cluster::lease).
 
 use crate::clock::Clock;
+use crate::cluster::domains;
 use crate::cluster::lease::{Holder, Reign, Stored, Verdict};
 use crate::cluster::liveness::{Liveness, Silence};
 use crate::cluster::moves;
+use crate::cluster::placement::Imbalance;
 use crate::cluster::reconfigure::is_due;
 use crate::cluster::state::State;
 use crate::primary::{Leading, Primary, count};
@@ -189,13 +191,13 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
             Silence::Perhaps => return Ok(()),
             Silence::Whole => return self.give_way().await,
         }
-        let (died, clients, metas, unformed, due, moves) = self.leading(|leading, now_ms| {
+        let (died, anybody, unformed, due, moves) = self.leading(|leading, now_ms| {
             let before = alive_nodes(leading);
             if leading.liveness.expire(now_ms) {
                 leading.touch();
             }
-            let clients = leading.liveness.expired_clients(now_ms);
-            let metas = leading.liveness.forgettable_metas(now_ms);
+            let anybody = !leading.liveness.expired_clients(now_ms).is_empty()
+                || !leading.liveness.forgettable_metas(now_ms).is_empty();
             let due = leading.liveness.is_unsettled() && is_due(&leading.state, &leading.liveness);
             if !due {
                 leading.liveness.settled();
@@ -206,35 +208,43 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
                 !moves::next(state, liveness).is_empty()
                     || (state.moving.balance && moves::is_done(state, liveness))
             };
-            (before - alive_nodes(leading), clients, metas, !leading.state.formed(), due, moves)
+            (before - alive_nodes(leading), anybody, !leading.state.formed(), due, moves)
         })?;
         self.counts.nodes_died.set(self.counts.nodes_died.get() + died as u64);
-        if clients.is_empty() && metas.is_empty() && !unformed && !due && !moves {
+        if !anybody && !unformed && !due && !moves {
             return Ok(());
         }
         let plan = |draft: &mut crate::primary::Draft<'_>| {
-            for client in &clients {
-                draft.end_client(*client);
-            }
+            // Whose time is over is asked now: whoever has renewed since, while this waited for its turn, has a lease.
+            let clients = draft.liveness().expired_clients(draft.now_ms);
+            clients.iter().for_each(|client| draft.end_client(*client));
+            let metas = draft.liveness().forgettable_metas(draft.now_ms);
             for address in &metas {
                 draft.state_mut().metas.remove(address);
             }
             // The chains aren't settled by this: what was heard of meanwhile may ask for more.
+            let before = if moves { domains::repeats(draft.state()) } else { 0 };
             let begun = if moves { draft.begin_moves() } else { 0 };
+            let together = if moves { domains::repeats(draft.state()).saturating_sub(before) } else { 0 };
             let changed = if due || begun > 0 { draft.reconfigure(None) } else { 0 };
-            Ok((draft.form(|_, _| None)?, changed, begun))
+            Ok(Upkeep { formed: draft.form(|_, _| None)?, changed, begun, together, clients, metas })
         };
-        let finish = |leading: &mut Leading, _: u64, _: &_| {
-            for client in &clients {
+        let finish = |leading: &mut Leading, _: u64, done: &Upkeep| {
+            for client in &done.clients {
                 leading.liveness.forget_client(*client);
                 leading.ending.remove(client);
             }
-            metas.iter().for_each(|address| leading.liveness.forget_meta(address));
+            done.metas.iter().for_each(|address| leading.liveness.forget_meta(address));
         };
-        let (formed, changed, begun) = self.change(plan, finish).await?;
+        let Upkeep { formed, changed, begun, together, clients, .. } = self.change(plan, finish).await?;
         if changed > 0 {
             self.counts.chains_changed.set(self.counts.chains_changed.get() + changed as u64);
             tracing::info!("{changed} chains changed");
+        }
+        if together > 0 {
+            tracing::warn!(
+                "{together} chains get two replicas in one failure domain: there are fewer domains than replicas"
+            );
         }
         self.counts.moves_begun.set(self.counts.moves_begun.get() + begun as u64);
         self.counts.clients_expired.set(self.counts.clients_expired.get() + clients.len() as u64);
@@ -243,6 +253,19 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
         }
         Ok(())
     }
+}
+
+/// What one round of upkeep did.
+struct Upkeep {
+    formed: Option<Imbalance>,
+    /// Chains that changed, and steps of moves that began.
+    changed: usize,
+    begun: usize,
+    /// Chains that get a second member in one failure domain by that.
+    together: usize,
+    /// Whose lease is over for good, and who is forgotten.
+    clients: Vec<ClientId>,
+    metas: Vec<String>,
 }
 
 fn alive_nodes(leading: &Leading) -> usize {

@@ -3,6 +3,7 @@
 //!
 //! All answer `NotPrimary` on a manager that doesn't lead; its message names the one that does, if one is known.
 
+mod assumed;
 mod change_moving;
 mod change_node;
 mod check_clients;

@@ -14,7 +14,7 @@ use crate::cluster::formation::Wanted;
 use crate::cluster::lease::{Candidate, Holder, Reign};
 use crate::cluster::liveness::{Liveness, Terms};
 use crate::cluster::moves;
-use crate::cluster::reconfigure::reconfigure;
+use crate::cluster::reconfigure::{Restart, reconfigure};
 use crate::cluster::state::State;
 use crate::cluster::{placement::Imbalance, routing};
 use crate::rows::{self, Numbers};
@@ -373,7 +373,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Applies the state table to all chains; `restarted` registers as another process. How many changed.
-    pub fn reconfigure(&mut self, restarted: Option<NodeId>) -> usize {
+    pub fn reconfigure(&mut self, restarted: Option<Restart<'_>>) -> usize {
         let liveness = &self.leading.liveness;
         let state = self.state.get_or_insert_with(|| self.leading.state.clone());
         reconfigure(state, liveness, restarted)

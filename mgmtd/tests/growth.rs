@@ -96,6 +96,7 @@ fn a_node_comes_another_one_goes_and_a_new_primary_goes_on() {
         // The primary is replaced in the middle.
         manager.release().await.unwrap();
         let manager = lead(&engine, &clock, 2, Wanted::default()).await;
+        manager.upkeep().await.unwrap();
         settle(&manager, &clock, &[1, 2, 3, 4]).await;
         let even = status(&manager).await;
         assert_eq!([1, 2, 3, 4].map(|node| targets_on(&even, node)), [6; 4]);
@@ -126,6 +127,89 @@ fn a_node_comes_another_one_goes_and_a_new_primary_goes_on() {
         let stuck = change(&manager, 3, NodeChange::Empty, false).await.unwrap_err();
         assert_eq!(stuck.code, ErrorCode::TooFewNodes);
         assert!(moving(&manager, MovingChange::Look).await.moves.is_empty());
+    });
+}
+
+/// Whoever leads anew has heard nobody yet: that nothing can move then doesn't mean that nothing is to move.
+#[test]
+fn what_waits_for_a_silent_node_is_not_forgotten() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::default();
+        let manager = lead(&engine, &clock, 1, wanted(3, 3, 8)).await;
+        register(&manager, &[1, 2, 3, 4]).await;
+        beat(&manager, &[1, 2, 3, 4]).await;
+        moving(&manager, MovingChange::Pause).await;
+        change(&manager, 4, NodeChange::Use, false).await.unwrap();
+        manager.release().await.unwrap();
+        let manager = lead(&engine, &clock, 2, Wanted::default()).await;
+        manager.upkeep().await.unwrap();
+        let mut request = ChangeMovingT::default();
+        request.change = MovingChange::Resume;
+        let early = ops::change_moving(&manager, request).await.unwrap_err();
+        assert_eq!(early.code, ErrorCode::NotReady, "nobody can say yet what moves");
+        // The new node is away, for so long that it is dead.
+        for _ in 0..6 {
+            clock.advance(260);
+            elect(&manager, &clock).await;
+            beat(&manager, &[1, 2, 3]).await;
+            manager.upkeep().await.unwrap();
+        }
+        assert!(moving(&manager, MovingChange::Resume).await.balance);
+        clock.advance(260);
+        manager.upkeep().await.unwrap();
+        assert!(moving(&manager, MovingChange::Look).await.balance, "it is still to have its share");
+        settle(&manager, &clock, &[1, 2, 3, 4]).await;
+        let even = status(&manager).await;
+        assert_eq!([1, 2, 3, 4].map(|node| targets_on(&even, node)), [6; 4]);
+    });
+}
+
+/// What would move if a disk or a node came that isn't there yet.
+#[test]
+fn a_plan_with_what_does_not_exist_yet_is_that_of_what_then_exists() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::default();
+        let manager = lead(&engine, &clock, 1, wanted(3, 3, 8)).await;
+        register(&manager, &[1, 2, 3]).await;
+        beat(&manager, &[1, 2, 3]).await;
+        let before = status(&manager).await;
+        let assumed = |disk: u16| {
+            let mut slice = NewSliceT::default();
+            (slice.capacity, slice.disk) = (1 << 30, disk);
+            Some(vec![slice; 4])
+        };
+        let ask = async |node, change, slices: &[u16], assumed, dry_run| {
+            let mut request = ChangeNodeT::default();
+            (request.node, request.change, request.slices) = (node, change, slices.to_vec());
+            (request.assumed, request.dry_run) = (assumed, dry_run);
+            ops::change_node(&manager, request).await
+        };
+        // A second disk in the place of the first, and one beside it.
+        let replaced = ask(2, NodeChange::Empty, &[0, 1, 2, 3], assumed(1), true).await.unwrap();
+        assert_eq!((replaced.moves.len(), replaced.least, replaced.stuck.len()), (8, 8, 0));
+        assert_eq!(replaced.least_bytes, 8 << 20);
+        assert!(replaced.moves.iter().all(|one| (one.from_node, one.to_node) == (2, 2) && one.to_slice >= 4));
+        let beside = ask(2, NodeChange::Use, &[], assumed(1), true).await.unwrap();
+        assert_eq!((beside.moves.len(), beside.least), (4, 4));
+        let refused = async |node, slices| code(ask(node, NodeChange::Use, &[], slices, true).await);
+        assert_eq!(refused(9, assumed(1)).await, Some(ErrorCode::InvalidArgument));
+        assert_eq!(refused(2, Some(vec![])).await, Some(ErrorCode::InvalidArgument));
+        assert_eq!(
+            refused(2, Some(vec![NewSliceT::default(); 5000])).await,
+            Some(ErrorCode::InvalidArgument)
+        );
+        let real = ask(2, NodeChange::Use, &[], assumed(1), false).await;
+        assert_eq!(code(real), Some(ErrorCode::InvalidArgument), "it can only be shown");
+        let supposed = ask(0, NodeChange::Use, &[], assumed(0), true).await.unwrap();
+        assert_eq!(status(&manager).await.routing, before.routing, "looking changes nothing");
+        assert_eq!(status(&manager).await.nodes.len(), 3);
+        // The very same as when it is there.
+        register(&manager, &[4]).await;
+        beat(&manager, &[1, 2, 3, 4]).await;
+        let real = change(&manager, 4, NodeChange::Use, true).await.unwrap();
+        assert_eq!((supposed.moves, supposed.rotations), (real.moves, real.rotations));
     });
 }
 

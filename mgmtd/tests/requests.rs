@@ -360,6 +360,32 @@ fn metadata_servers_come_die_and_are_forgotten() {
     });
 }
 
+/// Its end was due, and while that waited for another change it spoke.
+#[test]
+fn a_client_that_renews_before_its_end_is_decided_keeps_its_lease() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let manager = lead(&engine, &clock, 1, wanted(1, 1, 4)).await;
+        register_all(&manager, 1, 1, 4).await;
+        let client = renew_client(&manager, 0).await.unwrap();
+        for _ in 0..6 {
+            clock.advance(900);
+            manager.step().await;
+        }
+        engine.script([Some(corefs_kv::mem::Fault::UnknownNever)]);
+        let mut other = Box::pin(renew_client(&manager, 0));
+        assert!(future::poll_once(other.as_mut()).await.is_none(), "it is being stored");
+        let mut upkeep = Box::pin(manager.upkeep());
+        assert!(future::poll_once(upkeep.as_mut()).await.is_none(), "it waits for its turn");
+        assert_eq!(renew_client(&manager, client).await, Ok(client));
+        let other = other.await.unwrap();
+        upkeep.await.unwrap();
+        assert_eq!(alive(&manager, &[client, other]).await, [true, true]);
+        assert_eq!(renew_client(&manager, client).await, Ok(client));
+    });
+}
+
 /// Between the decision that a lease is over and its being stored, the client is neither dead nor able to go on.
 #[test]
 fn a_client_whose_end_is_being_stored_can_not_renew() {

@@ -136,14 +136,26 @@ fn write_shape(root: &Path, shape: &Shape) -> Result<()> {
 /// Errors: `BadConfig` if no cluster is there, or another one; `NotReady` if no `corefs up` runs on it; `NoSpace`.
 pub fn add_node(root: &Path, manager: &str) -> Result<u32> {
     change(root, manager, |shape| {
-        let free = crate::cluster::free_space(root)?;
-        if shape.capacity > free {
-            let what = format!("{}: a node needs {} bytes, {free} are free", root.display(), shape.capacity);
-            return Err(Error::new(ErrorCode::NoSpace, what));
-        }
+        has_room(root, shape)?;
         shape.added += 1;
         Ok(shape.nodes + shape.added)
     })
+}
+
+/// Whether another node could be added, as far as that can be seen without changing anything: the errors are those of [`add_node`].
+pub fn room_for_node(root: &Path, manager: &str) -> Result<Shape> {
+    let shape = read_shape_of(root, manager)?;
+    has_room(root, &shape)?;
+    Ok(shape)
+}
+
+fn has_room(root: &Path, shape: &Shape) -> Result<()> {
+    let free = crate::cluster::free_space(root)?;
+    if shape.capacity <= free {
+        return Ok(());
+    }
+    let what = format!("{}: a node needs {} bytes, {free} are free", root.display(), shape.capacity);
+    Err(Error::new(ErrorCode::NoSpace, what))
 }
 
 /// Writes down that the cluster in `root` hasn't that node any more, which the `corefs up` that runs on it then stops. `node` is the
@@ -165,15 +177,23 @@ pub fn remove_node(root: &Path, manager: &str, node: u32) -> Result<PathBuf> {
 
 /// Changes which nodes the running `corefs up` of a directory has.
 fn change<T>(root: &Path, manager: &str, change: impl FnOnce(&mut Shape) -> Result<T>) -> Result<T> {
-    let bad = |code, what: String| Error::new(code, format!("{}: {what}", root.display()));
-    if read_shape(root)?.is_none() {
-        return Err(bad(ErrorCode::BadConfig, "no cluster of `corefs up` is here".into()));
-    }
+    read_shape_of(root, manager)?;
     // Two of us at once would write the same number.
     let turn = root.join("run").join("nodes");
     let turn = File::options().create(true).append(true).open(&turn).map_err(Error::from)?;
     turn.lock().map_err(|error| Error::from(error).of(root.display()))?;
-    let Some(mut shape) = read_shape(root)? else { return Err(ErrorCode::Internal.into()) };
+    let mut shape = read_shape_of(root, manager)?;
+    let value = change(&mut shape)?;
+    write_shape(root, &shape)?;
+    Ok(value)
+}
+
+/// The shape of a directory whose cluster has that manager, and on which `corefs up` runs.
+fn read_shape_of(root: &Path, manager: &str) -> Result<Shape> {
+    let bad = |code, what: String| Error::new(code, format!("{}: {what}", root.display()));
+    let Some(shape) = read_shape(root)? else {
+        return Err(bad(ErrorCode::BadConfig, "no cluster of `corefs up` is here".into()));
+    };
     if shape.manager != manager {
         let what = format!("the manager of this cluster is {}, not {manager}; give --manager", shape.manager);
         return Err(bad(ErrorCode::BadConfig, what));
@@ -183,9 +203,7 @@ fn change<T>(root: &Path, manager: &str, change: impl FnOnce(&mut Shape) -> Resu
         let what = "no `corefs up` runs on this directory; start it first";
         return Err(bad(ErrorCode::NotReady, what.into()));
     }
-    let value = change(&mut shape)?;
-    write_shape(root, &shape)?;
-    Ok(value)
+    Ok(shape)
 }
 
 /// The shape of the cluster in `root`, without locking it.

@@ -3,7 +3,8 @@
 use crate::cmd::status;
 use crate::connect::Cluster;
 use crate::directory;
-use corefs_wire::control::mgmtd::Standing;
+use corefs_engine::server::home;
+use corefs_wire::control::mgmtd::{NewSliceT, SliceInfoT, Standing};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,9 +21,7 @@ pub fn one_more(dir: &Path, cluster: &Cluster) -> Result<u32> {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
         let status = status::fetch(cluster)?;
-        let spare = |slices: &[corefs_wire::control::mgmtd::SliceInfoT]| {
-            slices.iter().all(|slice| slice.standing == Standing::Spare)
-        };
+        let spare = |slices: &[SliceInfoT]| slices.iter().all(|slice| slice.standing == Standing::Spare);
         let mut new = status.nodes.iter().filter(|node| !known.contains(&node.node) && spare(&node.slices));
         if let Some(node) = new.next() {
             return Ok(node.node);
@@ -35,6 +34,26 @@ pub fn one_more(dir: &Path, cluster: &Cluster) -> Result<u32> {
         dir.join("log").join(format!("node-{added}.log")).display()
     );
     Err(Error::new(ErrorCode::TimedOut, what))
+}
+
+/// The slices that the next node of a directory would have: as many and as large as those of one that runs there, which is of the same
+/// shape. Nothing is changed. Errors: those of [`one_more`] that can be foreseen.
+pub fn would_be(dir: &Path, cluster: &Cluster) -> Result<Vec<NewSliceT>> {
+    let status = status::fetch(cluster)?;
+    let shape = directory::room_for_node(dir, &status.primary)?;
+    let number = |node: u32| home::node_of(&dir.join(format!("node-{node}")));
+    let here: Vec<u32> = shape.running().filter_map(number).map(|node| node.0).collect();
+    let Some(like) = status.nodes.iter().find(|node| here.contains(&node.node)) else {
+        let what = format!("{}: no node that the manager knows is here", dir.display());
+        return Err(Error::new(ErrorCode::BadConfig, what));
+    };
+    let first = like.slices.first().map_or(0, |slice| slice.disk);
+    let slice = |slice: &SliceInfoT| {
+        let mut out = NewSliceT::default();
+        out.capacity = slice.capacity;
+        out
+    };
+    Ok(like.slices.iter().filter(|slice| slice.disk == first).map(slice).collect())
 }
 
 /// Has the `corefs up` of a directory stop a node that is empty, and waits until the manager takes it for dead. Where its directory is.

@@ -100,14 +100,29 @@ pub struct Liveness {
     clients: BTreeMap<ClientId, u64>,
     /// Bytes a second at which each node fills others at most.
     rates: BTreeMap<NodeId, u64>,
+    /// How far each filling had come when it was first heard of, by who fills, and when that was.
+    begun: BTreeMap<TargetId, (Filling, u64)>,
 }
 
 impl Liveness {
     pub fn new(terms: Terms) -> Self {
         let (nodes, slices, targets, by_target) = Default::default();
-        let (metas, clients, rates, cuts, complaints) = Default::default();
+        let (metas, clients, rates, cuts, complaints, begun) = Default::default();
         let unsettled = true;
-        Self { terms, nodes, slices, targets, by_target, complaints, cuts, unsettled, metas, clients, rates }
+        Self {
+            terms,
+            nodes,
+            slices,
+            targets,
+            by_target,
+            complaints,
+            cuts,
+            unsettled,
+            metas,
+            clients,
+            rates,
+            begun,
+        }
     }
 
     pub fn terms(&self) -> Terms {
@@ -144,8 +159,23 @@ impl Liveness {
             targets.iter().map(of).collect::<Vec<_>>()
         };
         self.unsettled |= self.targets.get(&node).is_none_or(|before| matters(before) != matters(&targets));
+        let before = self.targets.get(&node).into_iter().flat_map(BTreeMap::keys);
+        for gone in before.filter(|target| !targets.contains_key(target)) {
+            self.by_target.remove(gone);
+            self.complaints.remove(gone);
+            self.begun.remove(gone);
+        }
         self.by_target.extend(targets.keys().map(|target| (*target, node)));
         for (target, health) in &targets {
+            // One that starts over has compared less than before.
+            let said = self.targets.get(&node).and_then(|before| before.get(target)?.fills);
+            let goes_on =
+                |now: Filling| said.is_some_and(|said| said.to == now.to && said.compared <= now.compared);
+            match health.fills {
+                Some(now) if self.begun.contains_key(target) && goes_on(now) => {}
+                Some(now) => drop(self.begun.insert(*target, (now, now_ms))),
+                None => drop(self.begun.remove(target)),
+            }
             match health.unreached {
                 Some(to) if self.complaints.get(target).is_some_and(|(before, _)| *before == to) => {}
                 Some(to) => drop(self.complaints.insert(*target, (to, now_ms))),
@@ -158,7 +188,10 @@ impl Liveness {
     /// Another process has the node's number now: what the old one said of its targets counts no more.
     pub fn forget_targets(&mut self, node: NodeId) {
         self.forgive(node);
-        self.targets.remove(&node);
+        for target in self.targets.remove(&node).unwrap_or_default().keys() {
+            self.by_target.remove(target);
+            self.begun.remove(target);
+        }
     }
 
     /// A node is dead, or another process: what was out of its reach, and for whom it was, says nothing any more.
@@ -184,11 +217,27 @@ impl Liveness {
         alive.fold(0, |sum, (_, rate)| sum.saturating_add(*rate))
     }
 
+    /// How long the filling that a target does still takes (milliseconds), if it goes on as it went since it was first heard of. Before anything
+    /// was seen of it: all that the target holds, at its node's rate. `None` if that isn't known either.
+    pub fn filling_left_ms(&self, from: TargetId, now_ms: u64) -> Option<u64> {
+        let health = self.target(from)?;
+        let now = health.fills?;
+        let left = now.to_compare.saturating_sub(now.compared);
+        let (then, at_ms) = self.begun.get(&from)?;
+        let (done, ms) = (now.compared.saturating_sub(then.compared), now_ms.saturating_sub(*at_ms));
+        if done > 0 && ms > 0 {
+            return Some((u128::from(left) * u128::from(ms) / u128::from(done)) as u64);
+        }
+        let rate = self.rates.get(self.by_target.get(&from)?).copied().filter(|rate| *rate > 0)?;
+        let bytes = u128::from(health.used) * u128::from(left) / u128::from(now.to_compare.max(1));
+        Some((bytes * 1000 / u128::from(rate)) as u64)
+    }
+
     /// The node is no node of the cluster any more.
     pub fn forget_node(&mut self, node: NodeId) {
+        self.forget_targets(node);
         self.nodes.remove(&node);
         self.slices.remove(&node);
-        self.targets.remove(&node);
         self.rates.remove(&node);
     }
 
@@ -403,6 +452,47 @@ pub(crate) mod tests {
         assert_eq!(liveness.complains_of(one), Some(two));
         hear(&mut liveness, 1, None, 1500);
         assert_eq!(liveness.complains_of(one), None);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_target_that_is_gone_and_of_a_node_that_is_forgotten() {
+        let mut liveness = Liveness::new(TERMS);
+        let says = |unreached| TargetHealth { version: 1, unreached, ..TargetHealth::default() };
+        let (one, two, three) = (TargetId(1), TargetId(2), TargetId(3));
+        liveness.hear_targets(NodeId(1), [(one, says(Some(two))), (three, says(Some(two)))].into(), 0);
+        liveness.hear_targets(NodeId(2), [(two, says(Some(one)))].into(), 0);
+        for node in 1..=2 {
+            liveness.hear_node(NodeId(node), vec![], 10);
+        }
+        liveness.expire(20);
+        assert_eq!(liveness.cuts().pairs().count(), 1);
+        liveness.hear_targets(NodeId(1), [(one, says(Some(two)))].into(), 30);
+        assert_eq!((liveness.target(three), liveness.complains_of(three)), (None, None));
+        assert_eq!((liveness.by_target.len(), liveness.complaints.len()), (2, 2));
+        liveness.forget_node(NodeId(2));
+        assert_eq!((liveness.by_target.len(), liveness.complaints.len()), (1, 0));
+        assert_eq!(liveness.cuts().pairs().count(), 0);
+        liveness.forget_node(NodeId(1));
+        assert_eq!(liveness, Liveness { unsettled: true, ..Liveness::new(TERMS) });
+    }
+
+    #[test]
+    fn how_long_filling_takes_follows_from_how_far_it_came() {
+        let mut liveness = Liveness::new(TERMS);
+        let (from, to) = (TargetId(1), TargetId(2));
+        let mut say = |compared: u64, now_ms: u64| {
+            let fills = Filling { to, compared, to_compare: 1000, sent_chunks: 0, sent_bytes: 0 };
+            let health = TargetHealth { fills: Some(fills), used: 1 << 20, ..TargetHealth::default() };
+            liveness.hear_targets(NodeId(1), [(from, health)].into(), now_ms);
+            liveness.hear_rate(NodeId(1), 1 << 18);
+            liveness.filling_left_ms(from, now_ms)
+        };
+        assert_eq!(say(0, 100), Some(4000), "all of it, at the rate that is set");
+        assert_eq!(say(100, 1100), Some(9000));
+        assert_eq!(say(600, 2100), Some(1333));
+        assert_eq!(say(500, 2200), Some(2000), "it starts over: half of it, at the rate that is set");
+        liveness.hear_targets(NodeId(1), [(from, TargetHealth::default())].into(), 2300);
+        assert_eq!((liveness.filling_left_ms(from, 2300), liveness.begun.len()), (None, 0));
     }
 
     #[test]

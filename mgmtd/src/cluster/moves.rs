@@ -6,7 +6,8 @@
 //! begin now. So it can be stopped, resumed, replaced by another primary and asked for something else at any time.
 //!
 //! # Aims
-//! 1. Two members of a chain are never on one node, and in different failure domains wherever there is a choice.
+//! 1. Two members of a chain are never on one node. No move puts them into one failure domain where there are enough
+//!    ([`domains`](super::domains)), and evening out takes those apart that share one.
 //! 2. A node carries targets in proportion to the bytes of its slices in use, and so do a disk within its node and a slice within its
 //!    disk. A target moves only from who has more than its share to who has less.
 //! 3. So a target moves once, and never to where it has to leave again: what moves is the least that must, or nearly.
@@ -20,11 +21,12 @@ mod shares;
 
 pub use plan::{Plan, Planned, plan};
 
+use super::domains;
 use super::liveness::Liveness;
-use super::state::{Chain, Member, Standing, State};
+use super::state::{Chain, Member, Node, Standing, State};
 use super::transition::Public;
 use corefs_wire::limits::MEMBERS_MAX;
-use corefs_wire::{ChainId, NodeId, SliceIndex, TargetId};
+use corefs_wire::{ChainId, Error, ErrorCode, NodeId, Result, SliceIndex, TargetId};
 use shares::Shares;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,10 +63,33 @@ fn is_quiet(state: &State) -> bool {
         && state.chains.values().all(|chain| chain.members.len() == wanted && chain.members.iter().all(stays))
 }
 
-/// Whether everything is where it should be.
+/// Whether everything is where it should be. Not while nobody knows, because a node in use hasn't been heard of: what is to come to
+/// it, or to go from it, waits until it has spoken.
 pub fn is_done(state: &State, liveness: &Liveness) -> bool {
     let busy = |chain: &Chain| chain.members.iter().any(|member| member.leaving) || !is_settled(chain);
-    !state.chains.values().any(busy) && Planner::new(state, liveness, usize::MAX).steps().is_empty()
+    unheard(state, liveness).is_none()
+        && !state.chains.values().any(busy)
+        && Planner::new(state, liveness, usize::MAX).steps().is_empty()
+}
+
+/// A node in use that is dead, or has not spoken since this manager leads.
+fn unheard(state: &State, liveness: &Liveness) -> Option<NodeId> {
+    let used = |node: &Node| node.slices.iter().any(|slice| slice.standing == Standing::Active);
+    let silent = |id: &NodeId| !liveness.node(*id).is_some_and(|heard| heard.alive && heard.spoke);
+    state.nodes.iter().find(|(id, node)| used(node) && silent(id)).map(|(id, _)| *id)
+}
+
+/// Whether a plan can be made: a manager that has just come to lead must hear of all nodes first that it doesn't take for dead
+/// (`NotReady`; that is soon).
+pub fn ready(state: &State, liveness: &Liveness) -> Result<()> {
+    let assumed = |id: &&NodeId| liveness.node(**id).is_some_and(|heard| heard.alive && !heard.spoke);
+    match state.nodes.keys().find(assumed) {
+        None => Ok(()),
+        Some(id) => {
+            let text = format!("this manager has just taken over, and hasn't heard of {id} yet");
+            Err(Error::new(ErrorCode::NotReady, text))
+        }
+    }
 }
 
 /// Applies a step.
@@ -121,6 +146,8 @@ struct Planner<'a> {
     state: &'a State,
     liveness: &'a Liveness,
     shares: Shares,
+    /// There are failure domains for all replicas of a chain.
+    apart: bool,
     /// Members on their way to a node.
     arrivals: BTreeMap<NodeId, usize>,
     arrivals_max: usize,
@@ -144,7 +171,8 @@ impl<'a> Planner<'a> {
             }
         }
         let (shares, taken, out) = (Shares::of(state), BTreeSet::new(), Vec::new());
-        Self { state, liveness, shares, arrivals, arrivals_max, chains, taken, out }
+        let apart = domains::enough(state, liveness);
+        Self { state, liveness, shares, apart, arrivals, arrivals_max, chains, taken, out }
     }
 
     fn steps(mut self) -> Vec<Step> {
@@ -227,6 +255,7 @@ impl<'a> Planner<'a> {
         let mut best: Option<(Rank, (usize, NodeId, SliceIndex))> = None;
         for (at, Need { id, chain, leaves }) in needs.iter().enumerate() {
             // Where one leaves, another one is no more than there was.
+            let before = leaves.map_or(0, |leaves| self.domain_repeats(chain, Some(leaves), leaves.node));
             let same = leaves.map(|leaves| (self.shares.relative(leaves.node, 0), leaves.node));
             for (load, node) in same.into_iter().chain(nodes.iter().copied()) {
                 if best.as_ref().is_some_and(|((domain, least, ..), _)| (*domain, *least) < (0, load)) {
@@ -234,6 +263,9 @@ impl<'a> Planner<'a> {
                 }
                 let Some(slice) = self.room(chain, *leaves, node, |_, _| true) else { continue };
                 let domain = self.domain_repeats(chain, *leaves, node);
+                if self.apart && domain > before {
+                    continue;
+                }
                 let rank = (domain, load, self.shared(chain, *leaves, node), *id);
                 if best.as_ref().is_none_or(|(least, _)| rank < *least) {
                     best = Some((rank, (at, node, slice)));
@@ -288,8 +320,12 @@ impl<'a> Planner<'a> {
         others(chain, leaves).map(|member| self.shares.pairs(member.node, node)).sum()
     }
 
-    /// Moves from who has too much to who has too little, first between nodes, then between slices of a node; then hands heads on.
+    /// Takes apart what shares a failure domain; moves from who has too much to who has too little, first between nodes, then between
+    /// slices of a node; then hands heads on.
     fn even_out(&mut self) {
+        if self.apart && domains::repeats(self.state) > 0 && self.take_apart() {
+            return;
+        }
         let quotas = self.shares.node_quotas();
         while self.move_between_nodes(&quotas) {}
         if self.out.is_empty() && self.state.chains.values().all(is_settled) {
@@ -298,6 +334,30 @@ impl<'a> Planner<'a> {
         if self.out.is_empty() && self.state.chains.values().all(is_settled) {
             self.hand_on_heads();
         }
+    }
+
+    /// Moves members that share a failure domain with another one of their chain into domains of their own, whatever that does to shares:
+    /// those are evened out afterwards. Whether there is anything to move, perhaps later.
+    fn take_apart(&mut self) -> bool {
+        let mut any = false;
+        for (id, chain) in &self.state.chains {
+            let repeats = |member: &&Member| self.domain_repeats(chain, Some(member), member.node) > 0;
+            let fullest =
+                staying(chain).filter(repeats).max_by_key(|member| self.shares.relative(member.node, 0));
+            let Some(leaves) = fullest.filter(|_| self.is_free(*id)) else { continue };
+            let places = self.state.nodes.keys().filter_map(|node| {
+                let alone = self.domain_repeats(chain, Some(leaves), *node) == 0;
+                let slice = self.room(chain, Some(leaves), *node, |_, _| alone)?;
+                Some((self.shares.relative(*node, 1), *node, slice))
+            });
+            if let Some((_, node, slice)) = places.min() {
+                any = true;
+                if !self.is_busy(node) {
+                    self.add(*id, Some(leaves), node, slice);
+                }
+            }
+        }
+        any
     }
 
     fn is_free(&self, chain: ChainId) -> bool {

@@ -1,9 +1,10 @@
 //! Where the replicas of new chains go. A heuristic proposes ([`place`]); a separate check says what it is worth
 //! ([`verify`]), and refuses what breaks a rule.
 //!
-//! Rules: two replicas of a chain are never on one node; every node carries its share of targets to within one; every
-//! slice of a node carries its share to within one. Aims, in this order: replicas of a chain in different domains;
-//! as many heads (and second, third members) on each node as on any other; every two nodes share about as many chains,
+//! Rules: two replicas of a chain are never on one node, nor in one domain if there are as many domains as replicas; every node
+//! carries its share of targets to within one, which is smaller in a domain that is larger than the others together can match
+//! ([`quota`]); every slice of a node carries its share to within one. Aims, in this order: replicas of a chain in different domains as far
+//! as there are any; as many heads (and second, third members) on each node as on any other; every two nodes share about as many chains,
 //! so that when a node is gone its load, and the work of filling it again, spread over all others.
 //!
 //! Steps: pick nodes for chain after chain (greedy), improve by exchanging members between chains (hill climbing),
@@ -12,6 +13,7 @@
 
 mod improve;
 mod order;
+mod quota;
 mod verify;
 
 pub use verify::{Imbalance, verify};
@@ -51,7 +53,7 @@ pub fn place(rooms: &[Room], replicas: usize, targets_per_node: usize) -> Result
     }
     let domains = number_domains(rooms);
     let chains = rooms.len() * targets_per_node / replicas;
-    let mut sets = choose_nodes(&domains, replicas, chains);
+    let mut sets = choose_nodes(&domains, replicas, chains, quota::quotas(&domains, replicas, chains));
     improve::exchange(&mut sets, &domains);
     let ordered = order::order_members(&sets, rooms.len());
     let table = order::order_table(ordered, rooms.len());
@@ -67,14 +69,10 @@ fn number_domains(rooms: &[Room]) -> Vec<usize> {
     rooms.iter().enumerate().map(first).collect()
 }
 
-/// Picks each chain's nodes. Never runs into a corner: a node (or domain) that has as many targets left as there are
-/// chains left must be in every one of them, and is taken first.
-fn choose_nodes(domains: &[usize], replicas: usize, chains: usize) -> Vec<Vec<usize>> {
+/// Picks each chain's nodes; `left` is how many each node is to be in. Never runs into a corner: a node (or domain) that has as many
+/// targets left as there are chains left must be in every one of them, and is taken first.
+fn choose_nodes(domains: &[usize], replicas: usize, chains: usize, mut left: Vec<usize>) -> Vec<Vec<usize>> {
     let nodes = domains.len();
-    let total = chains * replicas;
-    // The remainder of an uneven division goes to the first nodes.
-    let mut left: Vec<usize> =
-        (0..nodes).map(|node| total / nodes + usize::from(node < total % nodes)).collect();
     let mut domain_left = vec![0usize; nodes];
     left.iter().zip(domains).for_each(|(left, domain)| domain_left[*domain] += left);
     let mut pairs = improve::Pairs::new(nodes);
@@ -177,6 +175,11 @@ mod tests {
             assert_eq!(found.domain_repeats, 0, "{nodes} {domains} {replicas}: {found}");
             assert!(found.positions.iter().all(|position| position.gap() <= 1), "{found}");
         }
+        // A small domain carries one replica of every chain if there are no others.
+        let mut uneven = rooms(4, 4, 0);
+        uneven[..3].iter_mut().for_each(|room| room.domain = "rack-1".into());
+        let found = imbalance(&uneven, 2, 32);
+        assert_eq!((found.domain_repeats, found.targets), (0, verify::Span { min: 21, max: 64 }), "{found}");
         // Two domains can't hold three replicas apart: as far apart as possible, and said.
         assert_eq!(imbalance(&rooms(6, 4, 2), 3, 8).domain_repeats, 16);
     }
@@ -229,7 +232,11 @@ mod tests {
             let plan = place(&rooms, replicas, targets).unwrap();
             let found = verify(&rooms, replicas, &plan);
             prop_assert!(found.is_ok(), "{found:?}");
-            prop_assert!(found.unwrap().positions.iter().all(|position| position.gap() <= 1));
+            let found = found.unwrap();
+            let even = found.targets.gap() <= 1;
+            prop_assert!(!even || found.positions.iter().all(|position| position.gap() <= 1));
+            let domains: std::collections::BTreeSet<usize> = number_domains(&rooms).into_iter().collect();
+            prop_assert!(domains.len() < replicas || found.domain_repeats == 0, "{found}");
             prop_assert_eq!(plan, place(&rooms, replicas, targets).unwrap());
         }
     }

@@ -1,5 +1,6 @@
 //! What is wrong with the cluster, each with what to type or to do about it.
 
+use super::domains;
 use super::liveness::Liveness;
 use super::moves;
 use super::state::{Chain, Member, Node, Standing, State};
@@ -37,7 +38,10 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
                     node.control,
                     now_ms.saturating_sub(heard.at_ms) / 1000
                 ),
-                "start it again on its directory: corefs storage --manager ADDR --dir DIR",
+                &format!(
+                    "start it again on its directory: corefs storage --manager ADDR --dir DIR; if the machine is lost: corefs node drain {}",
+                    id.0
+                ),
             ),
             None => say(format!("{id} ({}) was never heard of", node.control), "start it"),
         }
@@ -86,6 +90,7 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
         );
     }
     growth_problems(state, liveness, &mut say);
+    domain_problems(state, liveness, &mut say);
     chain_problems(state, &mut say);
     let silent: Vec<&str> =
         state.metas.keys().filter(|address| !liveness.meta_alive(address)).map(String::as_str).collect();
@@ -121,6 +126,22 @@ fn growth_problems(state: &State, liveness: &Liveness, say: &mut impl FnMut(Stri
             );
         }
     }
+}
+
+/// Chains that lose two copies when one failure domain does.
+fn domain_problems(state: &State, liveness: &Liveness, say: &mut impl FnMut(String, &str)) {
+    let repeats = domains::repeats(state);
+    if repeats == 0 {
+        return;
+    }
+    let remedy = if !domains::enough(state, liveness) {
+        "add a node in another domain: corefs storage --manager ADDR --dir DIR --domain NAME, then corefs node add N"
+    } else if state.moving.balance {
+        "nothing: they move apart; see how far that is: corefs moves"
+    } else {
+        "have them moved apart: corefs moves balance"
+    };
+    say(format!("{repeats} chains have two copies in one failure domain, and lose both with it"), remedy);
 }
 
 /// Chains that nobody serves, and those with fewer copies than they should have.
@@ -207,6 +228,43 @@ mod tests {
         {
             assert!(found.contains(expected), "{expected} in {found}");
         }
+    }
+
+    #[test]
+    fn copies_in_one_failure_domain_are_counted_and_what_helps_is_said() {
+        let mut state = formed(4, 2);
+        let mut liveness = Liveness::new(TERMS);
+        for node in 1..=4 {
+            liveness.hear_node(NodeId(node), vec![SliceHealth::default(); 8], 0);
+        }
+        let found = |state: &State, liveness: &Liveness| {
+            let problems = problems(state, liveness, 1).into_iter();
+            let of = problems.filter(|problem| problem.what.contains("failure domain"));
+            of.map(|problem| format!("{}: {}", problem.what, problem.remedy)).collect::<Vec<_>>().join(
+                "
+",
+            )
+        };
+        assert_eq!(found(&state, &liveness), "");
+        let rack = |state: &mut State, nodes: &[u32]| {
+            nodes
+                .iter()
+                .for_each(|node| state.nodes.get_mut(&NodeId(*node)).unwrap().domain = "rack-1".into());
+        };
+        rack(&mut state, &[1, 2]);
+        let both = |chain: &&Chain| chain.members.iter().all(|member| member.node <= NodeId(2));
+        let count = state.chains.values().filter(both).count();
+        let said = found(&state, &liveness);
+        assert!(
+            said.contains(&format!("{count} chains have two")) && said.contains("corefs moves balance"),
+            "{said}"
+        );
+        rack(&mut state, &[3, 4]);
+        let said = found(&state, &liveness);
+        assert!(
+            said.contains(&format!("{} chains", state.chains.len())) && said.contains("--domain NAME"),
+            "{said}"
+        );
     }
 
     #[test]

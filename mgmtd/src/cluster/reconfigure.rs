@@ -22,7 +22,7 @@
 //!    are refused. So updates of an old and of a new configuration never mix.
 //! 6. A node is recognised by the store uuids of its slices, and its directory is locked by one process.
 
-use super::liveness::Liveness;
+use super::liveness::{Liveness, SliceHealth};
 use super::state::{Chain, Member, State};
 use super::transition::{Local, Public, Seat, advance};
 use corefs_wire::{NodeId, TargetId};
@@ -30,9 +30,16 @@ use corefs_wire::{NodeId, TargetId};
 /// A restart or a total loss takes some steps through the table; none takes more than this.
 const PASSES_MAX: usize = 4;
 
-/// Applies the table to every chain until nothing changes. `restarted` is a node that registers right now as another process.
-/// How many chains changed.
-pub fn reconfigure(state: &mut State, liveness: &Liveness, restarted: Option<NodeId>) -> usize {
+/// A node that registers right now as another process, and how it says that its slices are: what was heard of the earlier process
+/// counts no more, and who comes back without a disk has nothing to serve from it.
+#[derive(Clone, Copy)]
+pub struct Restart<'a> {
+    pub node: NodeId,
+    pub slices: &'a [SliceHealth],
+}
+
+/// Applies the table to every chain until nothing changes. How many chains changed.
+pub fn reconfigure(state: &mut State, liveness: &Liveness, restarted: Option<Restart<'_>>) -> usize {
     let mut changed = 0;
     for chain in state.chains.values_mut() {
         let (before, trouble) = (chain.version, Trouble::of(chain, liveness));
@@ -101,7 +108,7 @@ fn step(
     chain: &mut Chain,
     liveness: &Liveness,
     trouble: &Trouble,
-    restarted: Option<NodeId>,
+    restarted: Option<Restart<'_>>,
     first: bool,
 ) -> bool {
     let serving = chain.members.iter().filter(|member| member.state == Public::Serving).count();
@@ -150,14 +157,20 @@ fn local(
     version: u64,
     member: &Member,
     liveness: &Liveness,
-    restarted: Option<NodeId>,
+    restarted: Option<Restart<'_>>,
     first: bool,
 ) -> Local {
-    if restarted == Some(member.node) {
-        return if first { Local::Restarted } else { Local::Online };
+    let is_dead =
+        |slices: &[SliceHealth]| slices.get(usize::from(member.slice.0)).is_some_and(|slice| slice.dead);
+    if let Some(restarted) = restarted.filter(|restarted| restarted.node == member.node) {
+        return match first {
+            _ if is_dead(restarted.slices) => Local::Offline,
+            true => Local::Restarted,
+            false => Local::Online,
+        };
     }
     let Some(node) = liveness.node(member.node).filter(|node| node.alive) else { return Local::Offline };
-    let dead = liveness.slices(member.node).get(usize::from(member.slice.0)).is_some_and(|slice| slice.dead);
+    let dead = is_dead(liveness.slices(member.node));
     let health = liveness.target(member.target);
     let knows = health.is_some_and(|health| health.version == version);
     // Who serves, or may believe so, isn't taken out for having failed to be filled earlier.
@@ -210,6 +223,10 @@ mod tests {
         liveness.hear_node(NodeId(node), vec![SliceHealth::default(); 8], now_ms);
     }
 
+    fn back(node: u32) -> Option<Restart<'static>> {
+        Some(Restart { node: NodeId(node), slices: &[] })
+    }
+
     fn say(liveness: &mut Liveness, state: &State, position: usize, health: TargetHealth) {
         let member = state.chains[&CHAIN].members[position];
         let now_ms = liveness.node(member.node).map_or(0, |heard| heard.at_ms);
@@ -250,16 +267,16 @@ mod tests {
     #[test]
     fn a_restarted_process_never_serves_straight_on() {
         let (mut state, liveness) = world();
-        let node = NodeId(nodes(&state)[1]);
-        reconfigure(&mut state, &liveness, Some(node));
+        let node = nodes(&state)[1];
+        reconfigure(&mut state, &liveness, back(node));
         state.check().unwrap();
         assert_eq!(states(&state), [Public::Serving, Public::Serving, Public::Syncing]);
-        assert_eq!((nodes(&state)[2], state.chains[&CHAIN].version), (node.0, 3));
+        assert_eq!((nodes(&state)[2], state.chains[&CHAIN].version), (node, 3));
         // Its replica is the only one: it is complete.
         let mut alone = formed(1, 1);
         let mut liveness = Liveness::new(TERMS);
         liveness.hear_node(NodeId(1), vec![SliceHealth::default(); 8], 0);
-        reconfigure(&mut alone, &liveness, Some(NodeId(1)));
+        reconfigure(&mut alone, &liveness, back(1));
         assert_eq!((states(&alone), alone.chains[&CHAIN].version), (vec![Public::Serving], 3));
     }
 
@@ -272,12 +289,12 @@ mod tests {
         reconfigure(&mut state, &liveness, None);
         assert_eq!(states(&state), [LastServing, Offline, Offline]);
         assert_eq!(state.chains[&CHAIN].last_set.len(), 3);
-        reconfigure(&mut state, &liveness, Some(NodeId(order[2])));
+        reconfigure(&mut state, &liveness, back(order[2]));
         hear(&mut liveness, order[2], 6000);
         assert_eq!((states(&state), nodes(&state)[0]), (vec![Serving, Offline, Offline], order[2]));
         assert_eq!(state.chains[&CHAIN].last_set.len(), 1);
         state.check().unwrap();
-        reconfigure(&mut state, &liveness, Some(NodeId(order[0])));
+        reconfigure(&mut state, &liveness, back(order[0]));
         hear(&mut liveness, order[0], 6000);
         assert_eq!((states(&state), nodes(&state)[1]), (vec![Serving, Syncing, Offline], order[0]));
         // The one that isn't complete doesn't stand in; and it stays until it has said that it knows what it is.
@@ -290,6 +307,34 @@ mod tests {
         say(&mut liveness, &state, 1, TargetHealth { version, ..TargetHealth::default() });
         reconfigure(&mut state, &liveness, None);
         assert_eq!(states(&state)[..2], [LastServing, Public::Waiting]);
+    }
+
+    /// All nodes died; the first to come back has lost a disk. What it had there is no copy of anything: the others have.
+    #[test]
+    fn who_comes_back_without_its_disk_serves_nothing_from_it() {
+        use Public::{LastServing, Offline, Serving};
+        let (mut state, mut liveness) = world();
+        let order = nodes(&state);
+        liveness.expire(5000);
+        reconfigure(&mut state, &liveness, None);
+        let first = state.chains[&CHAIN].members[0];
+        let mut slices = [SliceHealth::default(); 8];
+        slices[usize::from(first.slice.0)].dead = true;
+        let restart = Restart { node: first.node, slices: &slices };
+        reconfigure(&mut state, &liveness, Some(restart));
+        liveness.hear_node(first.node, slices.to_vec(), 6000);
+        reconfigure(&mut state, &liveness, None);
+        assert_eq!(states(&state), [LastServing, Offline, Offline]);
+        assert_eq!(state.chains[&CHAIN].last_set.len(), 3, "the others are complete");
+        let elsewhere = |chain: &&Chain| {
+            let on = |member: &&Member| member.node == first.node;
+            chain.members.iter().find(on).is_some_and(|member| member.slice != first.slice)
+        };
+        assert!(state.chains.values().filter(elsewhere).all(|chain| chain.members[0].state == Serving));
+        reconfigure(&mut state, &liveness, back(order[2]));
+        hear(&mut liveness, order[2], 6100);
+        assert_eq!((states(&state), nodes(&state)[0]), (vec![Serving, Offline, Offline], order[2]));
+        state.check().unwrap();
     }
 
     #[test]
@@ -399,7 +444,7 @@ mod tests {
         use Public::{Serving, Syncing, Waiting};
         let (mut state, mut liveness) = spoken();
         let order = nodes(&state);
-        reconfigure(&mut state, &liveness, Some(NodeId(order[2])));
+        reconfigure(&mut state, &liveness, back(order[2]));
         assert_eq!(states(&state), [Serving, Serving, Syncing]);
         complain(&mut state, &mut liveness, 0, 100);
         assert_eq!(states(&state), [Serving, Serving, Syncing], "it may not know yet what it is");

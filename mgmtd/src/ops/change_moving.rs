@@ -11,13 +11,14 @@ use corefs_wire::control::mgmtd::{ChangeMovingT, MoveT, MovesT, MovingChange, St
 use corefs_wire::{Result, TargetId};
 
 /// Pauses, resumes, or has shares evened out; with `dry_run`, or when asked to look only, nothing changes. `InvalidArgument` for a change that
-/// isn't known.
+/// isn't known; `NotReady` while this manager hasn't heard of all nodes since it leads, because what moves isn't known then.
 pub async fn change_moving<E: KvEngine, C: Clock>(
     primary: &Primary<E, C>,
     request: ChangeMovingT,
 ) -> Result<MovesT> {
     if request.dry_run || request.change == MovingChange::Look {
         return primary.leading(|leading, _| {
+            moves::ready(leading.state(), leading.liveness())?;
             let mut state = leading.state().clone();
             change(&mut state, request.change)?;
             let plan = moves::plan(&state, leading.liveness());
@@ -25,6 +26,7 @@ pub async fn change_moving<E: KvEngine, C: Clock>(
         })?;
     }
     let plan = |draft: &mut crate::primary::Draft<'_>| {
+        moves::ready(draft.state(), draft.liveness())?;
         change(draft.state_mut(), request.change)?;
         let plan = moves::plan(draft.state(), draft.liveness());
         Ok(to_message(draft.state(), draft.liveness(), &plan))
@@ -66,7 +68,7 @@ pub(super) fn to_message(state: &State, liveness: &Liveness, plan: &Plan) -> Mov
     };
     let mut out = MovesT::default();
     out.moves = plan.moves.iter().map(one).collect();
-    (out.least, out.rotations) = (plan.least, plan.rotations);
+    (out.least, out.least_bytes, out.rotations) = (plan.least, plan.least_bytes, plan.rotations);
     out.stuck = plan.stuck.iter().map(stuck).collect();
     (out.paused, out.balance) = (state.moving.paused, state.moving.balance);
     out.rate = liveness.resync_rate();

@@ -1,6 +1,7 @@
 //! Nodes and disks come into use, are emptied, and are forgotten: what people want. What moves by that is
 //! [`moves`](crate::cluster::moves)'.
 
+use super::assumed;
 use super::change_moving::to_message;
 use super::invalid;
 use crate::clock::Clock;
@@ -14,7 +15,7 @@ use corefs_wire::control::mgmtd::{ChangeNodeT, MovesT, NodeChange};
 use corefs_wire::{Error, ErrorCode, NodeId, Result, SliceIndex};
 
 /// Errors: `InvalidArgument` for a node or slice that isn't there, or a change that isn't known; `NotReady` while the cluster
-/// has no chains; `TooFewNodes` when targets of what is to be emptied have no other place, or nobody serves their chains; `NotEmpty`
+/// has no chains, and while this manager hasn't heard of all nodes since it leads; `TooFewNodes` when targets of what is to be emptied have no other place, or nobody serves their chains; `NotEmpty`
 /// for a node that is to be forgotten and still has targets, `NotPermitted` for one that lives. Nothing is changed by an error, nor by a `dry_run`.
 ///
 /// The reply is everything that moves from then on.
@@ -24,11 +25,16 @@ pub async fn change_node<E: KvEngine, C: Clock>(
 ) -> Result<MovesT> {
     let node = NodeId(request.node);
     if request.dry_run {
-        return primary.leading(|leading, _| {
-            let mut state = leading.state().clone();
-            let plan = change(&mut state, leading.liveness(), &request)?;
-            Ok(to_message(&state, leading.liveness(), &plan))
+        return primary.leading(|leading, now_ms| {
+            let (mut state, mut liveness) = (leading.state().clone(), leading.liveness().clone());
+            let mut request = request;
+            assumed::add(&mut state, &mut liveness, &mut request, now_ms)?;
+            let plan = change(&mut state, &liveness, &request)?;
+            Ok(to_message(&state, &liveness, &plan))
         })?;
+    }
+    if request.assumed.is_some() {
+        return Err(invalid("slices that don't exist can only be part of a dry run"));
     }
     let plan = |draft: &mut crate::primary::Draft<'_>| {
         let liveness = draft.liveness().clone();
@@ -51,6 +57,7 @@ fn change(state: &mut State, liveness: &Liveness, request: &ChangeNodeT) -> Resu
     if !state.formed() {
         return Err(Error::new(ErrorCode::NotReady, "the cluster has no chains yet; nothing can move"));
     }
+    moves::ready(state, liveness)?;
     let Some(node) = state.nodes.get(&id) else {
         return Err(invalid(format!("this cluster has no {id}; `corefs node ls` shows those it has")));
     };
@@ -131,7 +138,7 @@ fn refuse_stuck(state: &State, plan: &Plan, id: NodeId) -> Result<()> {
     } else {
         format!(
             "{id} can't be emptied: {} of its targets have no other place, because no other node that is alive and in use, has room \
-             and holds no replica of the same chain; add a node first (corefs node add)",
+             and holds no replica of the same chain, nor is in a failure domain with one; add a node first (corefs node add)",
             stuck.len()
         )
     };

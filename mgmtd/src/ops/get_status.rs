@@ -32,7 +32,7 @@ pub async fn get_status<E: KvEngine, C: Clock>(
         status.metas =
             leading.state.metas.keys().map(|address| meta_status(leading, address, now_ms)).collect();
         status.problems = problems(&leading.state, &leading.liveness, now_ms);
-        status.fills = fills(leading);
+        status.fills = fills(leading, now_ms);
         status.targets = targets(leading);
         (status.paused, status.balance) = (leading.state.moving.paused, leading.state.moving.balance);
         *status.routing = (*leading.routing()).clone();
@@ -67,7 +67,7 @@ fn node_status(leading: &Leading, id: NodeId, node: &Node, now_ms: u64) -> NodeS
 }
 
 /// Who is being filled right now, by whom, and how far that has come.
-fn fills(leading: &Leading) -> Vec<FillT> {
+fn fills(leading: &Leading, now_ms: u64) -> Vec<FillT> {
     let mut out = Vec::new();
     for (id, chain) in &leading.state.chains {
         let Some(to) = chain.members.iter().find(|member| member.state == Public::Syncing) else { continue };
@@ -79,6 +79,9 @@ fn fills(leading: &Leading) -> Vec<FillT> {
         if let Some(said) = said.filter(|said| said.to == to.target) {
             (fill.compared, fill.to_compare) = (said.compared, said.to_compare);
             (fill.sent_chunks, fill.sent_bytes) = (said.sent_chunks, said.sent_bytes);
+            let left_ms = from.and_then(|from| leading.liveness.filling_left_ms(from.target, now_ms));
+            // 0 says that nobody knows.
+            fill.left_ms = left_ms.map_or(0, |left| left.max(1));
         }
         out.push(fill);
     }

@@ -4,6 +4,7 @@ use super::{check_address, check_name, invalid};
 use crate::clock::Clock;
 use crate::cluster::formation::NODES_MAX;
 use crate::cluster::liveness::SliceHealth;
+use crate::cluster::reconfigure::Restart;
 use crate::cluster::state::{Arrival, Node, Registered, Slice, Standing};
 use crate::primary::{Draft, Primary};
 use corefs_kv::KvEngine;
@@ -33,7 +34,7 @@ pub async fn register_node<E: KvEngine, C: Clock>(
     let plan = |draft: &mut Draft<'_>| {
         let registered = draft.state_mut().register(arrival)?;
         if registered.restarted {
-            draft.reconfigure(Some(registered.id));
+            draft.reconfigure(Some(Restart { node: registered.id, slices: &health }));
         }
         if draft.state().nodes.len() > NODES_MAX as usize {
             return Err(Error::new(ErrorCode::Overloaded, format!("more than {NODES_MAX} storage nodes")));

@@ -5,7 +5,7 @@ use super::node::CLUSTER;
 use corefs_mgmtd::cluster::formation::Formation;
 use corefs_mgmtd::cluster::liveness::{Liveness, SliceHealth, TargetHealth, Terms};
 use corefs_mgmtd::cluster::moves;
-use corefs_mgmtd::cluster::reconfigure::{is_due, may_renew, reconfigure};
+use corefs_mgmtd::cluster::reconfigure::{Restart, is_due, may_renew, reconfigure};
 use corefs_mgmtd::cluster::routing;
 use corefs_mgmtd::cluster::state::{Arrival, Node, Slice, Standing, State};
 use corefs_mgmtd::cluster::transition::Public;
@@ -195,7 +195,7 @@ impl Manager {
         let arrival = Arrival { id: Some(id(node)), node: description(node, incarnation) };
         let registered = state.register(arrival).expect("its stores are its own");
         if registered.restarted {
-            reconfigure(&mut state, &self.liveness, Some(id(node)));
+            reconfigure(&mut state, &self.liveness, Some(Restart { node: id(node), slices: &[] }));
         }
         self.storing = true;
         Some(Change {

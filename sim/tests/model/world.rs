@@ -9,7 +9,7 @@ use corefs_engine::chain::{Input, Role, is_definite};
 use corefs_engine::event::Ack;
 use corefs_mgmtd::cluster::formation::Formation;
 use corefs_mgmtd::cluster::liveness::{Liveness, SliceHealth, TargetHealth, Terms};
-use corefs_mgmtd::cluster::reconfigure::{may_renew, reconfigure};
+use corefs_mgmtd::cluster::reconfigure::{Restart, may_renew, reconfigure};
 use corefs_mgmtd::cluster::routing;
 use corefs_mgmtd::cluster::state::{Arrival, Chain, Node as Known, Slice, State as Cluster};
 use corefs_mgmtd::cluster::transition::Public;
@@ -354,8 +354,8 @@ impl Bounds {
         let (chain, sound) = remembered(&CHANGES, key, || {
             let mut cluster = self.cluster(state);
             let liveness = self.liveness(state, claims);
-            let id = restarted.map(|node| id_of(state, node));
-            reconfigure(&mut cluster, &liveness, id);
+            let restarted = restarted.map(|node| Restart { node: id_of(state, node), slices: &[] });
+            reconfigure(&mut cluster, &liveness, restarted);
             let sound = cluster.check().is_ok();
             (cluster.chains.into_values().next().unwrap(), sound)
         });

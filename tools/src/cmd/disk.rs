@@ -6,7 +6,7 @@ use crate::output;
 use corefs_engine::disk::file::DiskFile;
 use corefs_engine::server::home::{self, DiskInfo, Home, Plan, Request};
 use corefs_perf::args::Bytes;
-use corefs_wire::control::mgmtd::{NodeChange, SliceInfoT, StatusT};
+use corefs_wire::control::mgmtd::{NewSliceT, NodeChange, SliceInfoT, StatusT};
 use corefs_wire::{Error, ErrorCode, Result};
 use serde_json::json;
 use std::fs::File;
@@ -46,9 +46,8 @@ enum Command {
         place: Place,
         #[command(flatten)]
         new: New,
-        /// Wait until everything has moved.
-        #[arg(long)]
-        wait: bool,
+        #[command(flatten)]
+        change: Change,
         #[command(flatten)]
         common: Common,
     },
@@ -73,9 +72,8 @@ enum Command {
         place: Place,
         #[command(flatten)]
         new: New,
-        /// Wait until everything has moved.
-        #[arg(long)]
-        wait: bool,
+        #[command(flatten)]
+        change: Change,
         #[command(flatten)]
         common: Common,
     },
@@ -104,10 +102,10 @@ struct New {
 pub fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Ls { place, common } => list(&place.dir, &common),
-        Command::Add { place, new, wait, common } => add(&place.dir, &new, None, wait, &common),
-        Command::Replace { old, place, new, wait, common } => {
+        Command::Add { place, new, change, common } => add(&place.dir, &new, None, &change, &common),
+        Command::Replace { old, place, new, change, common } => {
             let slices = slices_of(&place.dir, old)?;
-            add(&place.dir, &new, Some((old, slices)), wait, &common)
+            add(&place.dir, &new, Some((old, slices)), &change, &common)
         }
         Command::Drain { disk, place, change, common } => {
             let slices = slices_of(&place.dir, disk)?;
@@ -190,7 +188,7 @@ fn add(
     dir: &Path,
     new: &New,
     old: Option<(usize, Vec<u16>)>,
-    wait: bool,
+    asked: &Change,
     common: &Common,
 ) -> Result<ExitCode> {
     let (node, disks) = (number(dir)?, home::disks_of(dir)?);
@@ -203,6 +201,14 @@ fn add(
         return Err(Error::new(ErrorCode::Exists, format!("{} is a disk of this node", path.display())));
     }
     let device = refuse_used(&dir.join(&path), new.overwrite)?;
+    if asked.dry_run {
+        let assumed = would_be(&disks, size);
+        let (slices, what) = match old {
+            Some((_, slices)) => (slices, NodeChange::Empty),
+            None => (vec![], NodeChange::Use),
+        };
+        return node::suppose(node, slices, what, assumed, common);
+    }
     if !is_served(dir)? {
         let plan = Plan { disks: &[], capacity: 0, cores: 1 };
         Home::open(dir, &plan)?.add_disk(&path, size)?;
@@ -222,16 +228,22 @@ fn add(
         let _never_used = std::fs::remove_file(dir.join(&path));
     }
     let fresh: Vec<u16> = known?;
-    let change = Change { dry_run: false, wait: wait && old.is_none() };
+    let change = Change { dry_run: false, wait: asked.wait && old.is_none() };
     let code = if let Some((_, old)) = old {
-        let quiet = Change { dry_run: false, wait: false };
         node::change(node, fresh, NodeChange::Use, &common.cluster)?;
-        let change = Change { wait, ..quiet };
-        node::apply(node, old, NodeChange::Empty, &change, common)?
+        node::apply(node, old, NodeChange::Empty, asked, common)?
     } else {
         node::apply(node, fresh, NodeChange::Use, &change, common)?
     };
     Ok(code)
+}
+
+/// The slices that a disk of so many bytes would have: as many as the node's first one.
+fn would_be(disks: &[DiskInfo], size: u64) -> Vec<NewSliceT> {
+    let count = disks.first().map_or(1, |disk| disk.slices.len()).max(1);
+    let mut slice = NewSliceT::default();
+    (slice.capacity, slice.disk) = (size / count as u64, disks.len() as u16);
+    vec![slice; count]
 }
 
 /// What is there already isn't overwritten: no file, no device that a file system or another process has, and none that holds something

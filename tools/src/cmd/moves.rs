@@ -109,6 +109,10 @@ fn describe(plan: &MovesT, would: bool) -> Vec<String> {
     if plan.moves.is_empty() {
         out.push(match plan.rotations {
             0 if plan.leaving > 0 => format!("{} targets are about to leave their chains", plan.leaving),
+            0 if plan.balance && !would => {
+                "nothing moves now; shares are evened out when all nodes are there and whole: corefs status"
+                    .into()
+            }
             0 => "nothing moves".into(),
             heads => format!("no data moves; {heads} heads of chains are handed on"),
         });
@@ -120,11 +124,12 @@ fn describe(plan: &MovesT, would: bool) -> Vec<String> {
             rate => format!("; at least {} s at {}/s", total.div_ceil(rate), output::size(rate)),
         };
         out.push(format!(
-            "{} targets {}, {}{time}; no plan for the same shares moves fewer than {}",
+            "{} targets {}, {}{time}; no plan for the same shares moves fewer than {}, {}",
             plan.moves.len(),
             if would { "would move" } else { "move" },
             output::size(total),
-            plan.least
+            plan.least,
+            output::size(plan.least_bytes)
         ));
         let mut pairs: BTreeMap<(u32, u32), (usize, u64)> = BTreeMap::new();
         for one in &plan.moves {
@@ -142,7 +147,7 @@ fn describe(plan: &MovesT, would: bool) -> Vec<String> {
     }
     if !plan.stuck.is_empty() {
         out.push(format!(
-            "{} targets have no other place: no other node that is alive and in use has room and holds no replica of the same chain",
+            "{} targets have no other place: no other node that is alive and in use has room and holds no replica of the same chain, nor is in a failure domain with one",
             plan.stuck.len()
         ));
     }
@@ -193,7 +198,7 @@ fn to_json(plan: &MovesT) -> Value {
     };
     let stuck = |stuck: &corefs_wire::control::mgmtd::StuckT| json!({"chain": stuck.chain, "target": stuck.target, "node": stuck.node});
     json!({
-        "moves": plan.moves.iter().map(one).collect::<Vec<_>>(), "bytes": bytes(plan), "least_moves": plan.least,
+        "moves": plan.moves.iter().map(one).collect::<Vec<_>>(), "bytes": bytes(plan), "least_moves": plan.least, "least_bytes": plan.least_bytes,
         "heads_handed_on": plan.rotations, "stuck": plan.stuck.iter().map(stuck).collect::<Vec<_>>(),
         "leaving": plan.leaving, "paused": plan.paused, "balancing": plan.balance, "rate": plan.rate,
     })

@@ -5,7 +5,7 @@ use super::status;
 use crate::connect::Cluster;
 use crate::{grow, output};
 use corefs_wire::control::mgmtd::{
-    ChangeNodeT, MovesT, NodeChange, NodeStatusT, SliceInfoT, Standing, StatusT, TargetState,
+    ChangeNodeT, MovesT, NewSliceT, NodeChange, NodeStatusT, SliceInfoT, Standing, StatusT, TargetState,
 };
 use corefs_wire::{Error, ErrorCode, Result};
 use serde_json::{Value, json};
@@ -103,8 +103,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Add { dir, change, common, .. } => {
             let dir = dir.unwrap_or_default();
             if change.dry_run {
-                let what = "--dry-run with --dir: the node has to run before it is known what moves; start it, then ask with its number";
-                return Err(Error::new(ErrorCode::BadConfig, what));
+                let slices = grow::would_be(&dir, &common.cluster)?;
+                return suppose(0, vec![], NodeChange::Use, slices, &common);
             }
             let node = grow::one_more(&dir, &common.cluster)?;
             apply(node, vec![], NodeChange::Use, &change, &common)
@@ -146,9 +146,28 @@ pub fn change(node: u32, slices: Vec<u16>, change: NodeChange, cluster: &Cluster
     ask(node, slices, change, false, cluster).map(drop)
 }
 
+/// Shows what would move by such a change if these slices were there, behind those of the node (0: of a new one).
+pub fn suppose(
+    node: u32,
+    slices: Vec<u16>,
+    change: NodeChange,
+    assumed: Vec<NewSliceT>,
+    common: &Common,
+) -> Result<ExitCode> {
+    let mut request = ChangeNodeT::default();
+    (request.node, request.slices, request.change) = (node, slices, change);
+    (request.dry_run, request.assumed) = (true, Some(assumed));
+    let plan = send(request, &common.cluster)?;
+    moves::tell(&plan, Wait::WouldMove, &common.cluster, common.json)
+}
+
 fn ask(node: u32, slices: Vec<u16>, change: NodeChange, dry_run: bool, cluster: &Cluster) -> Result<MovesT> {
     let mut request = ChangeNodeT::default();
     (request.node, request.slices, request.change, request.dry_run) = (node, slices, change, dry_run);
+    send(request, cluster)
+}
+
+fn send(request: ChangeNodeT, cluster: &Cluster) -> Result<MovesT> {
     cluster.with_client("corefs node", |client| async move { client.manager(&request).await })
 }
 

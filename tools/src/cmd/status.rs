@@ -1,8 +1,10 @@
 //! `corefs status`: what the cluster is made of, how it is, and what to do about what is wrong.
 
+mod screen;
+
 use super::node;
 use crate::connect::Cluster;
-use crate::{output, store};
+use crate::output;
 use corefs_wire::control::mgmtd::{ChainT, FillT, GetStatusT, NodeStatusT, StatusT, TargetState};
 use corefs_wire::control::process::{CounterT, GetProcessT, ProcessT, ShardCountersT};
 use corefs_wire::{Result, Uuid};
@@ -33,7 +35,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if args.json {
         output::json(&as_json(&status))?
     } else {
-        print(&status)?
+        output::line(&screen::screen(&status).join("\n"))?
     }
     Ok(ExitCode::from(if status.problems.is_empty() { 0 } else { 3 }))
 }
@@ -123,7 +125,7 @@ fn as_json(status: &StatusT) -> Value {
     let routing = &status.routing;
     let target = |target: &corefs_wire::control::mgmtd::TargetT| json!({"target": target.id, "node": target.node, "slice": target.slice, "chain": target.chain});
     let meta = |meta: &corefs_wire::control::mgmtd::MetaStatusT| json!({"address": meta.address, "alive": meta.alive, "seen_ms_ago": meta.seen_ms_ago});
-    let fill = |fill: &FillT| json!({"chain": fill.chain, "from": fill.from, "to": fill.to, "compared": fill.compared, "to_compare": fill.to_compare, "sent_chunks": fill.sent_chunks, "sent_bytes": fill.sent_bytes});
+    let fill = |fill: &FillT| json!({"chain": fill.chain, "from": fill.from, "to": fill.to, "compared": fill.compared, "to_compare": fill.to_compare, "sent_chunks": fill.sent_chunks, "sent_bytes": fill.sent_bytes, "left_ms": (fill.left_ms > 0).then_some(fill.left_ms)});
     let problem = |problem: &corefs_wire::control::mgmtd::ProblemT| json!({"what": problem.what, "remedy": problem.remedy});
     json!({
         "cluster": cluster_name(status), "primary": status.primary, "kv": status.kv,
@@ -138,87 +140,4 @@ fn as_json(status: &StatusT) -> Value {
         "moving": {"leaving": status.targets.iter().filter(|target| target.leaving).count(), "paused": status.paused, "balancing": status.balance},
         "problems": status.problems.iter().map(problem).collect::<Vec<_>>(),
     })
-}
-
-/// How far the filling of replicas has come, all of them together.
-fn filling(status: &StatusT) -> Option<String> {
-    let sum = |of: fn(&FillT) -> u64| status.fills.iter().map(of).sum::<u64>();
-    (!status.fills.is_empty()).then(|| {
-        format!(
-            "filling   {} replicas: {} of {} chunks compared, {} sent ({})",
-            status.fills.len(),
-            sum(|fill| fill.compared),
-            sum(|fill| fill.to_compare),
-            sum(|fill| fill.sent_chunks),
-            output::size(sum(|fill| fill.sent_bytes))
-        )
-    })
-}
-
-/// What is shown to people at most, so that it fits a screen.
-const NODES_SHOWN: usize = 6;
-const PROBLEMS_SHOWN: usize = 4;
-
-fn print(status: &StatusT) -> Result<()> {
-    let chains = &status.routing.chains;
-    let (total, used) = space(&status.nodes);
-    let embedded = || format!("{} (embedded: one copy)", status.kv);
-    let mut out = vec![
-        format!("cluster   {}", cluster_name(status)),
-        format!("manager   {}", status.primary),
-        format!("metadata  {}", if store::is_fdb(&status.kv) { status.kv.clone() } else { embedded() }),
-        format!(
-            "chains    {} of {}, {} whole; {} replicas, chunks of {}",
-            chains.len(),
-            status.expected_nodes * status.targets_per_node / status.replicas.max(1),
-            chains.iter().filter(|chain| whole(chain)).count(),
-            status.replicas,
-            output::size(status.chunk_size.into())
-        ),
-        format!("space     {} used of {}", output::size(used), output::size(total)),
-        format!("clients   {}", status.clients),
-    ];
-    // A person sees who is missing, however many there are.
-    let many = status.nodes.len() > NODES_SHOWN;
-    if many {
-        let alive = status.nodes.iter().filter(|node| node.alive).count();
-        out.push(format!("nodes     {alive} of {} alive; see corefs node ls", status.nodes.len()));
-    }
-    for node in status.nodes.iter().filter(|node| !many || !node.alive).take(NODES_SHOWN) {
-        let (total, used) = space(std::slice::from_ref(node));
-        out.push(format!(
-            "node {:<4} {}  {} shards, {} slices, {} of {} used, seen {} ms ago{}",
-            node.node,
-            if node.alive { "alive" } else { "DEAD " },
-            node.shards.len(),
-            node.slices.len(),
-            output::size(used),
-            output::size(total),
-            node.seen_ms_ago,
-            if node.domain.is_empty() { String::new() } else { format!(", domain {}", node.domain) },
-        ));
-    }
-    if let Some(line) = filling(status) {
-        out.push(line);
-    }
-    let leaving = status.targets.iter().filter(|target| target.leaving).count();
-    if leaving > 0 || status.balance {
-        let paused = if status.paused { ", paused" } else { "" };
-        out.push(format!("moving    {leaving} targets are on their way{paused}; see corefs moves"));
-    }
-    for meta in &status.metas {
-        let alive = if meta.alive { "alive" } else { "DEAD " };
-        out.push(format!("meta      {alive}  {}, seen {} ms ago", meta.address, meta.seen_ms_ago));
-    }
-    for problem in status.problems.iter().take(PROBLEMS_SHOWN) {
-        out.push(format!("PROBLEM   {}\n          do: {}", problem.what, problem.remedy));
-    }
-    if status.problems.len() > PROBLEMS_SHOWN {
-        let more = status.problems.len() - PROBLEMS_SHOWN;
-        out.push(format!("{more} more problems: corefs status --json"));
-    }
-    if status.problems.is_empty() {
-        out.push("all is well".into());
-    }
-    output::line(&out.join("\n"))
 }

@@ -3814,6 +3814,145 @@ pub mod corefs {
                 CheckClientsReply::create(_fbb, &CheckClientsReplyArgs { alive })
             }
         }
+        pub enum NewSliceOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct NewSlice<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for NewSlice<'a> {
+            type Inner = NewSlice<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> NewSlice<'a> {
+            pub const VT_CAPACITY: ::flatbuffers::VOffsetT = 4;
+            pub const VT_DISK: ::flatbuffers::VOffsetT = 6;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                NewSlice { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args NewSliceArgs,
+            ) -> ::flatbuffers::WIPOffset<NewSlice<'bldr>> {
+                let mut builder = NewSliceBuilder::new(_fbb);
+                builder.add_capacity(args.capacity);
+                builder.add_disk(args.disk);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> NewSliceT {
+                let capacity = self.capacity();
+                let disk = self.disk();
+                NewSliceT { capacity, disk }
+            }
+
+            #[inline]
+            pub fn capacity(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(NewSlice::VT_CAPACITY, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn disk(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u16>(NewSlice::VT_DISK, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for NewSlice<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("capacity", Self::VT_CAPACITY, false)?
+                    .visit_field::<u16>("disk", Self::VT_DISK, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct NewSliceArgs {
+            pub capacity: u64,
+            pub disk: u16,
+        }
+        impl<'a> Default for NewSliceArgs {
+            #[inline]
+            fn default() -> Self {
+                NewSliceArgs { capacity: 0, disk: 0 }
+            }
+        }
+
+        pub struct NewSliceBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> NewSliceBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_capacity(&mut self, capacity: u64) {
+                self.fbb_.push_slot::<u64>(NewSlice::VT_CAPACITY, capacity, 0);
+            }
+            #[inline]
+            pub fn add_disk(&mut self, disk: u16) {
+                self.fbb_.push_slot::<u16>(NewSlice::VT_DISK, disk, 0);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> NewSliceBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                NewSliceBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<NewSlice<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for NewSlice<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("NewSlice");
+                ds.field("capacity", &self.capacity());
+                ds.field("disk", &self.disk());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct NewSliceT {
+            pub capacity: u64,
+            pub disk: u16,
+        }
+        impl Default for NewSliceT {
+            fn default() -> Self {
+                Self { capacity: 0, disk: 0 }
+            }
+        }
+        impl NewSliceT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<NewSlice<'b>> {
+                let capacity = self.capacity;
+                let disk = self.disk;
+                NewSlice::create(_fbb, &NewSliceArgs { capacity, disk })
+            }
+        }
         pub enum ChangeNodeOffset {}
         #[derive(Copy, Clone, PartialEq)]
 
@@ -3836,6 +3975,7 @@ pub mod corefs {
             pub const VT_SLICES: ::flatbuffers::VOffsetT = 6;
             pub const VT_CHANGE: ::flatbuffers::VOffsetT = 8;
             pub const VT_DRY_RUN: ::flatbuffers::VOffsetT = 10;
+            pub const VT_ASSUMED: ::flatbuffers::VOffsetT = 12;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -3847,6 +3987,9 @@ pub mod corefs {
                 args: &'args ChangeNodeArgs<'args>,
             ) -> ::flatbuffers::WIPOffset<ChangeNode<'bldr>> {
                 let mut builder = ChangeNodeBuilder::new(_fbb);
+                if let Some(x) = args.assumed {
+                    builder.add_assumed(x);
+                }
                 if let Some(x) = args.slices {
                     builder.add_slices(x);
                 }
@@ -3864,11 +4007,13 @@ pub mod corefs {
                 };
                 let change = self.change();
                 let dry_run = self.dry_run();
+                let assumed = self.assumed().map(|x| x.iter().map(|t| t.unpack()).collect());
                 ChangeNodeT {
                     node,
                     slices,
                     change,
                     dry_run,
+                    assumed,
                 }
             }
 
@@ -3915,6 +4060,19 @@ pub mod corefs {
                         .unwrap()
                 }
             }
+            #[inline]
+            pub fn assumed(
+                &self,
+            ) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<NewSlice<'a>>>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<NewSlice>>,
+                    >>(ChangeNode::VT_ASSUMED, None)
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for ChangeNode<'_> {
@@ -3932,6 +4090,9 @@ pub mod corefs {
                     )?
                     .visit_field::<NodeChange>("change", Self::VT_CHANGE, false)?
                     .visit_field::<bool>("dry_run", Self::VT_DRY_RUN, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<NewSlice>>,
+                    >>("assumed", Self::VT_ASSUMED, false)?
                     .finish();
                 Ok(())
             }
@@ -3941,6 +4102,11 @@ pub mod corefs {
             pub slices: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u16>>>,
             pub change: NodeChange,
             pub dry_run: bool,
+            pub assumed: Option<
+                ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<NewSlice<'a>>>,
+                >,
+            >,
         }
         impl<'a> Default for ChangeNodeArgs<'a> {
             #[inline]
@@ -3950,6 +4116,7 @@ pub mod corefs {
                     slices: None, // required field
                     change: NodeChange::Use,
                     dry_run: false,
+                    assumed: None,
                 }
             }
         }
@@ -3979,6 +4146,16 @@ pub mod corefs {
                     .push_slot::<bool>(ChangeNode::VT_DRY_RUN, dry_run, false);
             }
             #[inline]
+            pub fn add_assumed(
+                &mut self,
+                assumed: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<NewSlice<'b>>>,
+                >,
+            ) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(ChangeNode::VT_ASSUMED, assumed);
+            }
+            #[inline]
             pub fn new(
                 _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
             ) -> ChangeNodeBuilder<'a, 'b, A> {
@@ -4003,6 +4180,7 @@ pub mod corefs {
                 ds.field("slices", &self.slices());
                 ds.field("change", &self.change());
                 ds.field("dry_run", &self.dry_run());
+                ds.field("assumed", &self.assumed());
                 ds.finish()
             }
         }
@@ -4013,6 +4191,7 @@ pub mod corefs {
             pub slices: alloc::vec::Vec<u16>,
             pub change: NodeChange,
             pub dry_run: bool,
+            pub assumed: Option<alloc::vec::Vec<NewSliceT>>,
         }
         impl Default for ChangeNodeT {
             fn default() -> Self {
@@ -4021,6 +4200,7 @@ pub mod corefs {
                     slices: Default::default(),
                     change: NodeChange::Use,
                     dry_run: false,
+                    assumed: None,
                 }
             }
         }
@@ -4036,6 +4216,10 @@ pub mod corefs {
                 });
                 let change = self.change;
                 let dry_run = self.dry_run;
+                let assumed = self.assumed.as_ref().map(|x| {
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
                 ChangeNode::create(
                     _fbb,
                     &ChangeNodeArgs {
@@ -4043,6 +4227,7 @@ pub mod corefs {
                         slices,
                         change,
                         dry_run,
+                        assumed,
                     },
                 )
             }
@@ -4688,6 +4873,7 @@ pub mod corefs {
             pub const VT_BALANCE: ::flatbuffers::VOffsetT = 14;
             pub const VT_RATE: ::flatbuffers::VOffsetT = 16;
             pub const VT_LEAVING: ::flatbuffers::VOffsetT = 18;
+            pub const VT_LEAST_BYTES: ::flatbuffers::VOffsetT = 20;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4699,6 +4885,7 @@ pub mod corefs {
                 args: &'args MovesArgs<'args>,
             ) -> ::flatbuffers::WIPOffset<Moves<'bldr>> {
                 let mut builder = MovesBuilder::new(_fbb);
+                builder.add_least_bytes(args.least_bytes);
                 builder.add_rate(args.rate);
                 builder.add_rotations(args.rotations);
                 builder.add_least(args.least);
@@ -4729,6 +4916,7 @@ pub mod corefs {
                 let balance = self.balance();
                 let rate = self.rate();
                 let leaving = self.leaving();
+                let least_bytes = self.least_bytes();
                 MovesT {
                     moves,
                     least,
@@ -4738,6 +4926,7 @@ pub mod corefs {
                     balance,
                     rate,
                     leaving,
+                    least_bytes,
                 }
             }
 
@@ -4809,6 +4998,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u32>(Moves::VT_LEAVING, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn least_bytes(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Moves::VT_LEAST_BYTES, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Moves<'_> {
@@ -4830,6 +5026,7 @@ pub mod corefs {
                     .visit_field::<bool>("balance", Self::VT_BALANCE, false)?
                     .visit_field::<u64>("rate", Self::VT_RATE, false)?
                     .visit_field::<u32>("leaving", Self::VT_LEAVING, false)?
+                    .visit_field::<u64>("least_bytes", Self::VT_LEAST_BYTES, false)?
                     .finish();
                 Ok(())
             }
@@ -4849,6 +5046,7 @@ pub mod corefs {
             pub balance: bool,
             pub rate: u64,
             pub leaving: u32,
+            pub least_bytes: u64,
         }
         impl<'a> Default for MovesArgs<'a> {
             #[inline]
@@ -4862,6 +5060,7 @@ pub mod corefs {
                     balance: false,
                     rate: 0,
                     leaving: 0,
+                    least_bytes: 0,
                 }
             }
         }
@@ -4916,6 +5115,10 @@ pub mod corefs {
                 self.fbb_.push_slot::<u32>(Moves::VT_LEAVING, leaving, 0);
             }
             #[inline]
+            pub fn add_least_bytes(&mut self, least_bytes: u64) {
+                self.fbb_.push_slot::<u64>(Moves::VT_LEAST_BYTES, least_bytes, 0);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MovesBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 MovesBuilder {
@@ -4943,6 +5146,7 @@ pub mod corefs {
                 ds.field("balance", &self.balance());
                 ds.field("rate", &self.rate());
                 ds.field("leaving", &self.leaving());
+                ds.field("least_bytes", &self.least_bytes());
                 ds.finish()
             }
         }
@@ -4957,6 +5161,7 @@ pub mod corefs {
             pub balance: bool,
             pub rate: u64,
             pub leaving: u32,
+            pub least_bytes: u64,
         }
         impl Default for MovesT {
             fn default() -> Self {
@@ -4969,6 +5174,7 @@ pub mod corefs {
                     balance: false,
                     rate: 0,
                     leaving: 0,
+                    least_bytes: 0,
                 }
             }
         }
@@ -4993,6 +5199,7 @@ pub mod corefs {
                 let balance = self.balance;
                 let rate = self.rate;
                 let leaving = self.leaving;
+                let least_bytes = self.least_bytes;
                 Moves::create(
                     _fbb,
                     &MovesArgs {
@@ -5004,6 +5211,7 @@ pub mod corefs {
                         balance,
                         rate,
                         leaving,
+                        least_bytes,
                     },
                 )
             }
@@ -5033,6 +5241,7 @@ pub mod corefs {
             pub const VT_TO_COMPARE: ::flatbuffers::VOffsetT = 12;
             pub const VT_SENT_CHUNKS: ::flatbuffers::VOffsetT = 14;
             pub const VT_SENT_BYTES: ::flatbuffers::VOffsetT = 16;
+            pub const VT_LEFT_MS: ::flatbuffers::VOffsetT = 18;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5044,6 +5253,7 @@ pub mod corefs {
                 args: &'args FillArgs,
             ) -> ::flatbuffers::WIPOffset<Fill<'bldr>> {
                 let mut builder = FillBuilder::new(_fbb);
+                builder.add_left_ms(args.left_ms);
                 builder.add_sent_bytes(args.sent_bytes);
                 builder.add_sent_chunks(args.sent_chunks);
                 builder.add_to_compare(args.to_compare);
@@ -5062,6 +5272,7 @@ pub mod corefs {
                 let to_compare = self.to_compare();
                 let sent_chunks = self.sent_chunks();
                 let sent_bytes = self.sent_bytes();
+                let left_ms = self.left_ms();
                 FillT {
                     chain,
                     from,
@@ -5070,6 +5281,7 @@ pub mod corefs {
                     to_compare,
                     sent_chunks,
                     sent_bytes,
+                    left_ms,
                 }
             }
 
@@ -5122,6 +5334,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u64>(Fill::VT_SENT_BYTES, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn left_ms(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Fill::VT_LEFT_MS, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Fill<'_> {
@@ -5138,6 +5357,7 @@ pub mod corefs {
                     .visit_field::<u64>("to_compare", Self::VT_TO_COMPARE, false)?
                     .visit_field::<u64>("sent_chunks", Self::VT_SENT_CHUNKS, false)?
                     .visit_field::<u64>("sent_bytes", Self::VT_SENT_BYTES, false)?
+                    .visit_field::<u64>("left_ms", Self::VT_LEFT_MS, false)?
                     .finish();
                 Ok(())
             }
@@ -5150,6 +5370,7 @@ pub mod corefs {
             pub to_compare: u64,
             pub sent_chunks: u64,
             pub sent_bytes: u64,
+            pub left_ms: u64,
         }
         impl<'a> Default for FillArgs {
             #[inline]
@@ -5162,6 +5383,7 @@ pub mod corefs {
                     to_compare: 0,
                     sent_chunks: 0,
                     sent_bytes: 0,
+                    left_ms: 0,
                 }
             }
         }
@@ -5200,6 +5422,10 @@ pub mod corefs {
                 self.fbb_.push_slot::<u64>(Fill::VT_SENT_BYTES, sent_bytes, 0);
             }
             #[inline]
+            pub fn add_left_ms(&mut self, left_ms: u64) {
+                self.fbb_.push_slot::<u64>(Fill::VT_LEFT_MS, left_ms, 0);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FillBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 FillBuilder {
@@ -5224,6 +5450,7 @@ pub mod corefs {
                 ds.field("to_compare", &self.to_compare());
                 ds.field("sent_chunks", &self.sent_chunks());
                 ds.field("sent_bytes", &self.sent_bytes());
+                ds.field("left_ms", &self.left_ms());
                 ds.finish()
             }
         }
@@ -5237,6 +5464,7 @@ pub mod corefs {
             pub to_compare: u64,
             pub sent_chunks: u64,
             pub sent_bytes: u64,
+            pub left_ms: u64,
         }
         impl Default for FillT {
             fn default() -> Self {
@@ -5248,6 +5476,7 @@ pub mod corefs {
                     to_compare: 0,
                     sent_chunks: 0,
                     sent_bytes: 0,
+                    left_ms: 0,
                 }
             }
         }
@@ -5263,6 +5492,7 @@ pub mod corefs {
                 let to_compare = self.to_compare;
                 let sent_chunks = self.sent_chunks;
                 let sent_bytes = self.sent_bytes;
+                let left_ms = self.left_ms;
                 Fill::create(
                     _fbb,
                     &FillArgs {
@@ -5273,6 +5503,7 @@ pub mod corefs {
                         to_compare,
                         sent_chunks,
                         sent_bytes,
+                        left_ms,
                     },
                 )
             }

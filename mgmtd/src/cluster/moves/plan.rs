@@ -28,6 +28,8 @@ pub struct Plan {
     pub moves: Vec<Planned>,
     /// The fewest moves that lead to the same shares.
     pub least: u64,
+    /// The fewest bytes: of each slice that has fewer targets in the end, its smallest.
+    pub least_bytes: u64,
     /// Heads that are handed on, which moves nothing.
     pub rotations: u64,
     /// Members on slices that are to be emptied, for which there is no other place.
@@ -42,7 +44,8 @@ pub fn plan(state: &State, liveness: &Liveness) -> Plan {
     }
     let mut state = state.clone();
     state.moving.paused = false;
-    let before = loads(&state, |member| member.state == Public::Serving || member.leaving);
+    let counts = |member: &Member| member.state == Public::Serving || member.leaving;
+    let (before, sizes) = (loads(&state, counts), sizes(&state, liveness, counts));
     let begun: Vec<ChainId> = state.chains.keys().copied().collect();
     for id in begun {
         let chain = &state.chains[&id];
@@ -82,6 +85,11 @@ pub fn plan(state: &State, liveness: &Liveness) -> Plan {
     let after = loads(&state, |_| true);
     let more = |(at, count): (&_, &u64)| count.saturating_sub(before.get(at).copied().unwrap_or(0));
     out.least = after.iter().map(more).sum();
+    let fewer = |(at, sizes): (&_, &Vec<u64>)| {
+        let gone = sizes.len().saturating_sub(after.get(at).copied().unwrap_or(0) as usize);
+        sizes.iter().take(gone).sum::<u64>()
+    };
+    out.least_bytes = sizes.iter().map(fewer).sum();
     let stuck = |(_, member): &(ChainId, &Member)| {
         state.standing(member.node, member.slice) == Some(Standing::Leaving)
     };
@@ -105,6 +113,23 @@ fn loads(state: &State, counts: impl Fn(&Member) -> bool) -> BTreeMap<(NodeId, S
     for (_, member) in state.members().filter(|(_, member)| counts(member)) {
         *out.entry((member.node, member.slice)).or_default() += 1;
     }
+    out
+}
+
+/// Bytes of the members on each slice, the smallest first.
+fn sizes(
+    state: &State,
+    liveness: &Liveness,
+    counts: impl Fn(&Member) -> bool,
+) -> BTreeMap<(NodeId, SliceIndex), Vec<u64>> {
+    let mut out: BTreeMap<_, Vec<u64>> = BTreeMap::new();
+    for chain in state.chains.values() {
+        let bytes = super::bytes_of(chain, liveness);
+        for member in chain.members.iter().filter(|member| counts(member)) {
+            out.entry((member.node, member.slice)).or_default().push(bytes);
+        }
+    }
+    out.values_mut().for_each(|sizes| sizes.sort_unstable());
     out
 }
 

@@ -86,6 +86,18 @@ impl World {
         panic!("it never ends: {:?}", next(&self.state, &self.liveness));
     }
 
+    /// Until nothing begins and nobody is being filled, though some are away.
+    fn run_while_unsettled(&mut self) {
+        for _ in 0..20_000 {
+            let (before, begun) = (self.state.clone(), self.begin());
+            self.fill();
+            if begun == 0 && before == self.state {
+                return;
+            }
+        }
+        panic!("it never ends");
+    }
+
     fn loads(&self) -> BTreeMap<u32, usize> {
         let mut out: BTreeMap<u32, usize> = self.state.nodes.keys().map(|node| (node.0, 0)).collect();
         self.state.members().for_each(|(_, member)| *out.entry(member.node.0).or_default() += 1);
@@ -259,6 +271,68 @@ fn replicas_stay_in_different_domains() {
     assert!(world.loads()[&7] > 20, "{:?}", world.loads());
 }
 
+/// A cluster of nodes in these racks; 0: in none.
+fn racked(racks: &[u8], replicas: u32) -> World {
+    let formation = Formation { nodes: racks.len() as u32, replicas, ..Formation::default() };
+    let mut state = State::new(Uuid([9; 16]), formation);
+    racks.iter().for_each(|rack| join(&mut state, *rack));
+    state.form(|_, _| true).unwrap();
+    World::new(state)
+}
+
+fn join(state: &mut State, rack: u8) {
+    let mut node = node(state.nodes.len() as u8 + 1, 1, 4);
+    if rack > 0 {
+        node.domain = format!("rack-{rack}");
+    }
+    state.register(Arrival { id: None, node }).unwrap();
+}
+
+/// It is better not to move than to put two copies where one blow takes both.
+#[test]
+fn no_move_puts_two_replicas_into_one_domain_where_there_are_enough() {
+    let mut world = racked(&[1, 1, 2, 3], 3);
+    assert_eq!(domains::repeats(&world.state), 0, "{:?}", world.loads());
+    // The only one of its rack, and without room elsewhere in it.
+    world.stand(3, 0..3, Standing::Leaving);
+    let full = |slice| SliceHealth {
+        capacity: 1 << 40,
+        used: u64::from(slice == 3) << 40,
+        ..SliceHealth::default()
+    };
+    world.liveness.hear_node(NodeId(3), (0..4).map(full).collect(), 0);
+    let plan = plan(&world.state, &world.liveness);
+    assert!(plan.moves.is_empty() && !plan.stuck.is_empty(), "{plan:?}");
+    // With the whole rack gone there are too few for that.
+    world.stand(3, 3..4, Standing::Leaving);
+    world.run();
+    assert_eq!((world.loads()[&3], domains::repeats(&world.state)), (0, world.state.chains.len()));
+    // With a new one there are enough, and they are taken apart.
+    join(&mut world.state, 4);
+    world.everybody_speaks();
+    world.stand(5, 0..4, Standing::Active);
+    world.state.moving.balance = true;
+    world.run();
+    assert_eq!(domains::repeats(&world.state), 0);
+}
+
+#[test]
+fn a_rack_that_is_lost_can_be_emptied_node_by_node() {
+    let mut world = racked(&[1, 1, 2, 2, 3, 3], 3);
+    for (id, node) in world.state.nodes.clone() {
+        if id < NodeId(5) {
+            let health = |_: &_| SliceHealth { capacity: 1 << 40, ..SliceHealth::default() };
+            world.liveness.hear_node(id, node.slices.iter().map(health).collect(), 5000);
+        }
+    }
+    world.liveness.expire(5000);
+    reconfigure(&mut world.state, &world.liveness, None);
+    world.stand(5, 0..4, Standing::Leaving);
+    assert!(plan(&world.state, &world.liveness).stuck.is_empty());
+    world.run_while_unsettled();
+    assert_eq!(world.loads()[&5], 0);
+}
+
 /// What comes and goes, on nodes of how many GiB a slice.
 #[derive(Clone, Debug)]
 struct Change {
@@ -343,5 +417,36 @@ proptest! {
             });
             prop_assert!(!movable, "{from} could give {to} something");
         }
+    }
+
+    /// The same in racks: no move makes two replicas share one where there are enough, and in the end none do.
+    #[test]
+    fn replicas_stay_apart_whatever_comes_and_goes(
+        racks in proptest::collection::vec(0u8..5, 3..8),
+        joins in proptest::collection::vec(0u8..5, 0..3),
+        replicas in 2u32..4,
+        leaves in 0u8..2,
+    ) {
+        let mut world = racked(&racks, replicas);
+        joins.iter().for_each(|rack| join(&mut world.state, *rack));
+        world.everybody_speaks();
+        (1..=world.state.nodes.len() as u32).for_each(|node| world.stand(node, 0..4, Standing::Active));
+        world.stand(1, 0..u16::from(leaves) * 4, Standing::Leaving);
+        world.state.moving.balance = true;
+        let enough = domains::enough(&world.state, &world.liveness);
+        prop_assume!(plan(&world.state, &world.liveness).stuck.is_empty());
+        let mut repeats = domains::repeats(&world.state);
+        for _ in 0..20_000 {
+            let (before, begun) = (world.state.clone(), world.begin());
+            world.fill();
+            let now = domains::repeats(&world.state);
+            prop_assert!(!enough || now <= repeats, "{repeats} before, {now} now");
+            repeats = now;
+            if begun == 0 && before == world.state {
+                break;
+            }
+        }
+        prop_assert!(is_done(&world.state, &world.liveness), "it never ends");
+        prop_assert!(!enough || repeats == 0, "{repeats} chains: {:?}", world.state.nodes);
     }
 }

@@ -1,6 +1,6 @@
 //! What a placement is worth, computed from the placement alone.
 
-use super::{PlannedChain, Room};
+use super::{PlannedChain, Room, number_domains, quota};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -113,7 +113,7 @@ pub fn verify(rooms: &[Room], replicas: usize, plan: &[PlannedChain]) -> Result<
     }
     let out = Imbalance {
         chains: plan.len(),
-        targets: Span::of(targets),
+        targets: Span::of(targets.iter().copied()),
         positions: positions.into_iter().map(Span::of).collect(),
         pairs: Span::of(all_pairs(rooms.len()).map(|pair| pairs.get(&pair).copied().unwrap_or(0))),
         slices: slices
@@ -123,10 +123,30 @@ pub fn verify(rooms: &[Room], replicas: usize, plan: &[PlannedChain]) -> Result<
             .unwrap_or(Span { min: 0, max: 0 }),
         domain_repeats,
     };
-    if out.targets.gap() > 1 || out.slices.gap() > 1 {
+    let domains = number_domains(rooms);
+    let enough = quota::enough(&domains, replicas);
+    if enough && domain_repeats > 0 {
+        return broken(format!("there are domains for all replicas: {out}"));
+    }
+    if out.slices.gap() > 1
+        || !are_even(&targets, &domains, if enough { plan.len() as u64 } else { u64::MAX })
+    {
         return broken(format!("shares differ: {out}"));
     }
     Ok(out)
+}
+
+/// Whether nodes carry the same to within one, but for those of domains that carry all they may.
+fn are_even(targets: &[u64], domains: &[usize], most: u64) -> bool {
+    let mut of_domain: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
+    domains
+        .iter()
+        .zip(targets)
+        .for_each(|(domain, targets)| of_domain.entry(*domain).or_default().push(*targets));
+    let open = of_domain.values().filter(|targets| targets.iter().sum::<u64>() < most).flatten().min();
+    let largest = targets.iter().max();
+    of_domain.values().all(|targets| Span::of(targets.iter().copied()).gap() <= 1)
+        && open.zip(largest).is_none_or(|(least, most)| most - least <= 1)
 }
 
 fn all_pairs(nodes: usize) -> impl Iterator<Item = (usize, usize)> {
