@@ -11,6 +11,8 @@ use std::collections::BTreeSet;
 
 /// A slice fuller than this is worth a word.
 const FULL_PERCENT: u64 = 90;
+/// So many of those concerned are named.
+const NAMES_SHOWN: usize = 4;
 
 /// In order of weight. Empty: nothing is wrong.
 pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT> {
@@ -97,9 +99,18 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
     if silent.len() == state.metas.len() {
         say("no metadata server is alive".into(), "start one: corefs meta --manager ADDR");
     } else if !silent.is_empty() {
-        say(format!("metadata servers are dead: {}", silent.join(", ")), "start them again: corefs meta");
+        say(format!("metadata servers are dead: {}", few(&silent)), "start them again: corefs meta");
     }
     out
+}
+
+/// The first of them, and how many more: a line is to be read.
+fn few<T: AsRef<str>>(names: &[T]) -> String {
+    let shown: Vec<&str> = names.iter().take(NAMES_SHOWN).map(AsRef::as_ref).collect();
+    match names.len() - shown.len() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 /// What came and isn't used, what should move and can't, and what was stopped.
@@ -109,7 +120,7 @@ fn growth_problems(state: &State, liveness: &Liveness, say: &mut impl FnMut(Stri
     let spare: Vec<String> = state.nodes.iter().filter(unused).map(|(id, _)| id.0.to_string()).collect();
     if state.formed() && !spare.is_empty() {
         let remedy = format!("take them into use: corefs node add {}", spare[0]);
-        say(format!("nodes or disks hold nothing yet: of node {}", spare.join(", ")), &remedy);
+        say(format!("nodes or disks hold nothing yet: of node {}", few(&spare)), &remedy);
     }
     if state.moving.paused {
         say("moving targets is paused".into(), "go on: corefs moves resume");
@@ -165,7 +176,7 @@ fn chain_problems(state: &State, say: &mut impl FnMut(String, &str)) {
         let text = format!(
             "{} chains have lost all replicas: they serve again when one of these is back: {}",
             unserved.len(),
-            holders.join(", ")
+            few(&holders)
         );
         say(text, "start one of them again on its directory: corefs storage --manager ADDR --dir DIR");
     }
@@ -264,6 +275,21 @@ mod tests {
         assert!(
             said.contains(&format!("{} chains", state.chains.len())) && said.contains("--domain NAME"),
             "{said}"
+        );
+    }
+
+    #[test]
+    fn of_many_the_first_are_named() {
+        let mut state = formed(2, 2);
+        for at in 1..=100 {
+            state.metas.insert(format!("127.0.0.1:{at}"), Meta { incarnation: 1 });
+        }
+        let mut liveness = Liveness::new(TERMS);
+        liveness.hear_meta("127.0.0.1:1", 0);
+        let found = texts(&state, &liveness, 1).join("\n");
+        assert!(
+            found.contains("metadata servers are dead: 127.0.0.1:10,") && found.contains(" and 95 more"),
+            "{found}"
         );
     }
 

@@ -53,6 +53,9 @@ fn nodes(nodes: &[NodeStatusT]) -> Vec<String> {
         return nodes.iter().map(node).collect();
     }
     let dead: Vec<&NodeStatusT> = nodes.iter().filter(|node| !node.alive).collect();
+    if dead.is_empty() {
+        return vec![format!("nodes     {} alive: corefs node ls", nodes.len())];
+    }
     let mut out = vec![format!("nodes     {} of {} alive", nodes.len() - dead.len(), nodes.len())];
     out.extend(dead.iter().take(DEAD_SHOWN).map(|dead| node(dead)));
     let more = nodes.len() - out.len() + 1;
@@ -139,7 +142,7 @@ mod tests {
 
     /// Every `nth` is dead; 0: none.
     fn cluster(nodes: u32, metas: u16, nth: u32) -> StatusT {
-        let dead = |at: u32| nth > 0 && at % nth == 0;
+        let dead = |at: u32| at.is_multiple_of(nth);
         let mut status = StatusT::default();
         for at in 1..=nodes {
             let mut node = NodeStatusT::default();
