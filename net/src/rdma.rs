@@ -15,6 +15,7 @@
 //! | [`place`] | NUMA nodes and networks, by which a port is chosen |
 //! | [`shared`] | receives that many connections share |
 //! | [`seat`] | a device, as this executor uses it |
+//! | [`distrust`] | paths that were proved and failed all the same |
 //! | [`connections`] | what is known of each connection beyond what TCP knows |
 //! | [`upgrade`] | how a connection comes to its queue pair |
 //!
@@ -32,6 +33,7 @@ mod completion;
 mod connect;
 mod connections;
 pub mod device;
+mod distrust;
 mod event;
 mod lane;
 mod library;
@@ -57,10 +59,12 @@ use crate::costs::Costs;
 use crate::handshake::{Peer, capability};
 use crate::ring::{Beside, Completion, Ring, Source};
 use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
+use crate::transport::Way;
 use connections::{Entry, Filter, Inner};
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::limits::{CONNECTION_SEND_MAX, FRAME_BODY_MAX, FRAME_DATA_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
+use distrust::Distrust;
 use lane::Lane;
 use place::Network;
 use seat::Seat;
@@ -75,7 +79,7 @@ use watch::Watch;
 pub enum Choice {
     /// Where both ends have a path that works.
     Auto,
-    /// Where both ends have it: a path that doesn't work is an error for the side that connects. Peers without RDMA are reached by TCP.
+    /// A path that doesn't work is an error for the side that connects. Peers without RDMA are reached by TCP, unless that [insists](Rdma::insist).
     Firm,
 }
 
@@ -177,6 +181,8 @@ impl Rdma {
             ready: Vec::new(),
             spare_ready: Vec::new(),
             errands: VecDeque::new(),
+            distrust: Distrust::default(),
+            insists: false,
             timed: false,
             short: false,
             now,
@@ -220,7 +226,7 @@ impl Rdma {
     /// As [`Tcp::connect`].
     pub fn connect(&mut self, address: &Address) -> Result<ConnId> {
         let conn = self.tcp.connect(address)?;
-        self.inner.put(conn, Entry::new(conn.generation, false));
+        self.inner.put(conn, Entry::new(conn.generation, Some(address.clone())));
         Ok(conn)
     }
 
@@ -284,12 +290,37 @@ impl Rdma {
         Ok(())
     }
 
-    /// Takes back what was granted, whose buffer is free when the device has confirmed it. A peer that answers all the same ends the connection by that, so
-    /// this is for requests that weren't sent, and for peers that are given up.
+    /// Takes back what was granted for a reply that nobody awaits. Its buffer is free when the peer has said that it won't write there, or hasn't said so in time,
+    /// and the device has confirmed that it can't any more; at once where the peer was never told. A reply that comes before that is announced, with the
+    /// buffer; one that comes later says where its data are to go, as if nothing had been granted.
     pub fn revoke(&mut self, conn: ConnId, request: u64) {
+        let now = Instant::now();
         if let Some(Stage::Open(lane)) = self.inner.entry_mut(conn).map(|entry| &mut entry.stage) {
-            lane.revoke(request);
+            let waits = lane.revoke(request, now);
+            self.inner.timed |= waits;
             self.inner.touch(conn);
+        }
+    }
+
+    /// From now on peers without RDMA are refused where the choice is firm, rather than reached by TCP.
+    pub fn insist(&mut self) {
+        self.inner.insists = true;
+    }
+
+    /// Data of a reply on this connection that come with its message, or may be lent where they arrive (bytes).
+    pub fn carries(&self, conn: ConnId) -> usize {
+        match self.inner.entry(conn).map(|entry| &entry.stage) {
+            Some(Stage::Open(lane)) => lane.carries(),
+            _ => self.tcp.carries(conn),
+        }
+    }
+
+    /// By what a connection goes: the port and its address, or why it is TCP.
+    pub fn way(&self, conn: ConnId) -> Way {
+        let entry = self.inner.entry(conn);
+        match entry.map(|entry| &entry.stage) {
+            Some(Stage::Open(lane) | Stage::Draining(lane)) => Way::Rdma(lane.port()),
+            _ => Way::Tcp(entry.and_then(|entry| entry.why.clone()).unwrap_or_default()),
         }
     }
 
