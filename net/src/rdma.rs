@@ -23,7 +23,8 @@
 //! - Whatever goes wrong with a queue pair ends its connection and nothing else; it is destroyed at once, and [`FrameSink::closed`] comes when the TCP
 //!   connection is gone, too. A connection that isn't open yet goes on over TCP instead, unless the choice is firm.
 //! - A port that goes down ends its connections at once; those that are made meanwhile go by another port or stay on TCP, and by it again when it is up.
-//! - A device that is taken out ends its connections, too, and nothing of it is kept, so that it can go. When it is there again, new connections go by it.
+//! - A device that is taken out ends its connections, too, and nothing of it is kept, so that it can go. When it is there again, new connections go by it; so
+//!   they do by one that comes when there was none.
 //! - The TCP connection tells each end when the other one is gone: no queue pair outlives its peer's process for longer than that takes.
 //! - A frame costs no task, no lock, and in the steady state no allocation; while there is work the kernel is entered only as far as the device's own code does
 //!   that (soft-RoCE's doorbell is a system call, adapters' are writes to memory).
@@ -164,11 +165,15 @@ impl Rdma {
         if !roads.is_empty() {
             config.tcp.capabilities |= capability::RDMA;
         }
+        if roads.is_empty() {
+            let refused = refused.into_iter().map(|error| error.message);
+            arrivals::say_why_not(survey.obstacles().into_iter().chain(refused));
+        }
         let now = Instant::now();
         let inner = Inner {
-            watch: (!seats.is_empty()).then(Watch::new).flatten(),
+            watch: Watch::new(),
             watching: false,
-            next_look: None,
+            next_look: arrivals::first_look(now, &seats),
             pool: pool.clone(),
             numbers: seats.len() as u32,
             retired: Costs::default(),
@@ -339,6 +344,9 @@ impl Rdma {
         self.inner.now = now;
         if self.inner.next_look.is_some_and(|at| at <= now) {
             self.inner.look_for_devices();
+            if !self.inner.roads.is_empty() {
+                self.tcp.offer(capability::RDMA);
+            }
         }
         self.tcp.advance(now, &mut Filter { inner: &mut self.inner, sink });
         self.inner.poll();

@@ -136,14 +136,16 @@ impl Carrier {
     #[cfg(feature = "rdma")]
     fn with_rdma(choice: Choice, config: TcpConfig, pool: &Pool) -> Result<Self> {
         use crate::rdma::{Choice as Way, Rdma, RdmaConfig, place::Sysfs};
-        let mut wanted = RdmaConfig::new(config.clone());
+        let mut wanted = RdmaConfig::new(config);
         wanted.numa = Sysfs::default().numa_of_thread();
         if choice == Choice::Rdma {
             wanted.choice = Way::Firm;
         }
+        // Also where there is no device: one may come.
         let rdma = Rdma::new(wanted, pool)?;
-        let Some(road) = rdma.roads().next() else { return Ok(Self::Tcp(Tcp::new(config))) };
-        tracing::info!(device = road.context.name(), port = road.port.number, address = %road.gid, "RDMA can be used");
+        if let Some(road) = rdma.roads().next() {
+            tracing::info!(device = road.context.name(), port = road.port.number, address = %road.gid, "RDMA can be used");
+        }
         Ok(Self::Rdma(Box::new(rdma)))
     }
 
