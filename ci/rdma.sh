@@ -17,6 +17,10 @@ COREFS_MANAGER=$(sed -n 's/^ready manager=\([^ ]*\).*/\1/p' /tmp/up); export COR
 # of_shards COUNTER: its sum over all shards.
 of_shards() { corefs status --counters --json | tr ',{}' '\n\n\n' | sed -n "s/^ *\"$1\": *\([0-9]*\).*/\1/p" | awk '{ n += $1 } END { print n + 0 }'; }
 
+corefs doctor --manager "$COREFS_MANAGER" | tee /tmp/reached
+[ "$(grep -c '^node [0-9]* shard 0, [^ ]*: RDMA by rxe0 port 1, ' /tmp/reached)" = 3 ] || die "doctor doesn't say that shards are reached by RDMA"
+corefs doctor --manager "$COREFS_MANAGER" --json | grep -q '"transport": *"rdma"' || die "doctor doesn't say so in JSON"
+
 head -c 6000000 /dev/urandom >/tmp/data
 corefs fs put /tmp/data /data
 for n in 1 2 3; do corefs fs cat /data | cmp - /tmp/data || die "what was read isn't what was written"; done

@@ -22,6 +22,14 @@ assert min(used) >= 20_000_000, f"not every node holds a copy: {used}"
 print(f"three copies: {used} bytes used on the three nodes")
 PY
 for _ in 1 2 3 4 5 6 7 8; do "$COREFS" fs get /data - | cmp - "$work/data"; done
+# Each shard is reached, by what, and why so. (COREFS_MANAGER and COREFS_SECRET_FILE are set.)
+"$COREFS" doctor --manager "$COREFS_MANAGER" --json >"$work/doctor.json" || die "doctor doesn't reach every shard: $(cat "$work/doctor.json")"
+python3 - "$work/doctor.json" <<'PY'
+import json, sys
+reached = json.load(open(sys.argv[1]))["reached"]
+assert sorted({shard["node"] for shard in reached}) == [1, 2, 3], reached
+assert all(shard["transport"] == "rdma" or shard["transport"] == "tcp" and shard["why"] for shard in reached), reached
+PY
 "$COREFS" status --counters --json >"$work/before.json"
 "$COREFS" perf randread --manager "$manager" --size 64MiB --seconds 4 --verify --json "$work/perf.json" >/dev/null
 "$COREFS" status --counters --json >"$work/after.json"

@@ -6,8 +6,8 @@
 //!
 //! Invariants
 //! - Entries gathered for an owner leave at the end of the turn in which they were gathered, or when the batch is full.
-//! - Each attempt that names a buffer owns it until its reply or the end of its connection: the node keeps it, so a read that is dropped
-//!   or timed out can't be written into by a late reply.
+//! - Each attempt that names a buffer owns it until its reply, or until nobody can write to it any more: the node keeps it, so a read that is
+//!   dropped or timed out can't be written into by a late reply.
 //! - A channel carries one update at a time; one whose last outcome is unknown is never used again.
 
 mod channels;
@@ -23,6 +23,7 @@ use crate::route::{ChainRoute, OwnerIndex, Stripe};
 use crate::wait::Waiters;
 use channels::Channels;
 use corefs_net::rpc::Expected;
+use corefs_net::transport::{Choice, Way};
 use corefs_net::{Address, Buffer, Node, Payload, Reply};
 use corefs_wire::data::{Prefix, ReadEntry, op};
 use corefs_wire::frame::Kind;
@@ -219,6 +220,14 @@ impl Storage {
         if theirs != ours && theirs != Uuid::NIL {
             let what = format!("{address} belongs to cluster {theirs}, we to {ours}");
             return Err(Error::new(ErrorCode::WrongCluster, what));
+        }
+        if self.node.transport() == Choice::Rdma
+            && let Way::Tcp(why) = self.node.way(conn)
+        {
+            let what = format!(
+                "RDMA was asked for, and {address} is reached by TCP: {why}; `corefs doctor --manager ADDR` says more, --transport auto takes what there is"
+            );
+            return Err(Error::new(ErrorCode::Unreachable, what));
         }
         let mut owners = self.owners.borrow_mut();
         let len = owners.len().max(index.0 as usize + 1);

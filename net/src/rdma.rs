@@ -15,6 +15,7 @@
 //! | [`place`] | NUMA nodes and networks, by which a port is chosen |
 //! | [`shared`] | receives that many connections share |
 //! | [`seat`] | a device, as this executor uses it |
+//! | [`distrust`] | paths that were proved and failed all the same |
 //! | [`connections`] | what is known of each connection beyond what TCP knows |
 //! | [`upgrade`] | how a connection comes to its queue pair |
 //!
@@ -22,7 +23,8 @@
 //! - Whatever goes wrong with a queue pair ends its connection and nothing else; it is destroyed at once, and [`FrameSink::closed`] comes when the TCP
 //!   connection is gone, too. A connection that isn't open yet goes on over TCP instead, unless the choice is firm.
 //! - A port that goes down ends its connections at once; those that are made meanwhile go by another port or stay on TCP, and by it again when it is up.
-//! - A device that is taken out ends its connections, too, and nothing of it is kept, so that it can go. When it is there again, new connections go by it.
+//! - A device that is taken out ends its connections, too, and nothing of it is kept, so that it can go. When it is there again, new connections go by it; so
+//!   they do by one that comes when there was none.
 //! - The TCP connection tells each end when the other one is gone: no queue pair outlives its peer's process for longer than that takes.
 //! - A frame costs no task, no lock, and in the steady state no allocation; while there is work the kernel is entered only as far as the device's own code does
 //!   that (soft-RoCE's doorbell is a system call, adapters' are writes to memory).
@@ -32,6 +34,7 @@ mod completion;
 mod connect;
 mod connections;
 pub mod device;
+mod distrust;
 mod event;
 mod lane;
 mod library;
@@ -57,10 +60,12 @@ use crate::costs::Costs;
 use crate::handshake::{Peer, capability};
 use crate::ring::{Beside, Completion, Ring, Source};
 use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
+use crate::transport::Way;
 use connections::{Entry, Filter, Inner};
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::limits::{CONNECTION_SEND_MAX, FRAME_BODY_MAX, FRAME_DATA_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
+use distrust::Distrust;
 use lane::Lane;
 use place::Network;
 use seat::Seat;
@@ -75,7 +80,7 @@ use watch::Watch;
 pub enum Choice {
     /// Where both ends have a path that works.
     Auto,
-    /// Where both ends have it: a path that doesn't work is an error for the side that connects. Peers without RDMA are reached by TCP.
+    /// A path that doesn't work is an error for the side that connects. Peers without RDMA are reached by TCP, unless that [insists](Rdma::insist).
     Firm,
 }
 
@@ -160,11 +165,15 @@ impl Rdma {
         if !roads.is_empty() {
             config.tcp.capabilities |= capability::RDMA;
         }
+        if roads.is_empty() {
+            let refused = refused.into_iter().map(|error| error.message);
+            arrivals::say_why_not(survey.obstacles().into_iter().chain(refused));
+        }
         let now = Instant::now();
         let inner = Inner {
-            watch: (!seats.is_empty()).then(Watch::new).flatten(),
+            watch: Watch::new(),
             watching: false,
-            next_look: None,
+            next_look: arrivals::first_look(now, &seats),
             pool: pool.clone(),
             numbers: seats.len() as u32,
             retired: Costs::default(),
@@ -177,6 +186,8 @@ impl Rdma {
             ready: Vec::new(),
             spare_ready: Vec::new(),
             errands: VecDeque::new(),
+            distrust: Distrust::default(),
+            insists: false,
             timed: false,
             short: false,
             now,
@@ -220,7 +231,7 @@ impl Rdma {
     /// As [`Tcp::connect`].
     pub fn connect(&mut self, address: &Address) -> Result<ConnId> {
         let conn = self.tcp.connect(address)?;
-        self.inner.put(conn, Entry::new(conn.generation, false));
+        self.inner.put(conn, Entry::new(conn.generation, Some(address.clone())));
         Ok(conn)
     }
 
@@ -284,12 +295,37 @@ impl Rdma {
         Ok(())
     }
 
-    /// Takes back what was granted, whose buffer is free when the device has confirmed it. A peer that answers all the same ends the connection by that, so
-    /// this is for requests that weren't sent, and for peers that are given up.
+    /// Takes back what was granted for a reply that nobody awaits. Its buffer is free when the peer has said that it won't write there, or hasn't said so in time,
+    /// and the device has confirmed that it can't any more; at once where the peer was never told. A reply that comes before that is announced, with the
+    /// buffer; one that comes later says where its data are to go, as if nothing had been granted.
     pub fn revoke(&mut self, conn: ConnId, request: u64) {
+        let now = Instant::now();
         if let Some(Stage::Open(lane)) = self.inner.entry_mut(conn).map(|entry| &mut entry.stage) {
-            lane.revoke(request);
+            let waits = lane.revoke(request, now);
+            self.inner.timed |= waits;
             self.inner.touch(conn);
+        }
+    }
+
+    /// From now on peers without RDMA are refused where the choice is firm, rather than reached by TCP.
+    pub fn insist(&mut self) {
+        self.inner.insists = true;
+    }
+
+    /// Data of a reply on this connection that come with its message, or may be lent where they arrive (bytes).
+    pub fn carries(&self, conn: ConnId) -> usize {
+        match self.inner.entry(conn).map(|entry| &entry.stage) {
+            Some(Stage::Open(lane)) => lane.carries(),
+            _ => self.tcp.carries(conn),
+        }
+    }
+
+    /// By what a connection goes: the port and its address, or why it is TCP.
+    pub fn way(&self, conn: ConnId) -> Way {
+        let entry = self.inner.entry(conn);
+        match entry.map(|entry| &entry.stage) {
+            Some(Stage::Open(lane) | Stage::Draining(lane)) => Way::Rdma(lane.port()),
+            _ => Way::Tcp(entry.and_then(|entry| entry.why.clone()).unwrap_or_default()),
         }
     }
 
@@ -308,6 +344,9 @@ impl Rdma {
         self.inner.now = now;
         if self.inner.next_look.is_some_and(|at| at <= now) {
             self.inner.look_for_devices();
+            if !self.inner.roads.is_empty() {
+                self.tcp.offer(capability::RDMA);
+            }
         }
         self.tcp.advance(now, &mut Filter { inner: &mut self.inner, sink });
         self.inner.poll();

@@ -27,7 +27,7 @@ use crate::handshake::{Identity, Peer};
 use crate::mailbox::{Refused, Sender, mailbox};
 use crate::ring::{Ring, RingConfig, RingCounters};
 use crate::tcp::{ConnCounters, ConnId, TcpConfig};
-use crate::transport::{Carrier, Choice};
+use crate::transport::{Carrier, Choice, Way};
 use corefs_wire::control::{Call, Message};
 use corefs_wire::frame::Kind;
 use corefs_wire::{Error, ErrorCode, Result};
@@ -129,6 +129,7 @@ struct Inner {
     now: Cell<Instant>,
     ring_counters: Cell<RingCounters>,
     idle: Duration,
+    transport: Choice,
 }
 
 /// The endpoint of one executor; clones are handles of the same. `!Send`.
@@ -163,6 +164,7 @@ impl Node {
             now: Cell::new(Instant::now()),
             ring_counters: Cell::default(),
             idle: config.idle,
+            transport: config.transport,
         };
         inner.pool.set_bell(inner.pool_bell.clone());
         let node = Self(Rc::new(inner));
@@ -267,6 +269,22 @@ impl Node {
         self.0.carrier.borrow().counters(conn)
     }
 
+    /// By what its connections were to go.
+    pub fn transport(&self) -> Choice {
+        self.0.transport
+    }
+
+    /// By what a connection goes.
+    pub fn way(&self, conn: ConnId) -> Way {
+        self.0.carrier.borrow().way(conn)
+    }
+
+    /// Data of a reply on `conn` that need no place of their own (bytes): they come with its message, or may stay where they arrive.
+    #[inline]
+    pub fn carries(&self, conn: ConnId) -> usize {
+        self.0.carrier.borrow().carries(conn)
+    }
+
     /// What all connections of this node have cost.
     pub fn costs(&self) -> Costs {
         self.0.carrier.borrow().costs()
@@ -286,17 +304,20 @@ impl Node {
     /// Reserves a request number on `conn`; its reply's data go to `dest` (a unique buffer, an offset in it), or stay where they
     /// arrive if they are few, or go to a buffer of the pool. Follow with [`post`](Self::post). `ConnectionLost`, or `Overloaded` at
     /// limits::CONNECTION_REQUESTS_MAX. A buffer whose data were on their way when the connection ended is lost with it. By RDMA the buffer is the peer's to
-    /// write to until the reply, also if that isn't awaited any more.
+    /// write to until the reply; when that isn't awaited any more it is taken back, and free when the peer can't write there any more.
     pub fn expect(&self, conn: ConnId, dest: Option<(Buffer, usize)>) -> Result<Expected> {
         if !self.0.carrier.borrow().is_open(conn) {
             return Err(Error::new(ErrorCode::ConnectionLost, "the connection is not open"));
         }
         assert!(dest.as_ref().is_none_or(|(buffer, _)| buffer.is_unique()), "a destination has one owner");
         let request = self.0.table.borrow_mut().insert(conn, None)?;
-        if let Some((buffer, offset)) = dest
-            && let Err(buffer) = self.0.carrier.borrow_mut().grant(conn, request, buffer, offset)
-        {
-            self.0.table.borrow_mut().set_place(request, (buffer, offset));
+        if let Some((buffer, offset)) = dest {
+            let granted = self.0.carrier.borrow_mut().grant(conn, request, buffer, offset);
+            let mut table = self.0.table.borrow_mut();
+            match granted {
+                Ok(()) => table.set_granted(request),
+                Err(buffer) => table.set_place(request, (buffer, offset)),
+            }
         }
         Ok(Expected { node: self.clone(), request })
     }
@@ -422,7 +443,11 @@ impl Future for Expected {
 
 impl Drop for Expected {
     fn drop(&mut self) {
-        self.node.0.table.borrow_mut().forget(self.request);
+        let mut table = self.node.0.table.borrow_mut();
+        table.forget(self.request);
+        if table.has_abandoned() {
+            self.node.0.bell.ring();
+        }
     }
 }
 

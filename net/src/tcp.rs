@@ -130,6 +130,17 @@ impl Tcp {
         self.pool = Some(pool);
     }
 
+    /// Connections from now on have these abilities, too.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn offer(&mut self, capabilities: u64) {
+        self.config.capabilities |= capabilities;
+    }
+
+    /// Data that come on such a connection may be lent up to so many bytes.
+    pub fn carries(&self, _conn: ConnId) -> usize {
+        if self.pool.is_some() { LENT_MAX } else { 0 }
+    }
+
     /// Starts a connection. [`FrameSink::opened`] or [`FrameSink::closed`] follows. `Overloaded` at the bound.
     pub fn connect(&mut self, address: &Address) -> Result<ConnId> {
         let made = Connection::to(address.clone(), self.config.capabilities, self.pool.clone());

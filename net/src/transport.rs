@@ -62,7 +62,7 @@ pub enum Choice {
     #[default]
     Auto,
     Tcp,
-    /// RDMA with whoever has it: none here, or a path to one that doesn't work, is an error.
+    /// RDMA between storage nodes, and from clients to them: where there is none, or a path doesn't work, that is an error. All others are reached by TCP.
     Rdma,
 }
 
@@ -90,6 +90,15 @@ impl std::fmt::Display for Choice {
             Self::Rdma => "rdma",
         })
     }
+}
+
+/// By what a connection goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// And why not by RDMA.
+    Tcp(String),
+    /// By this port and address.
+    Rdma(String),
 }
 
 /// The transport that was chosen when the process started. In a build without RDMA there is one, and nothing to decide; else a call costs one branch that
@@ -127,14 +136,16 @@ impl Carrier {
     #[cfg(feature = "rdma")]
     fn with_rdma(choice: Choice, config: TcpConfig, pool: &Pool) -> Result<Self> {
         use crate::rdma::{Choice as Way, Rdma, RdmaConfig, place::Sysfs};
-        let mut wanted = RdmaConfig::new(config.clone());
+        let mut wanted = RdmaConfig::new(config);
         wanted.numa = Sysfs::default().numa_of_thread();
         if choice == Choice::Rdma {
             wanted.choice = Way::Firm;
         }
+        // Also where there is no device: one may come.
         let rdma = Rdma::new(wanted, pool)?;
-        let Some(road) = rdma.roads().next() else { return Ok(Self::Tcp(Tcp::new(config))) };
-        tracing::info!(device = road.context.name(), port = road.port.number, address = %road.gid, "RDMA can be used");
+        if let Some(road) = rdma.roads().next() {
+            tracing::info!(device = road.context.name(), port = road.port.number, address = %road.gid, "RDMA can be used");
+        }
         Ok(Self::Rdma(Box::new(rdma)))
     }
 
@@ -146,6 +157,35 @@ impl Carrier {
             return Err(Error::new(ErrorCode::BadConfig, what));
         }
         Ok(Self::Tcp(Tcp::new(config)))
+    }
+
+    /// Where RDMA is demanded, peers that have none are refused from now on, rather than reached by TCP.
+    pub fn insist(&mut self) {
+        match self {
+            Self::Tcp(_) => (),
+            #[cfg(feature = "rdma")]
+            Self::Rdma(rdma) => rdma.insist(),
+        }
+    }
+
+    /// By what a connection goes.
+    pub fn way(&self, conn: ConnId) -> Way {
+        match self {
+            Self::Tcp(_) if cfg!(feature = "rdma") => Way::Tcp("it was chosen here".into()),
+            Self::Tcp(_) => Way::Tcp("this corefs is built without RDMA".into()),
+            #[cfg(feature = "rdma")]
+            Self::Rdma(rdma) => rdma.way(conn),
+        }
+    }
+
+    /// Data of a reply on this connection that need no place of their own (bytes): they come with its message, or may stay where they arrive.
+    #[inline]
+    pub fn carries(&self, conn: ConnId) -> usize {
+        match self {
+            Self::Tcp(tcp) => tcp.carries(conn),
+            #[cfg(feature = "rdma")]
+            Self::Rdma(rdma) => rdma.carries(conn),
+        }
     }
 
     /// Whether completions of this source are to be given to [`complete`](Self::complete).
@@ -196,6 +236,15 @@ impl Carrier {
         offset: usize,
     ) -> std::result::Result<(), Buffer> {
         either!(self, carrier => carrier.grant(conn, request, buffer, offset))
+    }
+
+    /// As [`Transport::revoke`].
+    pub fn revoke(&mut self, conn: ConnId, request: u64) {
+        match self {
+            Self::Tcp(tcp) => Transport::revoke(tcp, conn, request),
+            #[cfg(feature = "rdma")]
+            Self::Rdma(rdma) => rdma.revoke(conn, request),
+        }
     }
 
     #[inline]

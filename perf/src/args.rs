@@ -397,8 +397,8 @@ pub struct LoadArgs {
     /// File with the cluster's secret, when it has one.
     #[arg(long, value_name = "FILE", env = "COREFS_SECRET_FILE")]
     pub secret_file: Option<PathBuf>,
-    /// By what connections of the native client go: auto (RDMA where both ends have it and it works, TCP otherwise), tcp, or rdma (without it
-    /// here, or with one that doesn't work, is an error) [default: auto].
+    /// By what connections of the native client go: auto (RDMA where both ends have it and it works, TCP otherwise), tcp, or rdma (an error
+    /// where there is none, here or at a storage node, or it doesn't work) [default: auto].
     /// `corefs doctor` shows what there is.
     #[arg(long, value_name = "WAY", env = "COREFS_TRANSPORT")]
     pub transport: Option<String>,

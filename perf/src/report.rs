@@ -186,9 +186,12 @@ pub struct Tally {
     pub writes: Option<Box<Self>>,
 }
 
-/// Counters of servers that are reported for each operation, and how the report calls them.
-const COSTS: [(&str, &str); 12] = [
+/// Counters that are reported for each operation, and how the report calls them. Those of the same name are added: a system call is one that hands entries to
+/// a core's ring or waits there, one that polls a drive's, and one that takes the event by which a completion queue woke its core.
+const COSTS: [(&str, &str); 14] = [
     ("ring_enters", "system_calls"),
+    ("drive_enters", "system_calls"),
+    ("rdma_wakes", "system_calls"),
     ("ring_submissions", "ring_entries"),
     ("cross_core_messages", "cross_core_messages"),
     ("allocations", "allocations"),
@@ -343,8 +346,11 @@ impl Tally {
 fn costs_of(counted: &BTreeMap<String, u64>, operations: f64) -> BTreeMap<String, f64> {
     let by_rdma = counted.get("rdma_requests").is_some_and(|count| *count > 0);
     let known = COSTS.iter().filter(|(counter, _)| by_rdma || !counter.starts_with("rdma_"));
-    let each = known.filter_map(|(counter, name)| Some((name, *counted.get(*counter)?)));
-    each.map(|(name, count)| ((*name).to_owned(), count as f64 / operations)).collect()
+    let mut costs = BTreeMap::new();
+    for (name, count) in known.filter_map(|(counter, name)| Some((*name, *counted.get(*counter)?))) {
+        *costs.entry(name.to_owned()).or_default() += count as f64 / operations;
+    }
+    costs
 }
 
 fn sum<T>(one: Option<T>, other: Option<T>, add: impl Fn(T, T) -> T) -> Option<T> {
@@ -556,6 +562,23 @@ mod tests {
         let mut joined = core(300);
         joined.join(core(300));
         assert_eq!(joined.into_row("x").extras.client_per_op["rdma_requests"], 3.0);
+    }
+
+    #[test]
+    fn every_way_into_the_kernel_is_a_system_call() {
+        let counted = |requests| {
+            let each =
+                [("ring_enters", 50), ("drive_enters", 120), ("rdma_wakes", 30), ("rdma_requests", requests)];
+            each.map(|(name, count)| (name.to_owned(), count)).into()
+        };
+        let of = |requests| Tally { counted: counted(requests), ..tally(100, 1) }.into_row("native_randread");
+        assert_eq!(of(1).extras.server_per_op["system_calls"], 2.0);
+        assert_eq!(of(1).extras.server_per_op["rdma_wakes"], 0.3);
+        assert_eq!(
+            of(0).extras.server_per_op["system_calls"],
+            1.7,
+            "a node without RDMA was never woken by it"
+        );
     }
 
     #[test]

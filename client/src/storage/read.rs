@@ -100,7 +100,7 @@ impl Storage {
         let length = entry.length.get() as usize;
         let dest = match dest {
             Some(buffer) => Some((buffer, 0)),
-            None if self.may_stay(length) => None,
+            None if self.may_stay(Some(conn), length) => None,
             None => Some((self.ground.pool.get(length)?, 0)),
         };
         let within = if asked.of > 1 { FIRST_ATTEMPT } else { ATTEMPT };
@@ -166,7 +166,7 @@ impl Storage {
     ) -> Result<Buffer, Failure> {
         let asked = self.pick(place, entry, at, avoid)?;
         let length = entry.length.get() as usize;
-        let dest = match self.may_stay(length) {
+        let dest = match self.may_stay(self.open(asked.owner), length) {
             true => None,
             false => Some(self.buffer(length).await.map_err(|error| asked.failed(error))?),
         };
@@ -197,11 +197,12 @@ impl Storage {
         Err(Unfinished::Failed(asked.failed(error)))
     }
 
-    /// Whether data of a read may stay in the memory that they arrive in. That keeps whole blocks of the pool from other use; and
-    /// who runs out of memory is to wait here, before anything is asked for.
+    /// Whether data of a read may stay in the memory that they arrive in, on this connection. That keeps whole blocks of the pool from other use; and
+    /// who runs out of memory is to wait here, before anything is asked for. By RDMA a read that its message can't carry is answered sooner if it has a place.
     #[inline]
-    fn may_stay(&self, length: usize) -> bool {
-        length <= LENT_MAX && self.ground.pool.is_ample()
+    fn may_stay(&self, conn: Option<ConnId>, length: usize) -> bool {
+        let carries = |conn| length <= self.node.carries(conn);
+        length <= LENT_MAX && self.ground.pool.is_ample() && conn.is_some_and(carries)
     }
 
     /// Chooses the replica and writes it into the entry.

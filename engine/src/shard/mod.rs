@@ -185,6 +185,8 @@ impl Shard {
         }
         let tcp = TcpConfig { connecting: CONNECTING, ..TcpConfig::new(config.identity) };
         let mut carrier = Carrier::new(config.transport, tcp, &pool)?;
+        // It reaches other shards only.
+        carrier.insist();
         let address = carrier.listen(&config.listen)?;
         Ok(Self {
             ring,

@@ -8,12 +8,30 @@ use super::event::Event;
 use super::place::Network;
 use super::seat::{self, Seat};
 use super::survey::Survey;
+use super::watch;
 use crate::ring::{Ring, Source, Token};
 use std::rc::Rc;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 /// How often devices are looked for while there are none any more; they are in any case when the directory of devices changes.
 const LOOK: Duration = Duration::from_secs(2);
+/// How often while there never were any, but something that may become one: a port may get its link or its address later, of which nothing tells.
+const LOOK_FIRST: Duration = Duration::from_secs(30);
+
+/// Says once in each process why it goes by TCP.
+pub(super) fn say_why_not(obstacles: impl Iterator<Item = String>) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        let why = obstacles.collect::<Vec<_>>().join("; ");
+        tracing::info!(why, "RDMA can't be used: everything goes by TCP, until a device comes");
+    });
+}
+
+/// When devices are to be looked for, of a process that starts with these.
+pub(super) fn first_look(now: Instant, seats: &[Seat]) -> Option<Instant> {
+    (seats.is_empty() && watch::is_there()).then(|| now + LOOK_FIRST)
+}
 
 impl Inner {
     /// Takes a completion of the ring's, by its token's payload. What is left of a seat that is no more is nobody's.
@@ -92,6 +110,9 @@ impl Inner {
     fn devices_changed(&mut self) {
         self.watching = false;
         self.watch.iter().for_each(|watch| watch.heard());
+        if self.seats.is_empty() && !watch::is_there() {
+            return;
+        }
         for at in 0..self.seats.len() {
             if !self.seats[at].gone && self.seats[at].domain.context.is_gone() {
                 self.lose(at);
@@ -143,6 +164,8 @@ impl Inner {
         self.roads = seat::roads(&self.seats);
         self.networks = Network::all();
         // One that came and can't be used isn't asked again: why not is in the log.
-        self.next_look = (self.seats.is_empty() && found.is_empty()).then(|| self.now + LOOK);
+        let often = if self.numbers > 0 { LOOK } else { LOOK_FIRST };
+        let again = self.seats.is_empty() && found.is_empty() && (self.numbers > 0 || watch::is_there());
+        self.next_look = again.then(|| self.now + often);
     }
 }

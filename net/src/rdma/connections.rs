@@ -5,12 +5,15 @@
 
 use super::completion::Completion;
 use super::device::Context;
+use super::distrust::Distrust;
+use super::lane::Lane;
 use super::place::Network;
 use super::seat::{self, Seat};
 use super::survey::Road;
 use super::upgrade::Stage;
 use super::watch::Watch;
 use super::{RdmaConfig, queue_pair, setup};
+use crate::address::Address;
 use crate::buffer::{Buffer, Pool};
 use crate::contract::{Flow, FrameSink, Placement};
 use crate::costs::Costs;
@@ -58,6 +61,10 @@ pub(super) struct Inner {
     pub(super) spare_ready: Vec<ConnId>,
     /// What is to be done with TCP connections, whose driver is busy calling us.
     pub(super) errands: VecDeque<Errand>,
+    /// Addresses whose queue pairs fail.
+    pub(super) distrust: Distrust,
+    /// Peers without RDMA are refused where it is asked for.
+    pub(super) insists: bool,
     /// Some connection has a deadline; some waits for memory.
     pub(super) timed: bool,
     pub(super) short: bool,
@@ -90,6 +97,10 @@ pub(super) struct Entry {
     pub(super) generation: u32,
     /// Somebody made it to us.
     pub(super) accepted: bool,
+    /// Where it was made to, if we made it.
+    pub(super) address: Option<Address>,
+    /// Why it goes by TCP.
+    pub(super) why: Option<String>,
     /// The sink has heard of it.
     pub(super) known: bool,
     pub(super) stage: Stage,
@@ -100,10 +111,14 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    pub(super) fn new(generation: u32, accepted: bool) -> Self {
+    /// One that we make to this address, or that somebody made to us.
+    pub(super) fn new(generation: u32, address: Option<Address>) -> Self {
+        let accepted = address.is_none();
         Self {
             generation,
             accepted,
+            address,
+            why: None,
             known: !accepted,
             stage: Stage::Greeting,
             deadline: None,
@@ -243,10 +258,14 @@ impl Inner {
             Stage::Proving(lane) if lane.heard => self.errands.push_back(Errand::Open(conn)),
             Stage::Open(lane) | Stage::Draining(lane) => {
                 let throttled = accepted && lane.queued() > THROTTLE;
-                if lane.deliver(conn, throttled, sink) {
-                    self.drop_lane(conn);
-                    let error = Error::new(ErrorCode::ConnectionLost, "the peer closed the connection");
-                    self.errands.push_back(Errand::Close(conn, error));
+                match lane.deliver(conn, throttled, sink) {
+                    Ok(false) => (),
+                    Ok(true) => {
+                        self.drop_lane(conn);
+                        let error = Error::new(ErrorCode::ConnectionLost, "the peer closed the connection");
+                        self.errands.push_back(Errand::Close(conn, error));
+                    }
+                    Err(error) => self.broken(conn, error),
                 }
                 self.touch(conn);
             }
@@ -299,7 +318,21 @@ impl Inner {
         let Some(entry) = self.entry_mut(conn) else { return };
         let stage = std::mem::replace(&mut entry.stage, Stage::Over);
         entry.deadline = None;
+        let address = entry.address.clone();
         self.lanes -= usize::from(stage.has_lane());
+        if let (Stage::Open(lane), Some(address)) = (&stage, address) {
+            self.judge(lane, &address);
+        }
+    }
+
+    /// What the end of a queue pair says of the path to this address.
+    fn judge(&mut self, lane: &Lane, address: &Address) {
+        if !lane.is_unanswered() {
+            return self.distrust.worked(address);
+        }
+        if self.distrust.failed(address, Instant::now()) {
+            tracing::warn!(%address, "RDMA to this address fails again and again before anything is answered: it is left to TCP for a minute");
+        }
     }
 
     /// Looks at all deadlines, and at everybody who waits for memory.
@@ -312,13 +345,16 @@ impl Inner {
             let Some(entry) = self.entry_mut(conn) else { continue };
             let late = entry.deadline.is_some_and(|deadline| deadline <= now);
             let waits = entry.deadline.is_some();
-            let short = entry.stage.lane_mut().is_some_and(|lane| lane.is_short());
+            let lane = entry.stage.lane_mut();
+            let (recalls, short) =
+                lane.map_or((None, false), |lane| (lane.end_recalls(now), lane.is_short()));
             if late {
                 self.too_late(conn);
             } else {
                 self.timed |= waits;
             }
-            if short {
+            self.timed |= recalls == Some(true);
+            if short || recalls.is_some() {
                 self.touch(conn);
             }
         }
@@ -350,6 +386,8 @@ impl<S: FrameSink> FrameSink for Filter<'_, S> {
             Some(Stage::Greeting | Stage::Expecting | Stage::Offered(_) | Stage::Proving(_))
                 if header.data_len() == 0 && setup::op::is_ours(header.op()) => {}
             Some(Stage::Open(_) | Stage::Draining(_)) if header.op() == setup::op::NEWS => {}
+            // Our greeting was lost, or late: the peer has given up what we think is open.
+            Some(Stage::Open(_)) if header.data_len() == 0 && header.op() == setup::op::DECLINE => {}
             Some(Stage::Over) => return Flow::Continue,
             _ => {
                 let what = "a frame on the wrong road: this connection goes by RDMA";
@@ -364,7 +402,7 @@ impl<S: FrameSink> FrameSink for Filter<'_, S> {
 
     fn opened(&mut self, conn: ConnId, peer: &Peer) {
         if self.inner.entry(conn).is_none() {
-            self.inner.put(conn, Entry::new(conn.generation, true));
+            self.inner.put(conn, Entry::new(conn.generation, None));
         }
         let able = peer.capabilities & capability::RDMA != 0;
         if !self.inner.met(conn, able) {

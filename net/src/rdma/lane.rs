@@ -12,6 +12,7 @@
 
 mod inbox;
 mod outbox;
+mod recall;
 
 use super::Verbs;
 use super::completion::CompletionQueue;
@@ -20,7 +21,7 @@ use super::device::{Context, Gid, Port};
 use super::memory::{Domain, Region};
 use super::message::{Grant, Kind, Message};
 use super::queue_pair::{Event, Held, QueuePair, Sizes};
-use super::setup::Terms;
+use super::setup::{self, Terms};
 use super::shared::SharedReceives;
 use crate::buffer::{Buffer, Payload, Pool};
 use crate::costs::Costs;
@@ -28,8 +29,10 @@ use crate::tcp::ConnCounters;
 use corefs_wire::{Error, ErrorCode, Result};
 use inbox::Inbox;
 use outbox::Outbox;
+use recall::Recalls;
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Instant;
 
 /// What a request of ours was for, in the tag that it comes back with: the purpose (8 bits) and the number of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,6 +81,8 @@ struct Open {
     slot: u64,
     offset: usize,
     len: usize,
+    /// It is taken back; until then the peer has to say that it won't write.
+    until: Option<Instant>,
 }
 
 pub struct Lane {
@@ -106,7 +111,8 @@ pub struct Lane {
     to_shut: Vec<u64>,
     /// Slots of the peer's that have been read.
     releases: Vec<u32>,
-    /// Something must be said even if there is nothing to say.
+    recalls: Recalls,
+    /// The path is to be proved, before anything else is said.
     greeting: bool,
     /// The peer has said something.
     pub heard: bool,
@@ -147,6 +153,7 @@ impl Lane {
             message: plan.message,
             grants: plan.grants,
             shared: plan.shared.is_some(),
+            kinds: setup::KINDS,
         };
         let mut lane = Self {
             pair,
@@ -166,6 +173,7 @@ impl Lane {
             source_bytes: 0,
             to_shut: Vec::new(),
             releases: Vec::new(),
+            recalls: Recalls::default(),
             greeting: false,
             heard: false,
             paused: false,
@@ -195,6 +203,11 @@ impl Lane {
         self.arena.get(self.ours.message as usize)
     }
 
+    /// The port that it goes by, in words.
+    pub fn port(&self) -> String {
+        format!("{} port {}, {}", self.pair.domain.context.name(), self.pair.port, self.pair.gid)
+    }
+
     /// As [`QueuePair::is_at`].
     pub fn is_at(&self, context: &Rc<Context>, port: Option<u8>) -> bool {
         self.pair.is_at(context, port)
@@ -213,9 +226,25 @@ impl Lane {
         Ok(())
     }
 
-    /// Has something said by the next flush, to show that the path works.
+    /// Has a message of full length said by the next flush, to show that the path works.
     pub fn greet(&mut self) {
         self.greeting = true;
+    }
+
+    /// Whether no frame has gone by it, either way.
+    pub fn is_fresh(&self) -> bool {
+        self.counters.frames_out == 0 && self.counters.frames_in == 0 && self.inbox.is_empty()
+    }
+
+    /// Whether something was sent and nothing ever came back.
+    pub fn is_unanswered(&self) -> bool {
+        self.counters.frames_out > 0 && self.counters.frames_in == 0
+    }
+
+    /// Data of a reply that come with their message, whatever else that says. Fewer than this need no grant (bytes).
+    pub fn carries(&self) -> usize {
+        let theirs = self.theirs.map_or(0, |theirs| theirs.message);
+        (theirs.min(self.ours.message) as usize).saturating_sub(outbox::BESIDE)
     }
 
     /// Takes a completion of its queue pair. An error is the end of it.
@@ -269,7 +298,11 @@ impl Lane {
             (message.kind, message.data, message.rest, message.piece)
         };
         match kind {
-            Kind::News => self.spare.push(buffer),
+            Kind::News | Kind::Greeting => self.spare.push(buffer),
+            Kind::Recall | Kind::Recalled => {
+                self.recalled(kind, &buffer[piece.0..piece.1])?;
+                self.spare.push(buffer);
+            }
             _ => self.arrived(kind, data, rest, piece, buffer, len)?,
         }
         Ok(())
@@ -322,17 +355,9 @@ impl Lane {
         }
         let len = (buffer.len() - offset).min(corefs_wire::limits::FRAME_DATA_MAX);
         let to = self.pair.open_to_writes(buffer, offset, len)?;
-        self.open.push(Open { request, slot: to.slot, offset, len });
+        self.open.push(Open { request, slot: to.slot, offset, len, until: None });
         self.outbox.grant(Grant { request, to });
         Ok(())
-    }
-
-    /// Shuts what was granted to `request`, whose buffer is free when the device confirms it.
-    pub fn revoke(&mut self, request: u64) {
-        let Some(at) = self.open.iter().position(|open| open.request == request) else { return };
-        let open = self.open.swap_remove(at);
-        self.outbox.forget(request);
-        self.to_shut.push(open.slot);
     }
 
     /// Shuts the windows that nobody waits for.

@@ -8,11 +8,15 @@
 //! ```
 //! A frame's header and body go in one piece, or, if they are longer than a message, in several: `rest` bytes of them follow in messages of kind
 //! MORE. Its data follow in the message (INLINE), or are to be read from where the source says (PULL), or lie already where a grant said (WRITTEN).
+//! A GREETING is filled up to the length of a message, and says nothing. RECALL takes grants back whose requests its piece names (8 bytes each); RECALLED, with
+//! the same, says that nothing is written there any more.
+//!
 //! Any message brings credits (so many more may be sent) and releases (what was open to be read has been).
 //!
 //! Every length and count is checked here against the bytes that came; what grants and sources say of memory is only ever given back to the peer's
 //! own device.
 
+use super::setup::GRANTS_MAX;
 use crate::contract::RemoteBuf;
 use corefs_wire::limits::{FRAME_BODY_MAX, FRAME_DATA_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -36,6 +40,12 @@ pub enum Kind {
     News = 3,
     /// The sender closes: it sends nothing behind this.
     Bye = 4,
+    /// It got here: the path takes messages of this length.
+    Greeting = 5,
+    /// Grants are taken back.
+    Recall = 6,
+    /// Nothing will be written any more where these grants were.
+    Recalled = 7,
 }
 
 /// Where a frame's data are.
@@ -181,6 +191,9 @@ impl<'a> Message<'a> {
             2 => Kind::More,
             3 => Kind::News,
             4 => Kind::Bye,
+            5 => Kind::Greeting,
+            6 => Kind::Recall,
+            7 => Kind::Recalled,
             _ => return Err(bad("unknown kind")),
         };
         if usize::from(prefix.releases) > RELEASES_MAX {
@@ -217,6 +230,11 @@ impl<'a> Message<'a> {
             Kind::More => piece > 0 && data == Data::None && inline == 0 && grants.is_empty(),
             Kind::News | Kind::Bye => {
                 piece == 0 && data == Data::None && inline == 0 && grants.is_empty() && followed == 0
+            }
+            Kind::Greeting => piece == 0 && data == Data::None && grants.is_empty() && followed == 0,
+            Kind::Recall | Kind::Recalled => {
+                let whole = piece > 0 && piece.is_multiple_of(8) && piece / 8 <= GRANTS_MAX.into();
+                whole && data == Data::None && inline == 0 && grants.is_empty() && followed == 0
             }
         };
         if !fits {
@@ -316,6 +334,21 @@ mod tests {
             let granted = Message::parse(&bytes).unwrap().grants().next().unwrap();
             assert_eq!(granted.is_err(), bad.slot == BUF.slot, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn greetings_have_any_length_and_recalls_name_whole_requests() {
+        let greeting = encoded(&plain(Kind::Greeting, Data::None), b"", &[0; 4000]);
+        assert_eq!(Message::parse(&greeting).unwrap().kind, Kind::Greeting);
+        let of = |kind, piece: &[u8]| {
+            Message::parse(&encoded(&plain(kind, Data::None), piece, b"")).map(|message| message.piece)
+        };
+        for kind in [Kind::Recall, Kind::Recalled] {
+            assert_eq!(of(kind, &[1; 24]), Ok((PREFIX, PREFIX + 24)));
+            assert!(of(kind, b"").is_err() && of(kind, &[1; 23]).is_err(), "whole numbers, and some");
+            assert!(of(kind, &[1; 8 * (GRANTS_MAX as usize + 1)]).is_err(), "more than may be open");
+        }
+        assert!(of(Kind::Greeting, &[1; 8]).is_err());
     }
 
     #[test]

@@ -10,8 +10,12 @@
 //!     | == a first message by the queue pair ====> |  the path works: open
 //!     | <============= and one back ============== |
 //!     |    the path works: open                    |
-//!     | -- DECLINE ------------------------------> |  (instead, at any point before that: frames by TCP)
+//!     | -- DECLINE ------------------------------> |  (instead, at any point before a frame goes by it: frames by TCP)
 //! ```
+//! The two messages are as long as a message may be, so that what follows has nothing that they didn't have: a path that loses its longest packets doesn't
+//! work. Terms that aren't understood, because the peer is of a later version, are refused, and frames go by TCP; only what can't be terms at all ends
+//! the connection.
+//!
 //! Afterwards only NEWS goes that way: what a queue pair without credits can't say.
 
 use super::connect::Remote;
@@ -34,6 +38,9 @@ pub mod op {
 
 /// Version of this exchange and of the messages behind it ([`message`](super::message)).
 pub const VERSION: u8 = 1;
+/// The kinds of messages that those take who don't say it, and those that we take.
+pub const KINDS_MIN: u8 = 4;
+pub const KINDS: u8 = 7;
 /// What keys open: a range, to one queue pair, until it is invalidated.
 const SCOPE_WINDOW: u8 = 1;
 /// Bounds of what may be agreed on: messages a peer may have unreceived, bytes of a message, memory opened at a time.
@@ -84,6 +91,8 @@ pub struct Terms {
     pub grants: u16,
     /// Others send to the same receives, so that there may be none at times in spite of a credit.
     pub shared: bool,
+    /// The last kind of [`message`](super::message) that it takes.
+    pub kinds: u8,
 }
 
 impl Terms {
@@ -103,10 +112,11 @@ impl Terms {
             grants: self.grants.into(),
             gid: self.gid,
         };
-        [layout.as_bytes(), &[u8::from(self.shared)]].concat()
+        [layout.as_bytes(), &[u8::from(self.shared), self.kinds]].concat()
     }
 
-    /// Reads and checks the other end's. Bytes behind them belong to later versions.
+    /// Reads and checks the other end's. Bytes behind them belong to later versions. `BadFrame` for what no version says; what a later one may say, and we
+    /// don't understand, is `VersionMismatch` or `InvalidArgument`.
     pub fn decode(body: &[u8]) -> Result<Self> {
         let short = |_| {
             let (expected, actual) = (size_of::<Layout>() as u64, body.len() as u64);
@@ -117,23 +127,22 @@ impl Terms {
             let (ours, theirs) = (VERSION.into(), layout.version.into());
             return Err(Error::mismatch(ErrorCode::VersionMismatch, ours, theirs, "unknown version of RDMA"));
         }
-        let within = |what: &str, value: u32, range: std::ops::RangeInclusive<u32>| {
+        let checked = |code, what: &str, value: u32, range: std::ops::RangeInclusive<u32>| {
             let bad = || {
                 let expected = if value < *range.start() { *range.start() } else { *range.end() };
-                Error::mismatch(
-                    ErrorCode::BadFrame,
-                    expected.into(),
-                    value.into(),
-                    format!("RDMA terms: {what}"),
-                )
+                Error::mismatch(code, expected.into(), value.into(), format!("RDMA terms: {what}"))
             };
             range.contains(&value).then_some(value).ok_or_else(bad)
         };
-        within("scope of keys", layout.scope.into(), SCOPE_WINDOW.into()..=SCOPE_WINDOW.into())?;
+        let within = |what: &str, value, range| checked(ErrorCode::BadFrame, what, value, range);
+        // Whoever comes later may have more of it.
+        let known = |what: &str, value, range| checked(ErrorCode::InvalidArgument, what, value, range);
+        known("scope of keys", layout.scope.into(), SCOPE_WINDOW.into()..=SCOPE_WINDOW.into())?;
         let bad = |what| Error::new(ErrorCode::BadFrame, what);
+        let unknown = |what| Error::new(ErrorCode::InvalidArgument, what);
         let terms = Self {
-            link: Link::from_number(layout.link).ok_or_else(|| bad("RDMA terms: unknown link"))?,
-            mtu: Mtu::from_number(layout.mtu).ok_or_else(|| bad("RDMA terms: unknown MTU"))?,
+            link: Link::from_number(layout.link).ok_or_else(|| unknown("RDMA terms: unknown link"))?,
+            mtu: Mtu::from_number(layout.mtu).ok_or_else(|| unknown("RDMA terms: unknown MTU"))?,
             // 0 and 1 are the subnet manager's, the last is everybody's.
             queue_pair: within("queue pair", layout.queue_pair.get(), 2..=0xFF_FFFE)?,
             sequence: within("packet number", layout.sequence.get(), 0..=0xFF_FFFF)?,
@@ -141,15 +150,16 @@ impl Terms {
             lid: layout.lid.get(),
             reads_in: within("reads", layout.reads_in.into(), 1..=255)? as u8,
             reads_out: within("reads", layout.reads_out.into(), 1..=255)? as u8,
-            receives: within(
+            receives: known(
                 "receives",
                 layout.receives.get().into(),
                 RECEIVES_MIN.into()..=RECEIVES_MAX.into(),
             )? as u16,
-            message: within("length of a message", layout.message.get(), MESSAGE_MIN..=MESSAGE_MAX)?,
-            grants: within("grants", layout.grants.get().into(), 0..=GRANTS_MAX.into())? as u16,
+            message: known("length of a message", layout.message.get(), MESSAGE_MIN..=MESSAGE_MAX)?,
+            grants: known("grants", layout.grants.get().into(), 0..=GRANTS_MAX.into())? as u16,
             // Those who don't know it share nothing.
-            shared: within("shared receives", rest.first().copied().unwrap_or(0).into(), 0..=1)? == 1,
+            shared: known("shared receives", rest.first().copied().unwrap_or(0).into(), 0..=1)? == 1,
+            kinds: rest.get(1).copied().unwrap_or(KINDS_MIN).max(KINDS_MIN),
         };
         // A group's address is nobody's (RFC 4291, 2.7; InfiniBand Architecture 4.1.1), and so is none.
         if terms.gid == [0; 16] || terms.gid[0] == 0xFF {
@@ -201,6 +211,7 @@ mod tests {
             message: 8192,
             grants: 64,
             shared: true,
+            kinds: KINDS,
         }
     }
 
@@ -212,11 +223,11 @@ mod tests {
         bytes.extend([1, 2, 3]);
         assert_eq!(Terms::decode(&bytes), Ok(terms), "later versions may say more");
         bytes.truncate(40);
-        assert_eq!(Terms::decode(&bytes), Ok(Terms { shared: false, ..terms }));
+        assert_eq!(Terms::decode(&bytes), Ok(Terms { shared: false, kinds: KINDS_MIN, ..terms }));
         let golden: String = terms.encode().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             golden,
-            "010103011004000011000000ffffff00002000002000400000000000000000000000ffff0a00000101"
+            "010103011004000011000000ffffff00002000002000400000000000000000000000ffff0a0000010107"
         );
     }
 
@@ -231,25 +242,14 @@ mod tests {
             changes.iter().for_each(|(at, byte)| bytes[*at] = *byte);
             Terms::decode(&bytes).map_err(|error| error.code)
         };
-        assert_eq!(with(&[(0, 2)]), Err(ErrorCode::VersionMismatch));
-        let bad: [&[(usize, u8)]; 17] = [
+        let bad: [&[(usize, u8)]; 7] = [
             &[(4, 0)], // reads
             &[(5, 0)],
-            &[(1, 0)], // link
-            &[(1, 9)],
-            &[(2, 0)], // MTU
-            &[(2, 6)],
-            &[(3, 0)], // scope
             &[(8, 1)], // queue pair
             &[(8, 0xFF), (9, 0xFF), (10, 0xFF)],
             &[(11, 1)],
-            &[(15, 1)],          // packet number
-            &[(16, 0), (17, 1)], // message
-            &[(18, 2)],
-            &[(20, 3)],    // receives
-            &[(23, 1)],    // grants
+            &[(15, 1)],    // packet number
             &[(24, 0xFF)], // a group
-            &[(40, 2)],    // shared receives
         ];
         for changes in bad {
             assert_eq!(with(changes), Err(ErrorCode::BadFrame), "{changes:?}");
@@ -260,6 +260,23 @@ mod tests {
             Err(ErrorCode::BadFrame),
             "without a local identifier"
         );
+        // What a later version may say is no reason to end a connection.
+        assert_eq!(with(&[(0, 2)]), Err(ErrorCode::VersionMismatch));
+        let later: [&[(usize, u8)]; 10] = [
+            &[(1, 0)], // link
+            &[(1, 9)],
+            &[(2, 0)], // MTU
+            &[(2, 6)],
+            &[(3, 0)],           // scope
+            &[(16, 0), (17, 1)], // message
+            &[(18, 2)],
+            &[(20, 3)], // receives
+            &[(23, 1)], // grants
+            &[(40, 2)], // shared receives
+        ];
+        for changes in later {
+            assert_eq!(with(changes), Err(ErrorCode::InvalidArgument), "{changes:?}");
+        }
     }
 
     #[test]

@@ -48,8 +48,9 @@ pub struct Survey {
     pub devices: Vec<Device>,
     /// What was in the way of finding anything.
     pub obstacle: Option<Error>,
-    /// Bytes that this process may pin, `None` for no limit.
+    /// Bytes that this process may pin, `None` for no limit; and whether it needn't mind.
     pub memlock: Option<u64>,
+    pub pins_freely: bool,
 }
 
 impl Survey {
@@ -60,7 +61,7 @@ impl Survey {
 
     /// The same, leaving out those that are `known`.
     pub fn but(known: &[String], only: &[String]) -> Self {
-        let memlock = memlock();
+        let (memlock, pins_freely) = (memlock(), pins_freely());
         let wanted = |name: &str| {
             let is = |other: &String| other == name;
             !known.iter().any(is) && (only.is_empty() || only.iter().any(is))
@@ -68,7 +69,9 @@ impl Survey {
         let opened = Library::open().and_then(|library| Context::open_all(&library, wanted));
         let contexts = match opened {
             Ok(contexts) => contexts,
-            Err(error) => return Self { devices: Vec::new(), obstacle: Some(error), memlock },
+            Err(error) => {
+                return Self { devices: Vec::new(), obstacle: Some(error), memlock, pins_freely };
+            }
         };
         let devices: Vec<Device> = contexts
             .into_iter()
@@ -81,7 +84,12 @@ impl Survey {
             })
             .collect();
         let none = || Error::new(ErrorCode::NotFound, "this machine has no RDMA device");
-        Self { obstacle: devices.is_empty().then(none), devices, memlock }
+        Self { obstacle: devices.is_empty().then(none), devices, memlock, pins_freely }
+    }
+
+    /// Bytes that this process can pin, `None` for as many as there are.
+    pub fn pinnable(&self) -> Option<u64> {
+        self.memlock.filter(|_| !self.pins_freely)
     }
 
     /// The ports that can be used, in the order in which they are to be.
@@ -194,6 +202,19 @@ pub fn choose(
     roads.clone().position(nearest).or(Some(first))
 }
 
+/// The right to pin more than the limit: CAP_IPC_LOCK (capabilities(7)), which root has.
+fn pins_freely() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| has_ipc_lock(&status))
+}
+
+/// Whether a process has it, from what the kernel says of that (proc_pid_status(5)).
+fn has_ipc_lock(status: &str) -> bool {
+    const IPC_LOCK: u64 = 1 << 14;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    effective.is_some_and(|rights| rights & IPC_LOCK != 0)
+}
+
 /// What may be pinned: getrlimit(2).
 fn memlock() -> Option<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -206,6 +227,16 @@ fn memlock() -> Option<u64> {
 mod tests {
     use super::*;
     use crate::rdma::device::Mtu;
+
+    #[test]
+    fn who_may_lock_memory_needs_no_limit() {
+        assert!(
+            has_ipc_lock("Name:\tx\nCapEff:\t000001ffffffffff\n")
+                && has_ipc_lock("CapEff:\t0000000000004000")
+        );
+        assert!(!has_ipc_lock("CapEff:\t0000000000000000\n") && !has_ipc_lock("CapEff:\tffffffffffffbfff\n"));
+        assert!(!has_ipc_lock("") && !has_ipc_lock("CapEff:\tno number"));
+    }
 
     #[test]
     fn routed_addresses_come_first() {

@@ -63,28 +63,43 @@ impl Stage {
     }
 }
 
+/// How much longer than the side that connects the other one waits: who connects decides that a path doesn't work, and what it says of that has to find
+/// somebody who still listens.
+const PATIENCE: u32 = 3;
+
 impl Inner {
     /// The handshake is done, with a peer that is able to go by RDMA or not. `false` if frames may flow at once.
     pub(super) fn met(&mut self, conn: ConnId, able: bool) -> bool {
-        let deadline = self.deadline();
-        let Some(entry) = self.entry_mut(conn) else { return true };
-        if able {
-            if entry.accepted {
-                entry.stage = Stage::Expecting;
-                entry.deadline = Some(deadline);
-                self.timed = true;
-            } else {
-                self.errands.push_back(Errand::Offer(conn));
+        let Some(entry) = self.entry(conn) else { return true };
+        let accepted = entry.accepted;
+        if able && accepted {
+            let deadline = self.deadline(accepted);
+            self.timed = true;
+            if let Some(entry) = self.entry_mut(conn) {
+                (entry.stage, entry.deadline) = (Stage::Expecting, Some(deadline));
             }
             return true;
         }
-        entry.stage = Stage::Plain;
-        entry.known = true;
+        if able {
+            self.errands.push_back(Errand::Offer(conn));
+            return true;
+        }
+        let why = match self.roads.is_empty() {
+            true => "no RDMA port can be used here",
+            false => "the other side offers no RDMA: `corefs doctor` says there why",
+        };
+        if self.insists && self.config.choice == Choice::Firm && !accepted {
+            self.refuse(conn, why);
+            return true;
+        }
+        if let Some(entry) = self.entry_mut(conn) {
+            (entry.stage, entry.known, entry.why) = (Stage::Plain, true, Some(why.to_string()));
+        }
         false
     }
 
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.config.tcp.patience
+    fn deadline(&self, accepted: bool) -> Instant {
+        Instant::now() + self.config.tcp.patience * if accepted { PATIENCE } else { 1 }
     }
 
     /// Ends a connection that can't go by RDMA but must.
@@ -100,9 +115,24 @@ impl Inner {
         if self.config.choice == Choice::Firm {
             return self.refuse(conn, &why.to_string());
         }
+        self.decline(conn, &why.message);
+    }
+
+    /// Frames go by TCP, which the other side is told.
+    pub(super) fn decline(&mut self, conn: ConnId, why: &str) {
         self.drop_lane(conn);
+        if let Some(entry) = self.entry_mut(conn) {
+            entry.why = Some(why.to_string());
+        }
         self.errands.push_back(Errand::Say(conn, op::DECLINE, 0, Vec::new()));
         self.errands.push_back(Errand::Plain(conn));
+    }
+
+    /// Whether an offer to where this connection leads would be in vain, as others were.
+    fn is_distrusted(&self, conn: ConnId) -> bool {
+        let address = self.entry(conn).and_then(|entry| entry.address.as_ref());
+        self.config.choice == Choice::Auto
+            && address.is_some_and(|to| self.distrust.rests(to, Instant::now()))
     }
 
     /// The time of the present stage is over.
@@ -167,7 +197,8 @@ impl Inner {
 
     /// Gives a connection its queue pair.
     fn set_lane(&mut self, conn: ConnId, stage: Stage) {
-        let deadline = self.deadline();
+        let accepted = self.entry(conn).is_some_and(|entry| entry.accepted);
+        let deadline = self.deadline(accepted);
         self.timed = true;
         self.lanes += 1;
         if let Some(entry) = self.entry_mut(conn) {
@@ -232,6 +263,9 @@ impl Rdma {
         if !matches!(self.inner.entry(conn), Some(entry) if matches!(entry.stage, Stage::Greeting)) {
             return;
         }
+        if self.inner.is_distrusted(conn) {
+            return self.inner.decline(conn, "RDMA has failed again and again on the way there");
+        }
         match self.inner.lane(conn, self.tcp.local(conn)) {
             Ok(lane) => {
                 let terms = lane.terms().encode();
@@ -254,6 +288,12 @@ impl Rdma {
                 self.plain_or_refused(conn, "the other side declined");
                 Ok(())
             }
+            // It never heard that we are open. Nothing is lost if nothing was said.
+            (Stage::Open(lane), op::DECLINE) if accepted && lane.is_fresh() => {
+                self.inner.drop_lane(conn);
+                self.unopen(conn);
+                Ok(())
+            }
             (Stage::Proving(lane) | Stage::Open(lane) | Stage::Draining(lane), op::NEWS) => {
                 let outcome = lane.news(body);
                 self.inner.look_at(conn);
@@ -269,20 +309,39 @@ impl Rdma {
         }
     }
 
+    /// A connection that was announced goes on over TCP.
+    fn unopen(&mut self, conn: ConnId) {
+        if let Some(entry) = self.inner.entry_mut(conn) {
+            (entry.stage, entry.why) = (Stage::Plain, Some("the other side declined".to_string()));
+        }
+    }
+
     /// Whoever connects decides whether TCP will do.
     fn plain_or_refused(&mut self, conn: ConnId, why: &str) {
         let accepted = self.inner.entry(conn).is_some_and(|entry| entry.accepted);
+        if let Some(entry) = self.inner.entry_mut(conn) {
+            entry.why = Some(why.to_string());
+        }
         match self.inner.config.choice {
             Choice::Firm if !accepted => self.inner.refuse(conn, why),
             _ => self.inner.errands.push_back(Errand::Plain(conn)),
         }
     }
 
+    /// The other side's terms; inside, why we can't agree. What can't be terms ends the connection.
+    fn terms(body: &[u8]) -> Result<Result<Terms>> {
+        match Terms::decode(body) {
+            Err(error) if error.code == ErrorCode::BadFrame => Err(error),
+            other => Ok(other),
+        }
+    }
+
     /// Terms that break the protocol end the connection; whatever else is in the way is answered, and frames go by TCP.
     fn offered(&mut self, conn: ConnId, body: &[u8]) -> Result<()> {
-        let theirs = Terms::decode(body)?;
+        let theirs = Self::terms(body)?;
         let (local, patience) = (self.tcp.local(conn), self.inner.config.patience);
-        let made = self.inner.lane(conn, local).and_then(|mut lane| {
+        let made = theirs.and_then(|theirs| {
+            let mut lane = self.inner.lane(conn, local)?;
             lane.connect(theirs, patience)?;
             Ok(lane)
         });
@@ -309,7 +368,13 @@ impl Rdma {
             self.plain_or_refused(conn, &error.message);
             return Ok(());
         }
-        let theirs = Terms::decode(body)?;
+        let theirs = match Self::terms(body)? {
+            Ok(theirs) => theirs,
+            Err(error) => {
+                self.inner.fall_back(conn, &error);
+                return Ok(());
+            }
+        };
         let patience = self.inner.config.patience;
         let Some(entry) = self.inner.entry_mut(conn) else { return Ok(()) };
         let Stage::Offered(mut lane) = std::mem::replace(&mut entry.stage, Stage::Over) else {

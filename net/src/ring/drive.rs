@@ -9,6 +9,7 @@
 //! Invariants
 //! - A transfer completes once, under its token, when all its pieces have. Its result is that of [`Completion`], but an error of
 //!   the drive itself is negative and below [`STATUS`]: see [`drive_status`].
+//! - A command that the drive refuses for now is tried again a few times, as the kernel's block layer would: commands pass that by.
 //! - As of the core's ring: memory that a transfer names is the transfer's until then; what finds no room waits in order.
 //! - A drive's commands can't be cancelled. Dropping the ring waits for them, so drop it before the memory.
 
@@ -30,6 +31,21 @@ const DRAIN: Duration = Duration::from_secs(60);
 /// Drives of a core.
 const FILES: u32 = 64;
 
+/// The drive says that it is of no use to try a command again.
+const DO_NOT_RETRY: i32 = 0x4000;
+/// So often a command is tried again: as often as the kernel's block layer does (nvme_core.max_retries).
+const RETRIES: u8 = 5;
+/// Completions that are taken at a time.
+const REAPED: usize = 32;
+/// In the name of an entry: it is a command, which is kept until it has completed.
+const COMMAND: u64 = 1 << 63;
+
+/// Whether a command that ended with this status, and was tried again so often, is to be tried again: aborted commands, because the controller was reset, paths
+/// that failed, and whatever else the drive doesn't say that it is of no use.
+fn is_tried_again(status: i32, tries: u8) -> bool {
+    status > 0 && status & DO_NOT_RETRY == 0 && tries < RETRIES
+}
+
 /// The drive's own status in a completion's result, if it is one: for NVMe its type and code, as in the completion queue
 /// entry without the phase bit (NVM Express Base Specification 2.0, 3.3.3.2.1).
 pub fn drive_status(result: i32) -> Option<u16> {
@@ -48,6 +64,13 @@ struct Transfer {
     mark: u32,
     /// Its entries' results are a drive's status, not bytes.
     commands: bool,
+}
+
+/// A command as it was handed over, and whose it is.
+struct Command {
+    entry: squeue::Entry128,
+    transfer: usize,
+    tries: u8,
 }
 
 /// A transfer that is being queued: each piece of it is pushed under this.
@@ -73,6 +96,7 @@ pub struct DriveRing {
     flying: u32,
     entries: u32,
     transfers: Slab<Transfer>,
+    commands: Slab<Command>,
     files: FileTable,
     region: Option<Pool>,
     /// Commands may name registered memory as such.
@@ -80,8 +104,9 @@ pub struct DriveRing {
     wakes: Wakes,
     /// The kernel didn't take what was queued: it is to be tried again.
     refused: bool,
-    /// System calls.
+    /// System calls, and commands that were tried again.
     enters: u64,
+    retries: u64,
 }
 
 impl DriveRing {
@@ -96,12 +121,14 @@ impl DriveRing {
             flying: 0,
             entries,
             transfers: Slab::with_capacity(entries as usize),
+            commands: Slab::with_capacity(entries as usize),
             files,
             region: None,
             fixed_commands: true,
             wakes,
             refused: false,
             enters: 0,
+            retries: 0,
         })
     }
 
@@ -192,16 +219,26 @@ impl DriveRing {
         let transfer = &mut self.transfers[begun.0];
         transfer.commands = true;
         transfer.moved += len as i32;
+        let kept = self.commands.vacant_entry();
+        let entry = entry.user_data(COMMAND | kept.key() as u64);
+        kept.insert(Command { entry: entry.clone(), transfer: begun.0, tries: 0 });
         // SAFETY: passed on to the caller.
-        unsafe { self.push(begun, entry) }
+        unsafe { self.push_named(begun, entry) }
     }
 
     /// # Safety
     /// As of [`Ring::push`](super::Ring::push).
     #[inline]
     unsafe fn push(&mut self, begun: Begun, entry: squeue::Entry128) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.push_named(begun, entry.user_data(begun.0 as u64)) }
+    }
+
+    /// # Safety
+    /// As of [`Self::push`].
+    #[inline]
+    unsafe fn push_named(&mut self, begun: Begun, entry: squeue::Entry128) {
         self.transfers[begun.0].left += 1;
-        let entry = entry.user_data(begun.0 as u64);
         // SAFETY: the caller's promise covers the entry until it completes.
         if !self.waiting.is_empty() || !unsafe { self.hand_over(&entry) } {
             self.waiting.push_back(entry);
@@ -244,7 +281,7 @@ impl DriveRing {
             }
             let flying = self.flying;
             self.reap(out);
-            // Whoever waits gets the places: nobody may be woken for that later.
+            // Whoever waits gets the places, and so does what is tried again: nobody may be woken for that later.
             if self.waiting.is_empty() || self.flying == flying {
                 return Ok(());
             }
@@ -266,6 +303,11 @@ impl DriveRing {
     /// What becomes readable when something has completed; `None` if nothing is to be waited for.
     pub(super) fn readable(&self) -> Option<RawFd> {
         (self.wakes == Wakes::ByInterrupt && !self.transfers.is_empty()).then(|| self.ring.as_raw_fd())
+    }
+
+    /// Commands that were tried again so far.
+    pub fn retries(&self) -> u64 {
+        self.retries
     }
 
     /// System calls so far.
@@ -310,22 +352,51 @@ impl DriveRing {
     }
 
     fn reap(&mut self, out: &mut Vec<Completion>) {
-        for entry in self.ring.completion() {
-            let key = entry.user_data() as usize;
-            let transfer = &mut self.transfers[key];
-            transfer.left -= 1;
-            self.flying -= 1;
-            match entry.result() {
-                failed if failed < 0 => transfer.failed = failed,
-                moved if !transfer.commands => transfer.moved += moved,
-                0 => {}
-                status => transfer.failed = -STATUS - (status & 0xffff),
+        let mut found = [(0, 0); REAPED];
+        loop {
+            let mut count = 0;
+            for (to, entry) in found.iter_mut().zip(self.ring.completion()) {
+                *to = (entry.user_data(), entry.result());
+                count += 1;
             }
-            if transfer.left == 0 {
-                let Transfer { token, moved, failed, mark, .. } = self.transfers.remove(key);
-                let result = if failed < 0 { failed } else { moved };
-                out.push(Completion { token, result, flags: mark });
+            for (name, result) in found.into_iter().take(count) {
+                self.flying -= 1;
+                self.settle(name, result, out);
             }
+            if count < REAPED {
+                return;
+            }
+        }
+    }
+
+    /// An entry of this name has ended so.
+    #[inline]
+    fn settle(&mut self, name: u64, result: i32, out: &mut Vec<Completion>) {
+        let key = match name & COMMAND {
+            0 => name as usize,
+            _ => {
+                let at = (name & !COMMAND) as usize;
+                let command = &mut self.commands[at];
+                if is_tried_again(result, command.tries) {
+                    command.tries += 1;
+                    self.retries += 1;
+                    return self.waiting.push_back(command.entry.clone());
+                }
+                self.commands.remove(at).transfer
+            }
+        };
+        let transfer = &mut self.transfers[key];
+        transfer.left -= 1;
+        match result {
+            failed if failed < 0 => transfer.failed = failed,
+            moved if !transfer.commands => transfer.moved += moved,
+            0 => {}
+            status => transfer.failed = -STATUS - (status & 0xffff),
+        }
+        if transfer.left == 0 {
+            let Transfer { token, moved, failed, mark, .. } = self.transfers.remove(key);
+            let result = if failed < 0 { failed } else { moved };
+            out.push(Completion { token, result, flags: mark });
         }
     }
 }
@@ -333,5 +404,53 @@ impl DriveRing {
 impl Drop for DriveRing {
     fn drop(&mut self) {
         self.drain();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::Source;
+
+    /// Aborted by the host, because the controller was reset; and an unrecovered read error that won't go away.
+    const ABORTED: i32 = 0x371;
+    const LOST: i32 = 0x4281;
+
+    #[test]
+    fn a_command_is_tried_again_unless_the_drive_says_that_it_is_of_no_use() {
+        assert!(is_tried_again(ABORTED, 0) && is_tried_again(0x370, 4) && is_tried_again(0x82, 0));
+        assert!(!is_tried_again(ABORTED, RETRIES) && !is_tried_again(LOST, 0));
+        assert!(!is_tried_again(0, 0) && !is_tried_again(-libc::EIO, 0), "no status of a drive");
+    }
+
+    #[test]
+    fn a_transfer_fails_only_when_its_command_was_tried_again_in_vain() {
+        let Ok(mut ring) = DriveRing::new(8, Wakes::ByInterrupt) else {
+            println!("skipped, because this kernel has no rings for drives");
+            return;
+        };
+        let mut out = Vec::new();
+        let mut transfer = |statuses: &[i32], ends: i32| {
+            let begun = ring.begin(Token::new(Source::DISK, 7), 0);
+            let file = File::Plain(-1);
+            // SAFETY: it names no memory, and is never handed to the kernel.
+            unsafe { ring.command(begun, file, 0, [0; 80], (std::ptr::null(), 0)) };
+            ring.ring.submission().sync();
+            for status in statuses {
+                assert!(out.is_empty());
+                let name = COMMAND | ring.commands.iter().next().unwrap().0 as u64;
+                ring.waiting.clear();
+                ring.settle(name, *status, &mut out);
+                assert_eq!(ring.waiting.len(), usize::from(out.is_empty()));
+            }
+            assert_eq!(out.pop().map(|completion| completion.result), Some(ends));
+            assert!(ring.commands.is_empty() && ring.transfers.is_empty());
+        };
+        transfer(&[0], 0);
+        transfer(&[ABORTED, ABORTED, 0], 0);
+        transfer(&[ABORTED; RETRIES as usize + 1], -STATUS - ABORTED);
+        transfer(&[LOST], -STATUS - LOST);
+        transfer(&[-libc::EIO], -libc::EIO);
+        assert_eq!(ring.retries(), 2 + u64::from(RETRIES));
     }
 }

@@ -319,8 +319,18 @@ impl Pump {
             hook(&self.node);
         }
         self.retry_waiting();
+        self.take_back();
         self.node.0.carrier.borrow_mut().flush(&mut self.ring);
         self.node.0.ring_counters.set(self.ring.counters());
+    }
+
+    /// What was granted to replies that nobody awaits any more is taken back.
+    fn take_back(&mut self) {
+        let inner = &self.node.0;
+        let mut table = inner.table.borrow_mut();
+        while let Some((conn, request)) = table.take_abandoned() {
+            inner.carrier.borrow_mut().revoke(conn, request);
+        }
     }
 
     /// Connections that had no buffer ask again once there are some.

@@ -21,6 +21,8 @@ pub struct Table {
     counts: Vec<(u32, usize)>,
     /// Requests that may still time out.
     timed: usize,
+    /// Granted to replies that nobody awaits any more.
+    abandoned: Vec<(ConnId, u64)>,
 }
 
 struct Slot {
@@ -30,7 +32,14 @@ struct Slot {
 
 enum State {
     Free,
-    Waiting { conn: ConnId, place: Option<(Buffer, usize)>, waker: Option<Waker>, deadline: Option<Instant> },
+    Waiting {
+        conn: ConnId,
+        place: Option<(Buffer, usize)>,
+        /// Instead of a place, memory of ours is open to the peer.
+        granted: bool,
+        waker: Option<Waker>,
+        deadline: Option<Instant>,
+    },
     Done(Result<Reply>),
 }
 
@@ -56,7 +65,7 @@ impl Table {
             (self.slots.len() - 1) as u32
         });
         let slot = &mut self.slots[index as usize];
-        slot.state = State::Waiting { conn, place, waker: None, deadline: None };
+        slot.state = State::Waiting { conn, place, granted: false, waker: None, deadline: None };
         Ok(u64::from(slot.generation) << 32 | u64::from(index))
     }
 
@@ -88,6 +97,23 @@ impl Table {
         if let Some(State::Waiting { place, .. }) = self.state(request) {
             *place = Some(to);
         }
+    }
+
+    /// The peer may write the data of the reply to a request to memory that was granted for it.
+    pub fn set_granted(&mut self, request: u64) {
+        if let Some(State::Waiting { granted, .. }) = self.state(request) {
+            *granted = true;
+        }
+    }
+
+    /// Whether there is something for [`take_abandoned`](Self::take_abandoned).
+    pub fn has_abandoned(&self) -> bool {
+        !self.abandoned.is_empty()
+    }
+
+    /// A grant that is to be taken back, because nobody awaits its reply any more.
+    pub fn take_abandoned(&mut self) -> Option<(ConnId, u64)> {
+        self.abandoned.pop()
     }
 
     /// Where the data of the reply to `request` on `from` go.
@@ -136,6 +162,12 @@ impl Table {
     pub fn expire(&mut self, now: Instant) {
         let error = Error::new(ErrorCode::TimedOut, "no reply before the deadline");
         let late = |state: &State| matches!(state, State::Waiting { deadline: Some(at), .. } if *at <= now);
+        for index in 0..self.slots.len() {
+            let Slot { generation, state } = &self.slots[index];
+            if late(state) {
+                self.abandon(u64::from(*generation) << 32 | index as u64);
+            }
+        }
         self.finish_where(&error, late);
     }
 
@@ -162,8 +194,17 @@ impl Table {
     /// Nobody awaits the reply any more. Its buffer, unless data are flowing into it now, is free at once.
     pub fn forget(&mut self, request: u64) {
         if self.state(request).is_some() {
+            self.abandon(request);
             self.leave(request);
             self.release(request);
+        }
+    }
+
+    /// Notes what was granted to a request that waits and is about to be given up.
+    fn abandon(&mut self, request: u64) {
+        if let Some(State::Waiting { conn, granted: true, .. }) = self.state(request) {
+            let conn = *conn;
+            self.abandoned.push((conn, request));
         }
     }
 
@@ -299,6 +340,33 @@ mod tests {
         assert!(poll(&mut table, patient).is_pending() && table.is_timed());
         table.forget(patient);
         assert!(!table.is_timed() && table.is_empty());
+    }
+
+    #[test]
+    fn what_was_granted_is_taken_back_when_nobody_awaits_it() {
+        let mut table = Table::default();
+        let now = Instant::now();
+        let mut ask = |granted| {
+            let request = table.insert(CONN, None).unwrap();
+            if granted {
+                table.set_granted(request);
+            }
+            request
+        };
+        let (late, dropped, answered, plain, lost) = (ask(true), ask(true), ask(true), ask(false), ask(true));
+        assert!(reply(&mut table, CONN, answered, 0, b""));
+        table.forget(answered);
+        table.forget(plain);
+        assert!(!table.has_abandoned(), "the reply brought it back, or nothing was granted");
+        table.set_deadline(late, now);
+        table.expire(now);
+        table.forget(late);
+        table.forget(dropped);
+        assert_eq!(table.take_abandoned(), Some((CONN, dropped)));
+        assert_eq!((table.take_abandoned(), table.take_abandoned()), (Some((CONN, late)), None));
+        table.fail(Some(CONN), &ErrorCode::ConnectionLost.into());
+        table.forget(lost);
+        assert!(!table.has_abandoned(), "what was granted on a connection goes with it");
     }
 
     #[test]

@@ -112,7 +112,7 @@ impl Tcp {
         let address = match listener {
             Address::Unix(_) => Ok(listener),
             Address::Tcp(_) => {
-                socket::no_delay(&socket);
+                socket::tune(&socket);
                 socket::peer(&socket).map(Address::Tcp)
             }
         };

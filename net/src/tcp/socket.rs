@@ -16,6 +16,14 @@ const BACKLOG: libc::c_int = 1024;
 /// as long each time (RFC 6298). A connection that was idle has long heard nothing, so the time alone says nothing.
 const AGAIN: u8 = 3;
 
+/// A peer that has said nothing for so long is asked whether it is there, then again so often and at such intervals (seconds): one that lost its power, or
+/// its way here, is given up after 25 s although nobody sends it anything.
+const QUIET: libc::c_int = 10;
+const PROBES: libc::c_int = 3;
+const BETWEEN: libc::c_int = 5;
+/// What is sent and not acknowledged ends a connection as soon as silence does (milliseconds). Without it the kernel tries for a quarter of an hour.
+const UNHEARD: libc::c_int = (QUIET + PROBES * BETWEEN) * 1000;
+
 /// An address as the kernel wants it.
 pub struct RawAddress {
     storage: libc::sockaddr_storage,
@@ -95,7 +103,7 @@ fn unix_address(path: &Path) -> Result<libc::sockaddr_un> {
     Ok(address)
 }
 
-/// A stream socket for the address's family. TCP ones send at once what they are given.
+/// A stream socket for the address's family; [`tune`]d if it is of TCP.
 pub fn stream(address: &Address) -> Result<OwnedFd> {
     let family = match address {
         Address::Tcp(SocketAddr::V4(_)) => libc::AF_INET,
@@ -110,21 +118,33 @@ pub fn stream(address: &Address) -> Result<OwnedFd> {
         }
     };
     if matches!(address, Address::Tcp(_)) {
-        no_delay(&socket);
+        tune(&socket);
     }
     Ok(socket)
 }
 
-/// Frames are gathered by us: the kernel must not wait for more. Fails only on what is not TCP, where it isn't needed.
-pub fn no_delay(socket: &OwnedFd) {
-    let _ = set(socket, libc::IPPROTO_TCP, libc::TCP_NODELAY);
+/// What every TCP connection has, whoever made it. Frames are gathered by us, so the kernel must not wait for more; and it is to tell when the peer is gone:
+/// a machine that loses its power says nothing, and what is kept for its connection (a queue pair, a place) would be kept for ever. Fails only on what
+/// is not TCP, where it isn't needed.
+pub fn tune(socket: &OwnedFd) {
+    for (level, option, value) in [
+        (libc::IPPROTO_TCP, libc::TCP_NODELAY, 1),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, QUIET),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, BETWEEN),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, PROBES),
+        (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, UNHEARD),
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+    ] {
+        if let Err(error) = set(socket, level, option, value) {
+            tracing::debug!(%error, option, "a socket doesn't take an option");
+        }
+    }
 }
 
-fn set(socket: &OwnedFd, level: libc::c_int, option: libc::c_int) -> Result<()> {
-    let on: libc::c_int = 1;
-    let len = size_of_val(&on) as libc::socklen_t;
+fn set(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> Result<()> {
+    let len = size_of_val(&value) as libc::socklen_t;
     // SAFETY: reads one int of ours.
-    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), len) })
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), len) })
 }
 
 /// If the same data were sent again and again and never acknowledged: how long ago the peer's kernel last acknowledged anything (tcp(7),
@@ -148,7 +168,7 @@ pub fn listen(address: &Address) -> Result<(OwnedFd, Address)> {
     if let Address::Unix(path) = address {
         remove_stale(path, address)?;
     } else {
-        set(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
+        set(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     }
     let raw = RawAddress::new(address)?;
     // SAFETY: reads `raw`, which is a valid address of its length.

@@ -13,6 +13,7 @@ mod lifecycle;
 mod pressure;
 #[cfg(feature = "rdma")]
 mod rdma;
+mod silence;
 mod world;
 
 /// Each test of each module, once for each transport.

@@ -1,5 +1,6 @@
 //! `corefs doctor`: what this machine has for a storage node, what will be used, and what would make it better.
 
+mod cluster;
 mod rdma;
 
 use crate::output;
@@ -23,7 +24,7 @@ use std::process::ExitCode;
 /// The ways, from the shortest: NVMe passthrough, polled (commands past the kernel's block layer, completions asked for instead of
 /// waited for); block device, polled; plain (files, and all other block devices). `corefs storage --disk-way` asks for a certain one,
 /// --first-core for certain cores. With "-" before it: why a shorter way isn't there, and what to do about that.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Args {
     /// Block device or file; repeat for several [default: every NVMe drive of this machine].
     #[arg(long, value_name = "PATH")]
@@ -37,6 +38,13 @@ pub struct Args {
     /// As of `corefs storage --first-core` [default: near the disks].
     #[arg(long, value_name = "N")]
     first_core: Option<usize>,
+    /// Show instead by what this machine would reach each storage shard of a running cluster, RDMA or TCP, and why: a connection is made to each. Address of a
+    /// manager; repeat for several, or put commas between them.
+    #[arg(long, value_name = "ADDR", value_delimiter = ',')]
+    manager: Vec<String>,
+    /// File with that cluster's secret; needed for clusters that other machines can reach.
+    #[arg(long, value_name = "FILE", env = "COREFS_SECRET_FILE")]
+    secret_file: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -84,6 +92,9 @@ impl Examined {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
+    if !args.manager.is_empty() {
+        return cluster::run(&args);
+    }
     let mut paths = args.disk.clone();
     if let Some(dir) = &args.dir {
         paths.extend(home::disks_of(dir)?.into_iter().map(|disk| disk.path));
@@ -101,7 +112,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         output::json(&told(&disks, &plan, args.cores))?;
     } else {
         tell(&disks, &plan, args.cores)?;
-        rdma::tell()?;
+        rdma::tell(args.cores)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -135,7 +146,7 @@ fn told(disks: &[Examined], plan: &CorePlan, shards: usize) -> Value {
         "disks": disks.iter().map(disk).collect::<Vec<_>>(),
         "shards": (0..shards).map(shard).collect::<Vec<_>>(),
         "advice": advice(disks, plan, shards),
-        "rdma": rdma::told(),
+        "rdma": rdma::told(shards),
     })
 }
 
@@ -253,8 +264,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_said() {
-        let missing =
-            Args { disk: vec!["/nonexistent".into()], dir: None, cores: 1, first_core: None, json: false };
+        let missing = Args { disk: vec!["/nonexistent".into()], cores: 1, ..Args::default() };
         assert_eq!(run(missing).unwrap_err().code, ErrorCode::InvalidArgument);
     }
 }

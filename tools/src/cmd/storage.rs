@@ -59,8 +59,8 @@ pub struct Args {
     #[arg(long, value_name = "YES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     discard: Option<bool>,
-    /// By what connections go: auto (RDMA where both ends have it and it works, TCP otherwise), tcp, or rdma (without it
-    /// here, or with one that doesn't work, is an error) [default: auto].
+    /// By what connections go: auto (RDMA where both ends have it and it works, TCP otherwise), tcp, or rdma (an error
+    /// where there is none, here or at a storage node, or it doesn't work) [default: auto].
     /// `corefs doctor` shows what there is.
     #[arg(long, value_name = "WAY", env = "COREFS_TRANSPORT")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -51,8 +51,8 @@ pub struct Args {
     /// lone request most of a wake-up; on shared ones polling takes the others' time.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
     busy_poll: u64,
-    /// By what connections of storage nodes go: auto (RDMA where both ends have it and it works, TCP otherwise), tcp, or rdma (without it
-    /// here, or with one that doesn't work, is an error) [default: auto].
+    /// By what connections of storage nodes go: auto (RDMA where both ends have it and it works, TCP otherwise), tcp, or rdma (an error
+    /// where there is none, here or at a storage node, or it doesn't work) [default: auto].
     #[arg(long, value_name = "WAY", env = "COREFS_TRANSPORT")]
     transport: Option<String>,
     /// Bytes a second at which each node fills replicas that came back [default: 50MiB].

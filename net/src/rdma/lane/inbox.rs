@@ -90,6 +90,12 @@ pub struct Inbox {
     discards: bool,
 }
 
+impl Inbox {
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.assembly.is_none()
+    }
+}
+
 fn bad(what: &str) -> Error {
     Error::new(ErrorCode::BadFrame, format!("RDMA: {what}"))
 }
@@ -232,21 +238,21 @@ impl Lane {
     }
 
     /// Hands what has come to the sink, as far as that wants it. `true` when the peer has said that nothing more comes.
-    pub fn deliver(&mut self, conn: ConnId, throttled: bool, sink: &mut impl FrameSink) -> bool {
+    pub fn deliver(&mut self, conn: ConnId, throttled: bool, sink: &mut impl FrameSink) -> Result<bool> {
         loop {
             if !self.inbox.discards && !self.paused && !self.waiting && !throttled {
-                self.place_all(conn, sink);
+                self.place_all(conn, sink)?;
             }
             self.start_reads();
             match self.inbox.items.front() {
-                Some(Item::Bye) => return true,
+                Some(Item::Bye) => return Ok(true),
                 Some(Item::Frame(frame)) if matches!(frame.state, State::Whole(_)) => {}
-                _ => return false,
+                _ => return Ok(false),
             }
             if self.paused || throttled || self.inbox.discards {
-                return false;
+                return Ok(false);
             }
-            let Some(Item::Frame(frame)) = self.inbox.items.pop_front() else { return false };
+            let Some(Item::Frame(frame)) = self.inbox.items.pop_front() else { return Ok(false) };
             self.inbox.first += 1;
             self.inbox.placed = self.inbox.placed.saturating_sub(1);
             self.announce(conn, frame, sink);
@@ -285,8 +291,8 @@ impl Lane {
         }
     }
 
-    /// Asks where data go, frame by frame, until one has to wait.
-    fn place_all(&mut self, conn: ConnId, sink: &mut impl FrameSink) {
+    /// Asks where data go, frame by frame, until one has to wait. An error is the end of the connection.
+    fn place_all(&mut self, conn: ConnId, sink: &mut impl FrameSink) -> Result<()> {
         while let Some(Item::Frame(frame)) = self.inbox.items.get_mut(self.inbox.placed) {
             let State::Unplaced(source) = frame.state else {
                 self.inbox.placed += 1;
@@ -301,7 +307,7 @@ impl Lane {
             if let Some(at) = granted {
                 let (slot, offset, room) = (self.open[at].slot, self.open[at].offset, self.open[at].len);
                 if !self.pair.shut(slot, tag(Purpose::Placed, number)) {
-                    return;
+                    return Ok(());
                 }
                 self.open.swap_remove(at);
                 let then = match source {
@@ -323,17 +329,18 @@ impl Lane {
                 Source::Written => State::Whole(None),
                 Source::Inline(from, to) => match self.place_inline(conn, (from, to), sink) {
                     Some(state) => state,
-                    None => return,
+                    None => return Ok(()),
                 },
-                Source::Pull(source) => match self.place_pull(conn, source, sink) {
+                Source::Pull(source) => match self.place_pull(conn, source, sink)? {
                     Some(state) => state,
-                    None => return,
+                    None => return Ok(()),
                 },
             };
             if let Some(Item::Frame(frame)) = self.inbox.items.get_mut(self.inbox.placed) {
                 frame.state = state;
             }
         }
+        Ok(())
     }
 
     fn place_inline(
@@ -375,17 +382,23 @@ impl Lane {
         })
     }
 
-    fn place_pull(&mut self, conn: ConnId, from: RemoteBuf, sink: &mut impl FrameSink) -> Option<State> {
-        let Some(Item::Frame(frame)) = self.inbox.items.get(self.inbox.placed) else { return None };
+    /// `InvalidArgument` for a place that the device can't write to.
+    fn place_pull(
+        &mut self,
+        conn: ConnId,
+        from: RemoteBuf,
+        sink: &mut impl FrameSink,
+    ) -> Result<Option<State>> {
+        let Some(Item::Frame(frame)) = self.inbox.items.get(self.inbox.placed) else { return Ok(None) };
         let body = match (&frame.body, &frame.message) {
             (Body::Here(body, end), Some(message)) => &message[*body..*end],
             (Body::Own(bytes), _) => bytes.as_slice(),
             (Body::Here(..), None) => unreachable!("a body lies in its message"),
         };
-        Some(match sink.place(conn, &frame.header, body, None) {
+        Ok(Some(match sink.place(conn, &frame.header, body, None) {
             Placement::Wait => {
                 self.wait();
-                return None;
+                return Ok(None);
             }
             Placement::Discard => {
                 self.releases.push(from.slot as u32);
@@ -394,13 +407,13 @@ impl Lane {
             Placement::Here(_) => unreachable!("nothing was lent"),
             Placement::Into { buffer, offset } => {
                 check_place(&buffer, offset, from.len as usize);
-                assert!(
-                    self.pair.reaches(&buffer),
-                    "data are placed in the pool that the transport was given"
-                );
+                if !self.pair.reaches(&buffer) {
+                    let what = "RDMA: data are to be placed in memory that isn't of the transport's pool, so that the device can't reach it";
+                    return Err(Error::new(ErrorCode::InvalidArgument, what));
+                }
                 State::ToRead { buffer, offset, from }
             }
-        })
+        }))
     }
 
     /// Whether a frame that has come whole waits for our own device alone.

@@ -4,7 +4,7 @@
 //! become one message or several. Data that fit travel with it, from where they are; the data of a reply go straight into the memory that the
 //! peer has granted for it, before the message on the same queue pair; all others are opened to the peer, which reads and then releases them.
 
-use super::super::message::{Data, Envelope, Grant, Kind, RELEASES_MAX, envelope_len};
+use super::super::message::{Data, Envelope, Grant, Kind, PREFIX, RELEASES_MAX, envelope_len};
 use super::super::setup::GRANTS_MAX;
 use super::{Lane, Purpose, tag};
 use crate::buffer::Payload;
@@ -15,6 +15,8 @@ use zerocopy::IntoBytes;
 
 /// Places in the send queue that one message may take, with a binding or a write before it.
 const ROOM: usize = 2;
+/// What a reply may have beside its data, if these are to go with it (bytes): lists, a header, and a body with the checksums of some blocks.
+pub const BESIDE: usize = PREFIX + RELEASES_MAX * 4 + HEADER + 512;
 /// And what grants leave free, so that messages, reads and invalidations find a place.
 pub const ROOM_KEPT: usize = 16;
 /// Data up to so many bytes are copied behind the body: a second piece costs the device more (bytes).
@@ -67,9 +69,9 @@ impl Outbox {
         self.grants.back().copied()
     }
 
-    /// Takes back what hasn't been told.
-    pub fn forget(&mut self, request: u64) {
-        let Some(at) = self.grants.iter().position(|grant| grant.request == request) else { return };
+    /// Takes back what hasn't been told; `false` if it has.
+    pub fn forget(&mut self, request: u64) -> bool {
+        let Some(at) = self.grants.iter().position(|grant| grant.request == request) else { return false };
         self.grants.remove(at);
         let mut before = 0;
         for item in &mut self.items {
@@ -77,10 +79,11 @@ impl Outbox {
             before += frame.grants;
             if at < before {
                 frame.grants -= 1;
-                return;
+                return true;
             }
         }
         self.loose -= 1;
+        true
     }
 }
 
@@ -117,14 +120,16 @@ impl Lane {
         }
         self.shut_windows();
         self.start_reads();
-        while self.can_send() && self.compose() {}
-        let must =
-            self.greeting || !self.releases.is_empty() || self.owed * 2 >= u32::from(self.ours.receives);
+        if self.greeting && self.can_send() {
+            self.put_greeting();
+        }
+        while !self.greeting && self.can_send() && self.compose() {}
+        self.tell_recalls();
+        let must = !self.releases.is_empty() || self.owed * 2 >= u32::from(self.ours.receives);
         let mut by_tcp = None;
         if must {
             if self.can_send() {
                 self.put(Kind::News, Data::None, 0, 0, &[], None);
-                self.greeting = false;
             } else if self.credits == 0 && !self.greeting {
                 by_tcp = Some(self.news_for_tcp());
             }
@@ -144,8 +149,15 @@ impl Lane {
         self.credits > 0 && staged && self.pair.room() >= ROOM
     }
 
+    /// Proves the path, by the longest message that there may be. To peers that don't know it, the least that they understand.
+    fn put_greeting(&mut self) {
+        let known = self.theirs.is_some_and(|theirs| theirs.kinds >= Kind::Greeting as u8);
+        self.put(if known { Kind::Greeting } else { Kind::News }, Data::None, 0, 0, &[], None);
+        self.greeting = false;
+    }
+
     /// Whether a message can be composed now.
-    fn can_send(&mut self) -> bool {
+    pub(super) fn can_send(&mut self) -> bool {
         if !self.may_send() {
             return false;
         }
@@ -274,7 +286,7 @@ impl Lane {
     }
 
     /// Queues a message; there is a credit and a place for it.
-    fn put(
+    pub(super) fn put(
         &mut self,
         kind: Kind,
         data: Data,
@@ -293,9 +305,15 @@ impl Lane {
             releases: &self.releases[..count],
             rest,
         };
+        let longest = self.theirs.map_or(0, |theirs| theirs.message).min(self.ours.message) as usize;
         head.set_len(self.ours.message as usize);
         let Some(to) = head.get_mut() else { unreachable!("staging is nobody else's") };
         let mut len = envelope.encode(piece, to);
+        if kind == Kind::Greeting {
+            // What the memory held before is nobody's business.
+            to[len..longest].fill(0);
+            len = longest;
+        }
         let mut copied = 0;
         let follows = follows.and_then(|data| {
             let bytes = data.as_slice();

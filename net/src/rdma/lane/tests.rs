@@ -9,6 +9,7 @@ use crate::contract::RemoteBuf;
 use crate::contract::{Flow, Placement};
 use crate::handshake::{Identity, Role};
 use crate::ring::RingConfig;
+use crate::transport::Way;
 use corefs_wire::Uuid;
 use corefs_wire::frame::HEADER;
 use std::time::Duration;
@@ -296,6 +297,60 @@ fn messages_beyond_credits_to_shared_receives_end_their_connection_alone() {
     assert_eq!(town.check_end(accepted).code, ErrorCode::BadFrame);
 }
 
+#[test]
+fn a_decline_that_comes_late_leads_to_tcp() {
+    let Some(mut town) = Town::new() else { return };
+    let (client, server) = (town.neighbour, town.server.log.opened[0]);
+    // The server has heard the client, and is open; the client has given up, as if the answer had never come.
+    town.honest.net.inner.decline(client, "nothing came by the queue pair in time");
+    town.until("the server to go over", |town| {
+        town.server.net.by_queue_pair() == 0 && town.honest.net.is_open(client)
+    });
+    town.honest.net.send(client, Kind::Request, 1, 1, 0, b"by TCP", None).unwrap();
+    town.until("the frame by TCP", |town| town.server.log.frames.len() == 1);
+    town.server.net.send(server, Kind::Reply, 1, 1, 0, b"back", None).unwrap();
+    town.until("the answer", |town| town.honest.log.frames.len() == 1);
+    assert_eq!((town.server.log.opened.len(), town.server.log.closed.len()), (1, 0));
+    // What went by the queue pair may be lost: then it is an end.
+    let (conn, accepted) = town.open();
+    town.hostile.net.send(conn, Kind::Request, 1, 2, 0, b"by RDMA", None).unwrap();
+    town.until("the frame", |town| town.server.log.frames.len() == 2);
+    town.hostile.net.inner.decline(conn, "too late");
+    town.until("the end", |town| !town.server.log.closed.is_empty());
+    let (closed, error) = &town.server.log.closed[0];
+    assert_eq!((*closed, error.code), (accepted, ErrorCode::BadFrame));
+}
+
+#[test]
+fn a_path_that_fails_again_and_again_is_left_to_tcp() {
+    let Some(mut town) = Town::new() else { return };
+    town.hostile.net.inner.config.choice = Choice::Auto;
+    for nth in 0..3 {
+        let (conn, _) = town.open();
+        assert!(matches!(town.hostile.net.way(conn), Way::Rdma(_)), "{nth}");
+        town.hostile.net.send(conn, Kind::Request, 1, nth, 0, b"", None).unwrap();
+        // As of a path that loses everything behind the greeting.
+        town.hostile.net.inner.broken(conn, connections::lost("retries exceeded".to_string()));
+        town.until("its end", |town| town.hostile.log.closed.len() as u64 == nth + 1);
+    }
+    let conn = town.hostile.net.connect(&town.address).unwrap();
+    town.until("a connection", |town| town.hostile.net.is_open(conn));
+    assert!(matches!(town.hostile.net.way(conn), Way::Tcp(why) if why.contains("again and again")));
+    town.hostile.net.send(conn, Kind::Request, 1, 7, 0, b"by TCP", None).unwrap();
+    town.until("the frame", |town| town.server.log.frames.iter().any(|(_, request, _)| *request == 7));
+}
+
+#[test]
+fn the_greeting_is_as_long_as_a_message_may_be() {
+    let Some(mut town) = Town::new() else { return };
+    let (client, server) = (town.neighbour, town.server.log.opened[0]);
+    let longest = u64::from(town.server.net.inner.config.message);
+    for lane in [town.honest.lane(client), town.server.lane(server)] {
+        let counters = lane.counters();
+        assert_eq!((counters.bytes_in, counters.bytes_out), (longest, longest));
+    }
+}
+
 /// What an attack does to the connection and to a piece of the server's memory that it isn't about.
 fn attack(town: &mut Town, what: &str, act: impl FnOnce(&mut Town, ConnId, ConnId, u64)) {
     let mut guard = town.server.pool.get(8192).unwrap();
@@ -365,7 +420,7 @@ fn keys_that_were_not_given_open_nothing() {
     });
     attack(&mut town, "a key after it was taken back", |town, conn, accepted, _| {
         let to = granted(town, accepted, 4096);
-        town.server.lane(accepted).revoke(77);
+        town.server.lane(accepted).revoke(77, Instant::now());
         town.server.net.inner.touch(accepted);
         town.until("the buffer", |town| !town.server.lane(accepted).pair.is_bound(to.slot));
         write(town, conn, to);

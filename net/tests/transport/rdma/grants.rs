@@ -174,7 +174,7 @@ fn what_is_taken_back_is_free_when_the_device_says_so() {
         server.turn();
         assert!(started.elapsed() < Duration::from_secs(60), "the buffer");
     }
-    // Sent, taken back, and answered all the same: the key opens nothing any more.
+    // Sent, taken back from a peer that doesn't say that it won't write, and answered all the same: the key opens nothing any more.
     ask(&mut client, conn, 2, 0, 100_000);
     let asked = Instant::now();
     while server.sink.frames.is_empty() {
@@ -199,6 +199,123 @@ fn what_is_taken_back_is_free_when_the_device_says_so() {
         guard.iter().all(|byte| *byte == 0x77),
         "a late write landed in memory that was handed out again"
     );
+}
+
+#[test]
+fn what_is_taken_back_of_a_peer_that_answers_late_harms_neither_memory_nor_connection() {
+    if !super::is_there() {
+        return;
+    }
+    let (mut server, mut client, conn) = pair::<Rdma>();
+    let mut keeper = Keeper::default();
+    let started = Instant::now();
+    let turns = |client: &mut World<Rdma>, server: &mut World<Rdma>, keeper: &mut Keeper| {
+        turn(client, keeper);
+        server.turn();
+        assert!(started.elapsed() < Duration::from_secs(60), "{} bytes in use", client.sink.pool.in_use());
+    };
+    // As many as may be open, again and again, as of reads of a disk that hangs: each time all of their memory comes back, though nothing is answered.
+    for round in 0..3u64 {
+        let requests = round * 100..round * 100 + 8;
+        for request in requests.clone() {
+            ask(&mut client, conn, request, 0, 100_000);
+        }
+        while server.sink.frames.len() < 8 * (round as usize + 1) {
+            turns(&mut client, &mut server, &mut keeper);
+        }
+        requests.for_each(|request| client.net.revoke(conn, request));
+        assert!(client.sink.pool.in_use() > 0, "not before the peer has said that it won't write");
+        while client.sink.pool.in_use() > 0 {
+            turns(&mut client, &mut server, &mut keeper);
+        }
+    }
+    assert!(started.elapsed() < Duration::from_secs(30) && keeper.closed == 0);
+    // The disk wakes up: what is answered now lands nowhere, and the connection goes on.
+    let mut guards: Vec<Buffer> = std::iter::from_fn(|| client.sink.pool.get(131_072)).collect();
+    guards.iter_mut().for_each(|guard| guard.get_mut().unwrap().fill(0x77));
+    while let Some(frame) = server.sink.frames.pop_front() {
+        let request = frame.header.request();
+        server.net.send(frame.conn, Kind::Reply, 1, request, 0, b"", Some(vec![1; 100_000].into())).unwrap();
+    }
+    while keeper.replies.len() < 24 {
+        turns(&mut client, &mut server, &mut keeper);
+    }
+    assert!(guards.iter().all(|guard| guard.iter().all(|byte| *byte == 0x77)), "a late write landed");
+    drop(guards);
+    keeper.replies.clear();
+    ask(&mut client, conn, 999, 0, 100_000);
+    while server.sink.frames.is_empty() {
+        turns(&mut client, &mut server, &mut keeper);
+    }
+    let frame = server.sink.frames.pop_front().unwrap();
+    server.net.send(frame.conn, Kind::Reply, 1, 999, 0, b"", Some(vec![2; 100_000].into())).unwrap();
+    while keeper.replies.is_empty() {
+        turns(&mut client, &mut server, &mut keeper);
+    }
+    let (request, len, data) = keeper.replies.pop().unwrap();
+    assert!(request == 999 && data.is_some_and(|data| data[..len] == [2; 100_000]));
+    assert_eq!((keeper.closed, server.sink.closed.len()), (0, 0));
+}
+
+/// Says that data belong in memory that the device doesn't know.
+struct Stranger(corefs_net::Pool, Vec<Error>);
+
+impl FrameSink for Stranger {
+    fn place(&mut self, _: ConnId, header: &Header, _: &[u8], _: Option<Buffer>) -> Placement {
+        Placement::Into { buffer: self.0.get(header.data_len()).unwrap(), offset: 0 }
+    }
+
+    fn frame(&mut self, _: ConnId, _: &Header, _: &[u8], _: Option<Buffer>) -> Flow {
+        Flow::Continue
+    }
+
+    fn opened(&mut self, _: ConnId, _: &Peer) {}
+
+    fn closed(&mut self, _: ConnId, error: Error) {
+        self.1.push(error);
+    }
+}
+
+#[test]
+fn a_place_that_the_device_does_not_reach_is_an_error() {
+    if !super::is_there() {
+        return;
+    }
+    let (mut server, mut client, _) = pair::<Rdma>();
+    let accepted = server.sink.opened[0].0;
+    server.net.send(accepted, Kind::Request, 1, 1, 0, b"", Some(vec![1; 100_000].into())).unwrap();
+    let mut stranger = Stranger(corefs_net::Pool::new(1 << 20).unwrap(), Vec::new());
+    let started = Instant::now();
+    while stranger.1.is_empty() {
+        server.turn();
+        let mut completions: Vec<Completion> = Vec::new();
+        client.net.flush(&mut client.ring);
+        client.ring.turn(&mut completions).unwrap();
+        completions.into_iter().for_each(|completion| client.net.complete(completion, &mut stranger));
+        client.net.advance(Instant::now(), &mut stranger);
+        assert!(started.elapsed() < Duration::from_secs(60), "the end of the connection");
+    }
+    assert_eq!(stranger.1[0].code, corefs_wire::ErrorCode::InvalidArgument);
+}
+
+#[test]
+fn what_a_connection_carries_comes_with_its_message() {
+    if !super::is_there() {
+        return;
+    }
+    let (mut server, mut client, conn) = pair::<Rdma>();
+    let accepted = server.sink.opened[0].0;
+    let carried = client.net.carries(conn);
+    assert!((4096..8192).contains(&carried), "a block, and not two: {carried}");
+    // As the reply to a read of so many blocks: the checksums are its body.
+    let mut direct_after = |len: usize| {
+        let data = vec![3; len].into();
+        server.net.send(accepted, Kind::Reply, 1, 1, 0, &[5; 512], Some(data)).unwrap();
+        until(&mut client, &mut server, "the reply", |client, _| client.sink.frames.pop_front().is_some());
+        client.net.counters(conn).unwrap().direct
+    };
+    assert_eq!(direct_after(carried), 0, "it had to be read");
+    assert_eq!(direct_after(8192), 8192, "what is longer has to be, so it is granted a place");
 }
 
 #[test]

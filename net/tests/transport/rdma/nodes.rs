@@ -107,7 +107,7 @@ fn calls_find_their_buffers_and_sleepers_wake() {
 }
 
 #[test]
-fn a_buffer_that_nobody_awaits_is_the_requests_until_its_reply() {
+fn a_buffer_that_nobody_awaits_comes_back_though_nothing_is_answered() {
     if !is_there() {
         return;
     }
@@ -115,20 +115,59 @@ fn a_buffer_that_nobody_awaits_is_the_requests_until_its_reply() {
         let (server, service, address) = serve(true);
         let client = node();
         let conn = client.connection(&address).await.unwrap();
-        for _ in 0..10 {
-            drop(ask(&client, conn, 7, 0));
-            until("the request", || !service.held.borrow().is_empty()).await;
-            glommio::timer::sleep(Duration::from_millis(5)).await;
-            assert_eq!(client.pool().in_use(), LEN, "a late reply has a place that is nobody else's");
-            service.held.borrow_mut().drain(..).for_each(|(request, responder)| answer(request, responder));
+        for round in 0..10 {
+            let expected = ask(&client, conn, 7, 0);
+            match round % 2 {
+                // The peer knows of the buffer, and the time for the answer is over or somebody lost interest.
+                0 => drop(expected.within(Duration::from_millis(50)).await.unwrap_err()),
+                _ => {
+                    until("the request", || !service.held.borrow().is_empty()).await;
+                    drop(expected);
+                }
+            }
             until("the buffer", || client.pool().in_use() == 0).await;
+            // A late answer lands nowhere, and disturbs nobody.
+            let mut guard = client.pool().get(LEN).unwrap();
+            guard.get_mut().unwrap().fill(0x77);
+            until("the request", || !service.held.borrow().is_empty()).await;
+            service.held.borrow_mut().drain(..).for_each(|(request, responder)| answer(request, responder));
+            let expected = ask(&client, conn, 9, 0);
+            until("the next request", || !service.held.borrow().is_empty()).await;
+            service.held.borrow_mut().drain(..).for_each(|(request, responder)| answer(request, responder));
+            let reply = expected.within(LONG).await.unwrap();
+            assert_eq!((reply.body[0], &reply.data.unwrap()[..LEN]), (9, &[9; LEN][..]));
+            assert!(guard.iter().all(|byte| *byte == 0x77), "a late write landed");
         }
-        // Or until the connection's end.
+        // Or at the connection's end.
         drop(ask(&client, conn, 7, 0));
         until("the request", || !service.held.borrow().is_empty()).await;
         client.close(conn);
         until("the buffer", || client.pool().in_use() == 0).await;
         service.held.borrow_mut().clear();
+        client.shutdown().await;
+        server.shutdown().await;
+    });
+}
+
+#[test]
+fn what_was_granted_for_a_request_that_is_not_sent_comes_back() {
+    if !is_there() {
+        return;
+    }
+    run(|| async {
+        let (server, _, address) = serve(false);
+        let client = node();
+        let conn = client.connection(&address).await.unwrap();
+        let too_long = vec![0; corefs_wire::limits::FRAME_BODY_MAX + 1];
+        // More often than grants may be open.
+        for _ in 0..200 {
+            let expected = client.expect(conn, Some((client.pool().get(LEN).unwrap(), 0))).unwrap();
+            client.post(conn, Kind::Request, 1, expected.request_id(), &too_long, None).unwrap_err();
+            drop(expected);
+            until("the buffer", || client.pool().in_use() == 0).await;
+        }
+        let reply = ask(&client, conn, 5, 0).within(LONG).await.unwrap();
+        assert_eq!(reply.data_len, LEN);
         client.shutdown().await;
         server.shutdown().await;
     });

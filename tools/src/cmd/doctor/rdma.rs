@@ -9,12 +9,12 @@ const WITHOUT: &str =
     "this corefs is built without it, and goes by TCP; build it with: cargo build --release --features rdma";
 
 #[cfg(not(feature = "rdma"))]
-pub fn told() -> Value {
+pub fn told(_shards: usize) -> Value {
     serde_json::json!({"built": false, "devices": [], "obstacles": [WITHOUT]})
 }
 
 #[cfg(not(feature = "rdma"))]
-pub fn tell() -> Result<()> {
+pub fn tell(_shards: usize) -> Result<()> {
     crate::output::line(&format!("RDMA: {WITHOUT}"))
 }
 
@@ -34,25 +34,45 @@ mod built {
     use corefs_net::{Role, TcpConfig};
     use corefs_wire::Uuid;
     use serde_json::json;
+    use std::collections::BTreeSet;
 
-    /// What a shard would have pinned: the buffers of its disk and sockets, and those of messages (bytes).
-    fn pinned() -> u64 {
+    /// What a shard pins for each device: the buffers of its disk and sockets, and those of messages (bytes). The kernel counts what a process has pinned once for
+    /// each registration, also where it is the same memory.
+    fn pinned_by_a_shard() -> u64 {
         let cluster = Uuid::NIL;
         let nobody = Identity { role: Role::Tool, id: 0, incarnation: 0, cluster, secret: None };
         (RdmaConfig::new(TcpConfig::new(nobody)).arena_bytes + POOL_DEFAULT) as u64
     }
 
-    fn memlock_advice(survey: &Survey) -> Option<String> {
-        let limit = survey.memlock.filter(|limit| *limit < pinned())?;
-        Some(format!(
-            "memlock: {} may be pinned, and each shard would pin {}: ulimit -l unlimited, or LimitMEMLOCK=infinity in a unit of systemd",
-            output::size(limit),
-            output::size(pinned())
-        ))
+    /// What the process of so many shards would pin on these roads.
+    fn pinned(roads: &[Road], shards: usize) -> u64 {
+        let devices: BTreeSet<&str> = roads.iter().map(|road| road.context.name()).collect();
+        devices.len() as u64 * shards as u64 * pinned_by_a_shard()
     }
 
-    fn advice(survey: &Survey) -> Vec<String> {
-        survey.obstacles().into_iter().chain(memlock_advice(survey)).collect()
+    /// What may be pinned and what would be, and whether that is too much.
+    fn memlock(limit: Option<u64>, wanted: u64, shards: usize) -> (String, bool) {
+        let may = limit.map_or("any amount may be pinned".to_string(), |limit| {
+            format!("{} may be pinned", output::size(limit))
+        });
+        let each = output::size(pinned_by_a_shard());
+        let line = match wanted {
+            0 => format!("memlock: {may}; each shard would pin {each} for each RDMA device"),
+            _ => format!(
+                "memlock: {may}; a node of {shards} shards would pin {}, each of them {each} for each RDMA device",
+                output::size(wanted)
+            ),
+        };
+        (line, limit.is_some_and(|limit| limit < wanted))
+    }
+
+    fn advice(survey: &Survey, roads: &[Road], shards: usize) -> Vec<String> {
+        let (_, short) = memlock(survey.pinnable(), pinned(roads, shards), shards);
+        let raise = || {
+            "more would be pinned than may be, so that some shards go by TCP: ulimit -l unlimited, or LimitMEMLOCK=infinity in a unit of systemd"
+                .to_string()
+        };
+        survey.obstacles().into_iter().chain(short.then(raise)).collect()
     }
 
     /// Whether frames would go by this address if a peer were reached through this port's network.
@@ -61,7 +81,7 @@ mod built {
         roads.iter().find(here).is_some_and(|road| road.gid == *gid)
     }
 
-    pub fn told() -> Value {
+    pub fn told(shards: usize) -> Value {
         let survey = Survey::take(&[]);
         let roads = survey.roads();
         let devices: Vec<Value> = survey
@@ -91,12 +111,14 @@ mod built {
             "built": true,
             "devices": devices,
             "memlock": survey.memlock,
-            "pinned_by_a_shard": pinned(),
-            "obstacles": advice(&survey),
+            "pins_freely": survey.pins_freely,
+            "pinned_by_a_shard": pinned_by_a_shard(),
+            "pinned": pinned(&roads, shards),
+            "obstacles": advice(&survey, &roads, shards),
         })
     }
 
-    pub fn tell() -> Result<()> {
+    pub fn tell(shards: usize) -> Result<()> {
         let survey = Survey::take(&[]);
         let roads = survey.roads();
         match roads.first() {
@@ -124,10 +146,31 @@ mod built {
                 }
             }
         }
-        for what in advice(&survey) {
+        output::line(&format!("  {}", memlock(survey.pinnable(), pinned(&roads, shards), shards).0))?;
+        for what in advice(&survey, &roads, shards) {
             output::line(&format!("  - {what}"))?;
         }
         Ok(())
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn what_all_shards_pin_is_compared_with_what_may_be() {
+            let each = pinned_by_a_shard();
+            let short =
+                |limit, shards: usize, devices: u64| memlock(limit, shards as u64 * devices * each, shards).1;
+            assert!(!short(Some(each), 1, 1) && short(Some(each), 2, 1) && short(Some(each), 1, 2));
+            assert!(!short(None, 64, 4), "without a limit, or with the right to ignore it");
+            let (line, _) = memlock(Some(8 << 20), 2 * each, 2);
+            assert!(
+                line.starts_with("memlock: 8 MiB may be pinned; a node of 2 shards would pin 256 MiB"),
+                "{line}"
+            );
+            assert!(memlock(None, 0, 1).0.contains("any amount"));
+        }
     }
 }
 
@@ -135,7 +178,7 @@ mod built {
 mod tests {
     #[test]
     fn every_binary_says_what_it_goes_by() {
-        let told = super::told();
+        let told = super::told(1);
         assert_eq!(told["built"], cfg!(feature = "rdma"));
         let obstacles = told["obstacles"].as_array().unwrap();
         assert!(!obstacles.is_empty() || !told["devices"].as_array().unwrap().is_empty(), "{told}");
