@@ -12,6 +12,7 @@
 
 mod channels;
 mod list;
+mod reach;
 mod read;
 mod update;
 
@@ -22,21 +23,21 @@ use crate::ground::Ground;
 use crate::route::{ChainRoute, OwnerIndex, Stripe};
 use crate::wait::Waiters;
 use channels::Channels;
-use corefs_net::rpc::Expected;
-use corefs_net::{Address, Buffer, Node, Payload, Reply};
+use corefs_net::{Buffer, Node, Payload, Reply};
 use corefs_wire::data::{Prefix, ReadEntry, op};
 use corefs_wire::frame::Kind;
 use corefs_wire::layout::Layout;
 use corefs_wire::limits::{CONNECTION_REQUESTS_MAX, READ_BATCH_MAX};
 use corefs_wire::routing::RoutingInfo;
-use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result, Uuid};
+use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
-/// One attempt of a data operation. A server that is slower than this is asked again, or another one.
+/// One attempt of a data operation, a connection that has to be made first included. A server that is slower than this is asked again,
+/// or another one.
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// The first attempt of a read that another replica could answer too: longer than a busy disk takes, much shorter than it takes until a
 /// node that stands still is known to be dead.
@@ -198,83 +199,12 @@ impl Storage {
         }
     }
 
-    /// The connection to an owner, if it is open.
-    #[inline]
-    fn open(&self, owner: OwnerIndex) -> Option<corefs_net::ConnId> {
-        let conn = self.owners.borrow().get(owner.0 as usize)?.conn?;
-        // One that was closed because nobody used it is no failure.
-        self.node.peer(conn).map(|_| conn)
-    }
-
-    /// Connects to an owner, and makes sure that it is of our cluster.
-    #[cold]
-    async fn connect(&self, index: OwnerIndex) -> Result<corefs_net::ConnId> {
-        let text = self.ground.routes.borrow().address(index).to_owned();
-        let address: Address = text.parse().map_err(|error: Error| {
-            Error::new(ErrorCode::Unreachable, format!("the address of a storage shard: {}", error.message))
-        })?;
-        let conn = self.node.connection(&address).await?;
-        let ours = self.ground.routes.borrow().info().cluster;
-        let theirs = self.node.peer(conn).map_or(Uuid::NIL, |peer| peer.cluster);
-        if theirs != ours && theirs != Uuid::NIL {
-            let what = format!("{address} belongs to cluster {theirs}, we to {ours}");
-            return Err(Error::new(ErrorCode::WrongCluster, what));
-        }
-        let mut owners = self.owners.borrow_mut();
-        let len = owners.len().max(index.0 as usize + 1);
-        owners.resize_with(len, Owner::default);
-        owners[index.0 as usize].conn = Some(conn);
-        Ok(conn)
-    }
-
-    /// Reserves a request number at an owner, waiting while too much is under way there. The reply's data go to `dest`.
-    #[inline]
-    async fn expect(
-        &self,
-        owner: OwnerIndex,
-        dest: Option<Buffer>,
-    ) -> Result<(corefs_net::ConnId, Expected)> {
-        while self.load(owner) >= OWNER_READS_MAX {
-            self.room.next().await;
-        }
-        let conn = match self.open(owner) {
-            Some(conn) => conn,
-            None => self.connect(owner).await?,
-        };
-        match self.node.expect(conn, dest.map(|buffer| (buffer, 0))) {
-            Ok(expected) => Ok((conn, expected)),
-            Err(error) => {
-                if error.code != ErrorCode::Overloaded {
-                    // The next attempt connects anew.
-                    self.lose(owner, conn);
-                }
-                Err(error)
-            }
-        }
-    }
-
-    #[cold]
-    fn lose(&self, owner: OwnerIndex, conn: corefs_net::ConnId) {
-        if let Some(owner) = self.owners.borrow_mut().get_mut(owner.0 as usize)
-            && owner.conn == Some(conn)
-        {
-            owner.conn = None;
-        }
-    }
-
-    #[cold]
-    fn suspect(&self, owner: OwnerIndex) {
-        if let Some(owner) = self.owners.borrow_mut().get_mut(owner.0 as usize) {
-            owner.suspect_until = Some(self.node.now() + SUSPECT);
-        }
-    }
-
     /// Sends one request to an owner and waits for its reply.
     async fn ask(&self, owner: OwnerIndex, op: u16, body: &[u8], payload: Option<Payload>) -> Result<Reply> {
-        let (conn, expected) = self.expect(owner, None).await?;
+        let (conn, expected) = self.expect(owner, None, ATTEMPT).await?;
         let _counted = self.count(owner);
         self.node.post(conn, Kind::Request, op, expected.request_id(), body, payload)?;
-        let reply = expected.within(ATTEMPT).await;
+        let reply = expected.await;
         self.note(owner, conn, &reply);
         reply
     }
@@ -288,11 +218,11 @@ impl Storage {
         place: Option<Buffer>,
         within: Duration,
     ) -> Result<Reply> {
-        let (conn, expected) = self.expect(owner, place).await?;
+        let (conn, expected) = self.expect(owner, place, within).await?;
         let _counted = self.count(owner);
         entry.request = expected.request_id().into();
         self.gather(owner, &entry);
-        let reply = expected.within(within).await;
+        let reply = expected.await;
         self.note(owner, conn, &reply);
         reply
     }
