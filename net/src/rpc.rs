@@ -409,6 +409,12 @@ impl Expected {
         self.node.0.table.borrow_mut().set_deadline(self.request, self.node.now() + duration);
         self
     }
+
+    /// Has whoever awaits it looked at again at `at`, within half a millisecond, if there is no reply by then.
+    pub fn nudged(self, at: Instant) -> Self {
+        self.node.0.table.borrow_mut().set_nudge(self.request, at);
+        self
+    }
 }
 
 impl Future for Expected {
