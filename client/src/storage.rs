@@ -11,6 +11,7 @@
 //! - A channel carries one update at a time; one whose last outcome is unknown is never used again.
 
 mod channels;
+mod hedge;
 mod list;
 mod reach;
 mod read;
@@ -20,6 +21,7 @@ pub use read::{Asking, Unfinished, read_entry};
 pub use update::Update;
 
 use crate::ground::Ground;
+use crate::route::pace::{self, Hedge, Pace};
 use crate::route::{ChainRoute, OwnerIndex, Stripe};
 use crate::wait::Waiters;
 use channels::Channels;
@@ -30,6 +32,7 @@ use corefs_wire::layout::Layout;
 use corefs_wire::limits::{CONNECTION_REQUESTS_MAX, READ_BATCH_MAX};
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
+use hedge::LeftBehind;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::{Rc, Weak};
@@ -41,7 +44,7 @@ use zerocopy::IntoBytes;
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// The first attempt of a read that another replica could answer too: longer than a busy disk takes, much shorter than it takes until a
 /// node that stands still is known to be dead.
-const FIRST_ATTEMPT: Duration = Duration::from_millis(200);
+const FIRST_ATTEMPT: Duration = pace::CEILING;
 /// How long an owner that let such an attempt wait in vain is asked only when there is no other.
 const SUSPECT: Duration = Duration::from_secs(1);
 /// Requests under way at one owner: some room below what its connection allows, for lists and updates.
@@ -91,10 +94,12 @@ pub struct Storage {
     channels: RefCell<Channels>,
     free_channel: Waiters,
     from: Cell<(ClientId, u32)>,
+    pace: RefCell<Pace>,
+    left_behind: RefCell<Vec<LeftBehind>>,
 }
 
 impl Storage {
-    pub fn new(ground: Rc<Ground>) -> Rc<Self> {
+    pub fn new(ground: Rc<Ground>, hedge: Hedge) -> Rc<Self> {
         let storage = Rc::new(Self {
             node: ground.node.clone(),
             ground,
@@ -105,6 +110,8 @@ impl Storage {
             channels: RefCell::default(),
             free_channel: Waiters::default(),
             from: Cell::default(),
+            pace: RefCell::new(Pace::new(hedge)),
+            left_behind: RefCell::default(),
         });
         let me: Weak<Self> = Rc::downgrade(&storage);
         storage.ground.set_busy_test(Rc::new({
@@ -125,6 +132,10 @@ impl Storage {
             }
         }));
         storage
+    }
+
+    pub fn ground(&self) -> Rc<Ground> {
+        Rc::clone(&self.ground)
     }
 
     /// Whose updates these are from now on. Channels start anew: their numbers belong to the client.
@@ -242,6 +253,19 @@ impl Storage {
         Outstanding { storage: self, owner }
     }
 
+    /// A request that was counted has ended.
+    #[inline]
+    fn release(&self, owner: OwnerIndex) {
+        let mut owners = self.owners.borrow_mut();
+        let left = &mut owners[owner.0 as usize].outstanding;
+        *left -= 1;
+        // At half of the bound, so that those who wait come in a group and not one by one.
+        if *left == OWNER_READS_MAX / 2 && !self.room.is_empty() {
+            drop(owners);
+            self.room.wake_all();
+        }
+    }
+
     #[inline]
     fn gather(&self, index: OwnerIndex, entry: &ReadEntry) {
         let mut owners = self.owners.borrow_mut();
@@ -281,6 +305,9 @@ impl Storage {
     }
 
     fn end_turn(&self) {
+        if !self.left_behind.borrow().is_empty() {
+            self.look_behind();
+        }
         let mut gathered = self.gathered.borrow_mut();
         if !gathered.is_empty() {
             let mut owners = self.owners.borrow_mut();
@@ -319,16 +346,16 @@ struct Outstanding<'a> {
     owner: OwnerIndex,
 }
 
+impl Outstanding<'_> {
+    /// Whoever takes it over calls [`Storage::release`].
+    fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for Outstanding<'_> {
     #[inline]
     fn drop(&mut self) {
-        let mut owners = self.storage.owners.borrow_mut();
-        let left = &mut owners[self.owner.0 as usize].outstanding;
-        *left -= 1;
-        // At half of the bound, so that those who wait come in a group and not one by one.
-        if *left == OWNER_READS_MAX / 2 && !self.storage.room.is_empty() {
-            drop(owners);
-            self.storage.room.wake_all();
-        }
+        self.storage.release(self.owner);
     }
 }

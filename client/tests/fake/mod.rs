@@ -181,6 +181,7 @@ impl Cluster {
     pub async fn stop(self) {
         // Responders that are still held answer now.
         self.shards.iter().for_each(|shard| shard.held.borrow_mut().clear());
+        self.shards.iter().for_each(|shard| shard.catch_up());
         self.manager.waiting.borrow_mut().clear();
         self.meta.node.take();
         for node in &self.nodes {
