@@ -411,9 +411,8 @@ impl Expected {
     }
 
     /// Has whoever awaits it looked at again at `at`, within half a millisecond, if there is no reply by then.
-    pub fn nudged(self, at: Instant) -> Self {
+    pub fn nudge(&self, at: Instant) {
         self.node.0.table.borrow_mut().set_nudge(self.request, at);
-        self
     }
 }
 

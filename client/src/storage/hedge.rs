@@ -18,9 +18,13 @@ use corefs_wire::data::ReadEntry;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 /// Attempts of which another was faster, and which have no answer yet.
 const LEFT_BEHIND_MAX: usize = 256;
+
+/// A late read for which nobody else could be asked is looked at again after this: somebody may have been connected to, or may have answered.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// One attempt of a read that is under way.
 pub struct Attempt<'a> {
@@ -50,6 +54,11 @@ impl Asking<'_> {
         if self.due.take().is_some() {
             let second = self.storage.ask_second(self.place, self.entry, self.attempt.asked);
             self.second = second.map(Box::new);
+            if self.second.is_none() {
+                let again = self.storage.node.now() + AGAIN;
+                self.attempt.expected.nudge(again);
+                self.due = Some(again);
+            }
         }
         let Some(second) = &mut self.second else { return Poll::Pending };
         let Poll::Ready(reply) = Pin::new(&mut second.expected).poll(context) else { return Poll::Pending };
@@ -108,10 +117,8 @@ impl Storage {
         let owner = asked.owner;
         // Positions mean something for one version of the chain only.
         let another = asked.version == first.version && owner != first.owner;
-        // Who hasn't answered yet what another was faster at is no help. And attempts that were left behind hold their memory for as
-        // long as somebody may write to it.
-        let behind = self.left_behind.borrow();
-        let crowded = behind.len() >= LEFT_BEHIND_MAX || behind.iter().any(|left| left.asked.owner == owner);
+        // Attempts that were left behind hold their memory for as long as somebody may write to it.
+        let crowded = self.left_behind.borrow().len() >= LEFT_BEHIND_MAX;
         if !another || crowded || self.reluctance(owner) >= OWNER_READS_MAX || !self.ground.pool.is_ample() {
             return None;
         }

@@ -53,7 +53,7 @@ pub struct Asking<'a> {
     pub entry: ReadEntry,
     pub(super) attempt: Attempt<'a>,
     pub(super) began: Instant,
-    /// When another replica is asked, too; `None` when it was, or isn't to be.
+    /// When another replica is asked, too, if one can be; `None` when it was, or isn't to be.
     pub(super) due: Option<Instant>,
     pub(super) second: Option<Box<Attempt<'a>>>,
 }
@@ -117,11 +117,11 @@ impl Storage {
             0 | 1 => (ATTEMPT, None),
             _ => (FIRST_ATTEMPT, self.pace.borrow().delay(length)),
         };
-        let mut expected = self.node.expect(conn, dest).ok()?.within(within);
+        let expected = self.node.expect(conn, dest).ok()?.within(within);
         let began = self.node.now();
         let due = delay.map(|delay| began + delay);
         if let Some(due) = due {
-            expected = expected.nudged(due);
+            expected.nudge(due);
         }
         let counted = self.count(owner);
         entry.request = expected.request_id().into();
