@@ -9,6 +9,7 @@ use crate::fs::Fs;
 use crate::ground::Ground;
 use crate::inode::Inode;
 use crate::meta::Meta;
+use crate::route::pace::Hedge;
 use crate::storage::Storage;
 use crate::wait::Waiters;
 use corefs_net::transport::Choice as Transport;
@@ -40,6 +41,8 @@ pub struct ClientOptions {
     /// Most bytes that wait to be written behind the caller, per file; 0: every write is direct. All files together hold
     /// at most half of the pool.
     pub write_behind: usize,
+    /// When a read is asked for at a second replica, too.
+    pub hedge: Hedge,
 }
 
 impl ClientOptions {
@@ -53,6 +56,7 @@ impl ClientOptions {
             transport: Transport::Auto,
             deadline: Duration::from_secs(30),
             write_behind: 4 << 20,
+            hedge: Hedge::Auto,
         }
     }
 }
@@ -77,6 +81,9 @@ pub struct Counters {
     pub reads: u64,
     pub read_frames: u64,
     pub read_retries: u64,
+    /// Reads that a second replica was asked for because the first was late, and those that it answered first.
+    pub hedged_reads: u64,
+    pub hedges_won: u64,
     pub checksum_mismatches: u64,
     pub updates: u64,
     pub update_retries: u64,

@@ -40,3 +40,4 @@ pub use fs::Fs;
 pub use lock::{Lock, LockKind};
 pub use meta::{Created, Meta, NewInode, RENAME_EXCHANGE, RENAME_NOREPLACE, Written};
 pub use pool::{ClientPool, PoolOptions};
+pub use route::pace::Hedge;

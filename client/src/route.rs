@@ -5,9 +5,11 @@
 //! | [`cache`] | chain and owner of a chunk, from the newest routing that we have |
 //! | [`select`] | which serving replica answers a read |
 //! | [`tracker`] | after each error: where and when to try again, or to give up |
+//! | [`pace`] | when another replica is asked for a read that is late, too |
 //! | [`rng`] | the random numbers of both, from a seed |
 
 pub mod cache;
+pub mod pace;
 pub mod rng;
 pub mod select;
 pub mod tracker;

@@ -11,7 +11,9 @@
 //! - A channel carries one update at a time; one whose last outcome is unknown is never used again.
 
 mod channels;
+mod hedge;
 mod list;
+mod reach;
 mod read;
 mod update;
 
@@ -19,29 +21,30 @@ pub use read::{Asking, Unfinished, read_entry};
 pub use update::Update;
 
 use crate::ground::Ground;
+use crate::route::pace::{self, Hedge, Pace};
 use crate::route::{ChainRoute, OwnerIndex, Stripe};
 use crate::wait::Waiters;
 use channels::Channels;
-use corefs_net::rpc::Expected;
-use corefs_net::transport::{Choice, Way};
-use corefs_net::{Address, Buffer, Node, Payload, Reply};
+use corefs_net::{Buffer, Node, Payload, Reply};
 use corefs_wire::data::{Prefix, ReadEntry, op};
 use corefs_wire::frame::Kind;
 use corefs_wire::layout::Layout;
 use corefs_wire::limits::{CONNECTION_REQUESTS_MAX, READ_BATCH_MAX};
 use corefs_wire::routing::RoutingInfo;
-use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result, Uuid};
+use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
+use hedge::LeftBehind;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
-/// One attempt of a data operation. A server that is slower than this is asked again, or another one.
+/// One attempt of a data operation, a connection that has to be made first included. A server that is slower than this is asked again,
+/// or another one.
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// The first attempt of a read that another replica could answer too: longer than a busy disk takes, much shorter than it takes until a
 /// node that stands still is known to be dead.
-const FIRST_ATTEMPT: Duration = Duration::from_millis(200);
+const FIRST_ATTEMPT: Duration = pace::CEILING;
 /// How long an owner that let such an attempt wait in vain is asked only when there is no other.
 const SUSPECT: Duration = Duration::from_secs(1);
 /// Requests under way at one owner: some room below what its connection allows, for lists and updates.
@@ -91,10 +94,12 @@ pub struct Storage {
     channels: RefCell<Channels>,
     free_channel: Waiters,
     from: Cell<(ClientId, u32)>,
+    pace: RefCell<Pace>,
+    left_behind: RefCell<Vec<LeftBehind>>,
 }
 
 impl Storage {
-    pub fn new(ground: Rc<Ground>) -> Rc<Self> {
+    pub fn new(ground: Rc<Ground>, hedge: Hedge) -> Rc<Self> {
         let storage = Rc::new(Self {
             node: ground.node.clone(),
             ground,
@@ -105,6 +110,8 @@ impl Storage {
             channels: RefCell::default(),
             free_channel: Waiters::default(),
             from: Cell::default(),
+            pace: RefCell::new(Pace::new(hedge)),
+            left_behind: RefCell::default(),
         });
         let me: Weak<Self> = Rc::downgrade(&storage);
         storage.ground.set_busy_test(Rc::new({
@@ -125,6 +132,10 @@ impl Storage {
             }
         }));
         storage
+    }
+
+    pub fn ground(&self) -> Rc<Ground> {
+        Rc::clone(&self.ground)
     }
 
     /// Whose updates these are from now on. Channels start anew: their numbers belong to the client.
@@ -199,91 +210,12 @@ impl Storage {
         }
     }
 
-    /// The connection to an owner, if it is open.
-    #[inline]
-    fn open(&self, owner: OwnerIndex) -> Option<corefs_net::ConnId> {
-        let conn = self.owners.borrow().get(owner.0 as usize)?.conn?;
-        // One that was closed because nobody used it is no failure.
-        self.node.peer(conn).map(|_| conn)
-    }
-
-    /// Connects to an owner, and makes sure that it is of our cluster.
-    #[cold]
-    async fn connect(&self, index: OwnerIndex) -> Result<corefs_net::ConnId> {
-        let text = self.ground.routes.borrow().address(index).to_owned();
-        let address: Address = text.parse().map_err(|error: Error| {
-            Error::new(ErrorCode::Unreachable, format!("the address of a storage shard: {}", error.message))
-        })?;
-        let conn = self.node.connection(&address).await?;
-        let ours = self.ground.routes.borrow().info().cluster;
-        let theirs = self.node.peer(conn).map_or(Uuid::NIL, |peer| peer.cluster);
-        if theirs != ours && theirs != Uuid::NIL {
-            let what = format!("{address} belongs to cluster {theirs}, we to {ours}");
-            return Err(Error::new(ErrorCode::WrongCluster, what));
-        }
-        if self.node.transport() == Choice::Rdma
-            && let Way::Tcp(why) = self.node.way(conn)
-        {
-            let what = format!(
-                "RDMA was asked for, and {address} is reached by TCP: {why}; `corefs doctor --manager ADDR` says more, --transport auto takes what there is"
-            );
-            return Err(Error::new(ErrorCode::Unreachable, what));
-        }
-        let mut owners = self.owners.borrow_mut();
-        let len = owners.len().max(index.0 as usize + 1);
-        owners.resize_with(len, Owner::default);
-        owners[index.0 as usize].conn = Some(conn);
-        Ok(conn)
-    }
-
-    /// Reserves a request number at an owner, waiting while too much is under way there. The reply's data go to `dest`.
-    #[inline]
-    async fn expect(
-        &self,
-        owner: OwnerIndex,
-        dest: Option<Buffer>,
-    ) -> Result<(corefs_net::ConnId, Expected)> {
-        while self.load(owner) >= OWNER_READS_MAX {
-            self.room.next().await;
-        }
-        let conn = match self.open(owner) {
-            Some(conn) => conn,
-            None => self.connect(owner).await?,
-        };
-        match self.node.expect(conn, dest.map(|buffer| (buffer, 0))) {
-            Ok(expected) => Ok((conn, expected)),
-            Err(error) => {
-                if error.code != ErrorCode::Overloaded {
-                    // The next attempt connects anew.
-                    self.lose(owner, conn);
-                }
-                Err(error)
-            }
-        }
-    }
-
-    #[cold]
-    fn lose(&self, owner: OwnerIndex, conn: corefs_net::ConnId) {
-        if let Some(owner) = self.owners.borrow_mut().get_mut(owner.0 as usize)
-            && owner.conn == Some(conn)
-        {
-            owner.conn = None;
-        }
-    }
-
-    #[cold]
-    fn suspect(&self, owner: OwnerIndex) {
-        if let Some(owner) = self.owners.borrow_mut().get_mut(owner.0 as usize) {
-            owner.suspect_until = Some(self.node.now() + SUSPECT);
-        }
-    }
-
     /// Sends one request to an owner and waits for its reply.
     async fn ask(&self, owner: OwnerIndex, op: u16, body: &[u8], payload: Option<Payload>) -> Result<Reply> {
-        let (conn, expected) = self.expect(owner, None).await?;
+        let (conn, expected) = self.expect(owner, None, ATTEMPT).await?;
         let _counted = self.count(owner);
         self.node.post(conn, Kind::Request, op, expected.request_id(), body, payload)?;
-        let reply = expected.within(ATTEMPT).await;
+        let reply = expected.await;
         self.note(owner, conn, &reply);
         reply
     }
@@ -297,11 +229,11 @@ impl Storage {
         place: Option<Buffer>,
         within: Duration,
     ) -> Result<Reply> {
-        let (conn, expected) = self.expect(owner, place).await?;
+        let (conn, expected) = self.expect(owner, place, within).await?;
         let _counted = self.count(owner);
         entry.request = expected.request_id().into();
         self.gather(owner, &entry);
-        let reply = expected.within(within).await;
+        let reply = expected.await;
         self.note(owner, conn, &reply);
         reply
     }
@@ -319,6 +251,19 @@ impl Storage {
     fn count(&self, owner: OwnerIndex) -> Outstanding<'_> {
         self.owners.borrow_mut()[owner.0 as usize].outstanding += 1;
         Outstanding { storage: self, owner }
+    }
+
+    /// A request that was counted has ended.
+    #[inline]
+    fn release(&self, owner: OwnerIndex) {
+        let mut owners = self.owners.borrow_mut();
+        let left = &mut owners[owner.0 as usize].outstanding;
+        *left -= 1;
+        // At half of the bound, so that those who wait come in a group and not one by one.
+        if *left == OWNER_READS_MAX / 2 && !self.room.is_empty() {
+            drop(owners);
+            self.room.wake_all();
+        }
     }
 
     #[inline]
@@ -360,6 +305,9 @@ impl Storage {
     }
 
     fn end_turn(&self) {
+        if !self.left_behind.borrow().is_empty() {
+            self.look_behind();
+        }
         let mut gathered = self.gathered.borrow_mut();
         if !gathered.is_empty() {
             let mut owners = self.owners.borrow_mut();
@@ -398,16 +346,16 @@ struct Outstanding<'a> {
     owner: OwnerIndex,
 }
 
+impl Outstanding<'_> {
+    /// Whoever takes it over calls [`Storage::release`].
+    fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for Outstanding<'_> {
     #[inline]
     fn drop(&mut self) {
-        let mut owners = self.storage.owners.borrow_mut();
-        let left = &mut owners[self.owner.0 as usize].outstanding;
-        *left -= 1;
-        // At half of the bound, so that those who wait come in a group and not one by one.
-        if *left == OWNER_READS_MAX / 2 && !self.storage.room.is_empty() {
-            drop(owners);
-            self.storage.room.wake_all();
-        }
+        self.storage.release(self.owner);
     }
 }

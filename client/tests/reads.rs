@@ -2,34 +2,16 @@
 
 mod fake;
 
-use corefs_client::{Client, Credentials, File, Kind, OpenOptions, read_batch};
-use corefs_wire::{ErrorCode, InodeId};
+use corefs_client::{Client, read_batch};
+use corefs_wire::ErrorCode;
+use corefs_wire::control::mgmtd::TargetState;
 use fake::storage::{Fault, Shard};
-use fake::{CHUNK, Cluster, run, until};
+use fake::{CHUNK, Cluster, file, run, until};
 use futures_lite::future::poll_once;
 use std::rc::Rc;
 use std::time::Duration;
 
 const BLOCK: usize = 4096;
-
-/// Bytes that differ everywhere.
-fn pattern(len: usize, salt: u8) -> Vec<u8> {
-    (0..len).map(|at| (at / 7 % 251) as u8 ^ (at as u8) ^ salt).collect()
-}
-
-/// A file of `chunks` whole chunks on every shard, opened for reading.
-async fn file(cluster: &Cluster, client: &Client, chunks: u32) -> (File, Vec<u8>) {
-    let attr = cluster.meta.add(1, b"file", Kind::File);
-    let bytes = pattern((CHUNK * chunks) as usize, 3);
-    cluster.meta.inodes.borrow_mut().get_mut(&attr.inode).unwrap().size = bytes.len() as u64;
-    for shard in &cluster.shards {
-        for (index, chunk) in bytes.chunks(CHUNK as usize).enumerate() {
-            shard.put(attr.inode, index as u32, chunk);
-        }
-    }
-    let file = client.open(&Credentials::root(), InodeId(attr.inode), OpenOptions::default()).await.unwrap();
-    (file, bytes)
-}
 
 #[test]
 fn reads_of_a_turn_leave_in_one_frame_and_come_back_each() {
@@ -155,6 +137,78 @@ fn a_replica_that_stands_still_holds_nobody_up_for_long() {
         }
         assert!(started.elapsed() < std::time::Duration::from_secs(4), "{:?}", started.elapsed());
         assert!(cluster.shards[0].read_faults.borrow().len() >= 995);
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn a_replica_that_cant_be_connected_to_holds_nobody_up_for_long() {
+    run(|| async {
+        let cluster = Cluster::start(2);
+        let client = cluster.client().await;
+        let (file, bytes) = file(&cluster, &client, 1).await;
+        // The kernel takes the connection, and nobody ever says anything on it.
+        let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = deaf.local_addr().unwrap().to_string();
+        cluster.manager.change(|routing| {
+            let node = routing.nodes.values_mut().next().unwrap();
+            node.shards[0].clone_from(&address);
+        });
+        until(client.node(), || client.routing().version == 2).await;
+        // Far less than the five seconds that a handshake may take, however slow this machine is.
+        let started = std::time::Instant::now();
+        while client.counters().read_retries == 0 {
+            assert_eq!(&*file.read_at(0, BLOCK).await.unwrap(), &bytes[..BLOCK]);
+        }
+        // And from then on the other one is asked.
+        for _ in 0..100 {
+            assert_eq!(&*file.read_at(0, BLOCK).await.unwrap(), &bytes[..BLOCK]);
+        }
+        assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+        assert!(client.counters().read_retries < 5);
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn nobody_waits_for_a_connection_to_a_node_that_is_dead() {
+    run(|| async {
+        let cluster = Cluster::start(2);
+        let client = cluster.client().await;
+        let (file, bytes) = file(&cluster, &client, 1).await;
+        let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = deaf.local_addr().unwrap().to_string();
+        let (node, target) = {
+            let routing = client.routing();
+            let target = routing.chain_of(&fake::LAYOUT, 0).unwrap().serving().next().unwrap();
+            (routing.targets[&target].node, target)
+        };
+        // The deaf one alone serves, until it is known to be dead.
+        cluster.manager.change(|routing| {
+            routing.nodes.get_mut(&node).unwrap().shards[0].clone_from(&address);
+            for member in routing.chains.values_mut().flat_map(|chain| &mut chain.members) {
+                let state = if member.target == target { TargetState::Serving } else { TargetState::Offline };
+                member.state = state;
+            }
+        });
+        until(client.node(), || client.routing().version == 2).await;
+        let started = std::time::Instant::now();
+        let mut read = Box::pin(file.read_at(0, BLOCK));
+        assert!(poll_once(&mut read).await.is_none());
+        cluster.manager.change(|routing| {
+            routing.nodes.get_mut(&node).unwrap().alive = false;
+            for chain in routing.chains.values_mut() {
+                chain.version += 1;
+                for member in &mut chain.members {
+                    let ours = member.target == target;
+                    member.state = if ours { TargetState::Offline } else { TargetState::Serving };
+                }
+            }
+        });
+        assert_eq!(&*read.await.unwrap(), &bytes[..BLOCK]);
+        assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
         client.close().await.unwrap();
         cluster.stop().await;
     });

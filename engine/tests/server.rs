@@ -42,7 +42,16 @@ impl Manager {
         let (renews, beats, healthy_targets) = (Cell::new(true), Cell::new(0), Cell::new(0));
         let (forgets, registrations, dead_slices) = Default::default();
         let routing = RefCell::new(routing);
-        Rc::new(Self { cluster, routing, renews, forgets, registrations, beats, healthy_targets, dead_slices })
+        Rc::new(Self {
+            cluster,
+            routing,
+            renews,
+            forgets,
+            registrations,
+            beats,
+            healthy_targets,
+            dead_slices,
+        })
     }
 
     fn register(&self, request: &RegisterNodeT) -> NodeRegisteredT {
@@ -301,7 +310,8 @@ fn a_slice_that_cannot_be_opened_is_reported_dead_and_the_others_serve() {
         }
         server.stop().await.unwrap();
         wipe(&dir, 0..8);
-        let refused = StorageServer::start(ground.options(&dir)).await.err().expect("nothing is left to serve");
+        let refused =
+            StorageServer::start(ground.options(&dir)).await.err().expect("nothing is left to serve");
         assert!(refused.message.contains("disk-0"), "{refused}");
     });
 }

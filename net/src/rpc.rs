@@ -430,6 +430,11 @@ impl Expected {
         self.node.0.table.borrow_mut().set_deadline(self.request, self.node.now() + duration);
         self
     }
+
+    /// Has whoever awaits it looked at again at `at`, within half a millisecond, if there is no reply by then.
+    pub fn nudge(&self, at: Instant) {
+        self.node.0.table.borrow_mut().set_nudge(self.request, at);
+    }
 }
 
 impl Future for Expected {

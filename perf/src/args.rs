@@ -8,6 +8,7 @@ use crate::names::posix::LANES_MAX;
 use crate::names::{Phase, Plan};
 use crate::workload::{Direction, Order, Over, Skew, Until, Workload};
 use clap::{Args, Subcommand, ValueEnum};
+use corefs_client::Hedge;
 use corefs_net::buffer::BLOCK_MAX;
 use corefs_net::transport::Choice;
 use corefs_net::{Address, Secret};
@@ -402,6 +403,10 @@ pub struct LoadArgs {
     /// `corefs doctor` shows what there is.
     #[arg(long, value_name = "WAY", env = "COREFS_TRANSPORT")]
     pub transport: Option<String>,
+    /// When the native client asks a second replica for a read, too, and takes the first answer: off, auto (after the time that 99% of
+    /// recent reads took), or after a time such as 5ms.
+    #[arg(long, value_name = "WHEN", default_value_t = Hedge::Auto, env = "COREFS_HEDGE")]
+    pub hedge: Hedge,
     /// Measure --path as a file in a mounted file system, even if a manager is known.
     #[arg(long)]
     pub mounted: bool,

@@ -15,6 +15,7 @@ use crate::progress::Watch;
 use crate::report::{Report, Tally};
 use crate::workload::{Direction, Order, Over, Until, Workload};
 use crate::{diff, outputs};
+use corefs_client::Hedge;
 use corefs_net::transport::Choice;
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{Error, ErrorCode, Result};
@@ -167,6 +168,7 @@ fn drive(args: &LoadArgs, workload: &Workload, live: &Arc<Live>, watch: Watch) -
             workload.cores,
             Duration::from_micros(args.busy_poll),
             args.transport()?,
+            args.hedge,
         )?;
         let outcome = native_run(&native, args, workload, live, watch);
         // The measurement's own error says more than that of an end that follows from it.
@@ -220,7 +222,14 @@ fn meta(args: &MetaArgs, live: &Arc<Live>) -> Result<Report> {
     let native = match args.managers()? {
         managers if managers.is_empty() => None,
         managers => {
-            let native = Native::connect(managers, args.secret()?, args.cores, Duration::ZERO, Choice::Auto)?;
+            let native = Native::connect(
+                managers,
+                args.secret()?,
+                args.cores,
+                Duration::ZERO,
+                Choice::Auto,
+                Hedge::Auto,
+            )?;
             let tree = native::Tree::new(&native, &args.path, plan)?;
             Some((native, tree))
         }

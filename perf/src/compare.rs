@@ -113,8 +113,14 @@ pub fn run(args: &CompareArgs, live: &Arc<Live>, watch: Watch) -> Result<Report>
         sides.bare = Some(bare::Server::start(sides.ground.as_ref().map(Ground::path), servers, poll)?);
     }
     if on_corefs {
-        sides.native =
-            Some(Native::connect(managers, args.load.secret()?, raw.cores, poll, args.load.transport()?)?);
+        sides.native = Some(Native::connect(
+            managers,
+            args.load.secret()?,
+            raw.cores,
+            poll,
+            args.load.transport()?,
+            args.load.hedge,
+        )?);
     }
     let outcome = match &sides.native {
         Some(native) => {

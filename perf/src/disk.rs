@@ -356,12 +356,15 @@ mod tests {
         let ground = Ground::make(dir.path(), 1 << 20, 1, &live, Watch::Nothing).unwrap();
         let mut run = Workload { working_set: 1 << 20, ..workload(Direction::Read) };
         run.rate = Some(10.0);
-        assert!(measure(ground.path(), &run, None, &live, Watch::Nothing).unwrap_err().message.contains("--rate"));
+        assert!(
+            measure(ground.path(), &run, None, &live, Watch::Nothing).unwrap_err().message.contains("--rate")
+        );
         run.rate = None;
         run.until = Until::Elapsed { warmup: Duration::ZERO, measured: Duration::from_secs(3600) };
         live.stop();
         assert!(
-            measure(ground.path(), &run, None, &live, Watch::Nothing).unwrap().elapsed < Duration::from_secs(3600)
+            measure(ground.path(), &run, None, &live, Watch::Nothing).unwrap().elapsed
+                < Duration::from_secs(3600)
         );
     }
 

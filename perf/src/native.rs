@@ -9,7 +9,7 @@ use crate::report::Tally;
 use crate::workload::{Until, Workload};
 use corefs_client::file::read_batch;
 use corefs_client::{
-    Client, ClientOptions, ClientPool, CreateOptions, Credentials, File, OpenOptions, PoolOptions,
+    Client, ClientOptions, ClientPool, CreateOptions, Credentials, File, Hedge, OpenOptions, PoolOptions,
 };
 use corefs_net::buffer::BLOCK_MAX;
 use corefs_net::heap::allocations;
@@ -51,8 +51,10 @@ impl Native {
         cores: u32,
         busy_poll: Duration,
         transport: Choice,
+        hedge: Hedge,
     ) -> Result<Self> {
-        let mut options = ClientOptions { busy_poll, transport, ..ClientOptions::new(managers, secret) };
+        let mut options =
+            ClientOptions { busy_poll, transport, hedge, ..ClientOptions::new(managers, secret) };
         options.name = "perf".into();
         let available = core_affinity::get_core_ids().unwrap_or_default();
         // The last cores first: servers pin themselves to the first ones. One that sleeps is placed by the kernel, which knows
@@ -244,11 +246,13 @@ async fn ask_nodes(client: &Client) -> Result<Vec<process::ProcessT>> {
     Ok(told)
 }
 
-/// What a client's own core has counted, under the names that servers have for the same.
+/// What a client's own core has counted, under the names that servers have for the same, where they have it.
 fn counted_by(client: &Client) -> Vec<(&'static str, u64)> {
     let (node, ring) = (client.node(), client.node().ring_counters());
     let rings = [("ring_enters", ring.enters), ("ring_submissions", ring.submissions)];
-    rings.into_iter().chain(node.costs().list()).collect()
+    let done = client.counters();
+    let hedges = [("hedged_reads", done.hedged_reads), ("hedges_won", done.hedges_won)];
+    rings.into_iter().chain(hedges).chain(node.costs().list()).collect()
 }
 
 fn path_bytes(path: &Path) -> Vec<u8> {

@@ -109,8 +109,8 @@ pub struct Extras {
     /// of a batch its slowest.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub stages_us: BTreeMap<String, f64>,
-    /// What the client's cores did for each operation, from the start of the run to its end: system calls of their rings, bytes copied, requests, doorbells
-    /// and completions of RDMA, times that a sleeping core was to be woken.
+    /// What the client's cores did for each operation, from the start of the run to its end: system calls of their rings, bytes copied, reads for which a second
+    /// replica was asked, too, and those that it answered first, requests, doorbells and completions of RDMA, times that a sleeping core was to be woken.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub client_per_op: BTreeMap<String, f64>,
     /// How often a client's thread asked for memory, for each operation.
@@ -188,7 +188,7 @@ pub struct Tally {
 
 /// Counters that are reported for each operation, and how the report calls them. Those of the same name are added: a system call is one that hands entries to
 /// a core's ring or waits there, one that polls a drive's, and one that takes the event by which a completion queue woke its core.
-const COSTS: [(&str, &str); 14] = [
+const COSTS: [(&str, &str); 16] = [
     ("ring_enters", "system_calls"),
     ("drive_enters", "system_calls"),
     ("rdma_wakes", "system_calls"),
@@ -198,6 +198,8 @@ const COSTS: [(&str, &str); 14] = [
     ("disk_writes", "disk_writes"),
     ("flushes", "flushes"),
     ("copied_bytes", "copied_bytes"),
+    ("hedged_reads", "hedged_reads"),
+    ("hedges_won", "hedges_won"),
     ("rdma_requests", "rdma_requests"),
     ("rdma_doorbells", "rdma_doorbells"),
     ("rdma_completions", "rdma_completions"),

@@ -3,6 +3,7 @@
 use super::{Client, ClientOptions, Inner, InternalOptions, keep};
 use crate::ground::Ground;
 use crate::meta::Meta;
+use crate::route::pace::Hedge;
 use crate::storage::Storage;
 use crate::wait::Waiters;
 use corefs_net::handshake::{Identity, Role};
@@ -46,7 +47,8 @@ pub async fn connect(options: ClientOptions) -> Result<Client> {
 
 async fn begin(node: Node, options: &ClientOptions) -> Result<Client> {
     let ground = Ground::new(node, options.managers.clone(), options.deadline, seed());
-    let client = make(Rc::new(ground), options.name.clone(), options.write_behind, true);
+    let storage = Storage::new(Rc::new(ground), options.hedge);
+    let client = make(storage, options.name.clone(), options.write_behind, true);
     let lease = client.0.renew(ClientId(0)).await?;
     let ground = &client.0.ground;
     let until = ground.now() + options.deadline;
@@ -73,13 +75,16 @@ async fn begin(node: Node, options: &ClientOptions) -> Result<Client> {
 
 pub fn internal(options: InternalOptions) -> Client {
     let InternalOptions { node, client: id, incarnation, managers, deadline } = options;
-    let client = make(Rc::new(Ground::new(node, managers, deadline, seed())), String::new(), 0, false);
+    let ground = Rc::new(Ground::new(node, managers, deadline, seed()));
+    // It reads next to nothing.
+    let client = make(Storage::new(ground, Hedge::Off), String::new(), 0, false);
     client.0.set_client(id, incarnation);
     client
 }
 
-fn make(ground: Rc<Ground>, name: String, write_behind: usize, owns_node: bool) -> Client {
-    let (storage, meta) = (Storage::new(Rc::clone(&ground)), Meta::new(Rc::clone(&ground)));
+fn make(storage: Rc<Storage>, name: String, write_behind: usize, owns_node: bool) -> Client {
+    let ground = storage.ground();
+    let meta = Meta::new(Rc::clone(&ground));
     Client(Rc::new(Inner {
         ground,
         storage,

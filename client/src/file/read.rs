@@ -187,6 +187,11 @@ impl<'a> Slot<'a> {
         }
     }
 
+    /// Whether its replica is so late that another was asked, too.
+    fn is_hedged(&self) -> bool {
+        matches!(self, Self::Asked(_, asked) if asked.asking.is_hedged())
+    }
+
     /// Whether it is done.
     #[inline]
     fn poll(&mut self, context: &mut Context<'_>) -> bool {
@@ -211,11 +216,12 @@ impl<'a> Slot<'a> {
 /// Many reads at once, of any files of one client: each `(file, offset, length)` with its own result, in order.
 ///
 /// All are asked for at once. At a wake-up only the first that isn't done is looked at, so that n reads cost n looks;
-/// those that fail are asked for again when their turn comes.
+/// those that fail are asked for again when their turn comes. When one is late, the others are looked at, too: they may wait for the
+/// same replica.
 pub async fn read_batch(reads: &[(&File, u64, usize)]) -> Vec<Result<Data>> {
     let mut slots: Vec<Slot<'_>> =
         reads.iter().map(|(file, offset, length)| Slot::start(file, *offset, *length)).collect();
-    let (mut first, mut begun) = (0, false);
+    let (mut first, mut begun, mut late) = (0, false, false);
     poll_fn(|context| {
         if !std::mem::replace(&mut begun, true) {
             // Asked for already but for these.
@@ -225,6 +231,11 @@ pub async fn read_batch(reads: &[(&File, u64, usize)]) -> Vec<Result<Data>> {
         }
         while let Some(slot) = slots.get_mut(first) {
             if !slot.poll(context) {
+                if slot.is_hedged() && !std::mem::replace(&mut late, true) {
+                    for slot in &mut slots[first + 1..] {
+                        slot.poll(context);
+                    }
+                }
                 return Poll::Pending;
             }
             first += 1;

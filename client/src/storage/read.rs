@@ -1,9 +1,9 @@
 //! Reads of whole blocks of one chunk.
 
-use super::{ATTEMPT, FIRST_ATTEMPT, OWNER_READS_MAX, Outstanding, Place, Storage};
+use super::hedge::Attempt;
+use super::{ATTEMPT, FIRST_ATTEMPT, OWNER_READS_MAX, Place, Storage};
 use crate::route::select::{Positions, choose};
 use crate::route::{At, Next, OwnerIndex, Tracker, Work};
-use corefs_net::rpc::Expected;
 use corefs_net::tcp::LENT_MAX;
 use corefs_net::{Buffer, ConnId, Reply};
 use corefs_wire::checksum::crcs_before;
@@ -12,7 +12,8 @@ use corefs_wire::limits::BLOCK;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use std::time::Instant;
 
 /// An attempt that failed, and which replica of how many it asked.
 pub struct Failure {
@@ -47,14 +48,14 @@ pub enum Unfinished {
 /// A read that was asked for and has no answer yet. Resolves with the verified blocks, or says what remains; see
 /// [`Storage::finish`].
 pub struct Asking<'a> {
-    storage: &'a Storage,
+    pub(super) storage: &'a Storage,
     pub place: &'a Place,
     pub entry: ReadEntry,
-    asked: Asked,
-    conn: ConnId,
-    expected: Expected,
-    /// Until the answer is known.
-    _counted: Outstanding<'a>,
+    pub(super) attempt: Attempt<'a>,
+    pub(super) began: Instant,
+    /// When another replica is asked, too, if one can be; `None` when it was, or isn't to be.
+    pub(super) due: Option<Instant>,
+    pub(super) second: Option<Box<Attempt<'a>>>,
 }
 
 impl Future for Asking<'_> {
@@ -62,9 +63,18 @@ impl Future for Asking<'_> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let reply = ready!(Pin::new(&mut self.expected).poll(context));
-        self.storage.note(self.asked.owner, self.conn, &reply);
-        Poll::Ready(self.storage.judge(reply, self.entry.length.get() as usize, self.asked))
+        let asking = &mut *self;
+        let Poll::Ready(reply) = Pin::new(&mut asking.attempt.expected).poll(context) else {
+            let late = asking.due.is_some_and(|due| due <= asking.storage.node.now());
+            return if late || asking.second.is_some() { asking.poll_late(context) } else { Poll::Pending };
+        };
+        let (asked, conn) = (asking.attempt.asked, asking.attempt.conn);
+        asking.storage.note(asked.owner, conn, &reply);
+        if asking.second.is_some() {
+            return asking.first_ended(reply, context);
+        }
+        asking.took();
+        Poll::Ready(asking.storage.judge(reply, asking.entry.length.get() as usize, asked))
     }
 }
 
@@ -103,13 +113,22 @@ impl Storage {
             None if self.may_stay(Some(conn), length) => None,
             None => Some((self.ground.pool.get(length)?, 0)),
         };
-        let within = if asked.of > 1 { FIRST_ATTEMPT } else { ATTEMPT };
+        let (within, delay) = match asked.of {
+            0 | 1 => (ATTEMPT, None),
+            _ => (FIRST_ATTEMPT, self.pace.borrow().delay(length)),
+        };
         let expected = self.node.expect(conn, dest).ok()?.within(within);
-        let _counted = self.count(owner);
+        let began = self.node.now();
+        let due = delay.map(|delay| began + delay);
+        if let Some(due) = due {
+            expected.nudge(due);
+        }
+        let counted = self.count(owner);
         entry.request = expected.request_id().into();
         self.gather(owner, &entry);
         self.ground.counters.borrow_mut().reads += 1;
-        Some(Asking { storage: self, place, entry, asked, conn, expected, _counted })
+        let attempt = Attempt { asked, conn, expected, counted };
+        Some(Asking { storage: self, place, entry, attempt, began, due, second: None })
     }
 
     /// A read that has to wait before it can be asked for.
@@ -184,7 +203,12 @@ impl Storage {
 
     /// What a reply to a read comes to.
     #[inline]
-    fn judge(&self, reply: Result<Reply>, length: usize, asked: Asked) -> Result<Buffer, Unfinished> {
+    pub(super) fn judge(
+        &self,
+        reply: Result<Reply>,
+        length: usize,
+        asked: Asked,
+    ) -> Result<Buffer, Unfinished> {
         let error = match reply.and_then(|reply| verified(reply, length)) {
             Ok(Some(buffer)) if buffer.len() == length => return Ok(buffer),
             Ok(sent) => return Err(Unfinished::Short(sent)),
@@ -200,14 +224,20 @@ impl Storage {
     /// Whether data of a read may stay in the memory that they arrive in, on this connection. That keeps whole blocks of the pool from other use; and
     /// who runs out of memory is to wait here, before anything is asked for. By RDMA a read that its message can't carry is answered sooner if it has a place.
     #[inline]
-    fn may_stay(&self, conn: Option<ConnId>, length: usize) -> bool {
+    pub(super) fn may_stay(&self, conn: Option<ConnId>, length: usize) -> bool {
         let carries = |conn| length <= self.node.carries(conn);
         length <= LENT_MAX && self.ground.pool.is_ample() && conn.is_some_and(carries)
     }
 
     /// Chooses the replica and writes it into the entry.
     #[inline]
-    fn pick(&self, place: &Place, entry: &mut ReadEntry, at: At, avoid: Positions) -> Result<Asked, Failure> {
+    pub(super) fn pick(
+        &self,
+        place: &Place,
+        entry: &mut ReadEntry,
+        at: At,
+        avoid: Positions,
+    ) -> Result<Asked, Failure> {
         let picked = self.with_chain(place, entry.index.get(), |chain| {
             let of = chain.serving.len();
             let avoid = if at == At::Any { Positions::NONE } else { avoid };

@@ -6,7 +6,7 @@
 pub mod meta;
 pub mod storage;
 
-use corefs_client::{Client, ClientOptions};
+use corefs_client::{Client, ClientOptions, Credentials, File, Kind, OpenOptions};
 use corefs_net::handshake::{Identity, Role};
 use corefs_net::{Address, Node, NodeConfig, Request, Responder, Service};
 use corefs_wire::control::mgmtd::{
@@ -15,7 +15,9 @@ use corefs_wire::control::mgmtd::{
 use corefs_wire::control::{Call, Message};
 use corefs_wire::layout::Layout;
 use corefs_wire::routing::{Chain, Member, Node as NodeInfo, RoutingInfo, Target};
-use corefs_wire::{ChainId, Error, ErrorCode, NodeId, Result, ShardIndex, SliceIndex, TargetId, Uuid};
+use corefs_wire::{
+    ChainId, Error, ErrorCode, InodeId, NodeId, Result, ShardIndex, SliceIndex, TargetId, Uuid,
+};
 use glommio::{LocalExecutorBuilder, Placement};
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -179,6 +181,7 @@ impl Cluster {
     pub async fn stop(self) {
         // Responders that are still held answer now.
         self.shards.iter().for_each(|shard| shard.held.borrow_mut().clear());
+        self.shards.iter().for_each(|shard| shard.catch_up());
         self.manager.waiting.borrow_mut().clear();
         self.meta.node.take();
         for node in &self.nodes {
@@ -238,4 +241,23 @@ pub async fn until(node: &Node, mut so: impl FnMut() -> bool) {
         node.sleep(Duration::from_millis(10)).await;
     }
     panic!("it never came about");
+}
+
+/// Bytes that differ everywhere.
+pub fn pattern(len: usize, salt: u8) -> Vec<u8> {
+    (0..len).map(|at| (at / 7 % 251) as u8 ^ (at as u8) ^ salt).collect()
+}
+
+/// A file of `chunks` whole chunks on every shard, opened for reading.
+pub async fn file(cluster: &Cluster, client: &Client, chunks: u32) -> (File, Vec<u8>) {
+    let attr = cluster.meta.add(1, b"file", Kind::File);
+    let bytes = pattern((CHUNK * chunks) as usize, 3);
+    cluster.meta.inodes.borrow_mut().get_mut(&attr.inode).unwrap().size = bytes.len() as u64;
+    for shard in &cluster.shards {
+        for (index, chunk) in bytes.chunks(CHUNK as usize).enumerate() {
+            shard.put(attr.inode, index as u32, chunk);
+        }
+    }
+    let file = client.open(&Credentials::root(), InodeId(attr.inode), OpenOptions::default()).await.unwrap();
+    (file, bytes)
 }

@@ -55,6 +55,9 @@ pub struct Shard {
     /// The chain version that requests must name; 0: any.
     pub version: Cell<u64>,
     pub held: RefCell<Vec<Responder>>,
+    /// Reads are answered when [`Shard::catch_up`] is called.
+    pub slow: Cell<bool>,
+    behind: RefCell<Vec<(Request, Responder)>>,
 }
 
 impl Shard {
@@ -79,6 +82,8 @@ impl Shard {
             done: RefCell::default(),
             version: Cell::default(),
             held: RefCell::default(),
+            slow: Cell::default(),
+            behind: RefCell::default(),
         });
         node.serve(shard.clone());
         shard
@@ -90,6 +95,13 @@ impl Shard {
 
     pub fn fail_updates(&self, faults: impl IntoIterator<Item = Fault>) {
         self.update_faults.borrow_mut().extend(faults);
+    }
+
+    /// Answers the reads that wait because it is slow.
+    pub fn catch_up(&self) {
+        for (request, responder) in self.behind.take() {
+            self.reads(&request, responder);
+        }
     }
 
     pub fn put(&self, inode: u64, index: u32, bytes: &[u8]) {
@@ -242,6 +254,7 @@ impl Shard {
 impl Service for Shard {
     fn request(&self, request: Request, responder: Responder) {
         match request.op {
+            op::READ if self.slow.get() => self.behind.borrow_mut().push((request, responder)),
             op::READ => self.reads(&request, responder),
             op::UPDATE => self.update(&request, responder),
             op::LIST => self.list(&request, responder),

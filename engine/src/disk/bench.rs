@@ -332,7 +332,8 @@ mod tests {
         assert!(report.operations > 0 && report.errors == 0);
         let bytes = std::fs::read(&path).unwrap();
         // From the second block on of each part; the last operation may have been cut off in the middle.
-        let written = (0..85).filter(|block| bytes[block * BLOCK] | bytes[block * BLOCK + 1] != 0).count() as u64;
+        let written =
+            (0..85).filter(|block| bytes[block * BLOCK] | bytes[block * BLOCK + 1] != 0).count() as u64;
         assert!(written.abs_diff((report.operations + 1).min(85)) <= 1, "{written} of {}", report.operations);
         for block in 0..85 {
             let copy = |copy: usize| &bytes[(copy * 85 + block) * BLOCK..][..BLOCK];

@@ -43,7 +43,7 @@ struct Timers {
     next_tick: Instant,
     fine_armed: bool,
     coarse_armed: bool,
-    /// What wakes a thread of its own for a timer, and when.
+    /// What wakes it at an exact time, and when.
     exact_armed: Option<Instant>,
 }
 
@@ -92,7 +92,12 @@ impl Timers {
             (false, true) => Some(self.next_tick + COARSE),
             (false, false) => None,
         };
-        [tick, timer].into_iter().flatten().min()
+        [tick, Self::exact(inner, timer)].into_iter().flatten().min()
+    }
+
+    /// What a tick would be too coarse for: the executor's timer, and whoever has waited long enough to be told.
+    fn exact(inner: &Inner, timer: Option<Instant>) -> Option<Instant> {
+        [timer, inner.table.borrow().next_nudge()].into_iter().flatten().min()
     }
 
     /// Has what is wanted wake the ring.
@@ -104,7 +109,7 @@ impl Timers {
         if coarse && !std::mem::replace(&mut self.coarse_armed, true) {
             ring.timeout(COARSE, COARSE_TICK);
         }
-        if let Some(at) = timer
+        if let Some(at) = Self::exact(inner, timer)
             && self.exact_armed.is_none_or(|armed| armed > at)
         {
             self.exact_armed = Some(at);
@@ -309,6 +314,7 @@ impl Pump {
         if now >= self.timers.next_tick {
             self.tick(now);
         }
+        self.node.0.table.borrow_mut().nudge(now);
     }
 
     /// What follows from it.

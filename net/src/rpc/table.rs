@@ -11,7 +11,10 @@ use corefs_wire::frame::Header;
 use corefs_wire::limits::CONNECTION_REQUESTS_MAX;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Whoever is to be nudged is looked for no more often: all requests are looked through.
+const NUDGES_APART: Duration = Duration::from_micros(500);
 
 #[derive(Default)]
 pub struct Table {
@@ -23,6 +26,8 @@ pub struct Table {
     timed: usize,
     /// Granted to replies that nobody awaits any more.
     abandoned: Vec<(ConnId, u64)>,
+    /// When somebody is to be nudged, or was to be: the reply may have come since.
+    next_nudge: Option<Instant>,
 }
 
 struct Slot {
@@ -39,6 +44,7 @@ enum State {
         granted: bool,
         waker: Option<Waker>,
         deadline: Option<Instant>,
+        nudge: Option<Instant>,
     },
     Done(Result<Reply>),
 }
@@ -65,7 +71,7 @@ impl Table {
             (self.slots.len() - 1) as u32
         });
         let slot = &mut self.slots[index as usize];
-        slot.state = State::Waiting { conn, place, granted: false, waker: None, deadline: None };
+        slot.state = State::Waiting { conn, place, granted: false, waker: None, deadline: None, nudge: None };
         Ok(u64::from(slot.generation) << 32 | u64::from(index))
     }
 
@@ -90,6 +96,45 @@ impl Table {
         {
             self.timed += 1;
         }
+    }
+
+    /// Whoever awaits the reply is woken at that time, once, if it hasn't come.
+    pub fn set_nudge(&mut self, request: u64, at: Instant) {
+        if let Some(State::Waiting { nudge, .. }) = self.state(request) {
+            *nudge = Some(at);
+            if self.next_nudge.is_none_or(|next| at < next) {
+                self.next_nudge = Some(at);
+            }
+        }
+    }
+
+    /// When [`nudge`](Self::nudge) is to be called, if at all.
+    pub fn next_nudge(&self) -> Option<Instant> {
+        self.next_nudge
+    }
+
+    /// Wakes whoever was to be woken by now.
+    #[inline]
+    pub fn nudge(&mut self, now: Instant) {
+        if self.next_nudge.is_some_and(|next| next <= now) {
+            self.nudge_all(now);
+        }
+    }
+
+    fn nudge_all(&mut self, now: Instant) {
+        let mut next: Option<Instant> = None;
+        for Slot { state, .. } in &mut self.slots {
+            let State::Waiting { nudge, waker, .. } = state else { continue };
+            match *nudge {
+                Some(at) if at <= now => {
+                    *nudge = None;
+                    waker.iter().for_each(Waker::wake_by_ref);
+                }
+                Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
+                None => (),
+            }
+        }
+        self.next_nudge = next.map(|next| next.max(now + NUDGES_APART));
     }
 
     /// Where the data of the reply to a request are to go, which was inserted without a place.
@@ -367,6 +412,36 @@ mod tests {
         table.fail(Some(CONN), &ErrorCode::ConnectionLost.into());
         table.forget(lost);
         assert!(!table.has_abandoned(), "what was granted on a connection goes with it");
+    }
+
+    #[test]
+    fn who_waits_too_long_is_nudged_once() {
+        struct Count(std::sync::atomic::AtomicU32);
+        impl std::task::Wake for Count {
+            fn wake(self: std::sync::Arc<Self>) {
+                self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        let count = std::sync::Arc::new(Count(Default::default()));
+        let woken = || count.0.load(std::sync::atomic::Ordering::Relaxed);
+        let (mut table, start) = (Table::default(), Instant::now());
+        let after = |millis| start + Duration::from_millis(millis);
+        let requests: Vec<u64> = (0..3).map(|_| table.insert(CONN, None).unwrap()).collect();
+        for (request, millis) in requests.iter().zip([5, 3, 9]) {
+            table.set_nudge(*request, after(millis));
+            assert!(table.poll(*request, &Waker::from(count.clone())).is_pending());
+        }
+        assert_eq!(table.next_nudge(), Some(after(3)));
+        assert!(reply(&mut table, CONN, requests[1], 0, b"") && woken() == 1, "the reply has come in time");
+        table.nudge(after(4));
+        assert_eq!((woken(), table.next_nudge()), (1, Some(after(5))), "nobody is late");
+        table.nudge(after(6));
+        assert_eq!((woken(), table.next_nudge()), (2, Some(after(9))));
+        table.nudge(after(8));
+        assert!(poll(&mut table, requests[0]).is_pending(), "a nudge ends nothing");
+        table.forget(requests[2]);
+        table.nudge(after(20));
+        assert_eq!((woken(), table.next_nudge()), (2, None), "who gave up is not woken");
     }
 
     #[test]

@@ -78,6 +78,7 @@ pub const TEMPLATE: &str = r#"# corefs: settings of the roles, a section each. E
 [mount]         # a FUSE mount
 # manager = ["127.0.0.1:7400"]
 # transport = "auto"                      # as above
+# hedge = "auto"                          # off, auto or a time: when a second replica is asked for a read, too
 # threads = 2                             # threads that read requests from the kernel
 # secret_file = "secret"
 "#;

@@ -5,6 +5,7 @@ use crate::directory::Directory;
 use crate::scratch::Scratch;
 use crate::tree::{self, Copied};
 use crate::{output, signals};
+use corefs_client::Hedge;
 use corefs_net::transport::Choice;
 use corefs_perf::args::Bytes;
 use corefs_perf::cpu::CpuTime;
@@ -153,8 +154,14 @@ impl Job<'_> {
     }
 
     fn measure(&mut self, scratch: &Scratch, directory: &Directory, cluster: &mut Cluster) -> Result<()> {
-        let mut native =
-            Native::connect(vec![cluster.manager.parse()?], None, 1, Duration::ZERO, Choice::Auto)?;
+        let mut native = Native::connect(
+            vec![cluster.manager.parse()?],
+            None,
+            1,
+            Duration::ZERO,
+            Choice::Auto,
+            Hedge::Auto,
+        )?;
         native.measure_servers(storage_pids(cluster));
         let outcome = self.steps(scratch, directory, cluster, &native);
         let stopped = native.stop();
