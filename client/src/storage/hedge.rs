@@ -54,26 +54,29 @@ impl Asking<'_> {
         if self.due.take().is_some() {
             let second = self.storage.ask_second(self.place, self.entry, self.attempt.asked);
             self.second = second.map(Box::new);
-            if self.second.is_none() {
-                let again = self.storage.node.now() + AGAIN;
-                self.attempt.expected.nudge(again);
-                self.due = Some(again);
-            }
         }
-        let Some(second) = &mut self.second else { return Poll::Pending };
+        let Some(second) = &mut self.second else { return self.wait_again() };
         let Poll::Ready(reply) = Pin::new(&mut second.expected).poll(context) else { return Poll::Pending };
         self.storage.note(second.asked.owner, second.conn, &reply);
         let answer = self.storage.judge(reply, self.entry.length.get() as usize, second.asked);
         let Some(second) = self.second.take() else { return Poll::Pending };
         if matches!(answer, Err(Unfinished::Failed(_))) {
-            // The first may still answer.
-            return Poll::Pending;
+            // The first may still answer; or somebody else, with newer routing.
+            return self.wait_again();
         }
         self.storage.ground.counters.borrow_mut().hedges_won += 1;
         self.took();
         let first = std::mem::replace(&mut self.attempt, *second);
         self.storage.leave_behind(first);
         Poll::Ready(answer)
+    }
+
+    /// Nobody else is asked just now.
+    fn wait_again<T>(&mut self) -> Poll<T> {
+        let again = self.storage.node.now() + AGAIN;
+        self.attempt.expected.nudge(again);
+        self.due = Some(again);
+        Poll::Pending
     }
 
     /// The first attempt has ended while another is under way.
@@ -115,11 +118,14 @@ impl Storage {
         avoid.insert(first.position);
         let asked = self.pick(place, &mut entry, At::Other, avoid).ok()?;
         let owner = asked.owner;
-        // Positions mean something for one version of the chain only.
-        let another = asked.version == first.version && owner != first.owner;
         // Attempts that were left behind hold their memory for as long as somebody may write to it.
         let crowded = self.left_behind.borrow().len() >= LEFT_BEHIND_MAX;
-        if !another || crowded || self.reluctance(owner) >= OWNER_READS_MAX || !self.ground.pool.is_ample() {
+        // Positions mean something for one version of the chain only.
+        if owner == first.owner
+            || crowded
+            || self.reluctance(owner) >= OWNER_READS_MAX
+            || !self.ground.pool.is_ample()
+        {
             return None;
         }
         let conn = self.open(owner)?;
