@@ -45,7 +45,7 @@ pub fn plan(state: &State, liveness: &Liveness) -> Plan {
     let mut state = state.clone();
     state.moving.paused = false;
     let counts = |member: &Member| member.state == Public::Serving || member.leaving;
-    let (before, sizes) = (loads(&state, counts), sizes(&state, liveness, counts));
+    let (before, sizes) = (loads(&state, counts), sizes(&state, liveness));
     let begun: Vec<ChainId> = state.chains.keys().copied().collect();
     for id in begun {
         let chain = &state.chains[&id];
@@ -116,16 +116,15 @@ fn loads(state: &State, counts: impl Fn(&Member) -> bool) -> BTreeMap<(NodeId, S
     out
 }
 
-/// Bytes of the members on each slice, the smallest first.
-fn sizes(
-    state: &State,
-    liveness: &Liveness,
-    counts: impl Fn(&Member) -> bool,
-) -> BTreeMap<(NodeId, SliceIndex), Vec<u64>> {
+/// Bytes of the members on each slice, the smallest first. One that leaves and whose successor serves already isn't among them: it
+/// goes without anything being sent.
+fn sizes(state: &State, liveness: &Liveness) -> BTreeMap<(NodeId, SliceIndex), Vec<u64>> {
     let mut out: BTreeMap<_, Vec<u64>> = BTreeMap::new();
     for chain in state.chains.values() {
         let bytes = super::bytes_of(chain, liveness);
-        for member in chain.members.iter().filter(|member| counts(member)) {
+        let comes = staying(chain).filter(|member| member.state != Public::Serving).count();
+        let leave = chain.members.iter().filter(|member| member.leaving).take(comes);
+        for member in staying(chain).chain(leave) {
             out.entry((member.node, member.slice)).or_default().push(bytes);
         }
     }

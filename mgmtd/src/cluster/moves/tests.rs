@@ -164,6 +164,29 @@ fn a_node_is_emptied_and_can_be_forgotten() {
     );
 }
 
+/// Also while some have moved and others are on their way.
+#[test]
+fn the_fewest_bytes_are_never_more_than_what_is_planned() {
+    let mut world = World::new(formed(4, 3));
+    world.fill();
+    world.stand(2, 0..8, Standing::Leaving);
+    let least = |world: &World| {
+        let plan = plan(&world.state, &world.liveness);
+        let bytes: u64 = plan.moves.iter().map(|planned| planned.bytes).sum();
+        assert!(plan.least_bytes <= bytes, "{} of {bytes}", plan.least_bytes);
+        plan.least_bytes
+    };
+    assert_eq!(least(&world), 32 * 1000);
+    while world.loads()[&2] > 0 {
+        world.begin();
+        least(&world);
+        world.fill();
+        least(&world);
+    }
+    world.run();
+    assert_eq!(least(&world), 0);
+}
+
 #[test]
 fn a_node_whose_targets_fit_nowhere_is_said_to_be_stuck() {
     let mut world = World::new(formed(3, 3));
