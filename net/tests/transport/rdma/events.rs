@@ -4,6 +4,7 @@
 
 use crate::world::{Tested, World, identity, open, until};
 use corefs_net::rdma::{Choice, Rdma, RdmaConfig};
+use corefs_net::transport::Way;
 use corefs_net::{ConnId, TcpConfig};
 use corefs_wire::ErrorCode;
 use std::process::{Child, Command};
@@ -138,4 +139,24 @@ fn a_device_that_is_taken_out_is_let_go_and_used_again_when_it_is_back() {
             client.sink.closed.len() == closed + 2 && server.net.live() == 1
         });
     }
+}
+
+#[test]
+fn a_device_that_comes_after_the_start_is_used() {
+    let Some(link) = link() else { return };
+    let device = std::env::var("COREFS_TEST_RDMA").unwrap();
+    assert!(rdma(&["delete", &device]).wait().unwrap().success());
+    let world = || World::of(|pool| Rdma::new(super::config(TcpConfig::new(identity(None))), pool).unwrap());
+    let (mut server, mut client) = (world(), world());
+    let address = server.net.listen(&Rdma::local()).unwrap();
+    let plain = open(&mut client, &mut server, &address);
+    let why = match client.net.way(plain) {
+        Way::Tcp(why) => why,
+        Way::Rdma(port) => panic!("by {port}, which was taken out"),
+    };
+    assert_eq!(why, "no RDMA port can be used here");
+    assert!(rdma(&["add", &device, "type", "rxe", "netdev", &link]).wait().unwrap().success());
+    let conn = open_by_rdma(&mut client, &mut server, &address);
+    client.send(conn, 1, b"by the queue pair", &[7; 10_000]);
+    until(&mut client, &mut server, "the frame", |_, server| server.sink.frames.len() == 1);
 }

@@ -166,7 +166,7 @@ mod built {
             assert!(!short(None, 64, 4), "without a limit, or with the right to ignore it");
             let (line, _) = memlock(Some(8 << 20), 2 * each, 2);
             assert!(
-                line.starts_with("memlock: 8 MiB may be pinned; a node of 2 shards would pin 256 MiB"),
+                line.starts_with("memlock: 8.0 MiB may be pinned; a node of 2 shards would pin 256.0 MiB"),
                 "{line}"
             );
             assert!(memlock(None, 0, 1).0.contains("any amount"));
