@@ -30,8 +30,9 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(100);
 /// And memory that something waits for.
 const SHORT: Duration = Duration::from_millis(5);
-/// What a queue pair has after the end of its connection to finish what came before.
-const LAST_WORDS: Duration = Duration::from_millis(5);
+/// What a queue pair has after the end of its connection to finish what came before: a device needs microseconds, soft-RoCE, which is threads of the
+/// kernel, a turn on a core.
+const LAST_WORDS: Duration = Duration::from_millis(20);
 /// An accepted connection with more than this queued takes no further requests, as of TCP.
 const THROTTLE: usize = CONNECTION_SEND_MAX / 8;
 
@@ -288,7 +289,7 @@ impl Inner {
             if !lane.awaits_device() || Instant::now() >= until {
                 return;
             }
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
     }
 
