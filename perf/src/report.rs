@@ -569,8 +569,13 @@ mod tests {
     #[test]
     fn every_way_into_the_kernel_is_a_system_call() {
         let counted = |requests| {
-            let each =
-                [("ring_enters", 50), ("drive_enters", 120), ("rdma_wakes", 30), ("rdma_requests", requests)];
+            let each = [
+                ("reads", 100),
+                ("ring_enters", 50),
+                ("drive_enters", 120),
+                ("rdma_wakes", 30),
+                ("rdma_requests", requests),
+            ];
             each.map(|(name, count)| (name.to_owned(), count)).into()
         };
         let of = |requests| Tally { counted: counted(requests), ..tally(100, 1) }.into_row("native_randread");
