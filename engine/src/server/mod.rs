@@ -153,9 +153,8 @@ impl StorageServer {
         let identity = identity(home.node(), home.cluster());
         let there: Vec<bool> = disks.iter().map(Option::is_some).collect();
         let (cores, unopened) = cores::start(&options, &home, &identity, disks, reserved).await?;
-        let slices = home.slices();
-        let whole = |disk| !slices.iter().any(|slice| slice.disk == disk && unopened.contains(&slice.index));
-        home.formatted(|disk| there[disk] && whole(disk))?;
+        // Also of a disk of which not every slice could be made: the others are about to be used, and must never be made again.
+        home.formatted(|disk| there[disk])?;
         member.slices.iter_mut().for_each(|slice| slice.dead |= unopened.contains(&SliceIndex(slice.index)));
         let node = home.node().ok_or(ErrorCode::Internal)?;
         Self::join(&options, home, identity, member, node, cores).await
