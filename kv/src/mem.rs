@@ -179,11 +179,22 @@ impl Mem {
 
     /// Every pair of the newest version: what tests compare.
     pub fn dump(&self) -> Vec<Pair> {
+        self.newest(&KeyRange::all())
+    }
+
+    /// The newest version.
+    pub fn latest(&self) -> u64 {
+        self.state.borrow().version
+    }
+
+    /// The newest pairs of a range.
+    pub fn newest(&self, range: &KeyRange) -> Vec<Pair> {
         let state = self.state.borrow();
+        let keys = state.keys.range(range.begin.clone()..range.end.clone());
         let newest = |(key, history): (&Vec<u8>, &History)| {
             history.last().and_then(|(_, value)| value.clone()).map(|value| (key.clone(), value))
         };
-        state.keys.iter().filter_map(newest).collect()
+        keys.filter_map(newest).collect()
     }
 
     async fn maybe_yield(&self) {

@@ -17,7 +17,6 @@ pub mod cluster;
 pub mod election;
 pub mod ops;
 pub mod primary;
-#[cfg(feature = "server")]
 pub mod rows;
 #[cfg(feature = "server")]
 pub mod server;

@@ -74,6 +74,11 @@ pub fn client_key(client: ClientId) -> Vec<u8> {
     key(letter::CLIENT, &client.0.to_be_bytes())
 }
 
+/// Where all rows of the cluster are.
+pub fn all() -> KeyRange {
+    KeyRange::prefix(&PREFIX)
+}
+
 /// Where the chain tables are: something is there once the cluster is formed.
 pub fn tables() -> KeyRange {
     KeyRange::prefix(&key(letter::TABLE, &[]))
@@ -329,14 +334,15 @@ pub fn of_state(state: &State) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 /// Everything that is stored, read in one snapshot. `None`: nothing is.
 pub async fn load<T: Transaction>(txn: &mut T) -> Result<Option<(State, Numbers, Vec<ClientId>)>> {
-    let pairs = txn.range_all(&KeyRange::prefix(&PREFIX), ROWS_MAX, Isolation::Snapshot).await?;
+    let pairs = txn.range_all(&all(), ROWS_MAX, Isolation::Snapshot).await?;
     if pairs.len() == ROWS_MAX {
         return Err(Error::new(ErrorCode::Corrupt, "more cluster rows than any cluster has"));
     }
     from_pairs(&pairs)
 }
 
-fn from_pairs(pairs: &[Pair]) -> Result<Option<(State, Numbers, Vec<ClientId>)>> {
+/// What the cluster's rows hold; `None` for a store without a cluster.
+pub fn from_pairs(pairs: &[Pair]) -> Result<Option<(State, Numbers, Vec<ClientId>)>> {
     let mut state = State::new(Uuid::NIL, Formation::default());
     let mut numbers = Numbers::default();
     let mut clients = Vec::new();

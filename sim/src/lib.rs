@@ -3,9 +3,10 @@
 //! | module | is |
 //! |---|---|
 //! | [`prng`], [`clock`] | seeded randomness and virtual time |
+//! | [`tasks`] | what is async, in virtual time |
 //! | [`disk`] | a disk that loses power between any two operations |
 //! | [`store`] | the chunk store under power cuts, against a model |
-//! | [`chain`] | chains of replicas under power cuts and message loss |
+//! | [`chain`] | whole clusters under every kind of fault |
 //! | [`lives`] | many lives of chains, and what they amount to |
 //! | [`recording`] | power-cut images of a recorded run of a real disk |
 
@@ -16,3 +17,4 @@ pub mod lives;
 pub mod prng;
 pub mod recording;
 pub mod store;
+pub mod tasks;

@@ -139,3 +139,8 @@ fn a_replica_that_never_comes_back_is_caught() {
 fn routing_that_goes_back_is_caught() {
     caught(Canary::ReignNotCounted, Config::default(), &["routing went"]);
 }
+
+#[test]
+fn a_manager_that_leads_for_too_long_is_caught() {
+    caught(Canary::ReignTooLong, Config::default(), &["routing went", "two routings"]);
+}

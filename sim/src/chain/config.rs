@@ -6,6 +6,9 @@ use crate::disk::SECTOR;
 pub const SLICE_BYTES: u64 = 2 << 20;
 const _: () = assert!(SLICE_BYTES.is_multiple_of(SECTOR as u64), "a disk is whole sectors");
 
+/// Bytes that a node says its slice has room for.
+pub const SLICE_CAPACITY: u64 = 1 << 20;
+
 /// A bug built in on purpose: the checks must find it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Canary {
@@ -39,8 +42,10 @@ pub enum Canary {
     FilledUnheard,
     /// The manager gives a node a lease before its chains know that they go on without it.
     LeaseTooSoon,
-    /// A manager begins to count its routing anew, in the reign of its predecessor.
+    /// Routing doesn't say in which reign it was given out.
     ReignNotCounted,
+    /// A manager goes on leading for longer than the others wait for it.
+    ReignTooLong,
 }
 
 /// One kind of life: see [`run`](super::run).
@@ -50,6 +55,8 @@ pub struct Config {
     pub replicas: usize,
     /// Nodes beyond the replicas: to these targets can move, and from them.
     pub spares: usize,
+    /// Processes of managers, of which one leads.
+    pub managers: usize,
     pub chains: u64,
     pub clients: usize,
     pub chunks: u32,
@@ -60,7 +67,7 @@ pub struct Config {
     pub think: u64,
     /// Virtual milliseconds that a client waits for an answer before it asks again: from so many to twice as many.
     pub patience: u64,
-    /// Virtual milliseconds that a commit of the manager's store takes at most.
+    /// Virtual milliseconds that a change of the cluster takes at most on its way to the managers' store.
     pub store_ms: u64,
     /// Nodes hear of new routing when there is some, and not only with their leases.
     pub news: bool,
@@ -92,6 +99,7 @@ impl Default for Config {
         Self {
             replicas: 3,
             spares: 1,
+            managers: 3,
             chains: 2,
             clients: 6,
             chunks: 6,

@@ -1,98 +1,98 @@
-//! The manager: its pure machines (membership, liveness, the state table), with a store that takes time and a process that
-//! is replaced now and then.
+//! The managers: as many processes as there are, each with the real machine ([`Primary`]: election, changes, what others ask) over the
+//! deterministic store, on a clock of its own.
 
+use super::config::{Canary, SLICE_CAPACITY};
+use super::kv::{Outcomes, Road};
 use super::node::CLUSTER;
-use corefs_mgmtd::cluster::formation::Formation;
-use corefs_mgmtd::cluster::liveness::{Liveness, SliceHealth, TargetHealth, Terms};
+use crate::prng::Prng;
+use crate::tasks::{Owner, Tasks, Timers};
+use corefs_engine::event::Nanos;
+use corefs_kv::Pair;
+use corefs_kv::mem::{Faults, Mem};
+use corefs_mgmtd::cluster::formation::Wanted;
+use corefs_mgmtd::cluster::liveness::Terms;
 use corefs_mgmtd::cluster::moves;
-use corefs_mgmtd::cluster::reconfigure::{Restart, is_due, may_renew, reconfigure};
-use corefs_mgmtd::cluster::routing;
-use corefs_mgmtd::cluster::state::{Arrival, Node, Slice, Standing, State};
+use corefs_mgmtd::cluster::state::State;
 use corefs_mgmtd::cluster::transition::Public;
-use corefs_wire::routing::RoutingInfo;
-use corefs_wire::{NodeId, Result, SliceIndex, TargetId, Uuid};
-use std::collections::BTreeMap;
+use corefs_mgmtd::{Clock, Primary, Settings, ops, rows};
+use corefs_wire::control::mgmtd::{
+    ChangeNodeT, GetRoutingT, NodeHeartbeatT, RegisterNodeT, RoutingT, SliceInfoT,
+};
+use corefs_wire::{Error, ErrorCode, NodeId, Result, Uuid};
+use std::cell::RefCell;
+use std::future::Future;
 use std::rc::Rc;
 
-/// As the real one has them.
+const MILLI: Nanos = 1_000_000;
+/// As the real ones have them.
 pub const TERMS: Terms =
     Terms { lease_ms: 1000, margin_ms: 200, client_lease_ms: 15_000, forget_meta_ms: 60_000 };
-const SLICE_BYTES: u64 = 1 << 20;
+const LEASE_MS: u64 = 1000;
+const UPKEEP_MS: u64 = 100;
 
-/// What a heartbeat says.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Heartbeat {
-    pub node: usize,
-    pub incarnation: u64,
-    pub targets: BTreeMap<TargetId, TargetHealth>,
-    /// Its slice is out of service.
-    pub dead: bool,
+/// A process's clock: it drifts, and goes on while the process stands still.
+#[derive(Clone)]
+pub struct OwnClock {
+    timers: Timers,
+    /// Parts of a million of the world's time that pass on it.
+    pace_ppm: u64,
+    offset: Nanos,
 }
 
-/// What becomes of a heartbeat.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Heard {
-    /// The lease goes on.
-    Lease,
-    /// Not now: chains have to be told first that they go on without the node.
-    Wait,
-    /// Another process has the node's number: it must register.
-    Unknown,
+impl Clock for OwnClock {
+    fn now_ms(&self) -> u64 {
+        let passed = u128::from(self.timers.now()) * u128::from(self.pace_ppm) / 1_000_000;
+        (passed as Nanos + self.offset) / MILLI
+    }
+
+    async fn sleep(&self, ms: u64) {
+        let time = u128::from(ms) * u128::from(MILLI) * 1_000_000 / u128::from(self.pace_ppm);
+        self.timers.sleep(time as Nanos + 1).await;
+    }
 }
 
-/// A node that comes up.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Registration {
-    pub node: usize,
-    pub incarnation: u64,
-    /// When it asked, on its clock.
-    pub sent: u64,
-}
-
-/// A change on its way to the store.
+/// A manager's answer to one of the nodes' processes, or to somebody who empties nodes.
 #[derive(Debug)]
-pub struct Change {
-    state: State,
-    /// The node that registers, if that is what it is about.
-    registers: Option<Registration>,
-    /// It is another process than the one last heard of.
-    restarted: bool,
+pub enum Reply {
+    Registered { node: usize, epoch: u32, sent: Nanos, result: Result<Box<RoutingT>> },
+    Heartbeat { node: usize, epoch: u32, sent: Nanos, result: Result<Option<Box<RoutingT>>> },
+    /// To the poll of that number.
+    News { node: usize, epoch: u32, poll: u64, result: Result<Option<Box<RoutingT>>> },
+    Moves { result: Result<()> },
 }
 
-pub struct Manager {
+type Machine = Primary<Road, OwnClock>;
+
+struct Process {
+    machine: Option<Rc<Machine>>,
+    road: Road,
+    clock: OwnClock,
+    /// How often it was started.
+    starts: u64,
+    stopped_until: Nanos,
+}
+
+/// All managers, and what they keep in their store.
+pub struct Managers {
+    processes: Vec<Process>,
+    pub store: Mem,
+    pub outcomes: Rc<Outcomes>,
+    pub tasks: Tasks,
+    pub timers: Timers,
+    /// Answers that haven't been sent yet.
+    outbox: Rc<RefCell<Vec<(usize, Reply)>>>,
+    /// What is stored, and the store's version when that was looked at.
     pub state: State,
-    liveness: Liveness,
-    version: u64,
-    /// What everybody may know.
-    pub routing: Rc<RoutingInfo>,
-    /// One change at a time.
-    storing: bool,
-    /// Nobody leads until then (milliseconds).
-    absent_until: u64,
-    epoch: u64,
-    /// Each reign has a number of its own: false is a canary.
-    pub counts_reigns: bool,
+    stored: Vec<Pair>,
+    seen: u64,
+    /// Reigns of processes that are no more, and how often they gave way.
+    ended: (u64, u64),
+    canary: Option<Canary>,
 }
 
-/// The number that the manager gives a node.
+/// The number that the managers give a node.
 pub fn id(node: usize) -> NodeId {
     NodeId(node as u32 + 1)
-}
-
-fn description(node: usize, incarnation: u64) -> Node {
-    Node {
-        incarnation,
-        domain: String::new(),
-        control: format!("127.0.{node}.{}:1", incarnation % 250),
-        shards: vec![format!("127.0.{node}.{}:2", incarnation % 250)],
-        slices: vec![Slice {
-            store: store(node),
-            shard: 0,
-            capacity: SLICE_BYTES,
-            disk: 0,
-            standing: Standing::default(),
-        }],
-    }
 }
 
 /// The name of a node's only slice.
@@ -100,177 +100,184 @@ pub fn store(node: usize) -> Uuid {
     Uuid([node as u8 + 1; 16])
 }
 
-impl Manager {
-    /// A cluster that is formed already, and whose nodes are dead.
-    pub fn new(nodes: usize, replicas: usize, targets: u32) -> Self {
-        let formation = Formation {
-            nodes: nodes as u32,
-            replicas: replicas as u32,
-            targets_per_node: targets,
-            ..Formation::default()
+/// How a node's only slice is.
+pub fn slices(node: usize, dead: bool) -> Vec<SliceInfoT> {
+    let mut slice = SliceInfoT::default();
+    (slice.store, slice.capacity, slice.dead) = (store(node).0.to_vec(), SLICE_CAPACITY, dead);
+    vec![slice]
+}
+
+/// A process of a node says that it is there.
+pub fn registration(node: usize, incarnation: u64, known: bool, dead: bool) -> RegisterNodeT {
+    let mut request = RegisterNodeT::default();
+    request.node = if known { id(node).0 } else { 0 };
+    request.incarnation = incarnation;
+    request.control = format!("127.0.{node}.{}:1", incarnation % 250);
+    request.shards = vec![format!("127.0.{node}.{}:2", incarnation % 250)];
+    request.slices = slices(node, dead);
+    request
+}
+
+fn settings(manager: usize, starts: u64, wanted: Wanted) -> Settings {
+    let mut process = [manager as u8 + 1; 16];
+    process[8..].copy_from_slice(&starts.to_le_bytes());
+    Settings {
+        process: Uuid(process),
+        address: format!("127.1.{manager}.1:1"),
+        fresh_cluster: CLUSTER,
+        expected_cluster: Some(CLUSTER),
+        wanted,
+        terms: TERMS,
+        lease_ms: LEASE_MS,
+        kv: String::new(),
+    }
+}
+
+impl Managers {
+    /// So many managers that don't run yet, of a cluster that is formed already.
+    pub fn new(
+        managers: usize,
+        (nodes, replicas, targets): (usize, usize, u32),
+        store_ms: u64,
+        canary: Option<Canary>,
+        prng: &mut Prng,
+        (drift_ppm, now): (u64, Nanos),
+    ) -> Self {
+        let timers = Timers::default();
+        timers.set_now(now);
+        let store = Mem::with_pace(prng.next_u64(), Faults::default(), Rc::new(timers.clone()));
+        let outcomes = Rc::<Outcomes>::default();
+        let mut process = |_| Process {
+            machine: None,
+            road: Road::new(store.clone(), timers.clone(), prng.fork(), store_ms, Rc::clone(&outcomes)),
+            clock: OwnClock {
+                timers: timers.clone(),
+                pace_ppm: 1_000_000 - drift_ppm + prng.below(2 * drift_ppm),
+                offset: prng.below(1 << 40),
+            },
+            starts: 0,
+            stopped_until: 0,
         };
-        let mut state = State::new(CLUSTER, formation);
-        for node in 0..nodes {
-            let arrival = Arrival { id: None, node: description(node, 0) };
-            state.register(arrival).expect("new nodes don't conflict");
-        }
-        state.form(|_, _| true).expect("enough nodes").expect("not formed before");
-        let liveness = Liveness::new(TERMS);
-        let routing = Rc::new(RoutingInfo::default());
-        Self {
-            state,
-            liveness,
-            version: 0,
-            routing,
-            storing: false,
-            absent_until: 0,
-            epoch: 1,
-            counts_reigns: true,
-        }
+        let processes: Vec<Process> = (0..managers).map(&mut process).collect();
+        let wanted = Wanted {
+            nodes: Some(nodes as u32),
+            replicas: Some(replicas as u32),
+            targets_per_node: Some(targets),
+            chunk_size: None,
+        };
+        let clock = processes[0].clock.clone();
+        let formed = form(store.clone(), clock, wanted, nodes);
+        futures_lite::future::block_on(formed).expect("nothing goes wrong yet");
+        let mut out = Self {
+            processes,
+            store,
+            outcomes,
+            tasks: Tasks::default(),
+            timers,
+            outbox: Rc::default(),
+            state: State::new(Uuid::NIL, Default::default()),
+            stored: Vec::new(),
+            seen: 0,
+            ended: (0, 0),
+            canary,
+        };
+        out.look().expect("rows that were just written");
+        out
     }
 
-    pub fn leads(&self, now_ms: u64) -> bool {
-        now_ms >= self.absent_until
+    pub fn count(&self) -> usize {
+        self.processes.len()
     }
 
-    fn publish(&mut self) {
-        self.version += 1;
-        let version = routing::version(self.epoch, self.version);
-        self.routing = Rc::new(routing::build(&self.state, &self.liveness, version));
+    pub fn is_up(&self, manager: usize) -> bool {
+        self.processes[manager].machine.is_some()
     }
 
-    /// Its process dies: a change on its way happened or not, and another one leads after the lease.
-    pub fn replace(&mut self, now_ms: u64) {
-        self.absent_until = now_ms + 1200;
-        self.storing = false;
-        if self.counts_reigns {
-            self.epoch += 1;
-        }
-        self.version = 0;
+    pub fn stopped_until(&self, manager: usize) -> Nanos {
+        self.processes[manager].stopped_until
     }
 
-    /// The new one begins, knowing only what is stored.
-    fn begin(&mut self, now_ms: u64) {
-        if self.absent_until != 0 && now_ms >= self.absent_until {
-            self.absent_until = 0;
-            self.liveness = Liveness::new(TERMS);
-            let nodes: Vec<NodeId> = self.state.nodes.keys().copied().collect();
-            nodes.into_iter().for_each(|node| self.liveness.assume_node(node, now_ms));
-            self.publish();
+    /// A process comes up. It leads when the others let it.
+    pub fn start(&mut self, manager: usize) {
+        let process = &mut self.processes[manager];
+        process.starts += 1;
+        let mut settings = settings(manager, process.starts, Wanted::default());
+        if self.canary == Some(Canary::ReignTooLong) {
+            // It goes on for longer than its successor waits.
+            settings.lease_ms *= [5, 1][manager.min(1)];
         }
+        let machine = Rc::new(Primary::new(process.road.clone(), process.clock.clone(), settings, CLUSTER));
+        process.machine = Some(Rc::clone(&machine));
+        let (leading, clock) = (Rc::clone(&machine), process.clock.clone());
+        self.tasks.spawn(manager, async move {
+            loop {
+                let pause_ms = leading.step().await;
+                clock.sleep(pause_ms).await;
+            }
+        });
+        let clock = process.clock.clone();
+        self.tasks.spawn(manager, async move {
+            loop {
+                // Not leading is no failure, and others are tried again.
+                let _outcome = machine.upkeep().await;
+                clock.sleep(UPKEEP_MS).await;
+            }
+        });
     }
 
-    /// Whether a node's lease goes on.
-    pub fn heartbeat(&mut self, now_ms: u64, beat: Heartbeat) -> Heard {
-        self.begin(now_ms);
-        let node = id(beat.node);
-        if self.state.nodes.get(&node).is_none_or(|known| known.incarnation != beat.incarnation) {
-            return Heard::Unknown;
+    /// Its process dies: of what it was about to store some may still arrive.
+    pub fn kill(&mut self, manager: usize) {
+        self.tasks.kill(manager);
+        let process = &mut self.processes[manager];
+        if let Some(machine) = process.machine.take() {
+            let (reigns, gave_way) = reigns_of(&machine);
+            self.ended = (self.ended.0 + reigns, self.ended.1 + gave_way);
         }
-        if !may_renew(&self.state, &self.liveness, node) {
-            return Heard::Wait;
-        }
-        self.liveness.hear_targets(node, beat.targets, now_ms);
-        if self.liveness.hear_node(node, health(beat.dead), now_ms) {
-            self.publish();
-        }
-        Heard::Lease
+        process.stopped_until = 0;
     }
 
-    /// A node comes up as another process. `None`: it must wait, for its earlier one or for another change.
-    pub fn register(&mut self, now_ms: u64, node: usize, incarnation: u64, sent: u64) -> Option<Change> {
-        self.begin(now_ms);
-        let same = self.state.nodes.get(&id(node)).is_some_and(|known| known.incarnation == incarnation);
-        let lives = self
-            .liveness
-            .node(id(node))
-            .is_some_and(|heard| heard.alive && now_ms <= heard.at_ms + TERMS.lease_ms + TERMS.margin_ms);
-        if self.storing || lives && !same {
-            return None;
-        }
-        if self.liveness.expire(now_ms) {
-            self.publish();
-        }
-        let mut state = self.state.clone();
-        let arrival = Arrival { id: Some(id(node)), node: description(node, incarnation) };
-        let registered = state.register(arrival).expect("its stores are its own");
-        if registered.restarted {
-            reconfigure(&mut state, &self.liveness, Some(Restart { node: id(node), slices: &[] }));
-        }
-        self.storing = true;
-        Some(Change {
-            state,
-            registers: Some(Registration { node, incarnation, sent }),
-            restarted: registered.restarted,
+    /// It stands still until then, while its clock goes on.
+    pub fn stop(&mut self, manager: usize, until: Nanos) {
+        self.processes[manager].stopped_until = until;
+        self.tasks.stand_still(manager, true);
+    }
+
+    pub fn go_on(&mut self, manager: usize) {
+        self.tasks.stand_still(manager, false);
+    }
+
+    /// Cuts the road between a manager and the store.
+    pub fn cut_store(&mut self, manager: usize, until: Nanos) {
+        self.processes[manager].road.cut(until);
+    }
+
+    /// How often managers came to lead, and gave way because they heard no node.
+    pub fn reigns(&self) -> (u64, u64) {
+        let machines = self.processes.iter().filter_map(|process| process.machine.as_deref());
+        machines.map(reigns_of).fold(self.ended, |sum, more| (sum.0 + more.0, sum.1 + more.1))
+    }
+
+    /// The one that leads, unless it stands still.
+    pub fn leader(&self) -> Option<usize> {
+        let now = self.timers.now();
+        self.processes.iter().position(|process| {
+            process.stopped_until <= now && process.machine.as_ref().is_some_and(|machine| machine.leads())
         })
     }
 
-    /// Looks who has fallen silent, and whether chains must change.
-    pub fn upkeep(&mut self, now_ms: u64) -> Option<Change> {
-        self.begin(now_ms);
-        if self.liveness.expire(now_ms) {
-            self.publish();
-        }
-        if self.storing {
-            return None;
-        }
-        let steps = moves::next(&self.state, &self.liveness);
-        if !is_due(&self.state, &self.liveness) {
-            self.liveness.settled();
-            if steps.is_empty() {
-                return None;
-            }
-        }
-        let mut state = self.state.clone();
-        steps.iter().for_each(|step| moves::apply(&mut state, *step));
-        reconfigure(&mut state, &self.liveness, None);
-        self.storing = true;
-        Some(Change { state, registers: None, restarted: false })
-    }
-
-    /// People empty a node, or take one that is emptied into use again. `None`: it can't be emptied, or there is no time for that.
-    pub fn stand(&mut self, now_ms: u64, node: usize) -> Option<Change> {
-        self.begin(now_ms);
-        if self.storing {
-            return None;
-        }
-        let mut state = self.state.clone();
-        let leaves = state.standing(id(node), SliceIndex(0)) == Some(Standing::Leaving);
-        let standing = if leaves { Standing::Active } else { Standing::Leaving };
-        state.set_standing(id(node), SliceIndex(0), standing);
-        state.moving.balance = true;
-        if !leaves && !moves::plan(&state, &self.liveness).stuck.is_empty() {
-            return None;
-        }
-        self.storing = true;
-        Some(Change { state, registers: None, restarted: false })
+    /// The routing that whoever leads gives out, if it is newer than that.
+    pub fn routing_beyond(&self, have: u64) -> Option<(usize, Box<RoutingT>)> {
+        let leader = self.leader()?;
+        let machine = self.processes[leader].machine.as_ref()?;
+        machine.leading(|leading, _| leading.routing_beyond(have)).ok().flatten().map(|found| (leader, found))
     }
 
     /// Nothing moves, and nothing is to move.
     pub fn has_moved(&self) -> bool {
-        moves::is_done(&self.state, &self.liveness)
-    }
-
-    /// The change is stored: everybody may know. Who registered by it.
-    pub fn stored(&mut self, now_ms: u64, change: Change) -> Result<Option<Registration>> {
-        change.state.check()?;
-        self.state = change.state;
-        self.storing = false;
-        if let Some(Registration { node, .. }) = change.registers
-            && self.leads(now_ms)
-        {
-            if change.restarted {
-                self.liveness.forget_targets(id(node));
-            }
-            self.liveness.hear_node(id(node), health(false), now_ms);
-        }
-        self.publish();
-        Ok(change.registers)
-    }
-
-    /// A change of a manager that died reached the store: the next one finds it there.
-    pub fn state_stored(&mut self, change: Change) {
-        self.state = change.state;
+        let machine = self.leader().and_then(|leader| self.processes[leader].machine.as_ref());
+        let done = machine
+            .map(|machine| machine.leading(|leading, _| moves::is_done(leading.state(), leading.liveness())));
+        matches!(done, Some(Ok(true)))
     }
 
     /// All members of all chains serve.
@@ -278,8 +285,96 @@ impl Manager {
         let mut members = self.state.chains.values().flat_map(|chain| &chain.members);
         members.all(|member| member.state == Public::Serving)
     }
+
+    /// A node's process asks to be taken in.
+    pub fn register(&mut self, manager: usize, node: usize, (epoch, sent): (u32, Nanos), dead: bool) {
+        let request = registration(node, epoch.into(), true, dead);
+        self.ask(manager, |machine| async move {
+            let result = ops::register_node(&machine, request).await.map(|reply| reply.routing);
+            Reply::Registered { node, epoch, sent, result }
+        });
+    }
+
+    pub fn heartbeat(
+        &mut self,
+        manager: usize,
+        node: usize,
+        (epoch, sent): (u32, Nanos),
+        request: NodeHeartbeatT,
+    ) {
+        self.ask(manager, |machine| async move {
+            let result = ops::node_heartbeat(&machine, request).await.map(|reply| reply.routing);
+            Reply::Heartbeat { node, epoch, sent, result }
+        });
+    }
+
+    /// A node waits for routing that is newer than what it has.
+    pub fn poll(&mut self, manager: usize, node: usize, (epoch, poll): (u32, u64), request: GetRoutingT) {
+        self.ask(manager, |machine| async move {
+            let result = ops::get_routing(&machine, request).await.map(|reply| reply.routing);
+            Reply::News { node, epoch, poll, result }
+        });
+    }
+
+    pub fn change_node(&mut self, manager: usize, request: ChangeNodeT) {
+        self.ask(manager, |machine| async move {
+            let result = ops::change_node(&machine, request).await.map(drop);
+            Reply::Moves { result }
+        });
+    }
+
+    /// Each request is a task of its own, as in a manager's server. One that isn't up never answers.
+    fn ask<F: Future<Output = Reply> + 'static>(
+        &mut self,
+        manager: Owner,
+        request: impl FnOnce(Rc<Machine>) -> F,
+    ) {
+        let Some(machine) = &self.processes[manager].machine else { return };
+        let (answer, outbox) = (request(Rc::clone(machine)), Rc::clone(&self.outbox));
+        self.tasks.spawn(manager, async move {
+            let reply = answer.await;
+            outbox.borrow_mut().push((manager, reply));
+        });
+    }
+
+    /// Runs what was woken. The answers that came of it.
+    pub fn run(&mut self) -> Vec<(usize, Reply)> {
+        self.tasks.run();
+        self.outbox.take()
+    }
+
+    /// Looks what is stored now. Whether chains, nodes or anything else of the cluster has changed.
+    pub fn look(&mut self) -> Result<bool> {
+        let latest = self.store.latest();
+        if std::mem::replace(&mut self.seen, latest) == latest {
+            return Ok(false);
+        }
+        let mut stored = self.store.newest(&rows::all());
+        let (holder, beat) = (rows::holder_key(), rows::beat_key());
+        stored.retain(|(key, _)| *key != holder && *key != beat);
+        if stored == self.stored {
+            return Ok(false);
+        }
+        self.stored = stored;
+        let Some((state, _, _)) = rows::from_pairs(&self.stored)? else {
+            return Err(Error::new(ErrorCode::Corrupt, "the cluster's rows are gone"));
+        };
+        state.check()?;
+        self.state = state;
+        Ok(true)
+    }
 }
 
-fn health(dead: bool) -> Vec<SliceHealth> {
-    vec![SliceHealth { capacity: SLICE_BYTES, dead, ..SliceHealth::default() }]
+fn reigns_of(machine: &Machine) -> (u64, u64) {
+    (machine.counts.reigns.get(), machine.counts.gave_way.get())
+}
+
+/// Makes the chains: all nodes come, and die.
+async fn form(store: Mem, clock: OwnClock, wanted: Wanted, nodes: usize) -> Result<()> {
+    let machine = Primary::open(store, clock, settings(0, 0, wanted)).await?;
+    machine.step().await;
+    for node in 0..nodes {
+        ops::register_node(&machine, registration(node, 0, false, false)).await?;
+    }
+    machine.release().await
 }

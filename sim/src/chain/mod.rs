@@ -1,16 +1,17 @@
 //! Chains of replicas whose members die, come back and are filled.
 //!
 //! Each node runs the very machine of a shard ([`Targets`](corefs_engine::targets::Targets): chain, store, group commit,
-//! resync) over a simulated disk, with a clock of its own that drifts and leaps; the manager runs the very machines of the
-//! real one (membership, leases, the state table) with a store that takes time, conflicts, and sometimes doesn't say what it
-//! did. The network delays, reorders, repeats and loses messages, and is cut now and then, one way or both; nodes lose power,
+//! resync) over a simulated disk, with a clock of its own that drifts and leaps. Three managers run, each the very
+//! [`Primary`](corefs_mgmtd::Primary) of a real one: they are elected, store changes, and answer what nodes ask, over the deterministic
+//! key-value store, which takes time, conflicts, isn't reached, and sometimes doesn't say what it did. The network delays, reorders, repeats and loses messages, and is cut now and then, one way or both; nodes lose power,
 //! with what they had not flushed, one at a time or all together; they stand still for a while and go on; their disks are slow,
-//! fail, or return other bytes than were written; the manager is replaced. Clients write, cut, remove and read chunks, and
+//! fail, or return other bytes than were written; managers die, stand still, and lose their store. Clients write, cut, remove and read chunks, and
 //! retry under the same tag until they are answered. What must hold is in [`truth`]; the world adds that never two heads of a
 //! chain hold a lease, that routing never goes back, and that everything is whole again when the faults have stopped.
 //! Everything follows from one seed.
 
 mod config;
+mod kv;
 pub mod manager;
 pub mod node;
 pub mod register;

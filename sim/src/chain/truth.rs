@@ -56,6 +56,8 @@ counts! {
     one_way_partitions,
     isolations,
     manager_deaths,
+    manager_pauses,
+    store_cuts,
     store_troubles,
     write_errors,
     flush_errors,
@@ -70,7 +72,9 @@ counts! {
     lost_messages,
     late_messages,
     repeated_messages,
-    /// Rare paths. Commits of the manager's store that conflicted, and that nobody knew the end of.
+    /// Rare paths. Reigns of managers; commits of their store that conflicted, and that nobody knew the end of.
+    reigns,
+    gave_way,
     store_conflicts,
     store_unknown,
     /// Routing that came without a lease.

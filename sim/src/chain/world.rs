@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `clients` | what clients want, and whom they ask |
 //! | `network` | what leaves a node, and how it arrives |
-//! | `members` | nodes and the manager: registration, leases, routing, changes of chains |
+//! | `members` | nodes and what managers tell them: registration, leases, routing |
+//! | `managers` | what managers answer, and what they store |
 //! | `faults` | what goes wrong |
 //! | `damage` | what disks do to bytes that they had already |
 //! | `queue` | what is going to happen |
@@ -12,19 +13,21 @@
 mod clients;
 mod damage;
 mod faults;
+mod managers;
 mod members;
 mod network;
 mod queue;
 
 use super::config::{Canary, Config, SLICE_BYTES};
-use super::manager::{Change, Heard, Heartbeat, Manager, TERMS, id};
+use super::manager::{Managers, TERMS, id, slices};
 use super::node::{Fetch, Forwarded, Job, Message, Question, Requester, Sent, SimNode};
 use super::truth::{Counts, Truth, WriteId};
 use crate::prng::Prng;
 use corefs_engine::event::{Ack, Ask, Nanos, Offer, Told};
 use corefs_engine::store::UpdateKind;
-use corefs_mgmtd::cluster::liveness::TargetHealth;
+use corefs_kv::mem::Faults;
 use corefs_mgmtd::cluster::transition::Public;
+use corefs_wire::control::mgmtd::{GetRoutingT, NodeHeartbeatT};
 use corefs_wire::data::ReadEntry;
 use corefs_wire::limits::BLOCK;
 use corefs_wire::routing::RoutingInfo;
@@ -38,6 +41,9 @@ use std::rc::Rc;
 /// Longest chunk in the simulation (bytes).
 const CHUNK: u32 = 5 * BLOCK as u32;
 const MILLI: Nanos = 1_000_000;
+/// Longest that a manager keeps a poll for routing (milliseconds), and after which a node asks again.
+const POLL_MS: u32 = 1000;
+const POLL_AGAIN: Nanos = 1500 * MILLI;
 /// Virtual time that the end may take, with everything healthy.
 const SETTLE: Nanos = 120_000 * MILLI;
 /// Virtual time beyond its least, and beyond the last fault, after which a life that clients get too few answers in is over.
@@ -49,7 +55,7 @@ const DRIFT_PPM: u64 = 30_000;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum End {
     Node(usize),
-    Manager,
+    Manager(usize),
     Clients,
 }
 
@@ -117,36 +123,64 @@ enum Happening {
         epoch: u32,
     },
     Heartbeat {
-        beat: Heartbeat,
+        manager: usize,
+        node: usize,
         epoch: u32,
         sent: Nanos,
+        request: Box<NodeHeartbeatT>,
     },
     Register {
+        manager: usize,
         node: usize,
         epoch: u32,
         sent: Nanos,
+        dead: bool,
     },
-    /// The manager knows another process of that number.
-    Unknown {
+    /// A node asks for newer routing than it has; its poll of that number.
+    Poll {
         node: usize,
         epoch: u32,
+        poll: u64,
     },
-    /// Routing without a lease.
+    Polled {
+        manager: usize,
+        node: usize,
+        epoch: u32,
+        poll: u64,
+        have: u64,
+    },
+    /// A manager answered: not now (it is the one to ask), somebody else leads, another process has the node's number.
+    Refused {
+        node: usize,
+        epoch: u32,
+        code: ErrorCode,
+    },
+    /// Routing without a lease, as the answer to that poll.
     News {
         node: usize,
         epoch: u32,
-        routing: Rc<RoutingInfo>,
+        poll: u64,
+        routing: Option<Rc<RoutingInfo>>,
     },
     Leased {
         node: usize,
         epoch: u32,
         sent: Nanos,
-        routing: Rc<RoutingInfo>,
+        routing: Option<Rc<RoutingInfo>>,
     },
-    Upkeep,
-    Stored {
-        number: u64,
+    /// A manager or its store waited for this moment.
+    Moment {
+        ticket: u64,
     },
+    /// A manager's process begins, or goes on after it stood still.
+    ManagerUp {
+        manager: usize,
+    },
+    ManagerGoesOn {
+        manager: usize,
+    },
+    /// The managers' store works again.
+    StoreWell,
     Fault,
     Calm,
     On {
@@ -183,11 +217,27 @@ impl Happening {
             | Self::Told { node, .. }
             | Self::Tick { node, .. }
             | Self::Beat { node, .. }
-            | Self::Unknown { node, .. }
+            | Self::Refused { node, .. }
+            | Self::Poll { node, .. }
             | Self::Wanted { node, .. }
             | Self::Fetched { node, .. }
             | Self::News { node, .. }
             | Self::Leased { node, .. } => Some(*node),
+            _ => None,
+        }
+    }
+
+    /// Whether managers go on by it.
+    fn wakes_managers(&self) -> bool {
+        matches!(self, Self::Moment { .. } | Self::ManagerUp { .. } | Self::ManagerGoesOn { .. } | Self::Fault)
+    }
+
+    /// The manager to which it is sent.
+    fn manager(&self) -> Option<usize> {
+        match self {
+            Self::Heartbeat { manager, .. } | Self::Register { manager, .. } | Self::Polled { manager, .. } => {
+                Some(*manager)
+            }
             _ => None,
         }
     }
@@ -225,6 +275,12 @@ struct Place {
     /// Its disk is slow until then.
     slow_until: Nanos,
     registered: bool,
+    /// The manager that it asks, and whether that has answered its last heartbeat.
+    manager: usize,
+    answered: bool,
+    /// The newest routing that it has, and the number of its last poll for more.
+    version: u64,
+    poll: u64,
     /// When it is to be woken (of the world's time).
     tick_at: Nanos,
     /// Its disk's jobs that are in progress.
@@ -241,17 +297,16 @@ struct World {
     now: Nanos,
     number: u64,
     queue: Queue<Happening>,
-    manager: Manager,
-    /// Of each node by number, and each chain from the first: the member that is on it, as the manager has it.
+    managers: Managers,
+    /// Of each node by number, and each chain from the first: the member that is on it, as it is stored.
     members: Vec<Vec<Option<TargetId>>>,
-    change: Option<(u64, Change)>,
     nodes: Vec<SimNode>,
     places: Vec<Place>,
     clients: Vec<Client>,
     cuts: Vec<(End, End, Nanos)>,
-    /// Commits of the manager's store conflict until then, or nobody hears what came of them.
+    /// Commits of the managers' store conflict until then, or nobody hears what came of them.
     trouble_until: Nanos,
-    /// What everybody may know since the last look.
+    /// The newest routing that any manager gave out.
     routing: Rc<RoutingInfo>,
     truth: Truth,
     faults_left: u64,
@@ -265,8 +320,12 @@ pub fn run(seed: u64, config: Config) -> Result<Counts, String> {
     let result = world.live();
     world.nodes.iter_mut().for_each(SimNode::dispose);
     result.map_err(|what| format!("seed {seed}, {} ms: {what}", world.now / MILLI))?;
-    world.truth.counts.milliseconds = world.now / MILLI;
-    Ok(world.truth.counts)
+    let (mut counts, managers) = (world.truth.counts, &world.managers);
+    counts.milliseconds = world.now / MILLI;
+    (counts.reigns, counts.gave_way) = managers.reigns();
+    (counts.store_conflicts, counts.store_unknown) =
+        (managers.outcomes.conflicts.get(), managers.outcomes.unknown.get());
+    Ok(counts)
 }
 
 /// The update that a tag belongs to.
@@ -291,8 +350,9 @@ impl World {
                 node
             })
             .collect();
-        let mut manager = Manager::new(config.nodes(), config.replicas, config.chains as u32);
-        manager.counts_reigns = config.canary != Some(Canary::ReignNotCounted);
+        let shape = (config.nodes(), config.replicas, config.chains as u32);
+        let clock = (DRIFT_PPM, MILLI);
+        let managers = Managers::new(config.managers, shape, config.store_ms, config.canary, &mut prng, clock);
         let routing = Rc::new(RoutingInfo::default());
         let client = |_| {
             let routing = Rc::clone(&routing);
@@ -304,6 +364,10 @@ impl World {
             stopped_until: 0,
             slow_until: 0,
             registered: false,
+            manager: 0,
+            answered: true,
+            version: 0,
+            poll: 0,
             tick_at: Nanos::MAX,
             jobs: BTreeMap::new(),
             seen: BTreeMap::new(),
@@ -313,7 +377,6 @@ impl World {
             clients: (0..config.clients).map(client).collect(),
             places: (0..config.nodes()).map(place).collect(),
             nodes,
-            change: None,
             prng,
             now: MILLI,
             number: 0,
@@ -321,8 +384,8 @@ impl World {
             members: Vec::new(),
             cuts: Vec::new(),
             trouble_until: 0,
-            routing: Rc::clone(&manager.routing),
-            manager,
+            routing,
+            managers,
             truth: Truth::new(!config.black_box),
             faults_left: config.faults,
             ending: false,
@@ -335,7 +398,10 @@ impl World {
         for node in 0..self.nodes.len() {
             self.start(node)?;
         }
-        self.after(0, Happening::Upkeep);
+        for manager in 0..self.managers.count() {
+            let delay = self.prng.below(100 * MILLI);
+            self.after(delay, Happening::ManagerUp { manager });
+        }
         for client in 0..self.clients.len() {
             self.after(MILLI, Happening::Next { client });
         }
@@ -345,17 +411,22 @@ impl World {
         let mut end = self.config.least_ms * MILLI + faults + PATIENCE;
         while let Some((at, happening)) = self.queue.pop() {
             self.now = at;
-            let node = happening.node();
-            if let Some(node) = node.filter(|node| self.places[*node].stopped_until > at) {
-                let wait = self.places[node].stopped_until - at;
-                self.after(wait, happening);
+            self.managers.timers.set_now(at);
+            let (node, manager) = (happening.node(), happening.manager());
+            let stops = |node: usize| self.places[node].stopped_until;
+            let until = node.map_or(0, stops).max(manager.map_or(0, |at| self.managers.stopped_until(at)));
+            if until > at {
+                self.after(until - at, happening);
                 continue;
             }
+            let manages = manager.is_some() || happening.wakes_managers();
             self.happen(happening)?;
             if let Some(node) = node {
                 self.look(node)?;
             }
-            self.check_routing()?;
+            if manages {
+                self.manage()?;
+            }
             if !self.ending && self.has_lived() {
                 self.end_faults();
                 end = self.now + SETTLE;
@@ -364,7 +435,7 @@ impl World {
                 return self.check();
             }
             if self.now > end {
-                let chains = &self.manager.state.chains;
+                let chains = &self.managers.state.chains;
                 return Err(format!("nothing comes to its end any more: chains {chains:?}"));
             }
         }
@@ -381,10 +452,10 @@ impl World {
 
     fn is_settled(&self) -> bool {
         // A node without room for what it missed is never filled: the others go on without it.
-        let chains = &self.manager.state.chains;
+        let chains = &self.managers.state.chains;
         let serve = chains.values().all(|chain| chain.members.iter().any(serves));
         self.clients.iter().all(|client| client.wish.is_none())
-            && (self.manager.is_whole() && self.manager.has_moved()
+            && (self.managers.is_whole() && self.managers.has_moved()
                 || self.config.last_bytes < SLICE_BYTES && serve)
             && self.nodes.iter().all(|node| node.is_on() && node.is_idle() && node.is_verified())
     }
@@ -445,7 +516,7 @@ impl World {
             Happening::ReadDone { client, attempt, result } => self.read_done(client, attempt, result)?,
             Happening::TimedOut { client, attempt } => {
                 if self.clients[client].attempt == attempt && self.clients[client].wish.is_some() {
-                    self.retry(client);
+                    self.retry(client)?;
                 }
             }
             Happening::Next { client } => self.next_wish(client),
@@ -458,31 +529,33 @@ impl World {
                 }
             }
             Happening::Beat { node, epoch } => self.beat(node, epoch),
-            Happening::Heartbeat { beat, epoch, sent } => self.heard(beat, epoch, sent),
-            Happening::Register { node, epoch, sent } => {
-                let now_ms = self.now / MILLI;
-                if self.manager.leads(now_ms) && self.change.is_none() {
-                    let change = self.manager.register(now_ms, node, epoch.into(), sent);
-                    self.store(change);
+            Happening::Heartbeat { manager, node, epoch, sent, request } => {
+                self.managers.heartbeat(manager, node, (epoch, sent), *request);
+            }
+            Happening::Register { manager, node, epoch, sent, dead } => {
+                self.managers.register(manager, node, (epoch, sent), dead);
+            }
+            Happening::Poll { node, epoch, poll } => self.poll(node, epoch, poll),
+            Happening::Polled { manager, node, epoch, poll, have } => {
+                let mut request = GetRoutingT::default();
+                (request.have, request.wait_ms) = (have, POLL_MS);
+                self.managers.poll(manager, node, (epoch, poll), request);
+            }
+            Happening::Refused { node, epoch, code } => self.refused(node, epoch, code),
+            Happening::News { node, epoch, poll, routing } => self.news(node, epoch, poll, routing)?,
+            Happening::Leased { node, epoch, sent, routing } => self.leased(node, epoch, sent, routing)?,
+            Happening::Moment { ticket } => self.managers.timers.fire(ticket),
+            Happening::ManagerUp { manager } => self.managers.start(manager),
+            Happening::ManagerGoesOn { manager } => {
+                if self.managers.stopped_until(manager) <= self.now {
+                    self.managers.go_on(manager);
                 }
             }
-            Happening::Unknown { node, epoch } => {
-                if self.lives(node, epoch) {
-                    self.truth.counts.registered_again += 1;
-                    self.places[node].registered = false;
+            Happening::StoreWell => {
+                if self.now >= self.trouble_until {
+                    self.managers.store.set_faults(Faults::default());
                 }
             }
-            Happening::News { node, epoch, routing } => self.news(node, epoch, &routing)?,
-            Happening::Leased { node, epoch, sent, routing } => self.leased(node, epoch, sent, &routing)?,
-            Happening::Upkeep => {
-                let now_ms = self.now / MILLI;
-                if self.manager.leads(now_ms) && self.change.is_none() {
-                    let change = self.manager.upkeep(now_ms);
-                    self.store(change);
-                }
-                self.after(100 * MILLI, Happening::Upkeep);
-            }
-            Happening::Stored { number } => self.stored(number)?,
             Happening::Fault => self.fault(),
             Happening::Calm => {}
             Happening::On { node } => self.start(node)?,
@@ -514,7 +587,7 @@ impl World {
     }
 
     fn node_of(&self, target: TargetId) -> Option<usize> {
-        Some(self.manager.routing.targets.get(&target)?.node.0 as usize - 1)
+        Some(self.routing.targets.get(&target)?.node.0 as usize - 1)
     }
 
     /// Looks what a node has committed, and tells the truth about it.
@@ -560,9 +633,9 @@ impl World {
         ChainId(u64::from(chunk.index) % self.config.chains + 1)
     }
 
-    /// The manager's chains have changed.
+    /// The chains that are stored have changed.
     fn note_members(&mut self) {
-        let chains = &self.manager.state.chains;
+        let chains = &self.managers.state.chains;
         let on = |node: usize, chain: u64| {
             let members = &chains.get(&ChainId(chain))?.members;
             members.iter().find(|member| member.node == id(node)).map(|member| member.target)
@@ -575,7 +648,7 @@ impl World {
         for index in 0..self.config.chunks {
             let chunk = ChunkId::new(InodeId(1), index);
             let mut replicas = Vec::new();
-            let chain = &self.manager.state.chains[&self.chain_of(chunk)];
+            let chain = &self.managers.state.chains[&self.chain_of(chunk)];
             for member in chain.members.iter().filter(|member| serves(member)) {
                 let node = self.node_of(member.target).ok_or("a replica without a node")?;
                 replicas.push(self.nodes[node].held(member.target, chunk)?);

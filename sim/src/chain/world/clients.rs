@@ -126,12 +126,15 @@ impl World {
         self.send(End::Clients, End::Node(owner), Happening::Read { node: owner, from, entry });
     }
 
-    pub(super) fn retry(&mut self, client: usize) {
+    pub(super) fn retry(&mut self, client: usize) -> Result<(), String> {
         self.truth.counts.retries += 1;
-        if self.manager.leads(self.now / MILLI) && !self.prng.chance(1, 4) {
-            self.clients[client].routing = Rc::clone(&self.manager.routing);
+        if !self.prng.chance(1, 4)
+            && let Some((_, routing)) = self.managers.routing_beyond(self.clients[client].routing.version)
+        {
+            self.clients[client].routing = self.given_out(&routing)?;
         }
         self.ask(client);
+        Ok(())
     }
 
     pub(super) fn answered(

@@ -13,7 +13,7 @@ const SETTLED: Nanos = 2_000 * MILLI;
 impl World {
     /// Flips a bit of a block of some chunk, or puts a block of another one there.
     pub(super) fn damage(&mut self, node: usize, misdirected: bool) {
-        let alone = self.config.replicas < 2 || !self.manager.is_whole();
+        let alone = self.config.replicas < 2 || !self.managers.is_whole();
         if alone
             || self.nodes.iter_mut().any(SimNode::has_damage)
             || self.nodes[node].is_failing()

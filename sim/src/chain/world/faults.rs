@@ -1,6 +1,10 @@
 //! What goes wrong: power, pauses, clocks, partitions, disks, the manager and its store; often several at once.
 
 use super::*;
+use crate::chain::kv::TROUBLE;
+use corefs_mgmtd::cluster::state::Standing;
+use corefs_wire::SliceIndex;
+use corefs_wire::control::mgmtd::{ChangeNodeT, NodeChange};
 
 /// One kind of fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,7 +21,11 @@ enum Fault {
     /// All links of a node are cut.
     Isolation,
     ManagerDeath,
-    /// Commits of the manager's store conflict, and some end nobody knows how.
+    /// A manager stands still, while its clock goes on.
+    ManagerPause,
+    /// A manager doesn't reach the store.
+    StoreCut,
+    /// Commits of the managers' store conflict, and some end nobody knows how.
     Store,
     /// Writes or flushes of a disk fail from now on.
     DiskError,
@@ -31,14 +39,16 @@ enum Fault {
 }
 
 /// How likely each is.
-const WEIGHTS: [(Fault, u64); 14] = [
+const WEIGHTS: [(Fault, u64); 16] = [
     (Fault::Power, 8),
     (Fault::Blackout, 1),
     (Fault::Pause, 2),
     (Fault::Leap, 1),
     (Fault::Link, 4),
     (Fault::Isolation, 2),
-    (Fault::ManagerDeath, 1),
+    (Fault::ManagerDeath, 2),
+    (Fault::ManagerPause, 1),
+    (Fault::StoreCut, 1),
     (Fault::Store, 2),
     (Fault::DiskError, 2),
     (Fault::SlowDisk, 2),
@@ -107,18 +117,38 @@ impl World {
             Fault::Link => self.cut_link(node, until),
             Fault::Isolation => {
                 counts.isolations += 1;
-                let all = (0..self.nodes.len()).map(End::Node).chain([End::Manager, End::Clients]);
+                let managers = (0..self.managers.count()).map(End::Manager);
+                let all = (0..self.nodes.len()).map(End::Node).chain(managers).chain([End::Clients]);
                 for peer in all.filter(|peer| *peer != End::Node(node)) {
                     self.cuts.extend([(End::Node(node), peer, until), (peer, End::Node(node), until)]);
                 }
             }
             Fault::ManagerDeath => {
-                counts.manager_deaths += 1;
-                self.depose();
+                let manager = self.some_manager();
+                self.truth.counts.manager_deaths += 1;
+                if self.managers.is_up(manager) {
+                    self.managers.kill(manager);
+                    self.after(duration, Happening::ManagerUp { manager });
+                }
+            }
+            Fault::ManagerPause => {
+                let manager = self.some_manager();
+                self.truth.counts.manager_pauses += 1;
+                if self.managers.is_up(manager) {
+                    self.managers.stop(manager, until);
+                    self.after(duration, Happening::ManagerGoesOn { manager });
+                }
+            }
+            Fault::StoreCut => {
+                let manager = self.some_manager();
+                self.truth.counts.store_cuts += 1;
+                self.managers.cut_store(manager, until);
             }
             Fault::Store => {
                 counts.store_troubles += 1;
                 self.trouble_until = until;
+                self.managers.store.set_faults(TROUBLE);
+                self.after(duration, Happening::StoreWell);
             }
             Fault::DiskError => self.fail_disk(node),
             Fault::SlowDisk => {
@@ -126,14 +156,7 @@ impl World {
                 self.places[node].slow_until = until;
             }
             Fault::Rot => self.damage(node, false),
-            Fault::Move => {
-                let now_ms = self.now / MILLI;
-                if self.manager.leads(now_ms) && self.change.is_none() {
-                    let change = self.manager.stand(now_ms, node);
-                    self.truth.counts.moves_asked += u64::from(change.is_some());
-                    self.store(change);
-                }
-            }
+            Fault::Move => self.stand(node),
             Fault::Misdirected => self.damage(node, true),
             Fault::Scrub => {
                 counts.scrubs += 1;
@@ -144,10 +167,26 @@ impl World {
         }
     }
 
+    /// Whoever leads, mostly.
+    fn some_manager(&mut self) -> usize {
+        let any = self.prng.below(self.managers.count() as u64) as usize;
+        self.managers.leader().filter(|_| self.prng.chance(2, 3)).unwrap_or(any)
+    }
+
+    /// People empty a node, or take one that is emptied into use again.
+    fn stand(&mut self, node: usize) {
+        let Some(leader) = self.managers.leader() else { return };
+        let mut request = ChangeNodeT::default();
+        request.node = id(node).0;
+        let leaves = self.managers.state.standing(id(node), SliceIndex(0)) == Some(Standing::Leaving);
+        request.change = if leaves { NodeChange::Use } else { NodeChange::Empty };
+        self.managers.change_node(leader, request);
+    }
+
     fn cut_link(&mut self, node: usize, until: Nanos) {
         let other = self.prng.below(self.nodes.len() as u64) as usize;
         let peer = match self.prng.below(3) {
-            0 => End::Manager,
+            0 => End::Manager(self.some_manager()),
             1 => End::Clients,
             _ => End::Node(other),
         };
@@ -198,6 +237,9 @@ impl World {
         self.ending = true;
         self.cuts.clear();
         self.trouble_until = 0;
+        self.managers.store.set_faults(Faults::default());
+        self.managers.store.settle();
+        (0..self.managers.count()).for_each(|manager| self.managers.cut_store(manager, 0));
         for node in 0..self.nodes.len() {
             self.places[node].slow_until = 0;
             let now = self.clock(node);

@@ -87,7 +87,7 @@ impl World {
         // Their room is used again.
         (self.nodes[node].jobs, self.nodes[node].sent) = (jobs, sent);
         for accepted in std::mem::take(&mut self.nodes[node].accepted) {
-            let chain = &self.manager.state.chains[&accepted.chain];
+            let chain = &self.managers.state.chains[&accepted.chain];
             let head = chain.members.iter().find(|member| member.target == accepted.head);
             // One that was handed on, or is about to leave, may not know: nothing is committed without it, so nothing by it.
             let counts = head.is_some_and(|head| matches!(head.state, Public::Serving | Public::Syncing));
