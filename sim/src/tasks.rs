@@ -186,7 +186,8 @@ mod tests {
 
     #[test]
     fn tasks_sleep_stand_still_and_die() {
-        let (mut tasks, timers, log) = (Tasks::default(), Timers::default(), Rc::new(RefCell::new(Vec::new())));
+        let (mut tasks, timers, log) =
+            (Tasks::default(), Timers::default(), Rc::new(RefCell::new(Vec::new())));
         for owner in 0..3 {
             let (timers, log) = (timers.clone(), Rc::clone(&log));
             tasks.spawn(owner, async move {

@@ -4,10 +4,10 @@
 use crate::prng::Prng;
 use crate::tasks::Timers;
 use corefs_engine::event::Nanos;
+use corefs_kv::Committed;
 use corefs_kv::mem::{Faults, Mem, Pace};
 use corefs_kv::resolver::Written;
 use corefs_kv::store::{Commit, Found, ReadBatch, Store};
-use corefs_kv::Committed;
 use corefs_mgmtd::rows;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::cell::{Cell, RefCell};

@@ -54,11 +54,28 @@ impl Clock for OwnClock {
 /// A manager's answer to one of the nodes' processes, or to somebody who empties nodes.
 #[derive(Debug)]
 pub enum Reply {
-    Registered { node: usize, epoch: u32, sent: Nanos, result: Result<Box<RoutingT>> },
-    Heartbeat { node: usize, epoch: u32, sent: Nanos, result: Result<Option<Box<RoutingT>>> },
+    Registered {
+        node: usize,
+        epoch: u32,
+        sent: Nanos,
+        result: Result<Box<RoutingT>>,
+    },
+    Heartbeat {
+        node: usize,
+        epoch: u32,
+        sent: Nanos,
+        result: Result<Option<Box<RoutingT>>>,
+    },
     /// To the poll of that number.
-    News { node: usize, epoch: u32, poll: u64, result: Result<Option<Box<RoutingT>>> },
-    Moves { result: Result<()> },
+    News {
+        node: usize,
+        epoch: u32,
+        poll: u64,
+        result: Result<Option<Box<RoutingT>>>,
+    },
+    Moves {
+        result: Result<()>,
+    },
 }
 
 type Machine = Primary<Road, OwnClock>;

@@ -35,7 +35,7 @@ use corefs_wire::{
     ChainId, ChunkId, Class, ClientId, Error, ErrorCode, InodeId, Result, TargetId, UpdateTag,
 };
 use queue::Queue;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// Longest chunk in the simulation (bytes).
@@ -117,10 +117,17 @@ enum Happening {
         epoch: u32,
         at: Nanos,
     },
-    /// A node renews its lease, or registers.
+    /// A node renews its lease, or registers, for that time.
     Beat {
         node: usize,
         epoch: u32,
+        number: u64,
+    },
+    /// Nobody has answered for a while.
+    Silence {
+        node: usize,
+        epoch: u32,
+        number: u64,
     },
     Heartbeat {
         manager: usize,
@@ -153,6 +160,7 @@ enum Happening {
     Refused {
         node: usize,
         epoch: u32,
+        manager: usize,
         code: ErrorCode,
     },
     /// Routing without a lease, as the answer to that poll.
@@ -165,6 +173,7 @@ enum Happening {
     Leased {
         node: usize,
         epoch: u32,
+        manager: usize,
         sent: Nanos,
         routing: Option<Rc<RoutingInfo>>,
     },
@@ -217,6 +226,7 @@ impl Happening {
             | Self::Told { node, .. }
             | Self::Tick { node, .. }
             | Self::Beat { node, .. }
+            | Self::Silence { node, .. }
             | Self::Refused { node, .. }
             | Self::Poll { node, .. }
             | Self::Wanted { node, .. }
@@ -229,15 +239,18 @@ impl Happening {
 
     /// Whether managers go on by it.
     fn wakes_managers(&self) -> bool {
-        matches!(self, Self::Moment { .. } | Self::ManagerUp { .. } | Self::ManagerGoesOn { .. } | Self::Fault)
+        matches!(
+            self,
+            Self::Moment { .. } | Self::ManagerUp { .. } | Self::ManagerGoesOn { .. } | Self::Fault
+        )
     }
 
     /// The manager to which it is sent.
     fn manager(&self) -> Option<usize> {
         match self {
-            Self::Heartbeat { manager, .. } | Self::Register { manager, .. } | Self::Polled { manager, .. } => {
-                Some(*manager)
-            }
+            Self::Heartbeat { manager, .. }
+            | Self::Register { manager, .. }
+            | Self::Polled { manager, .. } => Some(*manager),
             _ => None,
         }
     }
@@ -275,9 +288,12 @@ struct Place {
     /// Its disk is slow until then.
     slow_until: Nanos,
     registered: bool,
-    /// The manager that it asks, and whether that has answered its last heartbeat.
+    /// The manager that answered last.
     manager: usize,
-    answered: bool,
+    /// The number of its present heartbeat, how many managers were asked in it, and those that refused it.
+    beat: u64,
+    asked: usize,
+    refusals: BTreeSet<usize>,
     /// The newest routing that it has, and the number of its last poll for more.
     version: u64,
     poll: u64,
@@ -352,7 +368,8 @@ impl World {
             .collect();
         let shape = (config.nodes(), config.replicas, config.chains as u32);
         let clock = (DRIFT_PPM, MILLI);
-        let managers = Managers::new(config.managers, shape, config.store_ms, config.canary, &mut prng, clock);
+        let managers =
+            Managers::new(config.managers, shape, config.store_ms, config.canary, &mut prng, clock);
         let routing = Rc::new(RoutingInfo::default());
         let client = |_| {
             let routing = Rc::clone(&routing);
@@ -365,7 +382,9 @@ impl World {
             slow_until: 0,
             registered: false,
             manager: 0,
-            answered: true,
+            beat: 0,
+            asked: 0,
+            refusals: BTreeSet::new(),
             version: 0,
             poll: 0,
             tick_at: Nanos::MAX,
@@ -436,7 +455,13 @@ impl World {
             }
             if self.now > end {
                 let chains = &self.managers.state.chains;
-                return Err(format!("nothing comes to its end any more: chains {chains:?}"));
+                let busy: Vec<usize> = (0..self.nodes.len()).filter(|node| !self.is_at_rest(*node)).collect();
+                let wishes: Vec<_> = self.clients.iter().filter_map(|client| client.wish.as_ref()).collect();
+                return Err(format!(
+                    "nothing comes to its end any more: nodes {busy:?} are busy, clients wait for {wishes:?}, \
+                     whoever leads is {:?}, chains {chains:?}",
+                    self.managers.leader()
+                ));
             }
         }
         Err("nothing happens any more".into())
@@ -457,7 +482,15 @@ impl World {
         self.clients.iter().all(|client| client.wish.is_none())
             && (self.managers.is_whole() && self.managers.has_moved()
                 || self.config.last_bytes < SLICE_BYTES && serve)
-            && self.nodes.iter().all(|node| node.is_on() && node.is_idle() && node.is_verified())
+            && (0..self.nodes.len()).all(|node| self.is_at_rest(node))
+    }
+
+    /// Nothing is left to be done on a node.
+    fn is_at_rest(&self, node: usize) -> bool {
+        // One that is never filled keeps what it had pending until it is.
+        let keeps = self.config.last_bytes < SLICE_BYTES && node + 1 == self.nodes.len();
+        let node = &self.nodes[node];
+        node.is_on() && (node.is_idle() || keeps) && node.is_verified()
     }
 
     /// What a node's clock says.
@@ -528,7 +561,8 @@ impl World {
                     self.gather(node);
                 }
             }
-            Happening::Beat { node, epoch } => self.beat(node, epoch),
+            Happening::Beat { node, epoch, number } => self.beat(node, epoch, number),
+            Happening::Silence { node, epoch, number } => self.silence(node, epoch, number),
             Happening::Heartbeat { manager, node, epoch, sent, request } => {
                 self.managers.heartbeat(manager, node, (epoch, sent), *request);
             }
@@ -541,9 +575,11 @@ impl World {
                 (request.have, request.wait_ms) = (have, POLL_MS);
                 self.managers.poll(manager, node, (epoch, poll), request);
             }
-            Happening::Refused { node, epoch, code } => self.refused(node, epoch, code),
+            Happening::Refused { node, epoch, manager, code } => self.refused(node, epoch, manager, code),
             Happening::News { node, epoch, poll, routing } => self.news(node, epoch, poll, routing)?,
-            Happening::Leased { node, epoch, sent, routing } => self.leased(node, epoch, sent, routing)?,
+            Happening::Leased { node, epoch, manager, sent, routing } => {
+                self.leased((node, epoch), manager, sent, routing)?;
+            }
             Happening::Moment { ticket } => self.managers.timers.fire(ticket),
             Happening::ManagerUp { manager } => self.managers.start(manager),
             Happening::ManagerGoesOn { manager } => {

@@ -28,14 +28,14 @@ impl World {
             Reply::Registered { node, epoch, sent, result } => match result {
                 Ok(routing) => {
                     let routing = Some(self.given_out(&routing)?);
-                    (node, Happening::Leased { node, epoch, sent, routing })
+                    (node, Happening::Leased { node, epoch, manager, sent, routing })
                 }
-                Err(error) => (node, Happening::Refused { node, epoch, code: error.code }),
+                Err(error) => (node, Happening::Refused { node, epoch, manager, code: error.code }),
             },
             Reply::Heartbeat { node, epoch, sent, result } => match result {
                 Ok(routing) => {
                     let routing = routing.map(|routing| self.given_out(&routing)).transpose()?;
-                    (node, Happening::Leased { node, epoch, sent, routing })
+                    (node, Happening::Leased { node, epoch, manager, sent, routing })
                 }
                 Err(error) => {
                     let withheld = error.code == ErrorCode::NotReady;
@@ -44,9 +44,9 @@ impl World {
                         return Err(format!("a manager doesn't understand node {node}: {error}"));
                     }
                     if withheld && self.config.canary == Some(Canary::LeaseTooSoon) {
-                        (node, Happening::Leased { node, epoch, sent, routing: None })
+                        (node, Happening::Leased { node, epoch, manager, sent, routing: None })
                     } else {
-                        (node, Happening::Refused { node, epoch, code: error.code })
+                        (node, Happening::Refused { node, epoch, manager, code: error.code })
                     }
                 }
             },
@@ -71,7 +71,7 @@ impl World {
     pub(super) fn given_out(&mut self, routing: &RoutingT) -> Result<Rc<RoutingInfo>, String> {
         let mut now = RoutingInfo::from_message(routing).map_err(|error| format!("routing: {error}"))?;
         if self.config.canary == Some(Canary::ReignNotCounted) {
-            now.version &= u64::from(u32::MAX);
+            now.version = (now.version & u64::from(u32::MAX)) + 1;
         }
         let before = &self.routing;
         if now.version < before.version {

@@ -3,6 +3,11 @@
 use super::*;
 use corefs_wire::control::mgmtd::{TargetHealthT, TargetState};
 
+/// Between two heartbeats, after one that nobody answered, and after which another manager is asked, too: as the real ones have it.
+const EVERY: Nanos = 333 * MILLI;
+const PAUSE: Nanos = 100 * MILLI;
+const SILENCE: Nanos = 200 * MILLI;
+
 impl World {
     /// A node comes up.
     pub(super) fn start(&mut self, node: usize) -> Result<(), String> {
@@ -10,8 +15,9 @@ impl World {
         let epoch = self.nodes[node].epoch;
         let place = &mut self.places[node];
         (place.registered, place.stopped_until, place.tick_at) = (false, 0, Nanos::MAX);
-        (place.version, place.answered) = (0, true);
-        place.poll += 1;
+        place.version = 0;
+        (place.poll, place.beat) = (place.poll + 1, place.beat + 1);
+        let number = place.beat;
         self.look(node)?;
         // What was committed in memory only may be pending again, or gone.
         let place = &mut self.places[node];
@@ -22,32 +28,60 @@ impl World {
         place.unsettled.retain(|chunk, (version, _)| holds(*chunk, *version));
         self.schedule_tick(node);
         let delay = self.prng.below(50 * MILLI);
-        self.after(delay, Happening::Beat { node, epoch });
+        self.after(delay, Happening::Beat { node, epoch, number });
         Ok(())
     }
 
-    /// A node says that it is there.
-    pub(super) fn beat(&mut self, node: usize, epoch: u32) {
-        if !self.lives(node, epoch) {
-            return;
+    /// A node says that it is there: to the manager that answered last, and to the next one when that refuses, or says nothing for a while.
+    pub(super) fn beat(&mut self, node: usize, epoch: u32, number: u64) {
+        if self.lives(node, epoch) && self.places[node].beat == number {
+            self.places[node].asked = 0;
+            self.places[node].refusals.clear();
+            self.ask_manager(node);
         }
-        self.after(333 * MILLI, Happening::Beat { node, epoch });
-        let (sent, dead) = (self.clock(node), self.nodes[node].is_dead());
-        // Whoever doesn't answer isn't asked again.
-        let (managers, place) = (self.managers.count(), &mut self.places[node]);
-        if !std::mem::take(&mut place.answered) {
+    }
+
+    pub(super) fn silence(&mut self, node: usize, epoch: u32, number: u64) {
+        if self.lives(node, epoch) && self.places[node].beat == number {
+            self.ask_manager(node);
+        }
+    }
+
+    /// The next heartbeat comes then; what is heard of this one from now on counts, but nobody waits for it.
+    fn beat_again(&mut self, node: usize, pause: Nanos) {
+        let epoch = self.nodes[node].epoch;
+        self.places[node].beat += 1;
+        let number = self.places[node].beat;
+        self.after(pause, Happening::Beat { node, epoch, number });
+    }
+
+    /// Asks the next manager of this heartbeat; when all were, it has failed.
+    fn ask_manager(&mut self, node: usize) {
+        let (epoch, managers) = (self.nodes[node].epoch, self.managers.count());
+        let place = &mut self.places[node];
+        if place.asked == managers {
             place.manager = (place.manager + 1) % managers;
+            return self.beat_again(node, PAUSE);
         }
-        let (manager, have) = (place.manager, place.version);
-        if !place.registered {
-            let register = Happening::Register { manager, node, epoch, sent, dead };
-            return self.send(End::Node(node), End::Manager(manager), register);
+        let manager = (place.manager + place.asked) % managers;
+        place.asked += 1;
+        let number = place.beat;
+        self.after(SILENCE, Happening::Silence { node, epoch, number });
+        let message = self.heartbeat(node, manager);
+        self.send(End::Node(node), End::Manager(manager), message);
+    }
+
+    fn heartbeat(&mut self, node: usize, manager: usize) -> Happening {
+        let (epoch, sent, dead) = (self.nodes[node].epoch, self.clock(node), self.nodes[node].is_dead());
+        if !self.places[node].registered {
+            return Happening::Register { manager, node, epoch, sent, dead };
         }
         let canary = self.config.canary;
         let (skips, unheard) =
             (canary == Some(Canary::FillingSkipped), canary == Some(Canary::FilledUnheard));
         let mut request = Box::<NodeHeartbeatT>::default();
-        (request.node, request.incarnation, request.routing_version) = (id(node).0, epoch.into(), have);
+        (request.node, request.incarnation) = (id(node).0, epoch.into());
+        request.routing_version = self.places[node].version;
         request.slices = slices(node, dead);
         request.targets = self.nodes[node].healths(sent);
         for said in &mut request.targets {
@@ -55,8 +89,7 @@ impl World {
         }
         let complains = request.targets.iter().any(|said: &TargetHealthT| said.unreached != 0);
         self.truth.counts.complaints += u64::from(complains);
-        let beat = Happening::Heartbeat { manager, node, epoch, sent, request };
-        self.send(End::Node(node), End::Manager(manager), beat);
+        Happening::Heartbeat { manager, node, epoch, sent, request }
     }
 
     /// A node asks for newer routing: when it has some, and when an earlier question wasn't answered for long.
@@ -94,28 +127,23 @@ impl World {
     }
 
     /// A manager doesn't do what a node asked for.
-    pub(super) fn refused(&mut self, node: usize, epoch: u32, code: ErrorCode) {
-        if !self.lives(node, epoch) {
+    pub(super) fn refused(&mut self, node: usize, epoch: u32, manager: usize, code: ErrorCode) {
+        if !self.lives(node, epoch) || !self.places[node].refusals.insert(manager) {
             return;
         }
-        let managers = self.managers.count();
-        let place = &mut self.places[node];
-        place.answered = true;
-        match code {
-            ErrorCode::NodeConflict => {
-                self.truth.counts.registered_again += u64::from(place.registered);
-                place.registered = false;
-            }
-            ErrorCode::NotReady => {}
-            _ => place.manager = (place.manager + 1) % managers,
+        if code == ErrorCode::NodeConflict {
+            self.truth.counts.registered_again += u64::from(self.places[node].registered);
+            self.places[node].registered = false;
+            return self.beat_again(node, PAUSE);
         }
+        self.ask_manager(node);
     }
 
     /// A node hears from a manager until when its lease runs, and routing if it has older.
     pub(super) fn leased(
         &mut self,
-        node: usize,
-        epoch: u32,
+        (node, epoch): (usize, u32),
+        manager: usize,
         sent: Nanos,
         routing: Option<Rc<RoutingInfo>>,
     ) -> Result<(), String> {
@@ -129,7 +157,7 @@ impl World {
         }
         let now = self.clock(node);
         let place = &mut self.places[node];
-        place.answered = true;
+        place.manager = manager;
         if let Some(routing) = routing {
             place.version = place.version.max(routing.version);
             if self.config.canary == Some(Canary::PendingsKept) {
@@ -140,6 +168,7 @@ impl World {
         let from = if self.config.canary == Some(Canary::LeaseFromReceipt) { now } else { sent };
         self.nodes[node].lease(now, from + TERMS.lease_ms * MILLI);
         self.gather(node);
+        self.beat_again(node, EVERY);
         self.check_heads()
     }
 
