@@ -87,6 +87,48 @@ impl Drop for Sleep {
 /// Whose a task is: it dies with its process, and stands still with it.
 pub type Owner = usize;
 
+/// Where one task leaves something for another. Clones are the same.
+pub struct Slot<T>(Rc<SlotState<T>>);
+
+struct SlotState<T> {
+    value: RefCell<Option<T>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl<T> Clone for Slot<T> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self(Rc::new(SlotState { value: RefCell::new(None), waker: RefCell::new(None) }))
+    }
+}
+
+impl<T> Slot<T> {
+    /// The first to come is taken; later ones are too late.
+    pub fn put(&self, value: T) {
+        self.0.value.borrow_mut().get_or_insert(value);
+        if let Some(waker) = self.0.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Waits until there is something.
+    pub fn take(&self) -> impl Future<Output = T> + use<T> {
+        let state = Rc::clone(&self.0);
+        std::future::poll_fn(move |context| match state.value.take() {
+            Some(value) => Poll::Ready(value),
+            None => {
+                *state.waker.borrow_mut() = Some(context.waker().clone());
+                Poll::Pending
+            }
+        })
+    }
+}
+
 /// Tasks that were woken, in that order. Shared by the type of wakers, never by threads.
 type Ready = Arc<Mutex<Vec<u64>>>;
 
@@ -104,13 +146,27 @@ impl Wake for Bell {
 struct Task {
     owner: Owner,
     waker: Waker,
-    future: Pin<Box<dyn Future<Output = ()>>>,
+    future: Job,
+}
+
+type Job = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Lets tasks begin others. Clones are the same.
+#[derive(Clone, Default)]
+pub struct Spawner(Rc<RefCell<Vec<(Owner, Job)>>>);
+
+impl Spawner {
+    /// Begins when the tasks run, or go on running.
+    pub fn spawn(&self, owner: Owner, future: impl Future<Output = ()> + 'static) {
+        self.0.borrow_mut().push((owner, Box::pin(future)));
+    }
 }
 
 /// All tasks of a world.
 #[derive(Default)]
 pub struct Tasks {
     next: u64,
+    spawner: Spawner,
     tasks: BTreeMap<u64, Task>,
     ready: Ready,
     /// Owners that stand still, and their tasks that were woken meanwhile.
@@ -119,13 +175,21 @@ pub struct Tasks {
 }
 
 impl Tasks {
+    pub fn spawner(&self) -> Spawner {
+        self.spawner.clone()
+    }
+
     /// Begins at the next [`run`](Self::run).
     pub fn spawn(&mut self, owner: Owner, future: impl Future<Output = ()> + 'static) {
+        self.begin(owner, Box::pin(future));
+    }
+
+    fn begin(&mut self, owner: Owner, future: Job) {
         let task = self.next;
         self.next += 1;
         let waker = Waker::from(Arc::new(Bell { task, ready: Arc::clone(&self.ready) }));
         waker.wake_by_ref();
-        self.tasks.insert(task, Task { owner, waker, future: Box::pin(future) });
+        self.tasks.insert(task, Task { owner, waker, future });
     }
 
     /// All tasks of a process end where they are.
@@ -133,6 +197,7 @@ impl Tasks {
         let (dead, alive) = mem::take(&mut self.tasks).into_iter().partition(|(_, task)| task.owner == owner);
         self.tasks = alive;
         self.still.remove(&owner);
+        self.spawner.0.borrow_mut().retain(|(of, _)| *of != owner);
         drop::<BTreeMap<u64, Task>>(dead);
     }
 
@@ -149,6 +214,8 @@ impl Tasks {
     /// Runs all tasks that were woken, until none is.
     pub fn run(&mut self) {
         loop {
+            let fresh = self.spawner.0.take();
+            fresh.into_iter().for_each(|(owner, future)| self.begin(owner, future));
             let woken = mem::take(&mut *self.ready.lock().unwrap_or_else(PoisonError::into_inner));
             if woken.is_empty() {
                 return;

@@ -57,6 +57,9 @@ pub struct Config {
     pub spares: usize,
     /// Processes of managers, of which one leads.
     pub managers: usize,
+    /// Metadata servers, and clients of theirs that work with names.
+    pub servers: usize,
+    pub namers: usize,
     pub chains: u64,
     pub clients: usize,
     pub chunks: u32,
@@ -100,6 +103,8 @@ impl Default for Config {
             replicas: 3,
             spares: 1,
             managers: 3,
+            servers: 2,
+            namers: 2,
             chains: 2,
             clients: 6,
             chunks: 6,

@@ -4,6 +4,7 @@
 use super::config::{Canary, SLICE_CAPACITY};
 use super::kv::{Outcomes, Road};
 use super::node::CLUSTER;
+use super::wire::Registry;
 use crate::prng::Prng;
 use crate::tasks::{Owner, Tasks, Timers};
 use corefs_engine::event::Nanos;
@@ -37,6 +38,13 @@ pub struct OwnClock {
     /// Parts of a million of the world's time that pass on it.
     pace_ppm: u64,
     offset: Nanos,
+}
+
+impl OwnClock {
+    pub fn new(timers: Timers, drift_ppm: u64, prng: &mut Prng) -> Self {
+        let pace_ppm = 1_000_000 - drift_ppm + prng.below(2 * drift_ppm);
+        Self { timers, pace_ppm, offset: prng.below(1 << 40) }
+    }
 }
 
 impl Clock for OwnClock {
@@ -78,10 +86,10 @@ pub enum Reply {
     },
 }
 
-type Machine = Primary<Road, OwnClock>;
+/// One manager's machine.
+pub type Machine = Primary<Road, OwnClock>;
 
 struct Process {
-    machine: Option<Rc<Machine>>,
     road: Road,
     clock: OwnClock,
     /// How often it was started.
@@ -92,6 +100,8 @@ struct Process {
 /// All managers, and what they keep in their store.
 pub struct Managers {
     processes: Vec<Process>,
+    /// Those that are up.
+    pub machines: Registry<Machine>,
     pub store: Mem,
     pub outcomes: Rc<Outcomes>,
     pub tasks: Tasks,
@@ -165,13 +175,8 @@ impl Managers {
         let store = Mem::with_pace(prng.next_u64(), Faults::default(), Rc::new(timers.clone()));
         let outcomes = Rc::<Outcomes>::default();
         let mut process = |_| Process {
-            machine: None,
             road: Road::new(store.clone(), timers.clone(), prng.fork(), store_ms, Rc::clone(&outcomes)),
-            clock: OwnClock {
-                timers: timers.clone(),
-                pace_ppm: 1_000_000 - drift_ppm + prng.below(2 * drift_ppm),
-                offset: prng.below(1 << 40),
-            },
+            clock: OwnClock::new(timers.clone(), drift_ppm, prng),
             starts: 0,
             stopped_until: 0,
         };
@@ -186,6 +191,7 @@ impl Managers {
         let formed = form(store.clone(), clock, wanted, nodes);
         futures_lite::future::block_on(formed).expect("nothing goes wrong yet");
         let mut out = Self {
+            machines: Rc::new(RefCell::new(processes.iter().map(|_| None).collect())),
             processes,
             store,
             outcomes,
@@ -207,7 +213,7 @@ impl Managers {
     }
 
     pub fn is_up(&self, manager: usize) -> bool {
-        self.processes[manager].machine.is_some()
+        self.machines.borrow()[manager].is_some()
     }
 
     pub fn stopped_until(&self, manager: usize) -> Nanos {
@@ -224,7 +230,7 @@ impl Managers {
             settings.lease_ms *= [5, 1][manager.min(1)];
         }
         let machine = Rc::new(Primary::new(process.road.clone(), process.clock.clone(), settings, CLUSTER));
-        process.machine = Some(Rc::clone(&machine));
+        self.machines.borrow_mut()[manager] = Some(Rc::clone(&machine));
         let (leading, clock) = (Rc::clone(&machine), process.clock.clone());
         self.tasks.spawn(manager, async move {
             loop {
@@ -245,12 +251,11 @@ impl Managers {
     /// Its process dies: of what it was about to store some may still arrive.
     pub fn kill(&mut self, manager: usize) {
         self.tasks.kill(manager);
-        let process = &mut self.processes[manager];
-        if let Some(machine) = process.machine.take() {
+        self.processes[manager].stopped_until = 0;
+        if let Some(machine) = self.machines.borrow_mut()[manager].take() {
             let (reigns, gave_way) = reigns_of(&machine);
             self.ended = (self.ended.0 + reigns, self.ended.1 + gave_way);
         }
-        process.stopped_until = 0;
     }
 
     /// It stands still until then, while its clock goes on.
@@ -270,28 +275,32 @@ impl Managers {
 
     /// How often managers came to lead, and gave way because they heard no node.
     pub fn reigns(&self) -> (u64, u64) {
-        let machines = self.processes.iter().filter_map(|process| process.machine.as_deref());
-        machines.map(reigns_of).fold(self.ended, |sum, more| (sum.0 + more.0, sum.1 + more.1))
+        let machines = self.machines.borrow();
+        machines
+            .iter()
+            .flatten()
+            .map(|machine| reigns_of(machine))
+            .fold(self.ended, |sum, more| (sum.0 + more.0, sum.1 + more.1))
     }
 
     /// The one that leads, unless it stands still.
     pub fn leader(&self) -> Option<usize> {
-        let now = self.timers.now();
-        self.processes.iter().position(|process| {
-            process.stopped_until <= now && process.machine.as_ref().is_some_and(|machine| machine.leads())
-        })
+        let (now, machines) = (self.timers.now(), self.machines.borrow());
+        let leads = |machine: &Option<Rc<Machine>>| machine.as_ref().is_some_and(|machine| machine.leads());
+        (0..machines.len())
+            .find(|manager| self.processes[*manager].stopped_until <= now && leads(&machines[*manager]))
     }
 
     /// The routing that whoever leads gives out, if it is newer than that.
     pub fn routing_beyond(&self, have: u64) -> Option<(usize, Box<RoutingT>)> {
         let leader = self.leader()?;
-        let machine = self.processes[leader].machine.as_ref()?;
+        let machine = self.machines.borrow()[leader].clone()?;
         machine.leading(|leading, _| leading.routing_beyond(have)).ok().flatten().map(|found| (leader, found))
     }
 
     /// Nothing moves, and nothing is to move.
     pub fn has_moved(&self) -> bool {
-        let machine = self.leader().and_then(|leader| self.processes[leader].machine.as_ref());
+        let machine = self.leader().and_then(|leader| self.machines.borrow()[leader].clone());
         let done = machine
             .map(|machine| machine.leading(|leading, _| moves::is_done(leading.state(), leading.liveness())));
         matches!(done, Some(Ok(true)))
@@ -346,8 +355,8 @@ impl Managers {
         manager: Owner,
         request: impl FnOnce(Rc<Machine>) -> F,
     ) {
-        let Some(machine) = &self.processes[manager].machine else { return };
-        let (answer, outbox) = (request(Rc::clone(machine)), Rc::clone(&self.outbox));
+        let Some(machine) = self.machines.borrow()[manager].clone() else { return };
+        let (answer, outbox) = (request(machine), Rc::clone(&self.outbox));
         self.tasks.spawn(manager, async move {
             let reply = answer.await;
             outbox.borrow_mut().push((manager, reply));

@@ -13,9 +13,11 @@
 mod config;
 mod kv;
 pub mod manager;
+mod names;
 pub mod node;
 pub mod register;
 pub mod truth;
+mod wire;
 pub mod world;
 
 pub use config::{Canary, Config};

@@ -72,6 +72,18 @@ counts! {
     lost_messages,
     late_messages,
     repeated_messages,
+    server_deaths,
+    server_pauses,
+    namer_deaths,
+    namer_pauses,
+    namer_cuts,
+    /// Operations on names that were answered, requests for them that were sent again, clients that lost their lease, dead clients
+    /// settled, and what metadata servers had done to chunks.
+    names_done,
+    names_again,
+    leases_lost,
+    clients_settled,
+    names_chunks,
     /// Rare paths. Reigns of managers; commits of their store that conflicted, and that nobody knew the end of.
     reigns,
     gave_way,

@@ -6,6 +6,7 @@
 //! | `network` | what leaves a node, and how it arrives |
 //! | `members` | nodes and what managers tell them: registration, leases, routing |
 //! | `managers` | what managers answer, and what they store |
+//! | `names` | metadata servers, their clients, and what is done to chunks for them |
 //! | `faults` | what goes wrong |
 //! | `damage` | what disks do to bytes that they had already |
 //! | `queue` | what is going to happen |
@@ -15,14 +16,17 @@ mod damage;
 mod faults;
 mod managers;
 mod members;
+mod names;
 mod network;
 mod queue;
 
 use super::config::{Canary, Config, SLICE_BYTES};
 use super::manager::{Managers, TERMS, id, slices};
+use super::names::{self as names_of, Names};
 use super::node::{Fetch, Forwarded, Job, Message, Question, Requester, Sent, SimNode};
 use super::truth::{Counts, Truth, WriteId};
 use crate::prng::Prng;
+use crate::tasks::Owner;
 use corefs_engine::event::{Ack, Ask, Nanos, Offer, Told};
 use corefs_engine::store::UpdateKind;
 use corefs_kv::mem::Faults;
@@ -44,6 +48,8 @@ const MILLI: Nanos = 1_000_000;
 /// Longest that a manager keeps a poll for routing (milliseconds), and after which a node asks again.
 const POLL_MS: u32 = 1000;
 const POLL_AGAIN: Nanos = 1500 * MILLI;
+/// Clients that do to chunks what metadata servers want.
+const HANDS: usize = 2;
 /// Virtual time that the end may take, with everything healthy.
 const SETTLE: Nanos = 120_000 * MILLI;
 /// Virtual time beyond its least, and beyond the last fault, after which a life that clients get too few answers in is over.
@@ -188,6 +194,17 @@ enum Happening {
     ManagerGoesOn {
         manager: usize,
     },
+    /// A metadata server, or a client of theirs, begins as a new process, or goes on.
+    ServerUp {
+        server: usize,
+    },
+    NamerUp {
+        namer: usize,
+    },
+    ProcessGoesOn {
+        owner: Owner,
+        until: Nanos,
+    },
     /// The managers' store works again.
     StoreWell,
     Fault,
@@ -274,6 +291,8 @@ struct Client {
     busy: bool,
     /// Replicas that said that their bytes of the chunk are damaged.
     damaged: u32,
+    /// What a metadata server wants done, if it is done for one.
+    ask: Option<names_of::Ask>,
 }
 
 /// A committed version, and the update that was pending with its version.
@@ -314,6 +333,9 @@ struct World {
     number: u64,
     queue: Queue<Happening>,
     managers: Managers,
+    names: Names,
+    /// When processes that stand still go on.
+    still: BTreeMap<Owner, Nanos>,
     /// Of each node by number, and each chain from the first: the member that is on it, as it is stored.
     members: Vec<Vec<Option<TargetId>>>,
     nodes: Vec<SimNode>,
@@ -339,6 +361,9 @@ pub fn run(seed: u64, config: Config) -> Result<Counts, String> {
     let (mut counts, managers) = (world.truth.counts, &world.managers);
     counts.milliseconds = world.now / MILLI;
     (counts.reigns, counts.gave_way) = managers.reigns();
+    let names = &world.names.common;
+    (counts.names_done, counts.names_again) = (names.done.get(), names.again.get());
+    (counts.leases_lost, counts.clients_settled) = (names.leases_lost.get(), names.settled.get());
     (counts.store_conflicts, counts.store_unknown) =
         (managers.outcomes.conflicts.get(), managers.outcomes.unknown.get());
     Ok(counts)
@@ -370,10 +395,20 @@ impl World {
         let clock = (DRIFT_PPM, MILLI);
         let managers =
             Managers::new(config.managers, shape, config.store_ms, config.canary, &mut prng, clock);
+        let names = Self::names(&config, &managers, &mut prng);
         let routing = Rc::new(RoutingInfo::default());
         let client = |_| {
             let routing = Rc::clone(&routing);
-            Client { sequence: 0, attempt: 0, first: 0, wish: None, routing, busy: false, damaged: 0 }
+            Client {
+                sequence: 0,
+                attempt: 0,
+                first: 0,
+                wish: None,
+                routing,
+                busy: false,
+                damaged: 0,
+                ask: None,
+            }
         };
         let place = |_| Place {
             fast_ppm: prng.below(2 * DRIFT_PPM),
@@ -393,7 +428,7 @@ impl World {
             unsettled: BTreeMap::new(),
         };
         Self {
-            clients: (0..config.clients).map(client).collect(),
+            clients: (0..config.clients + HANDS).map(client).collect(),
             places: (0..config.nodes()).map(place).collect(),
             nodes,
             prng,
@@ -405,6 +440,8 @@ impl World {
             trouble_until: 0,
             routing,
             managers,
+            names,
+            still: BTreeMap::new(),
             truth: Truth::new(!config.black_box),
             faults_left: config.faults,
             ending: false,
@@ -421,8 +458,14 @@ impl World {
             let delay = self.prng.below(100 * MILLI);
             self.after(delay, Happening::ManagerUp { manager });
         }
-        for client in 0..self.clients.len() {
+        for client in 0..self.config.clients {
             self.after(MILLI, Happening::Next { client });
+        }
+        for server in 0..self.names.servers() {
+            self.after(2 * MILLI, Happening::ServerUp { server });
+        }
+        for namer in 0..self.names.clients() {
+            self.after(3 * MILLI, Happening::NamerUp { namer });
         }
         self.schedule_fault();
         self.after(self.config.least_ms * MILLI, Happening::Calm);
@@ -480,6 +523,7 @@ impl World {
         let chains = &self.managers.state.chains;
         let serve = chains.values().all(|chain| chain.members.iter().any(serves));
         self.clients.iter().all(|client| client.wish.is_none())
+            && self.names.is_at_rest()
             && (self.managers.is_whole() && self.managers.has_moved()
                 || self.config.last_bytes < SLICE_BYTES && serve)
             && (0..self.nodes.len()).all(|node| self.is_at_rest(node))
@@ -587,6 +631,18 @@ impl World {
                     self.managers.go_on(manager);
                 }
             }
+            // It serves when it knows routing.
+            Happening::ServerUp { server } if self.routing.version == 0 => {
+                self.after(100 * MILLI, Happening::ServerUp { server });
+            }
+            Happening::ServerUp { server } => self.names.start_server(server),
+            Happening::NamerUp { namer } => self.names.start_client(namer),
+            Happening::ProcessGoesOn { owner, until } => {
+                if self.still.get(&owner) == Some(&until) {
+                    self.still.remove(&owner);
+                    self.managers.tasks.stand_still(owner, false);
+                }
+            }
             Happening::StoreWell => {
                 if self.now >= self.trouble_until {
                     self.managers.store.set_faults(Faults::default());
@@ -692,6 +748,6 @@ impl World {
             self.truth.check_end(chunk, &replicas)?;
             self.truth.check_register(chunk)?;
         }
-        Ok(())
+        self.names.check()
     }
 }

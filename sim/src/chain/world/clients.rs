@@ -16,6 +16,10 @@ impl World {
         } else {
             self.new_write(client, chunk)
         };
+        self.begin(client, wish);
+    }
+
+    pub(super) fn begin(&mut self, client: usize, wish: Wish) {
         self.clients[client].wish = Some(wish);
         (self.clients[client].busy, self.clients[client].damaged) = (false, 0);
         self.clients[client].first = self.clients[client].attempt + 1;
@@ -23,14 +27,6 @@ impl World {
     }
 
     pub(super) fn new_write(&mut self, client: usize, chunk: ChunkId) -> Wish {
-        self.clients[client].sequence += 1;
-        let tag = UpdateTag {
-            client: ClientId(client as u64 + 1),
-            sequence: self.clients[client].sequence,
-            incarnation: 1,
-            channel: 0,
-        };
-        let id = write_id(&tag);
         let (kind, payload) = match self.prng.below(10) {
             0 => (UpdateKind::Truncate { len: self.prng.below(u64::from(CHUNK)) as u32 }, Vec::new()),
             1 => (UpdateKind::Remove, Vec::new()),
@@ -42,6 +38,24 @@ impl World {
                 (UpdateKind::Write { offset, len }, payload)
             }
         };
+        self.new_update(client, chunk, kind, payload)
+    }
+
+    pub(super) fn new_update(
+        &mut self,
+        client: usize,
+        chunk: ChunkId,
+        kind: UpdateKind,
+        payload: Vec<u8>,
+    ) -> Wish {
+        self.clients[client].sequence += 1;
+        let tag = UpdateTag {
+            client: ClientId(client as u64 + 1),
+            sequence: self.clients[client].sequence,
+            incarnation: 1,
+            channel: 0,
+        };
+        let id = write_id(&tag);
         let payload: Rc<[u8]> = payload.into();
         self.truth.wished(id, chunk, kind, Rc::clone(&payload));
         let offer = Offer {
@@ -151,18 +165,21 @@ impl World {
             // An acknowledgment of any attempt acknowledges the update.
             Ok(ack) => {
                 self.truth.acknowledged(offer.chunk, id, &ack)?;
+                self.hand_back(client, Ok(()));
                 self.done(client);
             }
             Err(_) if attempt != self.clients[client].attempt => {}
             // What was damaged where the update came to may be whole when a late copy of it comes.
             Err(error) if error.code == ErrorCode::Corrupt => {
                 self.truth.given_up(id);
+                self.hand_back(client, Err(error));
                 self.done(client);
             }
             // Its chain goes on without a dead slice.
             Err(error) if error.code == ErrorCode::SliceDead => {}
             Err(error) if error.code.class() == Class::Fatal => {
                 self.truth.refused(id)?;
+                self.hand_back(client, Err(error));
                 self.done(client);
             }
             Err(error) => {
@@ -222,6 +239,9 @@ impl World {
 
     pub(super) fn done(&mut self, client: usize) {
         self.clients[client].wish = None;
+        if client >= self.config.clients {
+            return self.lend_hands();
+        }
         let pause = self.prng.below(self.config.think * MILLI + 1);
         self.after(pause, Happening::Next { client });
     }

@@ -25,6 +25,14 @@ enum Fault {
     ManagerPause,
     /// A manager doesn't reach the store.
     StoreCut,
+    /// A metadata server dies, or stands still.
+    ServerDeath,
+    ServerPause,
+    /// A client of names dies, or stands still: now and then for longer than its lease.
+    NamerDeath,
+    NamerPause,
+    /// The link between a client of names and a metadata server, or a manager, is cut, one way or both.
+    NamerCut,
     /// Commits of the managers' store conflict, and some end nobody knows how.
     Store,
     /// Writes or flushes of a disk fail from now on.
@@ -39,7 +47,7 @@ enum Fault {
 }
 
 /// How likely each is.
-const WEIGHTS: [(Fault, u64); 16] = [
+const WEIGHTS: [(Fault, u64); 21] = [
     (Fault::Power, 8),
     (Fault::Blackout, 1),
     (Fault::Pause, 2),
@@ -49,6 +57,11 @@ const WEIGHTS: [(Fault, u64); 16] = [
     (Fault::ManagerDeath, 2),
     (Fault::ManagerPause, 1),
     (Fault::StoreCut, 1),
+    (Fault::ServerDeath, 2),
+    (Fault::ServerPause, 2),
+    (Fault::NamerDeath, 1),
+    (Fault::NamerPause, 2),
+    (Fault::NamerCut, 2),
     (Fault::Store, 2),
     (Fault::DiskError, 2),
     (Fault::SlowDisk, 2),
@@ -143,6 +156,36 @@ impl World {
                 let manager = self.some_manager();
                 self.truth.counts.store_cuts += 1;
                 self.managers.cut_store(manager, until);
+                if let Some(server) = self.some_of(self.names.servers()) {
+                    self.names.cut_store(server, until);
+                }
+            }
+            Fault::ServerDeath => {
+                counts.server_deaths += 1;
+                let server = self.some_of(self.names.servers());
+                server.into_iter().for_each(|server| self.kill_server(server, duration));
+            }
+            Fault::ServerPause => {
+                counts.server_pauses += 1;
+                let server = self.some_of(self.names.servers());
+                let owner = server.map(|server| self.names.common.first_server + server);
+                owner.into_iter().for_each(|owner| self.hold_still(owner, duration));
+            }
+            Fault::NamerDeath => {
+                counts.namer_deaths += 1;
+                let namer = self.some_of(self.names.clients());
+                namer.into_iter().for_each(|namer| self.kill_namer(namer, duration));
+            }
+            Fault::NamerCut => {
+                counts.namer_cuts += 1;
+                self.cut_namer(until);
+            }
+            Fault::NamerPause => {
+                counts.namer_pauses += 1;
+                let namer = self.some_of(self.names.clients());
+                let owner = namer.map(|namer| self.names.common.first_client + namer);
+                let longer = if self.prng.chance(1, 3) { 8 } else { 1 };
+                owner.into_iter().for_each(|owner| self.hold_still(owner, longer * duration));
             }
             Fault::Store => {
                 counts.store_troubles += 1;
@@ -164,6 +207,26 @@ impl World {
                 self.nodes[node].scrub(now);
                 self.gather(node);
             }
+        }
+    }
+
+    /// One of so many, if there are any.
+    fn some_of(&mut self, many: usize) -> Option<usize> {
+        (many > 0).then(|| self.prng.below(many as u64) as usize)
+    }
+
+    fn cut_namer(&mut self, until: Nanos) {
+        let Some(namer) = self.some_of(self.names.clients()) else { return };
+        let common = Rc::clone(&self.names.common);
+        // Managers have the numbers before the servers'.
+        let (one, other) =
+            (common.first_client + namer, self.prng.below(common.first_client as u64) as usize);
+        let (there, back) = (self.prng.chance(2, 3), self.prng.chance(2, 3));
+        if there {
+            common.wire.cut(one, other, until);
+        }
+        if back {
+            common.wire.cut(other, one, until);
         }
     }
 
@@ -240,6 +303,7 @@ impl World {
         self.managers.store.set_faults(Faults::default());
         self.managers.store.settle();
         (0..self.managers.count()).for_each(|manager| self.managers.cut_store(manager, 0));
+        self.names.end();
         for node in 0..self.nodes.len() {
             self.places[node].slow_until = 0;
             let now = self.clock(node);

@@ -20,7 +20,8 @@ impl World {
         for (manager, reply) in replies {
             self.reply(manager, reply)?;
         }
-        Ok(())
+        self.lend_hands();
+        self.names.common.failure.borrow_mut().take().map_or(Ok(()), Err)
     }
 
     fn reply(&mut self, manager: usize, reply: Reply) -> Result<(), String> {
@@ -90,6 +91,7 @@ impl World {
             }
         }
         self.routing = Rc::new(now);
+        *self.names.common.routing.borrow_mut() = Rc::clone(&self.routing);
         Ok(Rc::clone(&self.routing))
     }
 
