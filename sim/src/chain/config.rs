@@ -16,6 +16,8 @@ pub enum Canary {
     FlushRemoved,
     /// The network answers forwards itself, before the successor has them.
     AnswersInvented,
+    /// The same, only when everything comes to its end.
+    LastAnswersInvented,
     /// Reads ignore that an update is pending.
     ReadsUnguarded,
     /// That there is no chunk is said though an update that makes one is pending.
@@ -44,6 +46,10 @@ pub enum Canary {
     LeaseTooSoon,
     /// Routing doesn't say in which reign it was given out.
     ReignNotCounted,
+    /// The key-value store commits whatever was written since.
+    ConflictsOverlooked,
+    /// Requests of clients of names have no number: whatever is sent again is done again.
+    RequestsUnnumbered,
     /// A manager goes on leading for longer than the others wait for it.
     ReignTooLong,
 }

@@ -47,6 +47,8 @@ impl Pace for Timers {
 pub struct Outcomes {
     pub conflicts: Cell<u64>,
     pub unknown: Cell<u64>,
+    /// A canary: conflicts are overlooked.
+    pub overlooks: Cell<bool>,
 }
 
 /// One process's road to the store. Clones are the same road.
@@ -119,7 +121,10 @@ impl Store for Road {
         found
     }
 
-    async fn commit(&self, commit: Commit) -> Result<Committed> {
+    async fn commit(&self, mut commit: Commit) -> Result<Committed> {
+        if self.outcomes.overlooks.get() {
+            commit.read_conflicts.clear();
+        }
         let counters = rows::counters_key();
         let changes = commit.mutations.iter().any(|mutation| match mutation.written() {
             Written::Key(key) => key == counters,

@@ -59,6 +59,8 @@ pub struct Common {
     pub failure: RefCell<Option<String>>,
     /// Nothing new begins.
     pub ending: Cell<bool>,
+    /// A canary: requests have no number.
+    pub unnumbered: bool,
     /// Answers that clients got, requests that were sent again, leases that ended under a client.
     pub done: Cell<u64>,
     pub again: Cell<u64>,
@@ -93,6 +95,8 @@ pub struct Plan {
     pub clients: usize,
     /// A client pauses so long at most.
     pub think: Nanos,
+    /// A canary: requests have no number.
+    pub unnumbered: bool,
 }
 
 impl Names {
@@ -127,6 +131,7 @@ impl Names {
             lives: RefCell::default(),
             failure: RefCell::default(),
             ending: Cell::new(false),
+            unnumbered: plan.unnumbered,
             done: Cell::new(0),
             again: Cell::new(0),
             leases_lost: Cell::new(0),

@@ -315,7 +315,9 @@ impl Client {
         self.sequence.set(sequence);
         let mut caller = CallerT::default();
         (caller.client, caller.incarnation) = (self.id.get(), 1);
-        (caller.sequence, caller.low_water) = (sequence, sequence);
+        if !self.common.unnumbered {
+            (caller.sequence, caller.low_water) = (sequence, sequence);
+        }
         Box::new(caller)
     }
 

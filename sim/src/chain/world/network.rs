@@ -107,7 +107,12 @@ impl World {
                 let epoch = self.nodes[node].epoch;
                 let from = Requester::Node { node, epoch, forward };
                 let fill = message.offer.fill.is_some();
-                if self.config.canary == Some(Canary::AnswersInvented) && !fill && self.prng.chance(1, 4) {
+                let lies = match self.config.canary {
+                    Some(Canary::AnswersInvented) => self.prng.chance(1, 4),
+                    Some(Canary::LastAnswersInvented) => self.ending,
+                    _ => false,
+                };
+                if lies && !fill {
                     let version = message.offer.forwarded.unwrap_or(0);
                     let result = Err(Error::from(ErrorCode::Internal));
                     // The length can't be known: learn it from the node itself, as a lying network could.
