@@ -31,7 +31,7 @@ enum Fault {
     /// A client of names dies, or stands still: now and then for longer than its lease.
     NamerDeath,
     NamerPause,
-    /// The link between a client of names and a metadata server, or a manager, is cut, one way or both.
+    /// Links between a client of names and metadata servers and managers are cut, one way or both.
     NamerCut,
     /// Commits of the managers' store conflict, and some end nobody knows how.
     Store,
@@ -178,7 +178,7 @@ impl World {
             }
             Fault::NamerCut => {
                 counts.namer_cuts += 1;
-                self.cut_namer(until);
+                self.cut_namer(duration);
             }
             Fault::NamerPause => {
                 counts.namer_pauses += 1;
@@ -215,18 +215,27 @@ impl World {
         (many > 0).then(|| self.prng.below(many as u64) as usize)
     }
 
-    fn cut_namer(&mut self, until: Nanos) {
+    /// Cuts what is between a client of names and a manager or metadata server, or all of them: then now and then for longer than its lease.
+    fn cut_namer(&mut self, duration: Nanos) {
         let Some(namer) = self.some_of(self.names.clients()) else { return };
         let common = Rc::clone(&self.names.common);
         // Managers have the numbers before the servers'.
-        let (one, other) =
-            (common.first_client + namer, self.prng.below(common.first_client as u64) as usize);
+        let all = 0..common.first_client;
+        let one = self.prng.below(all.end as u64) as usize;
+        let (peers, longer) = match self.prng.below(3) {
+            0 => (all, 8),
+            1 => (all, 1),
+            _ => (one..one + 1, 1),
+        };
+        let (owner, until) = (common.first_client + namer, self.now + longer * duration);
         let (there, back) = (self.prng.chance(2, 3), self.prng.chance(2, 3));
-        if there {
-            common.wire.cut(one, other, until);
-        }
-        if back {
-            common.wire.cut(other, one, until);
+        for peer in peers {
+            if there {
+                common.wire.cut(owner, peer, until);
+            }
+            if back {
+                common.wire.cut(peer, owner, until);
+            }
         }
     }
 
