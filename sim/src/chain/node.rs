@@ -296,25 +296,30 @@ impl SimNode {
         self.machine.as_ref().map_or(0, |machine| machine.targets.busy())
     }
 
-    /// Starts: recovers the slice. How many pending updates it found.
-    pub fn power_on(&mut self) -> Result<u64, String> {
-        let (store, report) = match open(&mut self.disk, CLUSTER) {
-            Ok(opened) => opened,
-            Err(OpenError::Cut) => return Err("power is on".into()),
-            Err(OpenError::Damage(damage)) => return Err(format!("node {}: {damage:?}", self.index)),
-        };
+    /// Starts: recovers the slice, if its disk is `there`. How many pending updates it found.
+    pub fn power_on(&mut self, there: bool) -> Result<u64, String> {
         let mut targets = Targets::new(super::manager::id(self.index), ShardIndex(0));
-        targets.add_slice(SLICE, DiskIndex(0), store);
+        let mut pendings = 0;
+        if there {
+            let (store, report) = match open(&mut self.disk, CLUSTER) {
+                Ok(opened) => opened,
+                Err(OpenError::Cut) => return Err("power is on".into()),
+                Err(OpenError::Damage(damage)) => return Err(format!("node {}: {damage:?}", self.index)),
+            };
+            targets.add_slice(SLICE, DiskIndex(0), store);
+            pendings = report.pendings;
+        }
         targets.set_pace(pace());
         self.epoch += 1;
-        (self.failing, self.dead) = (None, false);
+        self.failing = (!there).then_some(Failing::All);
+        self.dead = !there;
         self.machine = Some(Machine {
             targets,
             ops: BTreeMap::new(),
             outputs: Outputs::new(),
             repairs: repairs::Repairs::default(),
         });
-        Ok(report.pendings)
+        Ok(pendings)
     }
 
     /// Loses power: memory is gone, and of what the disk was doing some is done in part. `jobs` are those in progress.

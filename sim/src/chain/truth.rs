@@ -61,6 +61,8 @@ counts! {
     store_troubles,
     write_errors,
     flush_errors,
+    /// Starts without a disk.
+    disks_absent,
     slow_disks,
     /// Blocks damaged.
     moves_asked,

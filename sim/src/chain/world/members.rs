@@ -11,8 +11,15 @@ const SILENCE: Nanos = 200 * MILLI;
 impl World {
     /// A node comes up.
     pub(super) fn start(&mut self, node: usize) -> Result<(), String> {
-        self.truth.counts.recovered_pendings += self.nodes[node].power_on()?;
+        // Now and then its disk isn't there, until it is started once more.
+        let there = self.ending || self.faults_left == 0 || !self.prng.chance(1, 15);
+        self.truth.counts.recovered_pendings += self.nodes[node].power_on(there)?;
         let epoch = self.nodes[node].epoch;
+        if !there {
+            self.truth.counts.disks_absent += 1;
+            let later = self.prng.between(1000, 8000) * MILLI;
+            self.after(later, Happening::Restart { node, epoch });
+        }
         let place = &mut self.places[node];
         (place.registered, place.stopped_until, place.tick_at) = (false, 0, Nanos::MAX);
         place.version = 0;
