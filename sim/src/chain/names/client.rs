@@ -161,7 +161,7 @@ impl Client {
         };
         let before = life.model.clone();
         let expected = life.model.apply(deed, told.as_ref());
-        if expected != found.as_ref().map(|()| ()).map_err(|error| error.code) {
+        if expected != found.as_ref().copied().map_err(|error| error.code) {
             self.common.fail(format!(
                 "names: client {} was told {found:?} ({:?}) of {deed:?}, and expected {expected:?}: {before:?}",
                 self.id.get(),

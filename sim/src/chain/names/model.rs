@@ -1,11 +1,11 @@
 //! What must come of a client's operations, and what must be there in the end.
 
-use super::{Around, Common, LOCKS, lock_name};
+use super::{Around, Common, lock_name};
 use crate::tasks::Owner;
 use corefs_kv::mem::Mem;
 use corefs_meta::Namespace;
 use corefs_wire::ErrorCode;
-use corefs_wire::control::meta::{AttrT, CallerT, GetAttrT, ReadDirT};
+use corefs_wire::control::meta::{AttrT, GetAttrT, ReadDirT};
 use std::collections::BTreeMap;
 
 /// Something that a client does in its directory. Names are one byte long.
@@ -160,10 +160,9 @@ async fn list(
 ) -> Result<BTreeMap<Vec<u8>, (u64, u32, u64)>, String> {
     let told = |error: corefs_wire::Error| format!("names: listing {directory}: {error}");
     let mut request = ReadDirT::default();
-    (request.caller, request.inode, request.limit) = (Box::new(CallerT::default()), directory, 1000);
+    (request.inode, request.limit) = (directory, 1000);
     let entries = fs.read_dir(&request).await.map_err(told)?.entries;
     let mut attributes = GetAttrT::default();
-    attributes.caller = Box::new(CallerT::default());
     attributes.inodes = entries.iter().map(|entry| entry.inode).collect();
     if entries.is_empty() {
         return Ok(BTreeMap::new());
@@ -177,13 +176,12 @@ async fn list(
 /// Names that somebody has are there, and no others but those of whoever died asking for one.
 pub async fn check_arena(common: &Common, fs: &Namespace<Mem, Around>) -> Result<(), String> {
     let found = list(fs, common.arena.get()).await?;
-    let holders = *common.holders.borrow();
     let lives = common.lives.borrow();
-    for lock in 0..LOCKS {
+    for (lock, holder) in common.holders.borrow().iter().enumerate() {
         let there = found.contains_key([lock_name(lock)].as_slice());
         let open = lives.iter().any(|life| life.borrow().wants == Some(lock));
-        if !open && there != holders[lock].is_some() {
-            return Err(format!("names: {lock} in the arena is held by {:?}, there: {there}", holders[lock]));
+        if !open && there != holder.is_some() {
+            return Err(format!("names: {lock} in the arena is held by {holder:?}, there: {there}"));
         }
     }
     Ok(())
