@@ -212,8 +212,9 @@ impl Names {
         let around = Around::still(Rc::clone(common), BTreeSet::<ClientId>::new());
         let fs = Namespace::new(common.store.clone(), FS, around);
         clean(&fs).await?;
-        for life in common.lives.borrow().iter() {
-            life.borrow().check(&fs).await?;
+        let lives: Vec<Life> = common.lives.borrow().iter().map(|life| life.borrow().clone()).collect();
+        for life in lives {
+            life.check(&fs).await?;
         }
         model::check_arena(common, &fs).await?;
         // All clients end, everything that waits is done: nothing may be left.

@@ -110,7 +110,7 @@ impl Model {
 }
 
 /// What one client process did.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Life {
     pub owner: Owner,
     /// Its number. 0: it never got one.
