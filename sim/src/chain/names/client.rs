@@ -31,6 +31,23 @@ const BYTES: u64 = 10_000;
 type Server = Namespace<Road, Around>;
 type Answer<T> = Pin<Box<dyn Future<Output = Result<T>>>>;
 
+/// Requests that say who asks.
+trait Asked: Clone + 'static {
+    fn caller(&mut self) -> &mut CallerT;
+}
+
+macro_rules! asked {
+    ($($request:ty),*) => {
+        $(impl Asked for $request {
+            fn caller(&mut self) -> &mut CallerT {
+                &mut self.caller
+            }
+        })*
+    };
+}
+
+asked!(CloseT, CreateT, LinkT, LookupT, OpenT, RenameT, SetAttrT, UnlinkT);
+
 pub struct Client {
     common: Rc<Common>,
     owner: Owner,
@@ -322,17 +339,16 @@ impl Client {
     }
 
     /// The same request to one server after the other, until one of them says something that counts.
-    async fn ask<R: 'static, T: 'static>(
+    async fn ask<R: Asked, T: 'static>(
         &self,
-        request: R,
+        mut request: R,
         answer: impl Fn(Rc<Server>, Rc<R>) -> Answer<T> + Copy + 'static,
     ) -> std::result::Result<Result<T>, Lost> {
-        let request = Rc::new(request);
         let servers = self.common.servers.borrow().len();
         let mut at = self.below(servers as u64) as usize;
         loop {
-            let (all, request) = (Rc::clone(&self.common.servers), Rc::clone(&request));
-            let server = move || Some(answer(all.borrow()[at].clone()?, Rc::clone(&request)));
+            let (all, sent) = (Rc::clone(&self.common.servers), Rc::new(request.clone()));
+            let server = move || Some(answer(all.borrow()[at].clone()?, sent));
             let to = self.common.first_server + at;
             let outcome = self.common.wire.call((self.owner, to), ATTEMPT, server).await;
             match outcome {
@@ -347,6 +363,7 @@ impl Client {
                 _ if self.lost.get() => return Err(Lost),
                 _ => {
                     count(&self.common.again);
+                    request.caller().repeated = true;
                     at = (at + 1) % servers;
                     self.clock.sleep(PAUSE_MS).await;
                 }
