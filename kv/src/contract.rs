@@ -195,7 +195,8 @@ pub struct Committed {
     /// The version at which the writes became visible; for a transaction that wrote nothing, of its snapshot (0
     /// when it read nothing either).
     pub version: u64,
-    /// The stamp that its versionstamped keys and values carry. `None` when nothing was written.
+    /// The stamp that its versionstamped keys and values carry. `None` when nothing was written; a store may also leave it out when
+    /// nothing was stamped.
     pub versionstamp: Option<Versionstamp>,
 }
 

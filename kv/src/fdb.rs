@@ -293,14 +293,20 @@ impl Store for Fdb {
             .iter()
             .try_for_each(|range| self.conflict(&handle, range, ConflictRangeType::Write))?;
         commit.mutations.iter().for_each(|mutation| self.mutate(&handle, mutation));
-        let stamp = handle.get_versionstamp();
+        // Asking costs a trip through the client's thread, and hardly anybody stamps anything.
+        let stamped = |mutation: &Mutation| {
+            matches!(mutation, Mutation::StampedKey { .. } | Mutation::StampedValue { .. })
+        };
+        let stamp = commit.mutations.iter().any(stamped).then(|| handle.get_versionstamp());
         let committed = handle.commit().await.map_err(|error| self.error(*error, During::Commit))?;
         // It has happened; an error now only means that it can't be said when, whatever its code means otherwise.
         let when = |error| Error::new(ErrorCode::KvUnknownCommit, self.error(error, During::Commit).message);
         let version = committed.committed_version().map_err(when)?;
-        let stamp = stamp.await.map_err(when)?;
         let unknown = |error: Error| Error::new(ErrorCode::KvUnknownCommit, error.message);
-        let versionstamp = Some(Versionstamp::parse(&stamp).map_err(unknown)?);
+        let versionstamp = match stamp {
+            Some(stamp) => Some(Versionstamp::parse(&stamp.await.map_err(when)?).map_err(unknown)?),
+            None => None,
+        };
         Ok(Committed { version: self.version(version).map_err(unknown)?, versionstamp })
     }
 
