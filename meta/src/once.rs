@@ -7,7 +7,9 @@
 //! and a copy of the request at another server are all harmless (the argument of [`corefs_kv::retry::run_once`]).
 //!
 //! A client says below which sequence all its requests are answered. Those rows are dropped, and the mark remembered, so
-//! that a copy of an old request that was held up in the network is refused instead of being carried out again.
+//! that a copy of an old request that was held up in the network is refused instead of being carried out again. When a client's lease has
+//! ended, a mark that it did stays for a while after its rows are gone (see [`sweep`](crate::sweep)): requests that it sends again,
+//! because it didn't hear the answer to them, are refused too, since nobody knows any more whether they were carried out.
 //!
 //! Failures are not remembered: they changed nothing, and the request may be carried out when it comes again.
 
@@ -16,6 +18,7 @@ use crate::inode::{DirectoryState, Inode, Stat};
 use crate::namespace::{Namespace, Values};
 use crate::outside::Outside;
 use corefs_kv::{Isolation, KvEngine, Transaction, retry};
+use crate::mark::Mark;
 use corefs_wire::control::meta::{AttrReplyT, AttrT, CallerT};
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
 
@@ -190,7 +193,16 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             if let Some(remembered) = remembered {
                 return Outcome::decode(op, &remembered).map(Attempt::Unchanged);
             }
-            let mark = mark.and_then(|mark| mark.try_into().ok()).map_or(0, u64::from_le_bytes);
+            let mark = match mark.as_deref().map(Mark::decode).transpose()? {
+                None => 0,
+                Some(Mark::Below(mark)) => mark,
+                Some(Mark::Ended(_)) => {
+                    return Err(Error::new(
+                        ErrorCode::LeaseExpired,
+                        format!("the lease of {client} has ended"),
+                    ));
+                }
+            };
             if caller.sequence < mark {
                 let what = "an old request that was answered before";
                 return Err(Error::mismatch(ErrorCode::Duplicate, mark, caller.sequence, what));

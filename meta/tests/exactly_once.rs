@@ -221,3 +221,31 @@ fn a_new_incarnation_forgets_the_old_one() {
         assert_clean(&fs).await;
     });
 }
+/// A client is cut off between its request and the answer, its lease ends, and it is back and sends the request again.
+#[test]
+fn what_a_dead_client_did_is_not_done_again() {
+    block_on(async {
+        let (fs, world) = fresh().await;
+        let (client, other) = (root(&fs), Client::new(fs.clone(), 200));
+        let held = client.mkdir(ROOT, b"held", 0o755).await.unwrap().inode;
+        client.create(held, b"f", 0o644).await.unwrap();
+        client.open(client.lookup(held, b"f").await.unwrap().inode, true, false).await.unwrap();
+        client.unlink(held, b"f").await.unwrap();
+        world.kill(client.id);
+        assert_eq!(fs.settle_dead_clients().await.unwrap().dead_clients, 1);
+        assert_eq!(fs.settle_dead_clients().await.unwrap().dead_clients, 0);
+        other.create(held, b"f", 0o644).await.unwrap();
+        assert_eq!(code(client.again().unlink(held, b"f").await), ErrorCode::LeaseExpired);
+        assert_eq!(code(client.create(held, b"g", 0o644).await), ErrorCode::LeaseExpired);
+        assert!(other.lookup(held, b"f").await.is_ok());
+        assert_clean(&fs).await;
+
+        // Much later nothing of it is under way, and nothing is left.
+        let marks = || fs.kv().dump().iter().filter(|(key, _)| key[5] == b'L').count();
+        assert_eq!(marks(), 1);
+        world.pass(3600 * 1_000_000_000);
+        fs.settle_dead_clients().await.unwrap();
+        assert_eq!(marks(), 0);
+    });
+}
+

@@ -33,6 +33,8 @@ pub struct State {
     /// The next so many calls of the chunk service fail.
     failures: Cell<u32>,
     /// Calls of the chunk service let other tasks go first.
+    /// Calls of the chunk service never end.
+    hangs: Cell<bool>,
     yields: Cell<bool>,
     pub trims: Cell<u32>,
     pub lengths_asked: Cell<u32>,
@@ -58,6 +60,7 @@ impl World {
             failures: Cell::new(0),
             yields: Cell::new(false),
             trims: Cell::new(0),
+            hangs: Cell::new(false),
             lengths_asked: Cell::new(0),
         }))
     }
@@ -70,6 +73,10 @@ impl World {
     /// From now on the time doesn't change.
     pub fn stand_still(&self) {
         self.0.stands.set(true);
+    pub fn pass(&self, nanoseconds: i64) {
+        self.0.now.set(self.0.now.get() + nanoseconds);
+    }
+
     }
 
     pub fn fail_chunks(&self, calls: u32) {
@@ -79,6 +86,11 @@ impl World {
     pub fn interleave(&self) {
         self.0.yields.set(true);
     }
+    /// Storage doesn't answer any more.
+    pub fn hang_chunks(&self) {
+        self.0.hangs.set(true);
+    }
+
 
     pub fn kill(&self, client: u64) {
         self.0.dead.borrow_mut().insert(ClientId(client));
@@ -140,6 +152,9 @@ impl World {
         }
         Ok(())
     }
+        if self.0.hangs.get() {
+            std::future::pending::<()>().await;
+        }
 }
 
 impl Clock for World {
