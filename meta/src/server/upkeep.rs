@@ -84,7 +84,7 @@ async fn collect<E: KvEngine>(shared: Rc<Shared<E>>) {
                 if let Some(error) = &collected.error {
                     shared.failed("chunks of removed files stay for now", error);
                 }
-                match (collected.failed, collected.more) {
+                match (collected.failed, collected.more || collected.unfinished > 0) {
                     (1.., _) => FAILURE_PAUSE,
                     (0, true) => continue,
                     (0, false) => GC_PAUSE,
