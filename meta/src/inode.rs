@@ -261,8 +261,12 @@ impl Stat {
             Kind::Symlink => (inode.target.len() as u64, inode.nlink),
             _ => (inode.size, inode.nlink),
         };
-        // Times before 1970 are negative: never touched is before all of them.
-        let touched = if self.directory.touched == 0 { i64::MIN } else { self.directory.touched };
+        // Setting a directory's time forgets when it was touched: what touched it since is later, even if that time lies in the
+        // future. Times before 1970 are negative, and never touched is before all of them.
+        let (mtime, touched) = match self.directory.touched {
+            0 => (inode.mtime, i64::MIN),
+            touched => (touched, touched),
+        };
         let mut attr = AttrT::default();
         attr.inode = self.id.0;
         attr.kind = inode.kind;
@@ -273,7 +277,7 @@ impl Stat {
         attr.nlink = nlink;
         attr.rdev = inode.rdev;
         attr.atime = inode.atime;
-        attr.mtime = inode.mtime.max(touched);
+        attr.mtime = mtime;
         attr.ctime = inode.ctime.max(touched);
         attr.btime = inode.btime;
         attr.epoch = inode.epoch;
