@@ -6,6 +6,7 @@ use crate::storage::{Place, Update};
 use corefs_wire::data::{LIST_MAX, ListEntry, UpdateKind};
 use corefs_wire::layout::Layout;
 use corefs_wire::{ChainId, ErrorCode, InodeId, Result};
+use std::time::Duration;
 
 /// Updates under way for one inode.
 const UPDATES: usize = 16;
@@ -42,7 +43,7 @@ impl Client {
     ) -> Result<()> {
         let chunk_size = u64::from(layout.chunk_size);
         let (last, keep) = ((length / chunk_size) as u32, (length % chunk_size) as u32);
-        self.each_chunk(inode, layout, last, |entry| {
+        let update = |entry: &ListEntry| {
             let index = entry.index.get();
             let update = Update { index, kind: UpdateKind::Remove, epoch, offset: 0, length: 0 };
             if index == last && keep > 0 {
@@ -51,40 +52,41 @@ impl Client {
                 return Update { kind: UpdateKind::Truncate, length, ..update };
             }
             update
-        })
-        .await
+        };
+        self.each_chunk(inode, layout, last, None, update).await.map(drop)
     }
 
-    /// Removes all chunks of an inode that is gone for good. Chunks past `length_hint` are found and removed too.
-    pub async fn remove_chunks(&self, inode: InodeId, layout: &Layout, length_hint: u64) -> Result<()> {
-        let _ = length_hint;
-        self.each_chunk(inode, layout, 0, |entry| Update {
+    /// Removes the chunks of an inode that is gone for good, for about as long as `slice`. Returns whether none is left.
+    pub async fn remove_chunks(&self, inode: InodeId, layout: &Layout, slice: Duration) -> Result<bool> {
+        let remove = |entry: &ListEntry| Update {
             index: entry.index.get(),
             kind: UpdateKind::Remove,
             epoch: EPOCH_LAST,
             offset: 0,
             length: 0,
-        })
-        .await
+        };
+        self.each_chunk(inode, layout, 0, Some(self.0.ground.now() + slice), remove).await
     }
 
-    /// Updates every chunk from index `from` on that any chain holds.
+    /// Updates every chunk from index `from` on that any chain holds, as far as it gets by the time `until`: whether it got to the end.
     async fn each_chunk(
         &self,
         inode: InodeId,
         layout: &Layout,
         from: u32,
+        until: Option<Duration>,
         update: impl Fn(&ListEntry) -> Update,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let place = Place::new(inode, *layout);
+        let mut all = true;
         let chains = self.0.storage.chains(&place).await?;
         for group in chains.chunks(UPDATES) {
-            let one = |chain: &ChainId| self.each_chunk_of(&place, *chain, from, &update);
+            let one = |chain: &ChainId| self.each_chunk_of(&place, *chain, from, until, &update);
             for outcome in join::all(group.iter().map(one)).await {
-                outcome?;
+                all &= outcome?;
             }
         }
-        Ok(())
+        Ok(all)
     }
 
     async fn each_chunk_of(
@@ -92,12 +94,16 @@ impl Client {
         place: &Place,
         chain: ChainId,
         from: u32,
+        until: Option<Duration>,
         update: impl Fn(&ListEntry) -> Update,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let mut from = Some(from);
         while let Some(at) = from {
             let page = self.0.storage.list(place, chain, at).await?;
             for group in page.chunks(UPDATES) {
+                if until.is_some_and(|until| self.0.ground.now() >= until) {
+                    return Ok(false);
+                }
                 let updates = group.iter().map(|entry| self.0.storage.update(place, update(entry), None));
                 for outcome in join::all(updates).await {
                     match outcome {
@@ -109,7 +115,7 @@ impl Client {
             }
             from = after(&page);
         }
-        Ok(())
+        Ok(true)
     }
 }
 

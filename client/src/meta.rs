@@ -16,6 +16,7 @@ use corefs_wire::control::meta::{
 };
 use corefs_wire::limits::NAME_MAX;
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
+pub(crate) use encode::Repeat;
 use encode::{fields, set_caller};
 use sequences::Sequences;
 use std::cell::{Cell, RefCell};

@@ -1,6 +1,7 @@
 //! Calls to one of several equal servers: managers, metadata servers.
 
 use crate::ground::Ground;
+use crate::meta::Repeat;
 use crate::route::{At, Next, Refresh, Tracker, Work};
 use corefs_wire::control::Call;
 use corefs_wire::control::mgmtd::GetRoutingT;
@@ -41,8 +42,8 @@ impl Ground {
     }
 
     /// A call to a metadata server, the same one for the same `key` while it answers.
-    pub async fn meta<C: Call>(&self, key: u64, request: &C) -> Result<C::Reply> {
-        let body = request.encode();
+    pub async fn meta<C: Repeat>(&self, key: u64, request: &C) -> Result<C::Reply> {
+        let mut body = request.encode();
         let mut story = Story::new(self);
         self.counters.borrow_mut().meta_calls += 1;
         loop {
@@ -58,6 +59,9 @@ impl Ground {
                 Ok(reply) => return Ok(reply),
                 Err(error) => {
                     self.counters.borrow_mut().meta_retries += 1;
+                    if story.tracker.is_none() {
+                        body = request.repeated().encode();
+                    }
                     story.after(error, position, of).await?;
                 }
             }

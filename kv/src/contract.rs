@@ -137,6 +137,14 @@ pub fn strictly_after_prefix(prefix: &[u8]) -> Vec<u8> {
     end
 }
 
+/// One page asked for. The limit is at least 1 (`usize::MAX`: as many as the engine puts in a page).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RangeRead {
+    pub range: KeyRange,
+    pub limit: usize,
+    pub direction: Direction,
+}
+
 /// One page of a range.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct RangePage {
@@ -187,7 +195,8 @@ pub struct Committed {
     /// The version at which the writes became visible; for a transaction that wrote nothing, of its snapshot (0
     /// when it read nothing either).
     pub version: u64,
-    /// The stamp that its versionstamped keys and values carry. `None` when nothing was written.
+    /// The stamp that its versionstamped keys and values carry. `None` when nothing was written; a store may also leave it out when
+    /// nothing was stamped.
     pub versionstamp: Option<Versionstamp>,
 }
 
@@ -220,14 +229,20 @@ pub trait Transaction {
         isolation: Isolation,
     ) -> Result<Vec<Option<Vec<u8>>>>;
 
-    /// One page of at most `limit` pairs, at least 1 (`usize::MAX`: as many as the engine puts in a page).
+    /// A page of each of several ranges in one round trip, in their order.
+    async fn range_many(&mut self, reads: &[RangeRead], isolation: Isolation) -> Result<Vec<RangePage>>;
+
+    /// One page of at most `limit` pairs.
     async fn range(
         &mut self,
         range: &KeyRange,
         limit: usize,
         direction: Direction,
         isolation: Isolation,
-    ) -> Result<RangePage>;
+    ) -> Result<RangePage> {
+        let read = RangeRead { range: range.clone(), limit, direction };
+        Ok(self.range_many(&[read], isolation).await?.pop().unwrap_or_default())
+    }
 
     fn set(&mut self, key: &[u8], value: &[u8]);
 

@@ -159,7 +159,7 @@ impl Embedded {
     }
 
     /// Reads on this thread.
-    pub fn read_at(&self, snapshot: &Snapshot, batch: &ReadBatch) -> Result<Found> {
+    pub fn read_at(&self, snapshot: &Snapshot, batch: &ReadBatch<'_>) -> Result<Found> {
         self.0.snapshots.read(snapshot.version(), batch)
     }
 
@@ -229,7 +229,7 @@ impl Store for Embedded {
         self.take_snapshot()
     }
 
-    async fn read(&self, snapshot: &mut Option<Snapshot>, batch: ReadBatch) -> Result<Found> {
+    async fn read(&self, snapshot: &mut Option<Snapshot>, batch: ReadBatch<'_>) -> Result<Found> {
         let snapshot = match snapshot {
             Some(snapshot) => snapshot,
             None => snapshot.insert(self.take_snapshot()?),

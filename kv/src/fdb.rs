@@ -25,10 +25,10 @@ pub mod network;
 pub mod shim;
 
 use crate::bounds::{PAGE_BYTES_MAX, PAGE_PAIRS_MAX, PREFIX_MAX};
-use crate::contract::{Atomic, Committed, Direction, KeyRange, RangePage, Versionstamp};
+use crate::contract::{Atomic, Committed, Direction, KeyRange, RangePage, RangeRead, Versionstamp};
 use crate::mutation::Mutation;
 use crate::prng::Prng;
-use crate::store::{Commit, Found, RangeRead, ReadBatch, Store};
+use crate::store::{Commit, Found, ReadBatch, Store};
 use corefs_net::executor;
 use corefs_wire::limits::{KV_KEY_MAX, KV_TRANSACTION_SECONDS};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -179,7 +179,7 @@ impl Fdb {
     }
 
     /// All reads of a batch at once, on `handle`.
-    async fn read_on(&self, handle: &Handle, batch: &ReadBatch) -> Result<Found> {
+    async fn read_on(&self, handle: &Handle, batch: &ReadBatch<'_>) -> Result<Found> {
         let failed = |error| self.read_error(error);
         let gets: Vec<_> = batch.keys.iter().map(|key| handle.get(&self.key(key), true)).collect();
         let asked = |read: &RangeRead| (!read.range.is_empty()).then(|| self.ask_page(handle, read));
@@ -262,7 +262,7 @@ impl Store for Fdb {
         Ok(View { handle, version: self.version(version)? })
     }
 
-    async fn read(&self, snapshot: &mut Option<View>, batch: ReadBatch) -> Result<Found> {
+    async fn read(&self, snapshot: &mut Option<View>, batch: ReadBatch<'_>) -> Result<Found> {
         if let Some(view) = snapshot {
             return self.read_on(&view.handle, &batch).await;
         }
@@ -293,14 +293,20 @@ impl Store for Fdb {
             .iter()
             .try_for_each(|range| self.conflict(&handle, range, ConflictRangeType::Write))?;
         commit.mutations.iter().for_each(|mutation| self.mutate(&handle, mutation));
-        let stamp = handle.get_versionstamp();
+        // Asking costs a trip through the client's thread, and hardly anybody stamps anything.
+        let stamped = |mutation: &Mutation| {
+            matches!(mutation, Mutation::StampedKey { .. } | Mutation::StampedValue { .. })
+        };
+        let stamp = commit.mutations.iter().any(stamped).then(|| handle.get_versionstamp());
         let committed = handle.commit().await.map_err(|error| self.error(*error, During::Commit))?;
         // It has happened; an error now only means that it can't be said when, whatever its code means otherwise.
         let when = |error| Error::new(ErrorCode::KvUnknownCommit, self.error(error, During::Commit).message);
         let version = committed.committed_version().map_err(when)?;
-        let stamp = stamp.await.map_err(when)?;
         let unknown = |error: Error| Error::new(ErrorCode::KvUnknownCommit, error.message);
-        let versionstamp = Some(Versionstamp::parse(&stamp).map_err(unknown)?);
+        let versionstamp = match stamp {
+            Some(stamp) => Some(Versionstamp::parse(&stamp.await.map_err(when)?).map_err(unknown)?),
+            None => None,
+        };
         Ok(Committed { version: self.version(version).map_err(unknown)?, versionstamp })
     }
 

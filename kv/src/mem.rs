@@ -8,7 +8,7 @@ use crate::contract::*;
 use crate::mutation::Mutation;
 use crate::prng::Prng;
 use crate::resolver::{Resolver, Written};
-use crate::store::{Commit, Found, RangeRead, ReadBatch, Store, fill_page};
+use crate::store::{Commit, Found, ReadBatch, Store, fill_page};
 use crate::window::Window;
 use corefs_wire::{Error, ErrorCode, Result};
 use futures_lite::future::yield_now;
@@ -111,6 +111,7 @@ struct State {
     faults: Faults,
     script: VecDeque<Option<Fault>>,
     late: Vec<Commit>,
+    reads: u64,
 }
 
 /// A handle of the store; clones share it.
@@ -151,6 +152,7 @@ impl Mem {
             faults,
             script: VecDeque::new(),
             late: Vec::new(),
+            reads: 0,
         };
         Self { state: Rc::new(RefCell::new(state)), standing: None, pace }
     }
@@ -195,6 +197,11 @@ impl Mem {
             history.last().and_then(|(_, value)| value.clone()).map(|value| (key.clone(), value))
         };
         keys.filter_map(newest).collect()
+    }
+
+    /// Round trips of reads so far.
+    pub fn reads(&self) -> u64 {
+        self.state.borrow().reads
     }
 
     async fn maybe_yield(&self) {
@@ -333,9 +340,10 @@ impl Store for Mem {
         Ok(self.state.borrow().version)
     }
 
-    async fn read(&self, snapshot: &mut Option<u64>, batch: ReadBatch) -> Result<Found> {
+    async fn read(&self, snapshot: &mut Option<u64>, batch: ReadBatch<'_>) -> Result<Found> {
         self.maybe_yield().await;
         let mut state = self.state.borrow_mut();
+        state.reads += 1;
         let chance = state.faults.read;
         if state.random.per_mille(chance) {
             let code = [ErrorCode::KvTooOld, ErrorCode::KvUnavailable][state.random.below(2) as usize];

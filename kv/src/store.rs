@@ -2,23 +2,15 @@
 //! one-shot commits.
 
 use crate::bounds::{PAGE_BYTES_MAX, PAGE_PAIRS_MAX, mutation_bytes, range_bytes};
-use crate::contract::{Committed, Direction, KeyRange, Pair, RangePage};
+use crate::contract::{Committed, KeyRange, Pair, RangePage, RangeRead};
 use crate::mutation::Mutation;
 use corefs_wire::Result;
 use std::time::Duration;
 
-/// One page asked for. The limit is at least 1.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct RangeRead {
-    pub range: KeyRange,
-    pub limit: usize,
-    pub direction: Direction,
-}
-
 /// Gets and ranges that are read in one round trip at one version.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct ReadBatch {
-    pub keys: Vec<Vec<u8>>,
+pub struct ReadBatch<'a> {
+    pub keys: Vec<&'a [u8]>,
     pub ranges: Vec<RangeRead>,
 }
 
@@ -64,7 +56,7 @@ pub trait Store: Clone + 'static {
 
     /// Reads at `snapshot`; where there is none yet, the store takes the newest one along with the read, and leaves
     /// it there.
-    async fn read(&self, snapshot: &mut Option<Self::Snapshot>, batch: ReadBatch) -> Result<Found>;
+    async fn read(&self, snapshot: &mut Option<Self::Snapshot>, batch: ReadBatch<'_>) -> Result<Found>;
 
     /// All of it or nothing. The snapshot that it read at has been dropped.
     async fn commit(&self, commit: Commit) -> Result<Committed>;

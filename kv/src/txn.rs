@@ -5,7 +5,7 @@ use crate::contract::*;
 use crate::mutation::Mutation;
 use crate::overlay::{Overlay, Seen};
 use crate::retry::pause_before;
-use crate::store::{Commit, RangeRead, ReadBatch, Store};
+use crate::store::{Commit, ReadBatch, Store};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::time::Duration;
 
@@ -103,8 +103,7 @@ impl<S: Store> Txn<S> {
         seen: &[Seen],
     ) -> Result<Vec<Option<Vec<u8>>>> {
         let unknown = keys.iter().zip(seen).filter(|(_, seen)| **seen == Seen::AskSnapshot);
-        let batch =
-            ReadBatch { keys: unknown.map(|(key, _)| key.as_ref().to_vec()).collect(), ranges: Vec::new() };
+        let batch = ReadBatch { keys: unknown.map(|(key, _)| key.as_ref()).collect(), ranges: Vec::new() };
         if batch.keys.is_empty() {
             return Ok(Vec::new());
         }
@@ -122,24 +121,64 @@ impl<S: Store> Txn<S> {
         Ok(values)
     }
 
-    /// One page of the snapshot's pairs in `rest`, and the part of `rest` that it covers.
-    async fn base_page(
-        &mut self,
-        rest: &KeyRange,
-        limit: usize,
-        direction: Direction,
-    ) -> Result<(KeyRange, RangePage)> {
-        let read = RangeRead { range: rest.clone(), limit, direction };
-        let batch = ReadBatch { keys: Vec::new(), ranges: vec![read] };
-        let found = self.store.read(&mut self.snapshot, batch).await?;
-        let missing = || Error::new(ErrorCode::BadFrame, "no page for a range");
-        let page = found.pages.into_iter().next().ok_or_else(missing)?;
+    /// The snapshot's next pairs of all walks that have found nothing yet and aren't at their end. Returns whether there were any.
+    async fn walk_on(&mut self, walks: &mut [Walk<'_>]) -> Result<bool> {
+        let open = |walk: &Walk<'_>| walk.found.pairs.is_empty() && !walk.rest.is_empty();
+        let mut going: Vec<&mut Walk<'_>> = walks.iter_mut().filter(|walk| open(walk)).collect();
+        if going.is_empty() {
+            return Ok(false);
+        }
+        let ranges =
+            going.iter().map(|walk| RangeRead { range: walk.rest.clone(), ..walk.read.clone() }).collect();
+        let batch = ReadBatch { keys: Vec::new(), ranges };
+        let pages = self.store.read(&mut self.snapshot, batch).await?.pages;
+        if pages.len() != going.len() {
+            let (expected, actual) = (going.len() as u64, pages.len() as u64);
+            return Err(Error::mismatch(ErrorCode::BadFrame, expected, actual, "pages other than asked for"));
+        }
+        for (walk, page) in going.iter_mut().zip(pages) {
+            walk.take(page, &self.overlay)?;
+        }
+        Ok(true)
+    }
+}
+
+/// A range that is being read.
+struct Walk<'a> {
+    read: &'a RangeRead,
+    /// What is still to be read.
+    rest: KeyRange,
+    found: RangePage,
+}
+
+impl Walk<'_> {
+    /// Takes in a page of the snapshot's pairs of `rest`.
+    fn take(&mut self, page: RangePage, overlay: &Overlay) -> Result<()> {
+        let direction = self.read.direction;
         let covered = match page.pairs.last() {
-            Some((last, _)) if page.more => covered_upto(rest, last, direction),
+            Some((last, _)) if page.more => covered_upto(&self.rest, last, direction),
             None if page.more => return Err(Error::new(ErrorCode::BadFrame, "an empty page that says more")),
-            _ => rest.clone(),
+            _ => self.rest.clone(),
         };
-        Ok((covered, page))
+        self.rest = match direction {
+            Direction::Forward => KeyRange::new(covered.end.as_slice(), self.rest.end.as_slice()),
+            Direction::Reverse => KeyRange::new(self.rest.begin.as_slice(), covered.begin.as_slice()),
+        };
+        self.found.pairs = overlay.merge(&covered, page, direction);
+        self.found.more = !self.rest.is_empty();
+        if self.found.pairs.len() > self.read.limit {
+            self.found.pairs.truncate(self.read.limit);
+            self.found.more = true;
+        }
+        Ok(())
+    }
+
+    /// The part of the range that was read.
+    fn covered(&self) -> KeyRange {
+        match self.found.pairs.last() {
+            Some((last, _)) if self.found.more => covered_upto(&self.read.range, last, self.read.direction),
+            _ => self.read.range.clone(),
+        }
     }
 }
 
@@ -189,45 +228,24 @@ impl<S: Store> Transaction for Txn<S> {
         Ok(values)
     }
 
-    async fn range(
-        &mut self,
-        range: &KeyRange,
-        limit: usize,
-        direction: Direction,
-        isolation: Isolation,
-    ) -> Result<RangePage> {
+    async fn range_many(&mut self, reads: &[RangeRead], isolation: Isolation) -> Result<Vec<RangePage>> {
         self.start_read()?;
-        bounds::check_range(range)?;
-        if limit == 0 {
-            return Err(Error::new(ErrorCode::InvalidArgument, "a range read needs a limit of at least 1"));
+        let mut walks = Vec::with_capacity(reads.len());
+        for read in reads {
+            bounds::check_range(&read.range)?;
+            if read.limit == 0 {
+                let what = "a range read needs a limit of at least 1";
+                return Err(Error::new(ErrorCode::InvalidArgument, what));
+            }
+            self.overlay.check_range(&read.range)?;
+            walks.push(Walk { read, rest: read.range.clone(), found: RangePage::default() });
         }
-        self.overlay.check_range(range)?;
-        let mut found = RangePage::default();
-        let mut rest = range.clone();
         // The transaction's own clears may hide whole pages, so a page of the snapshot may leave nothing.
-        while found.pairs.is_empty() && !rest.is_empty() {
-            let (covered, page) = self.base_page(&rest, limit, direction).await?;
-            rest = match direction {
-                Direction::Forward => KeyRange::new(covered.end.as_slice(), rest.end.as_slice()),
-                Direction::Reverse => KeyRange::new(rest.begin.as_slice(), covered.begin.as_slice()),
-            };
-            found.pairs = self.overlay.merge(&covered, page, direction);
-            found.more = !rest.is_empty();
-        }
-        if found.pairs.len() > limit {
-            found.pairs.truncate(limit);
-            found.more = true;
-        }
+        while self.walk_on(&mut walks).await? {}
         if isolation == Isolation::Serializable {
-            self.conflict(
-                match found.pairs.last() {
-                    Some((last, _)) if found.more => covered_upto(range, last, direction),
-                    _ => range.clone(),
-                },
-                true,
-            );
+            walks.iter().for_each(|walk| self.conflict(walk.covered(), true));
         }
-        Ok(found)
+        Ok(walks.into_iter().map(|walk| walk.found).collect())
     }
 
     fn set(&mut self, key: &[u8], value: &[u8]) {
@@ -260,6 +278,10 @@ impl<S: Store> Transaction for Txn<S> {
 
     fn add_read_conflict_range(&mut self, range: &KeyRange) {
         self.conflict(range.clone(), true);
+    }
+
+    fn add_read_conflict_key(&mut self, key: &[u8]) {
+        self.conflict(KeyRange::single(key), true);
     }
 
     fn add_write_conflict_range(&mut self, range: &KeyRange) {

@@ -37,8 +37,8 @@ impl ChunkService for Alone {
     async fn truncate_chunks(&self, _: InodeId, _: &Layout, _: u64, _: u32) -> Result<()> {
         Ok(())
     }
-    async fn remove_chunks(&self, _: InodeId, _: &Layout, _: u64) -> Result<()> {
-        Ok(())
+    async fn remove_chunks(&self, _: InodeId, _: &Layout, _: Duration) -> Result<bool> {
+        Ok(true)
     }
     async fn inode_length(&self, _: InodeId, _: &Layout) -> Result<u64> {
         Ok(0)

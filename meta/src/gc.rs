@@ -6,6 +6,9 @@
 //! | no session holds it | `Doomed`, with its layout and length | gone | one transaction for many inodes |
 //! | its chunks are removed | gone | gone | one transaction for many inodes |
 //!
+//! An inode that nobody ever opened for writing has no chunks, and goes straight from `Waiting` to the end: asking every chain of its
+//! stripe costs far more than all the rest.
+//!
 //! Dooming reads the sessions serializably and an open reads the inode serializably: an inode is either opened or
 //! doomed. Everything may be done twice and by several servers, so a crash needs no repair.
 
@@ -15,9 +18,10 @@ use crate::inode::{Inode, read_layout};
 use crate::key::{Key, table};
 use crate::namespace::{Namespace, Values};
 use crate::outside::Outside;
-use corefs_kv::{Direction, Isolation, KeyRange, KvEngine, RangePage, Transaction, retry};
+use corefs_kv::{Direction, Isolation, KeyRange, KvEngine, RangePage, RangeRead, Transaction, retry};
 use corefs_wire::layout::Layout;
 use corefs_wire::{Error, InodeId, Result};
+use std::time::Duration;
 
 /// A row of the queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,12 +69,14 @@ pub struct GcLimits {
     pub rows: usize,
     /// Inodes whose chunks are removed at once.
     pub concurrency: usize,
+    /// How long chunks of one inode are removed. A large file takes several rounds, so that it doesn't keep small ones waiting.
+    pub slice: Duration,
 }
 
 impl Default for GcLimits {
     /// Enough to keep up with a server's unlinks, few enough that removals don't crowd out reads and writes.
     fn default() -> Self {
-        Self { rows: 256, concurrency: 16 }
+        Self { rows: 256, concurrency: 16, slice: Duration::from_secs(1) }
     }
 }
 
@@ -83,6 +89,8 @@ pub struct Collected {
     pub held: usize,
     /// Inodes removed with all their chunks.
     pub removed: usize,
+    /// Inodes of which chunks are left: a later round goes on.
+    pub unfinished: usize,
     /// Removals that failed, and why the last one did. They are tried again in a later round.
     pub failed: usize,
     pub error: Option<String>,
@@ -117,20 +125,19 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         for (key, value) in &page.pairs {
             match (self.keys.parse(key), Garbage::decode(value)) {
                 (Ok(Key::Garbage(id)), Ok(Garbage::Waiting)) => waiting.push(id),
-                (Ok(Key::Garbage(id)), Ok(Garbage::Doomed { layout, length })) => {
-                    doomed.push((id, layout, length));
-                }
+                (Ok(Key::Garbage(id)), Ok(Garbage::Doomed { layout, .. })) => doomed.push((id, layout)),
                 // One damaged row, which the check names, doesn't keep the others waiting.
                 (Err(error), _) | (_, Err(error)) => collected.fail(&error),
                 (Ok(_), Ok(_)) => {}
             }
         }
         for batch in waiting.chunks(DOOM_BATCH) {
-            let (more, held) = self.doom(batch).await?;
-            doomed.extend(more);
-            collected.held += held;
+            let fate = self.doom(batch).await?;
+            doomed.extend(fate.doomed);
+            collected.held += fate.held;
+            collected.removed += fate.removed;
         }
-        self.remove(doomed, limits.concurrency.max(1), &mut collected).await?;
+        self.remove(doomed, limits, &mut collected).await?;
         cursor.after = page.pairs.last().filter(|_| page.more).map(|(key, _)| key.clone());
         Ok(collected)
     }
@@ -142,65 +149,81 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         .await
     }
 
-    /// Takes away the inodes that no session holds; returns them, and how many are held.
-    async fn doom(&self, waiting: &[InodeId]) -> Result<(Vec<(InodeId, Layout, u64)>, usize)> {
+    /// Takes away the inodes that no session holds.
+    async fn doom(&self, waiting: &[InodeId]) -> Result<Fate> {
         retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
             let mut keys = Vec::with_capacity(2 * waiting.len());
             for id in waiting {
                 keys.extend([self.keys.inode(*id), self.keys.garbage(*id)]);
             }
             let mut values = Values::new(txn.get_many(&keys, Isolation::Serializable).await?);
-            let (mut doomed, mut held) = (Vec::new(), 0);
-            for id in waiting {
+            // All at once: one after the other they would take longer than a transaction may on a store that is far away or busy.
+            let first = |id: &InodeId| RangeRead {
+                range: self.keys.sessions(*id),
+                limit: 1,
+                direction: Direction::Forward,
+            };
+            let sessions: Vec<RangeRead> = waiting.iter().map(first).collect();
+            let sessions = txn.range_many(&sessions, Isolation::Serializable).await?;
+            let mut fate = Fate::default();
+            for (id, sessions) in waiting.iter().zip(sessions) {
                 let (inode, row) = (values.inode()?, values.raw());
                 let row = row.as_deref().map(Garbage::decode).transpose()?;
                 match (inode, row) {
                     (Some(inode), Some(Garbage::Waiting)) => {
-                        let sessions = self.keys.sessions(*id);
-                        let page =
-                            txn.range(&sessions, 1, Direction::Forward, Isolation::Serializable).await?;
-                        if page.pairs.is_empty() {
-                            doomed.push(self.doom_one(txn, *id, &inode)?);
+                        if !sessions.pairs.is_empty() {
+                            fate.held += 1;
+                        } else if inode.unopened {
+                            self.take_away(txn, *id, &inode);
+                            txn.clear(&self.keys.garbage(*id));
+                            fate.removed += 1;
                         } else {
-                            held += 1;
+                            fate.doomed.push(self.doom_one(txn, *id, &inode)?);
                         }
                     }
                     // This very transaction, its commit's outcome unknown, or another server.
-                    (None, Some(Garbage::Doomed { layout, length })) => doomed.push((*id, layout, length)),
+                    (None, Some(Garbage::Doomed { layout, .. })) => {
+                        fate.doomed.push((*id, layout));
+                    }
                     (None, Some(Garbage::Waiting)) => txn.clear(&self.keys.garbage(*id)),
                     (_, None | Some(Garbage::Doomed { .. })) => {}
                 }
             }
-            Ok((doomed, held))
+            Ok(fate)
         })
         .await
     }
 
-    fn doom_one(&self, txn: &mut E::Txn, id: InodeId, inode: &Inode) -> Result<(InodeId, Layout, u64)> {
+    fn doom_one(&self, txn: &mut E::Txn, id: InodeId, inode: &Inode) -> Result<(InodeId, Layout)> {
         let layout = *inode.file_layout()?;
         let length = inode.size;
+        self.take_away(txn, id, inode);
+        txn.set(&self.keys.garbage(id), &Garbage::Doomed { layout, length }.encode());
+        Ok((id, layout))
+    }
+
+    fn take_away(&self, txn: &mut E::Txn, id: InodeId, inode: &Inode) {
         self.clear_inode(txn, id, inode);
         txn.clear(&self.keys.trimming(id));
-        txn.set(&self.keys.garbage(id), &Garbage::Doomed { layout, length }.encode());
-        Ok((id, layout, length))
     }
 
     /// Removes the chunks of doomed inodes, some at once, then their rows.
     async fn remove(
         &self,
-        doomed: Vec<(InodeId, Layout, u64)>,
-        concurrency: usize,
+        doomed: Vec<(InodeId, Layout)>,
+        limits: GcLimits,
         collected: &mut Collected,
     ) -> Result<()> {
         for batch in doomed.chunks(DOOM_BATCH) {
-            let removals = batch.iter().map(|(id, layout, length)| async move {
-                let outcome = self.outside.remove_chunks(*id, layout, *length).await;
-                outcome.map(|()| *id).map_err(|error| error.of(id))
+            let removals = batch.iter().map(|(id, layout)| async move {
+                let outcome = self.outside.remove_chunks(*id, layout, limits.slice).await;
+                outcome.map(|all| all.then_some(*id)).map_err(|error| error.of(id))
             });
             let mut removed = Vec::new();
-            for outcome in all_of(removals, concurrency).await {
+            for outcome in all_of(removals, limits.concurrency.max(1)).await {
                 match outcome {
-                    Ok(id) => removed.push(id),
+                    Ok(Some(id)) => removed.push(id),
+                    Ok(None) => collected.unfinished += 1,
                     Err(error) => collected.fail(&error),
                 }
             }
@@ -213,6 +236,17 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         }
         Ok(())
     }
+}
+
+/// What became of inodes without names.
+#[derive(Default)]
+struct Fate {
+    /// Their chunks are to be removed.
+    doomed: Vec<(InodeId, Layout)>,
+    /// Somebody has them open.
+    held: usize,
+    /// Gone altogether.
+    removed: usize,
 }
 
 /// Inodes in one transaction of the queue's: bounds its size and how much a conflict costs.

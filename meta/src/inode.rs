@@ -44,6 +44,8 @@ pub struct Inode {
     /// Of symlinks.
     pub target: Vec<u8>,
     pub marks: Marks,
+    /// Of files: nobody has had it open for writing, so it has no chunks anywhere.
+    pub unopened: bool,
 }
 
 /// What else is stored of an inode, so that whoever reads it knows without looking.
@@ -74,6 +76,8 @@ const HAS_TRIM: u8 = 2;
 const HAS_TARGET: u8 = 4;
 /// The marks are three bits from here on.
 const MARKS_SHIFT: u32 = 3;
+/// Builds that don't know it write the inode without it, which is right as well.
+const UNOPENED: u8 = 64;
 
 impl Inode {
     /// A new inode of `kind` that belongs to nobody yet, all of its times `now`.
@@ -96,6 +100,7 @@ impl Inode {
             layout: None,
             target: Vec::new(),
             marks: Marks::default(),
+            unopened: false,
         }
     }
 
@@ -130,6 +135,7 @@ impl Inode {
         flags |= if self.trim_to.is_some() { HAS_TRIM } else { 0 };
         flags |= if self.target.is_empty() { 0 } else { HAS_TARGET };
         flags |= self.marks.to_bits() << MARKS_SHIFT;
+        flags |= if self.unopened { UNOPENED } else { 0 };
         writer.byte(self.kind.0).byte(flags).varint(self.mode.into());
         writer.varint(self.uid.into()).varint(self.gid.into());
         writer.varint(self.nlink.into()).varint(self.rdev.into());
@@ -161,6 +167,7 @@ impl Inode {
         let (kind, flags) = (read_kind(reader)?, reader.byte()?);
         let mut inode = Self::new(kind, 0);
         inode.marks = Marks::from_bits(flags >> MARKS_SHIFT);
+        inode.unopened = flags & UNOPENED != 0;
         inode.mode = reader.varint32()?;
         inode.uid = reader.varint32()?;
         inode.gid = reader.varint32()?;
@@ -254,8 +261,12 @@ impl Stat {
             Kind::Symlink => (inode.target.len() as u64, inode.nlink),
             _ => (inode.size, inode.nlink),
         };
-        // Times before 1970 are negative: never touched is before all of them.
-        let touched = if self.directory.touched == 0 { i64::MIN } else { self.directory.touched };
+        // Setting a directory's time forgets when it was touched: what touched it since is later, even if that time lies in the
+        // future. Times before 1970 are negative, and never touched is before all of them.
+        let (mtime, touched) = match self.directory.touched {
+            0 => (inode.mtime, i64::MIN),
+            touched => (touched, touched),
+        };
         let mut attr = AttrT::default();
         attr.inode = self.id.0;
         attr.kind = inode.kind;
@@ -266,7 +277,7 @@ impl Stat {
         attr.nlink = nlink;
         attr.rdev = inode.rdev;
         attr.atime = inode.atime;
-        attr.mtime = inode.mtime.max(touched);
+        attr.mtime = mtime;
         attr.ctime = inode.ctime.max(touched);
         attr.btime = inode.btime;
         attr.epoch = inode.epoch;
@@ -309,7 +320,9 @@ mod tests {
         let marks = Marks { xattrs: true, access_list: false, default_list: true };
         let marked = Inode { marks, ..directory.clone() };
         assert_eq!(marked.encode()[2], 0b101 << 3);
-        for inode in [file(), symlink, directory, marked] {
+        let unopened = Inode { unopened: true, ..file() };
+        assert_eq!(unopened.encode()[2], file().encode()[2] | 0b100_0000);
+        for inode in [file(), symlink, directory, marked, unopened] {
             let value = inode.encode();
             assert_eq!(Inode::decode(&value), Ok(inode));
             for end in 0..value.len() {

@@ -13,7 +13,7 @@
 //! | `G` | inode: u64 | [`Garbage`](crate::gc::Garbage): nobody names it any more | set |
 //! | `I` | inode: u64 | [`Inode`](crate::inode::Inode) | set |
 //! | `K` | inode: u64 | [`Locks`](crate::lock::Locks): the advisory locks on it | set |
-//! | `L` | client: u64, incarnation: u32 | its sequences below this are done: u64, little-endian | atomic MAX |
+//! | `L` | client: u64, incarnation: u32 | [`Mark`](crate::mark::Mark): below which sequence it is done, or that its lease ended | atomic MAX, set |
 //! | `P` | client: u64 | empty, or the mark of a sweep: this client may have sessions or locks | set |
 //! | `R` | client: u64, incarnation: u32, sequence: u64 | [`Outcome`](crate::once::Outcome) of that request | set |
 //! | `S` | inode: u64, session: u64 | [`Session`](crate::session::Session) | set |

@@ -192,7 +192,8 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             Ok(if changed || ended { Attempt::Changed(outcome) } else { Attempt::Unchanged(outcome) })
         };
         loop {
-            match self.attempt(report.op, report.caller, &keys, &body).await? {
+            let attempt = self.attempt(report.op, report.caller, &keys, &body).await;
+            match attempt.map_err(|error| ended(error, || no_session(report)))? {
                 Attempt::Changed(outcome) | Attempt::Unchanged(outcome) => return Ok(outcome),
                 Attempt::Trimming(inode) => self.finish_trim(inode).await?,
                 Attempt::AskLength => held.set(self.ask_length(report.inode).await?),
@@ -245,6 +246,11 @@ fn reported_length(
         Some((asked, length)) if asked == inode.epoch => Reported::Length(length),
         _ => Reported::AskLength,
     })
+}
+
+/// Sessions end with their client's lease: who hears of that can begin another.
+pub(crate) fn ended(error: Error, no_session: impl FnOnce() -> Error) -> Error {
+    if error.code == ErrorCode::LeaseExpired { no_session() } else { error }
 }
 
 fn no_session(report: &Report<'_>) -> Error {

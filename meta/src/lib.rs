@@ -14,7 +14,7 @@
 //! | [`key`] | every key, in one table |
 //! | [`encoding`], [`inode`], [`dirent`], [`session`] | what the values hold |
 //! | [`outside`] | what is needed of the world: clock, randomness, chunks, leases |
-//! | [`namespace`], [`once`] | the frame of every operation: one round of reads, one commit, exactly once |
+//! | [`namespace`], [`once`], [`mark`] | the frame of every operation: one round of reads, one commit, exactly once |
 //! | [`ops`] | the operations, one file each |
 //! | [`acl`], [`posix_acl`], `lists` | who may do what: by mode bits, by access control lists, and where those are stored |
 //! | [`lock`] | advisory locks on ranges of files |
@@ -39,6 +39,7 @@ pub mod key;
 pub mod length;
 mod lists;
 pub mod lock;
+pub mod mark;
 pub mod namespace;
 pub mod once;
 pub mod ops;

@@ -7,17 +7,23 @@
 //! and a copy of the request at another server are all harmless (the argument of [`corefs_kv::retry::run_once`]).
 //!
 //! A client says below which sequence all its requests are answered. Those rows are dropped, and the mark remembered, so
-//! that a copy of an old request that was held up in the network is refused instead of being carried out again.
+//! that a copy of an old request that was held up in the network is refused instead of being carried out again. When a client's lease has
+//! ended, a mark that it did stays for a while after its rows are gone (see [`sweep`](crate::sweep)): requests that it sends again,
+//! because it didn't hear the answer to them, are refused too, since nobody knows any more whether they were carried out.
 //!
-//! Failures are not remembered: they changed nothing, and the request may be carried out when it comes again.
+//! A failure changes nothing, so it isn't remembered, and costs no commit, as long as the request was sent once. But a request that comes
+//! again has an earlier copy somewhere, perhaps in a server that stands still: that one must not be carried out after the
+//! caller was told that it failed, or that there was nothing to do. So whatever is answered to a repeated request is
+//! remembered before it is answered.
 
 use crate::encoding::{Reader, Writer};
 use crate::inode::{DirectoryState, Inode, Stat};
+use crate::mark::Mark;
 use crate::namespace::{Namespace, Values};
 use crate::outside::Outside;
 use corefs_kv::{Isolation, KvEngine, Transaction, retry};
 use corefs_wire::control::meta::{AttrReplyT, AttrT, CallerT};
-use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
+use corefs_wire::{Class, ClientId, Error, ErrorCode, InodeId, Result};
 
 /// Rows are dropped with every so manieth request of a client: one range for many.
 const FORGET_EVERY: u64 = 32;
@@ -48,6 +54,8 @@ pub(crate) enum Attempt {
 }
 
 const VERSION: u8 = 1;
+/// A row that tells of a failure: its number follows the operation.
+const FAILURE_VERSION: u8 = 2;
 const CREATED: u8 = 1;
 const TRIM: u8 = 2;
 const HAS_SESSION: u8 = 4;
@@ -83,13 +91,23 @@ impl Outcome {
         writer.finish()
     }
 
-    /// `Duplicate` when the row is another operation's: the client gave one number to two requests.
-    pub fn decode(op: u16, value: &[u8]) -> Result<Self> {
-        let (mut reader, _) = Reader::new("remembered reply", value, VERSION)?;
+    /// The row of a failure.
+    pub fn encode_failure(op: u16, code: ErrorCode) -> Vec<u8> {
+        Writer::new(FAILURE_VERSION).varint(op.into()).varint(u64::from(code as u32)).finish()
+    }
+
+    /// What is remembered, which may be a failure: the inner result. `Duplicate` when the row is another operation's: the client gave one
+    /// number to two requests.
+    pub fn decode(op: u16, value: &[u8]) -> Result<Result<Self, ErrorCode>> {
+        let (mut reader, version) = Reader::new("remembered reply", value, FAILURE_VERSION)?;
         let found = reader.varint()?;
         if found != u64::from(op) {
             let what = "the sequence number belongs to another operation";
             return Err(Error::mismatch(ErrorCode::Duplicate, op.into(), found, what));
+        }
+        if version == FAILURE_VERSION {
+            let code = ErrorCode::from_number(reader.varint32()?).ok_or_else(|| reader.corrupt())?;
+            return reader.end().map(|()| Err(code));
         }
         let flags = reader.byte()?;
         let session = if flags & HAS_SESSION != 0 { reader.fixed()? } else { 0 };
@@ -99,12 +117,12 @@ impl Outcome {
         };
         let offset = if flags & HAS_OFFSET != 0 { Some(reader.varint()?) } else { None };
         reader.end()?;
-        Ok(Self { stat, session, created: flags & CREATED != 0, trim: flags & TRIM != 0, offset })
+        Ok(Ok(Self { stat, session, created: flags & CREATED != 0, trim: flags & TRIM != 0, offset }))
     }
 
     /// Whether a stored row can be read, whichever operation it answers.
     pub fn verify(value: &[u8]) -> Result<()> {
-        let (mut reader, _) = Reader::new("remembered reply", value, VERSION)?;
+        let (mut reader, _) = Reader::new("remembered reply", value, FAILURE_VERSION)?;
         let op = u16::try_from(reader.varint()?).map_err(|_| reader.corrupt())?;
         Self::decode(op, value).map(drop)
     }
@@ -183,27 +201,58 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         let row = self.keys.reply(client, caller.incarnation, caller.sequence);
         let low_water = self.keys.low_water(client, caller.incarnation);
         let all: Vec<&Vec<u8>> = keys.iter().chain([&row, &low_water]).collect();
-        retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
+        let attempt = retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
             // The low-water mark must not conflict, since every other request of this client moves it.
             let mut values = txn.get_many(&all, Isolation::Snapshot).await?;
             let (mark, remembered) = (values.pop().flatten(), values.pop().flatten());
             if let Some(remembered) = remembered {
-                return Outcome::decode(op, &remembered).map(Attempt::Unchanged);
+                return remembered_as(op, &remembered).map(Attempt::Unchanged);
             }
-            let mark = mark.and_then(|mark| mark.try_into().ok()).map_or(0, u64::from_le_bytes);
+            let mark = match mark.as_deref().map(Mark::decode).transpose()? {
+                None => 0,
+                Some(Mark::Below(mark)) => mark,
+                Some(Mark::Ended(_)) => {
+                    return Err(Error::new(
+                        ErrorCode::LeaseExpired,
+                        format!("the lease of {client} has ended"),
+                    ));
+                }
+            };
             if caller.sequence < mark {
                 let what = "an old request that was answered before";
                 return Err(Error::mismatch(ErrorCode::Duplicate, mark, caller.sequence, what));
             }
             keys.iter().chain([&row]).for_each(|key| txn.add_read_conflict_key(key));
             let attempt = body(txn, Values::new(values)).await?;
-            if let Attempt::Changed(outcome) = &attempt {
-                txn.set(&row, &outcome.encode(op));
-                self.forget_replies(txn, caller, mark);
+            match &attempt {
+                Attempt::Changed(outcome) => {
+                    txn.set(&row, &outcome.encode(op));
+                    self.forget_replies(txn, caller, mark);
+                }
+                Attempt::Unchanged(outcome) if caller.repeated => txn.set(&row, &outcome.encode(op)),
+                _ => {}
             }
             Ok(attempt)
+        });
+        match attempt.await {
+            Err(error) if caller.repeated && lasts(&error) => self.remember_failure(op, &row, error).await,
+            attempt => attempt,
+        }
+    }
+
+    /// Remembers that a request failed, unless a copy of it was carried out meanwhile: then that is what became of it.
+    async fn remember_failure(&self, op: u16, row: &[u8], error: Error) -> Result<Attempt> {
+        retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
+            match txn.get(row, Isolation::Serializable).await? {
+                Some(remembered) => Ok(Some(remembered)),
+                None => {
+                    txn.set(row, &Outcome::encode_failure(op, error.code));
+                    Ok(None)
+                }
+            }
         })
-        .await
+        .await?
+        .map_or(Err(error), |remembered| remembered_as(op, &remembered).map(Attempt::Unchanged))
     }
 
     /// Drops what the caller says it needs no more; what is below `mark` has been dropped before.
@@ -215,6 +264,17 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         txn.clear_range(&self.keys.replies_between(client, incarnation, mark, caller.low_water));
         txn.max_u64(&self.keys.low_water(client, incarnation), caller.low_water);
     }
+}
+
+/// What is answered to a request of which that is remembered.
+fn remembered_as(op: u16, row: &[u8]) -> Result<Outcome> {
+    Outcome::decode(op, row)?.map_err(|code| Error::new(code, "as an earlier copy of the request was told"))
+}
+
+/// Whether the caller takes a failure for the answer, as opposed to sending the request once more.
+fn lasts(error: &Error) -> bool {
+    let refused = [ErrorCode::Duplicate, ErrorCode::LeaseExpired];
+    error.class() == Class::Fatal && !refused.contains(&error.code)
 }
 
 #[cfg(test)]
@@ -233,10 +293,15 @@ mod tests {
         ];
         for outcome in outcomes {
             let value = outcome.encode(0x0303);
-            assert_eq!(Outcome::decode(0x0303, &value).as_ref(), Ok(&outcome));
+            assert_eq!(Outcome::decode(0x0303, &value), Ok(Ok(outcome)));
             assert_eq!(Outcome::decode(0x0304, &value).unwrap_err().code, ErrorCode::Duplicate);
             assert!(Outcome::decode(0x0303, &value[..value.len() - 1]).is_err());
         }
         assert_eq!(Outcome::default().encode(0x0308), [1, 0x88, 6, 0]);
+        let failure = Outcome::encode_failure(0x0308, ErrorCode::NotFound);
+        assert_eq!(failure, [2, 0x88, 6, 0x90, 3]);
+        assert_eq!(Outcome::decode(0x0308, &failure), Ok(Err(ErrorCode::NotFound)));
+        assert_eq!(Outcome::decode(0x0309, &failure).unwrap_err().code, ErrorCode::Duplicate);
+        assert!(Outcome::verify(&failure).is_ok() && Outcome::verify(&failure[..4]).is_err());
     }
 }

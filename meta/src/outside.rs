@@ -5,6 +5,7 @@ use corefs_wire::layout::Layout;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ClientId, InodeId, Result};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Wall-clock time.
 pub trait Clock {
@@ -26,15 +27,16 @@ pub struct Space {
 }
 
 /// The chunks of inodes, on the storage servers. Every call is idempotent, covers all chains of the layout and all
-/// chunks that are really there (whatever the inode's length says), and returns when every replica has done it.
+/// chunks that are really there (whatever the inode's length says), and returns when every replica has done it, or, where it may
+/// stop early, as much of it as it says.
 #[allow(async_fn_in_trait)] // executors are single-threaded: futures need not be Send
 pub trait ChunkService {
     /// Cuts the file to `length` bytes under truncate epoch `epoch`. What it cuts refuses writes of older epochs from then
     /// on; a chunk whose own epoch is newer stays as it is.
     async fn truncate_chunks(&self, inode: InodeId, layout: &Layout, length: u64, epoch: u32) -> Result<()>;
 
-    /// Removes every chunk; the inode number is never used again. `length` is a hint of how many there may be.
-    async fn remove_chunks(&self, inode: InodeId, layout: &Layout, length: u64) -> Result<()>;
+    /// Removes chunks for about as long as `slice`, and says whether none is left; the inode number is never used again.
+    async fn remove_chunks(&self, inode: InodeId, layout: &Layout, slice: Duration) -> Result<bool>;
 
     /// The end of the last byte that any chunk holds.
     async fn inode_length(&self, inode: InodeId, layout: &Layout) -> Result<u64>;

@@ -1,18 +1,22 @@
-//! What dead clients leave behind: their sessions are settled, their locks and remembered replies dropped.
+//! What dead clients leave behind: their locks are dropped, their sessions settled, their remembered replies forgotten.
 //!
 //! A client is dead when its lease has ended; ids of clients are never used again. The length of a file that a dead
 //! client had open for writing becomes what the chains hold, if that is more: no acknowledged byte is lost. A client that was cut off
 //! while it appended may still be sending: its place stays, and reads as zeros if nothing comes.
+//!
+//! A client that was cut off may also send requests again to which it missed the answers. Once its replies are forgotten nobody could
+//! tell them from new ones, so a [mark](Mark::Ended) takes their place, for longer than any request is under way.
 
 use crate::at_once::all_of;
 use crate::inode::Inode;
 use crate::key::{Key, table};
 use crate::lock::Locks;
+use crate::mark::Mark;
 use crate::namespace::{Namespace, Values};
 use crate::outside::Outside;
 use crate::session::Session;
-use corefs_kv::{Direction, Isolation, KeyRange, KvEngine, RangePage, Transaction, retry};
-use corefs_wire::{ClientId, InodeId, Result};
+use corefs_kv::{Direction, Isolation, KeyRange, KvEngine, RangePage, RangeRead, Transaction, retry};
+use corefs_wire::{ClientId, Error, InodeId, Result};
 use std::collections::BTreeSet;
 
 /// Pairs of a page of what is scanned.
@@ -22,6 +26,9 @@ const CLIENTS_AT_ONCE: usize = 1024;
 /// Sessions settled at once: each asks every chain of its file.
 const SETTLED_AT_ONCE: usize = 16;
 
+/// How long (ns) it is remembered that a client's lease ended: a request is tried for seconds, and may wait in a network for minutes.
+const ENDED_KEPT: i64 = 3600 * 1_000_000_000;
+
 /// What a sweep did.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Swept {
@@ -29,34 +36,40 @@ pub struct Swept {
     pub sessions_settled: usize,
     /// Files on which dead clients held locks.
     pub files_unlocked: usize,
-    /// Sessions that couldn't be settled now, and why the last one couldn't. A later sweep tries again.
+    /// Sessions that couldn't be settled now, rows that can't be read, and what the last such failure was. A later sweep tries again.
     pub failed: usize,
     pub error: Option<String>,
+}
+
+impl Swept {
+    fn fail(&mut self, error: &Error) {
+        self.failed += 1;
+        self.error = Some(error.to_string());
+    }
 }
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// One sweep over all clients that left anything.
     pub async fn settle_dead_clients(&self) -> Result<Swept> {
         let mut swept = Swept::default();
+        self.forget_marks().await?;
         let dead = self.dead_clients().await?;
         if dead.is_empty() {
             return Ok(swept);
         }
         swept.dead_clients = dead.len();
-        let sessions = self.sessions_of(&dead).await?;
+        // First what needs nobody but the store: others wait for the locks.
+        self.release_locks(&dead, &mut swept).await?;
+        let sessions = self.sessions_of(&dead, &mut swept).await?;
         let settling = sessions.into_iter().map(|(inode, number)| async move {
             self.settle(inode, number).await.map_err(|error| error.of(inode))
         });
         for outcome in all_of(settling, SETTLED_AT_ONCE).await {
             match outcome {
                 Ok(()) => swept.sessions_settled += 1,
-                Err(error) => {
-                    swept.failed += 1;
-                    swept.error = Some(error.to_string());
-                }
+                Err(error) => swept.fail(&error),
             }
         }
-        swept.files_unlocked = self.release_locks(&dead).await?;
         self.forget_clients(&dead).await?;
         Ok(swept)
     }
@@ -123,14 +136,20 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         .await
     }
 
-    /// All sessions of these clients.
-    async fn sessions_of(&self, clients: &BTreeSet<ClientId>) -> Result<Vec<(InodeId, u64)>> {
+    /// All sessions of these clients. One damaged row, which the check names, doesn't keep the others waiting.
+    async fn sessions_of(
+        &self,
+        clients: &BTreeSet<ClientId>,
+        swept: &mut Swept,
+    ) -> Result<Vec<(InodeId, u64)>> {
         let mut sessions = Vec::new();
         let look = |key: &[u8], value: &[u8]| {
-            if let Key::Session(inode, number) = self.keys.parse(key)?
-                && clients.contains(&Session::decode(value)?.client)
-            {
-                sessions.push((inode, number));
+            match (self.keys.parse(key), Session::decode(value)) {
+                (Ok(Key::Session(inode, number)), Ok(session)) if clients.contains(&session.client) => {
+                    sessions.push((inode, number));
+                }
+                (Err(error), _) | (_, Err(error)) => swept.fail(&error.of(format_args!("key {key:02x?}"))),
+                (Ok(_), Ok(_)) => {}
             }
             Ok(())
         };
@@ -138,21 +157,24 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         Ok(sessions)
     }
 
-    /// Drops the locks of these clients; on how many files there were any.
-    async fn release_locks(&self, clients: &BTreeSet<ClientId>) -> Result<usize> {
-        let mut released = 0;
+    /// Drops the locks of these clients.
+    async fn release_locks(&self, clients: &BTreeSet<ClientId>, swept: &mut Swept) -> Result<()> {
         let mut rest = self.keys.table(table::LOCKS);
         loop {
             let page = self.page(&rest, PAGE, Direction::Forward).await?;
             for (key, value) in &page.pairs {
-                if Locks::decode(value)?.clients().any(|client| clients.contains(&client)) {
-                    released += 1;
-                    self.release_locks_of(key, clients).await?;
+                match Locks::decode(value) {
+                    Ok(locks) if locks.clients().any(|client| clients.contains(&client)) => {
+                        self.release_locks_of(key, clients).await?;
+                        swept.files_unlocked += 1;
+                    }
+                    Ok(_) => {}
+                    Err(error) => swept.fail(&error.of(format_args!("key {key:02x?}"))),
                 }
             }
             match page.pairs.last() {
                 Some((last, _)) if page.more => rest = rest.after(last, Direction::Forward),
-                _ => return Ok(released),
+                _ => return Ok(()),
             }
         }
     }
@@ -247,10 +269,15 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             .await?;
         }
         let mut gone = dead.clone();
-        self.each_pair(table::SESSION, |_, value| Ok(_ = gone.remove(&Session::decode(value)?.client)))
-            .await?;
+        // Rows that can't be read are nobody's that could be settled.
+        let open = |_: &[u8], value: &[u8]| {
+            Session::decode(value).iter().for_each(|session| _ = gone.remove(&session.client));
+            Ok(())
+        };
+        self.each_pair(table::SESSION, open).await?;
         let locked = |_: &[u8], value: &[u8]| {
-            Locks::decode(value)?.clients().for_each(|client| _ = gone.remove(&client));
+            let locks = Locks::decode(value);
+            locks.iter().flat_map(Locks::clients).for_each(|client| _ = gone.remove(&client));
             Ok(())
         };
         self.each_pair(table::LOCKS, locked).await?;
@@ -261,11 +288,57 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 let values = txn.get_many(&rows, Isolation::Serializable).await?;
                 let marked =
                     batch.iter().zip(values).filter(|(_, value)| value.as_deref() == Some(&mark[..]));
-                for (client, _) in marked {
-                    txn.clear(&self.keys.client(*client));
-                    txn.clear_range(&self.keys.replies(*client, None));
-                    txn.clear_range(&self.keys.low_waters(*client, None));
-                }
+                let marked: Vec<ClientId> = marked.map(|(client, _)| *client).collect();
+                self.forget_marked(txn, &marked).await
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Puts marks that they ended in the place of all that is remembered of clients.
+    async fn forget_marked(&self, txn: &mut E::Txn, marked: &[ClientId]) -> Result<()> {
+        let ended = Mark::Ended(self.outside.now()).encode();
+        let one = |range, direction| RangeRead { range, limit: 1, direction };
+        let mut reads = Vec::with_capacity(3 * marked.len());
+        for client in marked {
+            let replies = self.keys.replies(*client, None);
+            reads.push(one(replies.clone(), Direction::Forward));
+            reads.push(one(replies, Direction::Reverse));
+            reads.push(one(self.keys.low_waters(*client, None), Direction::Reverse));
+        }
+        let found = txn.range_many(&reads, Isolation::Snapshot).await?;
+        for client in marked {
+            txn.clear(&self.keys.client(*client));
+            txn.clear_range(&self.keys.replies(*client, None));
+            txn.clear_range(&self.keys.low_waters(*client, None));
+        }
+        for (key, _) in found.iter().flat_map(|page| &page.pairs) {
+            if let Ok(Key::Reply(client, incarnation, _) | Key::LowWater(client, incarnation)) =
+                self.keys.parse(key)
+            {
+                txn.set(&self.keys.low_water(client, incarnation), &ended);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the marks of clients that ended so long ago that nothing of theirs is under way any more.
+    async fn forget_marks(&self) -> Result<()> {
+        let now = self.outside.now();
+        let mut old = Vec::new();
+        let look = |key: &[u8], value: &[u8]| {
+            if let Ok(Mark::Ended(at)) = Mark::decode(value)
+                && now.saturating_sub(at) > ENDED_KEPT
+            {
+                old.push(key.to_vec());
+            }
+            Ok(())
+        };
+        self.each_pair(table::LOW_WATER, look).await?;
+        for batch in old.chunks(PAGE) {
+            retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
+                batch.iter().for_each(|key| txn.clear(key));
                 Ok(())
             })
             .await?;

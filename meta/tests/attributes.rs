@@ -2,10 +2,13 @@
 
 mod support;
 
+use corefs_kv::{KvEngine, Transaction};
 use corefs_wire::ErrorCode::{self, *};
+use corefs_wire::InodeId;
 use corefs_wire::control::meta::*;
 use corefs_wire::limits::{XATTR_NAME_MAX, XATTR_VALUE_MAX};
-use futures_lite::future::block_on;
+use futures_lite::future::{block_on, poll_once};
+use std::pin::pin;
 use support::client::{Client, ROOT, root};
 use support::{World, assert_clean, code, fresh};
 
@@ -226,6 +229,43 @@ async fn in_the_way(client: &Client, inode: u64, owner: u64, range: (u64, u64)) 
     (request.lock.start, request.lock.end, request.lock.kind) = (range.0, range.1, LockKind::Exclusive);
     let found = client.fs.get_lock(&request).await.unwrap().lock;
     found.map(|lock| (lock.start, lock.end, lock.pid))
+}
+
+#[test]
+fn locks_of_dead_clients_wait_for_nothing_else() {
+    const ALL: (u64, u64) = (0, u64::MAX);
+    block_on(async {
+        let (fs, world) = fresh().await;
+        let (one, two) = (root(&fs), Client::new(fs.clone(), 200));
+        let file = one.create(ROOT, b"f", 0o644).await.unwrap().inode;
+        one.open(file, true, false).await.unwrap();
+        lock(&one, file, 1, ALL, LockKind::Exclusive).await.unwrap();
+        // Rows that nobody can read, and storage that doesn't answer.
+        let mut txn = fs.kv().begin();
+        txn.set(&fs.keys().session(InodeId(5), 5), &[99]);
+        txn.set(&fs.keys().locks(InodeId(5)), &[99]);
+        txn.commit().await.unwrap();
+        world.hang_chunks();
+        world.kill(one.id);
+        let mut sweep = pin!(fs.settle_dead_clients());
+        assert!(poll_once(sweep.as_mut()).await.is_none(), "the session can't be settled");
+        lock(&two, file, 1, ALL, LockKind::Exclusive).await.unwrap();
+    });
+    block_on(async {
+        // Without a session to settle the sweep comes to its end, and says what it couldn't read.
+        let (fs, world) = fresh().await;
+        let one = root(&fs);
+        let file = one.create(ROOT, b"f", 0o644).await.unwrap().inode;
+        lock(&one, file, 1, ALL, LockKind::Exclusive).await.unwrap();
+        let mut txn = fs.kv().begin();
+        txn.set(&fs.keys().session(InodeId(5), 5), &[99]);
+        txn.set(&fs.keys().locks(InodeId(5)), &[99]);
+        txn.commit().await.unwrap();
+        world.kill(one.id);
+        let swept = fs.settle_dead_clients().await.unwrap();
+        assert_eq!((swept.dead_clients, swept.files_unlocked, swept.failed), (1, 1, 2));
+        assert_eq!(fs.settle_dead_clients().await.unwrap().dead_clients, 0);
+    });
 }
 
 #[test]

@@ -3,10 +3,14 @@
 
 mod support;
 
-use corefs_kv::mem::Fault;
+use corefs_kv::mem::{Fault, Faults};
 use corefs_wire::control::meta::*;
 use corefs_wire::{ErrorCode, Result};
 use futures_lite::future::block_on;
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
 use support::client::{Client, ROOT, root};
 use support::{World, another, assert_clean, code, fresh};
 
@@ -166,6 +170,76 @@ fn a_failure_is_not_remembered() {
     });
 }
 
+/// The first server stands still with the request; the second tells the caller that it failed, or that there was nothing to do; the
+/// world goes on, and then the first server wakes up.
+#[test]
+fn what_was_told_of_a_repeated_request_holds_for_its_copies() {
+    block_on(async {
+        let (fs, _) = fresh().await;
+        let client = root(&fs);
+        let other = Client::new(fs.clone(), 200);
+        let copies = || {
+            let (late, second) = (client.copy(another(&fs)), client.copy(another(&fs)));
+            second.repeated.set(true);
+            (late, second)
+        };
+        let (late, second) = copies();
+        assert_eq!(code(second.unlink(ROOT, b"f").await), ErrorCode::NotFound);
+        let made = other.create(ROOT, b"f", 0o644).await.unwrap();
+        assert_eq!(code(late.unlink(ROOT, b"f").await), ErrorCode::NotFound);
+        assert_eq!(other.lookup(ROOT, b"f").await.unwrap().inode, made.inode);
+
+        client.caller();
+        let (late, second) = copies();
+        let found = |client: &Client| {
+            let mut request = client.create_request(ROOT, b"f", Kind::File, 0o644);
+            request.exclusive = false;
+            request
+        };
+        assert!(!second.send_create(found(&second)).await.unwrap().created);
+        other.unlink(ROOT, b"f").await.unwrap();
+        let told = late.send_create(found(&late)).await.unwrap();
+        assert_eq!((told.created, told.attr.inode), (false, made.inode));
+        assert_eq!(code(other.lookup(ROOT, b"f").await), ErrorCode::NotFound);
+        assert_clean(&fs).await;
+    });
+}
+
+/// The copy that stood still and the one that fails meet: whichever commits first is what became of the request.
+#[test]
+fn a_repeated_failure_meets_its_copy() {
+    for seed in 0..200 {
+        let (fs, _) = block_on(support::over(corefs_kv::Mem::with_faults(seed, Faults::STORM), seed));
+        let client = root(&fs);
+        let copies: Vec<Client> = (0..3).map(|_| client.copy(another(&fs))).collect();
+        let told = Rc::new(RefCell::new(Vec::new()));
+        let mut tasks: Vec<Pin<Box<dyn Future<Output = ()>>>> = Vec::new();
+        for (number, copy) in copies.into_iter().enumerate() {
+            copy.repeated.set(number > 0);
+            let told = told.clone();
+            tasks.push(Box::pin(async move {
+                let outcome = copy.unlink(ROOT, b"f").await.map_err(|error| error.code);
+                if number > 0 {
+                    told.borrow_mut().push(outcome);
+                }
+            }));
+        }
+        let other = Client::new(fs.clone(), 200);
+        tasks.push(Box::pin(async move {
+            other.create(ROOT, b"f", 0o644).await.unwrap();
+        }));
+        support::schedule::run(seed, tasks);
+        fs.kv().set_faults(Faults::default());
+        fs.kv().settle();
+        let there = block_on(client.lookup(ROOT, b"f")).is_ok();
+        for outcome in &*told.borrow() {
+            let expected = if there { Err(ErrorCode::NotFound) } else { Ok(()) };
+            assert_eq!(*outcome, expected, "seed {seed}");
+        }
+        block_on(assert_clean(&fs));
+    }
+}
+
 #[test]
 fn one_number_is_one_request() {
     block_on(async {
@@ -203,6 +277,34 @@ fn what_is_done_with_is_forgotten_and_refused() {
         assert_eq!(code(old.again().create(ROOT, b"f", 0o644).await), ErrorCode::Duplicate);
         assert_eq!(code(client.lookup(ROOT, b"f").await), ErrorCode::NotFound);
         assert_clean(&fs).await;
+    });
+}
+
+/// A client is cut off between its request and the answer, its lease ends, and it is back and sends the request again.
+#[test]
+fn what_a_dead_client_did_is_not_done_again() {
+    block_on(async {
+        let (fs, world) = fresh().await;
+        let (client, other) = (root(&fs), Client::new(fs.clone(), 200));
+        let held = client.mkdir(ROOT, b"held", 0o755).await.unwrap().inode;
+        client.create(held, b"f", 0o644).await.unwrap();
+        client.open(client.lookup(held, b"f").await.unwrap().inode, true, false).await.unwrap();
+        client.unlink(held, b"f").await.unwrap();
+        world.kill(client.id);
+        assert_eq!(fs.settle_dead_clients().await.unwrap().dead_clients, 1);
+        assert_eq!(fs.settle_dead_clients().await.unwrap().dead_clients, 0);
+        other.create(held, b"f", 0o644).await.unwrap();
+        assert_eq!(code(client.again().unlink(held, b"f").await), ErrorCode::LeaseExpired);
+        assert_eq!(code(client.create(held, b"g", 0o644).await), ErrorCode::LeaseExpired);
+        assert!(other.lookup(held, b"f").await.is_ok());
+        assert_clean(&fs).await;
+
+        // Much later nothing of it is under way, and nothing is left.
+        let marks = || fs.kv().dump().iter().filter(|(key, _)| key[5] == b'L').count();
+        assert_eq!(marks(), 1);
+        world.pass(3600 * 1_000_000_000);
+        fs.settle_dead_clients().await.unwrap();
+        assert_eq!(marks(), 0);
     });
 }
 

@@ -153,6 +153,13 @@ fn directories_count_and_keep_time() {
         client.unlink(dir, b"file").await.unwrap();
         let touched = client.stat(dir).await.unwrap();
         assert!(touched.mtime > now && touched.ctime > now);
+        // And also when it lies in the future.
+        assert_eq!(client.utimes(dir, 5, i64::MAX).await.unwrap().mtime, i64::MAX);
+        let now = world.time();
+        client.create(dir, b"new", 0o644).await.unwrap();
+        let touched = client.stat(dir).await.unwrap().mtime;
+        assert!(touched > now && touched <= world.time());
+        client.unlink(dir, b"new").await.unwrap();
         client.rmdir(dir, b"sub").await.unwrap();
         assert_eq!(client.stat(dir).await.unwrap().nlink, 2);
         assert_eq!(client.stat(ROOT).await.unwrap().size, 1);

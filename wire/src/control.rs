@@ -6,6 +6,7 @@
 
 use crate::error::{Error, ErrorCode, Result};
 use flatbuffers::{FlatBufferBuilder, VerifierOptions};
+use std::cell::Cell;
 
 pub use crate::generated::kv::corefs::kv;
 pub use crate::generated::meta::corefs::meta;
@@ -40,15 +41,35 @@ fn verifier() -> VerifierOptions {
     }
 }
 
+thread_local! {
+    /// The builder of the last message: a new one would start with no bytes and grow by copying with every message.
+    static BUILDER: Cell<Option<FlatBufferBuilder<'static>>> = const { Cell::new(None) };
+}
+
+/// A builder that has made a larger message isn't kept: few are, and their memory would stay for ever.
+const KEPT_BYTES_MAX: usize = 64 << 10;
+
+/// The message that `pack` finishes.
+fn with_builder(pack: impl FnOnce(&mut FlatBufferBuilder<'static>)) -> Vec<u8> {
+    let mut builder = BUILDER.take().unwrap_or_default();
+    pack(&mut builder);
+    let message = builder.finished_data().to_vec();
+    if message.len() <= KEPT_BYTES_MAX {
+        builder.reset();
+        BUILDER.set(Some(builder));
+    }
+    message
+}
+
 macro_rules! messages {
     ($($module:ident :: { $($table:ident / $owned:ident),* $(,)? })*) => {
         $($(
             impl Message for $module::$owned {
                 fn encode(&self) -> Vec<u8> {
-                    let mut builder = FlatBufferBuilder::new();
-                    let root = self.pack(&mut builder);
-                    builder.finish_minimal(root);
-                    builder.finished_data().to_vec()
+                    with_builder(|builder| {
+                        let root = self.pack(builder);
+                        builder.finish_minimal(root);
+                    })
                 }
                 fn decode(bytes: &[u8]) -> Result<Self> {
                     match flatbuffers::root_with_opts::<$module::$table>(&verifier(), bytes) {
@@ -154,6 +175,17 @@ mod tests {
         }
         assert_eq!(meta::LookupT::decode(&[0xFF; 64]).unwrap_err().code, ErrorCode::BadFrame);
         assert_eq!(meta::LookupT::decode(b"").unwrap_err().code, ErrorCode::BadFrame);
+    }
+
+    /// The builder is used again, also after a message so large that it isn't kept.
+    #[test]
+    fn messages_do_not_show_in_each_other() {
+        let named = |length: usize| meta::LookupT { parent: 1, name: vec![7; length], ..Default::default() };
+        let first = named(3).encode();
+        for length in [200, 0, KEPT_BYTES_MAX, 2 * KEPT_BYTES_MAX, 3] {
+            assert_eq!(meta::LookupT::decode(&named(length).encode()), Ok(named(length)));
+        }
+        assert_eq!(named(3).encode(), first);
     }
 
     #[test]

@@ -1,7 +1,12 @@
 //! Parts of metadata messages from and to the client's own types.
 
 use crate::{Attr, Changes, Credentials, Entry, Time};
-use corefs_wire::control::meta::{AttrResultT, CallerT, DirEntryT, SetAttrFieldsT};
+use corefs_wire::control::Call;
+use corefs_wire::control::meta::{
+    AppendT, AttrResultT, CallerT, CloseT, CreateT, DirEntryT, GetAttrT, GetLockT, GetXattrT, LinkT,
+    ListXattrT, LookupT, OpenT, ReadDirT, ReadLinkT, RemoveXattrT, RenameT, RmDirT, SetAttrFieldsT, SetAttrT,
+    SetLockT, SetXattrT, StatFsT, SyncLengthT, UnlinkT,
+};
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
 
 /// Bits of the mask in `SetAttrFields`, as in the schema.
@@ -15,6 +20,35 @@ mod mask {
     pub const ATIME_NOW: u32 = 64;
     pub const MTIME_NOW: u32 = 128;
     pub const CTIME: u32 = 256;
+}
+
+/// A request to a metadata server, which is told when it may have another copy under way.
+pub trait Repeat: Call + Clone {
+    /// The request as it is sent from the second time on.
+    fn repeated(&self) -> Self;
+}
+
+macro_rules! repeat {
+    ($($request:ty),* $(,)?) => {
+        $(impl Repeat for $request {
+            fn repeated(&self) -> Self {
+                let mut again = self.clone();
+                again.caller.repeated = true;
+                again
+            }
+        })*
+    };
+}
+
+repeat! {
+    LookupT, GetAttrT, CreateT, OpenT, CloseT, SyncLengthT, AppendT, ReadDirT, UnlinkT, RmDirT, RenameT, LinkT, ReadLinkT,
+    SetAttrT, GetXattrT, ListXattrT, SetXattrT, RemoveXattrT, SetLockT, GetLockT,
+}
+
+impl Repeat for StatFsT {
+    fn repeated(&self) -> Self {
+        self.clone()
+    }
 }
 
 pub fn set_caller(caller: &mut CallerT, from: (ClientId, u32), who: &Credentials) {

@@ -7,6 +7,7 @@ pub async fn check<B: Bench>(bench: &B) {
     snapshots_stand_still(&bench.fresh().await).await;
     acknowledged_is_visible(&bench.fresh().await).await;
     ranges(&bench.fresh().await).await;
+    several_ranges_at_once(&bench.fresh().await).await;
     long_ranges_come_in_pages(&bench.fresh().await).await;
     own_writes(&bench.fresh().await).await;
     own_writes_in_ranges(&bench.fresh().await).await;
@@ -25,6 +26,34 @@ async fn snapshots_stand_still<E: KvEngine>(engine: &E) {
     );
     assert_eq!(keys(&mut txn, &KeyRange::all()).await, [b"a", b"b"]);
     assert_eq!(get(engine, b"c").await, Some(b"2".to_vec()));
+}
+
+async fn several_ranges_at_once<E: KvEngine>(engine: &E) {
+    put(engine, &[(b"a1", b""), (b"a2", b""), (b"b1", b""), (b"c1", b""), (b"c2", b"")]).await;
+    let of =
+        |prefix: &[u8], limit, direction| RangeRead { range: KeyRange::prefix(prefix), limit, direction };
+    let (forward, reverse) = (Direction::Forward, Direction::Reverse);
+    let reads = [of(b"a", 1, forward), of(b"x", 5, forward), of(b"c", 1, reverse), of(b"b", 9, forward)];
+    let mut txn = engine.begin();
+    txn.clear(b"a1");
+    let pages = txn.range_many(&reads, Serializable).await.unwrap();
+    let first = |page: &RangePage| page.pairs.first().map(|(key, _)| key.clone());
+    let firsts: Vec<_> = pages.iter().map(first).collect();
+    assert_eq!(firsts, [Some(b"a2".to_vec()), None, Some(b"c2".to_vec()), Some(b"b1".to_vec())]);
+    assert_eq!(pages.iter().map(|page| page.pairs.len()).collect::<Vec<_>>(), [1, 0, 1, 1]);
+    assert_eq!((pages[1].more, pages[2].more, pages[3].more), (false, true, false));
+    assert_eq!(txn.range_many(&[], Serializable).await, Ok(Vec::new()));
+    // What was read conflicts, and nothing else: c1 lies beyond the limit.
+    txn.set(b"mine", b"");
+    put(engine, &[(b"c1", b"new")]).await;
+    txn.commit().await.unwrap();
+    for key in [b"a2", b"x3", b"c2", b"b9"] {
+        let mut txn = engine.begin();
+        txn.range_many(&reads, Serializable).await.unwrap();
+        txn.set(b"mine", b"");
+        put(engine, &[(key, b"new")]).await;
+        expect_code(txn.commit().await, ErrorCode::KvConflict);
+    }
 }
 
 async fn acknowledged_is_visible<E: KvEngine>(engine: &E) {

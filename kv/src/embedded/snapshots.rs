@@ -7,8 +7,8 @@
 use super::format::{ABOUT, PAIRS, VERSION_ROW, open, translate};
 use crate::bounds::TRANSACTION_AGE_MAX;
 use crate::clock::Clock;
-use crate::contract::{Direction, RangePage};
-use crate::store::{Found, RangeRead, ReadBatch, fill_page};
+use crate::contract::{Direction, RangePage, RangeRead};
+use crate::store::{Found, ReadBatch, fill_page};
 use corefs_wire::{Error, ErrorCode, Result};
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable};
 use std::collections::BTreeMap;
@@ -132,7 +132,7 @@ impl Snapshots {
         drop(database);
     }
 
-    pub fn read(&self, version: u64, batch: &ReadBatch) -> Result<Found> {
+    pub fn read(&self, version: u64, batch: &ReadBatch<'_>) -> Result<Found> {
         let pairs = {
             let state = self.lock();
             if let Err(why) = &state.database {
@@ -144,8 +144,8 @@ impl Snapshots {
             }
             held.pairs.clone()
         };
-        let get = |key: &Vec<u8>| {
-            let stored = pairs.get(key.as_slice()).map_err(translate)?;
+        let get = |key: &&[u8]| {
+            let stored = pairs.get(*key).map_err(translate)?;
             stored.map(|stored| open(key, stored.value()).map(<[u8]>::to_vec)).transpose()
         };
         Ok(Found {

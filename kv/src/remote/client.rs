@@ -118,16 +118,16 @@ impl Client {
         &self,
         conn: ConnId,
         lease: &mut Option<Lease>,
-        batch: &ReadBatch,
+        batch: &ReadBatch<'_>,
         found: &mut Found,
     ) -> Result<()> {
         let mut bytes = 0;
-        let fits = |key: &&Vec<u8>| {
+        let fits = |key: &&&[u8]| {
             bytes += key.len();
             bytes <= REQUEST_BYTES_MAX
         };
         let keys = batch.keys[found.values.len()..].iter().take(REQUEST_ITEMS_MAX).take_while(fits);
-        let keys: Vec<KeyT> = keys.map(|key| message!(KeyT { bytes: key.clone() })).collect();
+        let keys: Vec<KeyT> = keys.map(|key| message!(KeyT { bytes: key.to_vec() })).collect();
         let last_keys = found.values.len() + keys.len() == batch.keys.len();
         let ranges = if last_keys { &batch.ranges[found.pages.len()..] } else { &[] };
         let ranges: Vec<_> = ranges.iter().map(codec::encode_range_read).collect();
@@ -202,7 +202,7 @@ impl Store for Client {
         Ok(self.lease(conn, reply.version))
     }
 
-    async fn read(&self, snapshot: &mut Option<Lease>, batch: ReadBatch) -> Result<Found> {
+    async fn read(&self, snapshot: &mut Option<Lease>, batch: ReadBatch<'_>) -> Result<Found> {
         let conn = self.connection().await?;
         if snapshot.as_ref().is_some_and(|lease| lease.conn != conn) {
             return Err(Error::new(

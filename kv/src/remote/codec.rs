@@ -2,10 +2,10 @@
 //! checked here only as far as it must be to have a type; sizes and keys are [`bounds`](crate::bounds)' business.
 
 use crate::bounds::{mutation_bytes, range_bytes};
-use crate::contract::{Atomic, Direction, KeyRange, RangePage, Versionstamp};
+use crate::contract::{Atomic, Direction, KeyRange, RangePage, RangeRead, Versionstamp};
 use crate::contract::{Committed, next_key};
 use crate::mutation::Mutation;
-use crate::store::{Commit, RangeRead};
+use crate::store::Commit;
 use corefs_wire::control::kv::{
     CommitReplyT, CommitRequestT, ConflictRangeT, MutationKind, MutationT, PairT, RangeReadT, RangeResultT,
     ValueT,

@@ -297,7 +297,7 @@ impl Session {
         store: &Embedded,
         version: u64,
         keys: &[Vec<u8>],
-        ranges: Vec<crate::store::RangeRead>,
+        ranges: Vec<crate::contract::RangeRead>,
     ) -> Result<ReadReplyT> {
         let gone =
             || Error::mismatch(ErrorCode::KvTooOld, 0, version, "this client doesn't hold that version");
@@ -308,7 +308,8 @@ impl Session {
             if bytes >= REPLY_BYTES {
                 return Ok(reply);
             }
-            let found = store.read_at(snapshot, &ReadBatch { keys: some.to_vec(), ranges: Vec::new() })?;
+            let some = some.iter().map(Vec::as_slice).collect();
+            let found = store.read_at(snapshot, &ReadBatch { keys: some, ranges: Vec::new() })?;
             bytes += found.values.iter().flatten().map(Vec::len).sum::<usize>();
             reply.values.extend(found.values.into_iter().map(codec::encode_value));
         }

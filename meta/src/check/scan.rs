@@ -7,6 +7,7 @@ use crate::gc::Garbage;
 use crate::inode::{DirectoryState, Inode};
 use crate::key::{Key, Keys, table};
 use crate::lock::Locks;
+use crate::mark::Mark;
 use crate::once::Outcome;
 use crate::posix_acl::{self, Acl};
 use crate::session::Session;
@@ -130,7 +131,7 @@ fn note(keys: &Keys, key: &[u8], value: &[u8], tree: &mut Tree, checked: &mut Ch
         Key::IdLane(lane) => drop(tree.lanes.insert(lane.into(), little_endian(value)?)),
         Key::InodeCount(_) => tree.counted = tree.counted.wrapping_add(little_endian(value)? as i64),
         Key::Formatted => tree.formatted = true,
-        Key::LowWater(..) => drop(little_endian(value)?),
+        Key::LowWater(..) => drop(Mark::decode(value)?),
         Key::Reply(..) => Outcome::verify(value)?,
     }
     Ok(())

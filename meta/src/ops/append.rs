@@ -1,7 +1,7 @@
 //! A place at the end of a file.
 
 use crate::inode::Stat;
-use crate::length::check_length;
+use crate::length::{check_length, ended};
 use crate::namespace::{Namespace, Values};
 use crate::once::{Attempt, Outcome};
 use crate::outside::Outside;
@@ -26,6 +26,10 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         }
         let (id, client) = (InodeId(request.inode), ClientId(request.caller.client));
         let keys = [self.keys.inode(id)];
+        let no_session = || {
+            let what = format!("{id} has no session {:x} of this client for writing", request.session);
+            Error::new(ErrorCode::NoSuchSession, what)
+        };
         let outcome =
             self.once(AppendT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
                 let inode = values.expect_inode()?;
@@ -47,11 +51,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                         offset = offset.max(place.end);
                     }
                 }
-                let Some(own) = own else {
-                    let what =
-                        format!("{id} has no session {:x} of this client for writing", request.session);
-                    return Err(Error::new(ErrorCode::NoSuchSession, what));
-                };
+                let own = own.ok_or_else(no_session)?;
                 let end = offset.saturating_add(request.count);
                 check_length(inode.file_layout()?, end)?;
                 let place = Some(Place { epoch: inode.epoch, end });
@@ -59,7 +59,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 let outcome = Outcome::of(Stat::new(id, inode));
                 Ok(Attempt::Changed(Outcome { offset: Some(offset), ..outcome }))
             });
-        let outcome = outcome.await?;
+        let outcome = outcome.await.map_err(|error| ended(error, no_session))?;
         let mut reply = AppendReplyT::default();
         reply.attr = outcome.attr()?;
         (reply.given, reply.offset) = (outcome.offset.is_some(), outcome.offset.unwrap_or(0));

@@ -60,6 +60,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             let seed = self.outside.random();
             let routing = self.outside.routing();
             inode.layout = Some(chain_pick::pick(&routing, request.chunk_size, request.stripe, seed)?);
+            inode.unopened = !request.open;
         }
         self.inherit(txn, (parent, directory), request.umask, id, &mut inode).await?;
         self.put(txn, id, &inode);
@@ -81,13 +82,16 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         if request.open && dirent.is_directory() {
             return Err(ErrorCode::IsDirectory.into());
         }
-        let stat = self.stat(txn, dirent.inode, Some(dirent.kind)).await?;
+        let mut stat = self.stat(txn, dirent.inode, Some(dirent.kind)).await?;
         // Anything else that was there, such as a symlink, is for the caller to follow.
         if !request.open || dirent.kind != Kind::File {
             return Ok(Attempt::Unchanged(Outcome::of(stat)));
         }
         self.may(txn, &request.caller, stat.id, &stat.inode, WRITE).await?;
         txn.add_read_conflict_key(&self.keys.inode(stat.id));
+        if std::mem::take(&mut stat.inode.unopened) {
+            self.put(txn, stat.id, &stat.inode);
+        }
         let epoch = stat.inode.epoch;
         let session = self.begin_writing(txn, &request.caller, stat.id, epoch, self.outside.now());
         Ok(Attempt::Changed(Outcome { session, ..Outcome::of(stat) }))

@@ -36,13 +36,18 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 }
                 let now = self.outside.now();
                 let mut trim = false;
+                let first = request.write && std::mem::take(&mut inode.unopened);
                 if request.truncate {
                     match self.resize(txn, id, &mut inode, 0, now).await? {
                         Resized::Done => {}
                         Resized::Trim => trim = true,
                         Resized::Blocked => return Ok(Attempt::Trimming(id)),
                     }
+                }
+                if request.truncate || first {
                     self.put(txn, id, &inode);
+                }
+                if request.truncate {
                     finish(&mut inode);
                 }
                 let session = match request.write || request.hold {

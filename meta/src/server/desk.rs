@@ -1,4 +1,4 @@
-//! Answers requests: decodes by operation code, a task for each, not too many at once.
+//! Answers requests: decodes by operation code, a task for each that has to wait, not too many at once.
 
 use super::Shared;
 use corefs_kv::KvEngine;
@@ -7,8 +7,9 @@ use corefs_wire::control::process::{GetProcessT, ProcessT};
 use corefs_wire::control::{Call, Message, OPERATIONS, meta};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::future::Future;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 /// Requests in progress, of all connections. Each holds a transaction's reads and writes, mostly a few KiB.
@@ -19,11 +20,11 @@ pub(super) struct Desk<E> {
     started: Instant,
     in_progress: Cell<usize>,
     refused: Cell<u64>,
-    /// By operation: how many succeeded, and how many didn't.
-    requests: RefCell<BTreeMap<&'static str, (u64, u64)>>,
+    /// How many requests succeeded and how many didn't, of each operation that there is, and of others at the end.
+    requests: RefCell<Vec<(u64, u64)>>,
 }
 
-/// Starts a task for each request.
+/// Answers each request, at once or in a task of its own.
 pub(super) struct FrontDesk<E>(Rc<Desk<E>>);
 
 impl<E> FrontDesk<E> {
@@ -43,11 +44,18 @@ impl<E: KvEngine> Service for FrontDesk<E> {
             return responder.err(&Error::mismatch(ErrorCode::Overloaded, most, found, what));
         }
         desk.in_progress.set(in_progress + 1);
+        let op = request.op;
+        let mut answer = Box::pin({
+            let desk = Rc::clone(&desk);
+            async move { desk.answer(request.op, &request.body).await }
+        });
+        // The embedded store answers reads at once: what has nothing to wait for needs no task.
+        if let Poll::Ready(outcome) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return desk.done(op, outcome, responder);
+        }
         executor::spawn(async move {
-            let outcome = desk.answer(request.op, &request.body).await;
-            desk.count(request.op, outcome.is_ok());
-            desk.in_progress.set(desk.in_progress.get() - 1);
-            responder.done(outcome);
+            let outcome = answer.await;
+            desk.done(op, outcome, responder);
         })
         .detach();
     }
@@ -60,7 +68,7 @@ impl<E: KvEngine> Desk<E> {
             started: Instant::now(),
             in_progress: Cell::new(0),
             refused: Cell::new(0),
-            requests: RefCell::default(),
+            requests: RefCell::new(vec![(0, 0); OPERATIONS.len() + 1]),
         }
     }
 
@@ -96,10 +104,15 @@ impl<E: KvEngine> Desk<E> {
         }
     }
 
+    fn done(&self, op: u16, outcome: Result<Vec<u8>>, responder: Responder) {
+        self.count(op, outcome.is_ok());
+        self.in_progress.set(self.in_progress.get() - 1);
+        responder.done(outcome);
+    }
+
     fn count(&self, op: u16, succeeded: bool) {
-        let name = OPERATIONS.iter().find(|(code, _)| *code == op).map_or("unknown", |(_, name)| name);
-        let mut requests = self.requests.borrow_mut();
-        let (good, bad) = requests.entry(name).or_default();
+        let known = OPERATIONS.binary_search_by_key(&op, |(code, _)| *code);
+        let (good, bad) = &mut self.requests.borrow_mut()[known.unwrap_or(OPERATIONS.len())];
         *(if succeeded { good } else { bad }) += 1;
     }
 
@@ -111,7 +124,11 @@ impl<E: KvEngine> Desk<E> {
             ("sessions_settled".into(), upkeep.sessions_settled.get()),
             ("upkeep_failures".into(), upkeep.failures.get()),
         ];
-        for (name, (good, bad)) in &*self.requests.borrow() {
+        let names = OPERATIONS.iter().map(|(_, name)| *name).chain(["unknown"]);
+        let requests = self.requests.borrow();
+        let mut asked: Vec<_> = names.zip(&*requests).filter(|(_, counts)| **counts != (0, 0)).collect();
+        asked.sort_unstable();
+        for (name, (good, bad)) in asked {
             counters.push((format!("{name}.ok"), *good));
             counters.push((format!("{name}.failed"), *bad));
         }

@@ -45,8 +45,8 @@ impl ChunkService for Roads {
         self.client.truncate_chunks(inode, layout, length, epoch).await
     }
 
-    async fn remove_chunks(&self, inode: InodeId, layout: &Layout, length: u64) -> Result<()> {
-        self.client.remove_chunks(inode, layout, length).await
+    async fn remove_chunks(&self, inode: InodeId, layout: &Layout, slice: Duration) -> Result<bool> {
+        self.client.remove_chunks(inode, layout, slice).await
     }
 
     async fn inode_length(&self, inode: InodeId, layout: &Layout) -> Result<u64> {

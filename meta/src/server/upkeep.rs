@@ -36,6 +36,7 @@ fn add(counter: &Cell<u64>, more: usize) {
 pub(super) fn start<E: KvEngine>(shared: &Rc<Shared<E>>, lease: Duration) {
     spawn(stay_known(Rc::clone(shared), lease)).detach();
     spawn(collect(Rc::clone(shared))).detach();
+    spawn(trim(Rc::clone(shared))).detach();
     spawn(tidy(Rc::clone(shared))).detach();
 }
 
@@ -83,7 +84,7 @@ async fn collect<E: KvEngine>(shared: Rc<Shared<E>>) {
                 if let Some(error) = &collected.error {
                     shared.failed("chunks of removed files stay for now", error);
                 }
-                match (collected.failed, collected.more) {
+                match (collected.failed, collected.more || collected.unfinished > 0) {
                     (1.., _) => FAILURE_PAUSE,
                     (0, true) => continue,
                     (0, false) => GC_PAUSE,
@@ -98,11 +99,17 @@ async fn collect<E: KvEngine>(shared: Rc<Shared<E>>) {
     }
 }
 
-async fn tidy<E: KvEngine>(shared: Rc<Shared<E>>) {
+async fn trim<E: KvEngine>(shared: Rc<Shared<E>>) {
     while !shared.stopping.get() {
         if let (_, Err(error)) = shared.namespace.finish_trims().await {
             shared.failed("a truncation isn't finished", &error);
         }
+        sleep(TIDY_PAUSE).await;
+    }
+}
+
+async fn tidy<E: KvEngine>(shared: Rc<Shared<E>>) {
+    while !shared.stopping.get() {
         match shared.namespace.settle_dead_clients().await {
             Ok(swept) => {
                 add(&shared.upkeep.sessions_settled, swept.sessions_settled);

@@ -19,6 +19,8 @@ pub struct Client<E = corefs_kv::Mem> {
     sequence: Cell<u64>,
     /// The next request repeats the last number, as after a lost reply.
     repeats: Cell<bool>,
+    /// Requests say that they were sent before.
+    pub repeated: Cell<bool>,
     /// Requests are called done as soon as the next one is made.
     pub low_water: Cell<bool>,
 }
@@ -42,6 +44,7 @@ impl<E: KvEngine> Client<E> {
             privileged: Cell::new(false),
             sequence: Cell::new(0),
             repeats: Cell::new(false),
+            repeated: Cell::new(false),
             low_water: Cell::new(false),
         }
     }
@@ -80,6 +83,7 @@ impl<E: KvEngine> Client<E> {
         caller.gid = self.gid.get();
         caller.groups = self.groups.clone();
         caller.privileged = self.privileged.get();
+        caller.repeated = self.repeated.get();
         Box::new(caller)
     }
 

@@ -15,6 +15,7 @@ use futures_lite::future::yield_now;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// A chunk: its truncate epoch and its bytes, `None` once it was removed.
 type Chunk = (u32, Option<Vec<u8>>);
@@ -32,8 +33,11 @@ pub struct State {
     dead: RefCell<BTreeSet<ClientId>>,
     /// The next so many calls of the chunk service fail.
     failures: Cell<u32>,
+    /// Calls of the chunk service never end.
+    hangs: Cell<bool>,
     /// Calls of the chunk service let other tasks go first.
     yields: Cell<bool>,
+    removals: Cell<u32>,
     pub trims: Cell<u32>,
     pub lengths_asked: Cell<u32>,
 }
@@ -56,7 +60,9 @@ impl World {
             chunks: RefCell::default(),
             dead: RefCell::default(),
             failures: Cell::new(0),
+            hangs: Cell::new(false),
             yields: Cell::new(false),
+            removals: Cell::new(0),
             trims: Cell::new(0),
             lengths_asked: Cell::new(0),
         }))
@@ -67,6 +73,10 @@ impl World {
         self.0.now.get()
     }
 
+    pub fn pass(&self, nanoseconds: i64) {
+        self.0.now.set(self.0.now.get() + nanoseconds);
+    }
+
     /// From now on the time doesn't change.
     pub fn stand_still(&self) {
         self.0.stands.set(true);
@@ -74,6 +84,11 @@ impl World {
 
     pub fn fail_chunks(&self, calls: u32) {
         self.0.failures.set(calls);
+    }
+
+    /// Storage doesn't answer any more.
+    pub fn hang_chunks(&self) {
+        self.0.hangs.set(true);
     }
 
     pub fn interleave(&self) {
@@ -86,6 +101,10 @@ impl World {
 
     pub fn trims(&self) -> u32 {
         self.0.trims.get()
+    }
+
+    pub fn removals(&self) -> u32 {
+        self.0.removals.get()
     }
 
     pub fn lengths_asked(&self) -> u32 {
@@ -132,6 +151,9 @@ impl World {
             for _ in 0..self.random() % 4 {
                 yield_now().await;
             }
+        }
+        if self.0.hangs.get() {
+            std::future::pending::<()>().await;
         }
         let failures = self.0.failures.get();
         if failures > 0 {
@@ -185,11 +207,15 @@ impl ChunkService for World {
         Ok(())
     }
 
-    async fn remove_chunks(&self, inode: InodeId, _layout: &Layout, _length: u64) -> Result<()> {
+    async fn remove_chunks(&self, inode: InodeId, _layout: &Layout, slice: Duration) -> Result<bool> {
+        self.0.removals.set(self.0.removals.get() + 1);
         self.called().await?;
         let mut chunks = self.0.chunks.borrow_mut();
-        chunks.retain(|(of, _), _| *of != inode.0);
-        Ok(())
+        // One chunk takes a millisecond.
+        let all: Vec<_> = chunks.range((inode.0, 0)..=(inode.0, u32::MAX)).map(|(key, _)| *key).collect();
+        let gone = all.len().min(slice.as_millis() as usize);
+        all[..gone].iter().for_each(|key| drop(chunks.remove(key)));
+        Ok(gone == all.len())
     }
 
     async fn inode_length(&self, inode: InodeId, layout: &Layout) -> Result<u64> {

@@ -239,6 +239,7 @@ pub mod corefs {
             pub const VT_GID: ::flatbuffers::VOffsetT = 14;
             pub const VT_GROUPS: ::flatbuffers::VOffsetT = 16;
             pub const VT_PRIVILEGED: ::flatbuffers::VOffsetT = 18;
+            pub const VT_REPEATED: ::flatbuffers::VOffsetT = 20;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -259,6 +260,7 @@ pub mod corefs {
                 builder.add_gid(args.gid);
                 builder.add_uid(args.uid);
                 builder.add_incarnation(args.incarnation);
+                builder.add_repeated(args.repeated);
                 builder.add_privileged(args.privileged);
                 builder.finish()
             }
@@ -275,6 +277,7 @@ pub mod corefs {
                     x.into_iter().collect()
                 };
                 let privileged = self.privileged();
+                let repeated = self.repeated();
                 CallerT {
                     client,
                     incarnation,
@@ -284,6 +287,7 @@ pub mod corefs {
                     gid,
                     groups,
                     privileged,
+                    repeated,
                 }
             }
 
@@ -350,6 +354,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<bool>(Caller::VT_PRIVILEGED, Some(false)).unwrap() }
             }
+            #[inline]
+            pub fn repeated(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<bool>(Caller::VT_REPEATED, Some(false)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Caller<'_> {
@@ -371,6 +382,7 @@ pub mod corefs {
                         true,
                     )?
                     .visit_field::<bool>("privileged", Self::VT_PRIVILEGED, false)?
+                    .visit_field::<bool>("repeated", Self::VT_REPEATED, false)?
                     .finish();
                 Ok(())
             }
@@ -384,6 +396,7 @@ pub mod corefs {
             pub gid: u32,
             pub groups: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
             pub privileged: bool,
+            pub repeated: bool,
         }
         impl<'a> Default for CallerArgs<'a> {
             #[inline]
@@ -397,6 +410,7 @@ pub mod corefs {
                     gid: 0,
                     groups: None, // required field
                     privileged: false,
+                    repeated: false,
                 }
             }
         }
@@ -441,6 +455,10 @@ pub mod corefs {
                     .push_slot::<bool>(Caller::VT_PRIVILEGED, privileged, false);
             }
             #[inline]
+            pub fn add_repeated(&mut self, repeated: bool) {
+                self.fbb_.push_slot::<bool>(Caller::VT_REPEATED, repeated, false);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CallerBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 CallerBuilder {
@@ -467,6 +485,7 @@ pub mod corefs {
                 ds.field("gid", &self.gid());
                 ds.field("groups", &self.groups());
                 ds.field("privileged", &self.privileged());
+                ds.field("repeated", &self.repeated());
                 ds.finish()
             }
         }
@@ -481,6 +500,7 @@ pub mod corefs {
             pub gid: u32,
             pub groups: alloc::vec::Vec<u32>,
             pub privileged: bool,
+            pub repeated: bool,
         }
         impl Default for CallerT {
             fn default() -> Self {
@@ -493,6 +513,7 @@ pub mod corefs {
                     gid: 0,
                     groups: Default::default(),
                     privileged: false,
+                    repeated: false,
                 }
             }
         }
@@ -512,6 +533,7 @@ pub mod corefs {
                     _fbb.create_vector(x)
                 });
                 let privileged = self.privileged;
+                let repeated = self.repeated;
                 Caller::create(
                     _fbb,
                     &CallerArgs {
@@ -523,6 +545,7 @@ pub mod corefs {
                         gid,
                         groups,
                         privileged,
+                        repeated,
                     },
                 )
             }
