@@ -114,7 +114,7 @@ impl Store for Road {
         self.store.snapshot().await
     }
 
-    async fn read(&self, snapshot: &mut Option<u64>, batch: ReadBatch) -> Result<Found> {
+    async fn read(&self, snapshot: &mut Option<u64>, batch: ReadBatch<'_>) -> Result<Found> {
         self.reach().await?;
         let found = self.store.read(snapshot, batch).await;
         self.travel(2).await;

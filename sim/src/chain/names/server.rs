@@ -17,6 +17,7 @@ use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 const MILLI: Nanos = 1_000_000;
 /// Between rounds over the garbage, and over what dead clients left (milliseconds).
@@ -126,8 +127,8 @@ impl ChunkService for Around {
         self.ask(inode, Wanted::Truncate { length }).await
     }
 
-    async fn remove_chunks(&self, inode: InodeId, _: &Layout, _: u64) -> Result<()> {
-        self.ask(inode, Wanted::Remove).await
+    async fn remove_chunks(&self, inode: InodeId, _: &Layout, _: Duration) -> Result<bool> {
+        self.ask(inode, Wanted::Remove).await.map(|()| true)
     }
 
     async fn inode_length(&self, _: InodeId, _: &Layout) -> Result<u64> {
