@@ -82,7 +82,7 @@ impl Shard {
         self.completions = completions;
         self.carrier.advance(Instant::now(), &mut self.desk);
         self.perform();
-        self.desk.feed();
+        self.desk.feed(|conn| self.carrier.queued(conn));
         self.desk.tell(Event::TurnEnd);
         self.perform();
         if !self.desk.links.sendable.is_empty() {
