@@ -13,7 +13,7 @@ use crate::route::pace::Hedge;
 use crate::storage::Storage;
 use crate::wait::Waiters;
 use corefs_net::transport::Choice as Transport;
-use corefs_net::{Address, Bell, Node, Pool, Secret};
+use corefs_net::{Address, Bell, Buffer, Node, Pool, Secret};
 use corefs_wire::control::Call;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ClientId, InodeId, Result, Uuid};
@@ -162,6 +162,11 @@ impl Client {
 
     pub fn pool(&self) -> Pool {
         self.0.ground.pool.clone()
+    }
+
+    /// A buffer of the pool, as soon as there is one. `Overloaded` when there is none before the patience ends.
+    pub async fn buffer(&self, len: usize) -> Result<Buffer> {
+        self.0.storage.buffer(len).await
     }
 
     pub fn cluster(&self) -> Uuid {

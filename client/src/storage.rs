@@ -316,9 +316,8 @@ impl Storage {
             }
         }
         drop(gathered);
-        if !self.buffers.is_empty() {
-            self.buffers.wake_all();
-        }
+        // Not all of them: of a hundred that look at one block, ninety-nine do so in vain.
+        self.buffers.wake_first();
     }
 
     /// A buffer of the pool; waits until there is one. `Overloaded` when there is none before the patience ends.
@@ -332,6 +331,8 @@ impl Storage {
             let pause = self.node.sleep(Duration::from_millis(10));
             futures_lite::future::or(self.buffers.next(), pause).await;
             if let Some(buffer) = self.ground.pool.get(len) {
+                // Perhaps there is more.
+                self.buffers.wake_first();
                 return Ok(buffer);
             }
         }

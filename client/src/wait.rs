@@ -25,11 +25,19 @@ impl Waiters {
         }
     }
 
+    /// Something has changed that is enough for one: who came first looks again, and says so on if there is more.
+    pub fn wake_first(&self) {
+        let first = self.wakers.borrow_mut().pop_first();
+        if let Some((_, waker)) = first {
+            waker.wake();
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.wakers.borrow().is_empty()
     }
 
-    /// Resolves at the first change after this call.
+    /// Resolves at the first change after this call that is for everybody, or for this one.
     pub fn next(&self) -> Change<'_> {
         Change { of: self, since: self.changes.get(), ticket: 0, registered: None }
     }
@@ -48,7 +56,8 @@ impl Future for Change<'_> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.of.changes.get() != self.since {
+        let called = self.ticket != 0 && !self.of.wakers.borrow().contains_key(&self.ticket);
+        if called || self.of.changes.get() != self.since {
             return Poll::Ready(());
         }
         if !self.registered.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
@@ -90,5 +99,19 @@ mod tests {
         assert!(block_on(poll_once(one)).is_some() && block_on(poll_once(two)).is_some());
         assert!(waiters.is_empty() && block_on(poll_once(waiters.next())).is_none());
         assert!(waiters.is_empty(), "who waits no longer is forgotten");
+    }
+    #[test]
+    fn who_came_first_is_called_alone() {
+        let waiters = Waiters::default();
+        let [mut one, mut two, mut three] = [(); 3].map(|()| waiters.next());
+        for waiter in [&mut one, &mut two, &mut three] {
+            assert!(block_on(poll_once(waiter)).is_none());
+        }
+        waiters.wake_first();
+        assert!(block_on(poll_once(&mut two)).is_none() && block_on(poll_once(&mut one)).is_some());
+        drop(two);
+        waiters.wake_first();
+        assert!(block_on(poll_once(&mut three)).is_some(), "who waits no longer isn't called");
+        waiters.wake_first();
     }
 }

@@ -53,6 +53,8 @@ fn main() -> Result<()> {
             direction: Direction::Read,
             order: Order::Random,
             working_set: mebibytes << 20,
+            core: 0,
+            cores: 1,
             seed: round,
             durable: false,
             copies: 1,

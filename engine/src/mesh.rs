@@ -1,4 +1,4 @@
-//! The only way between cores: bounded mailboxes of control messages, and the answers to them. Data operations never
+//! The only way between cores: bounded mailboxes of control messages, the answers to them, and whether a disk is lost. Data operations never
 //! come here. Everything in the engine that is shared between threads is in this file.
 
 use crate::disk::file::DiskFile;
@@ -13,6 +13,7 @@ use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{Error, ErrorCode, Result, ShardIndex, SliceIndex, Uuid};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -74,6 +75,22 @@ impl<T> Future for Awaited<T> {
         }
         slot.waker = Some(context.waker().clone());
         Poll::Pending
+    }
+}
+
+/// What the shards of a node must know together of one disk: whether a flush of it has failed in any of them. A drive that fails a
+/// flush may have lost all that was in its cache, whoever wrote it, and the next flush succeeds all the same. Looked at once a
+/// flush, and at every report.
+#[derive(Clone, Debug, Default)]
+pub struct Fate(Arc<AtomicBool>);
+
+impl Fate {
+    pub fn seal(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_sealed(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
     }
 }
 

@@ -35,12 +35,13 @@ use io_uring::types::Timespec;
 use io_uring::{IoUring, squeue};
 use park::Parking;
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// `IORING_ENTER_GETEVENTS`: run deferred work and flush overflowed completions, even when nothing is awaited.
 const GETEVENTS: u32 = 1;
-/// Rounds of cancelling that a ring being dropped waits through before it gives up.
-const DRAIN_ROUNDS: usize = 1000;
+/// How long a ring that is dropped waits for what is in flight, which may be a drive's: longer than the kernel, which resets a drive after
+/// 30 s. Whoever drops it gives memory back that the kernel may still write to.
+const DRAIN: Duration = Duration::from_secs(60);
 
 /// How a ring is set up.
 #[derive(Clone, Debug)]
@@ -215,8 +216,8 @@ impl Ring {
 
     /// Cancels everything in flight and waits until it has completed; completions are thrown away.
     pub fn drain(&mut self) {
-        let mut discarded = Vec::new();
-        for _ in 0..DRAIN_ROUNDS {
+        let (mut discarded, until) = (Vec::new(), Instant::now() + DRAIN);
+        while Instant::now() < until {
             if self.in_flight == 0 {
                 return;
             }

@@ -98,7 +98,7 @@ pub struct Tcp {
     ready: Vec<ConnId>,
     /// Some listener isn't accepting.
     idle_listeners: bool,
-    /// Some connection has a deadline, or some listener waits to try again.
+    /// Some connection has a deadline or is owed something, or some listener waits to try again.
     timed: bool,
     now: Instant,
     next_scan: Instant,
@@ -226,6 +226,7 @@ impl Tcp {
             if let Some(connection) = self.connections.get_mut(id) {
                 connection.dirty = false;
                 connection.start(id, ring);
+                self.timed |= connection.is_owed();
             }
         }
     }
@@ -398,7 +399,11 @@ impl Tcp {
                     self.settle(id, sink);
                 }
                 Some(_) => self.timed = true,
-                None => (),
+                None => {
+                    connection.look();
+                    self.timed |= connection.is_owed();
+                    self.settle(id, sink);
+                }
             }
         }
     }

@@ -221,6 +221,8 @@ fn options(path: &Path, workload: &Workload, copies: Option<u32>, core: u32) -> 
             Order::Sequential => bench::Order::Sequential,
         },
         working_set: workload.working_set,
+        core,
+        cores: workload.cores,
         seed: workload.seed.wrapping_add(u64::from(core)),
         durable: copies.is_some(),
         copies: copies.unwrap_or(1) as usize,

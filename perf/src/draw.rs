@@ -155,6 +155,9 @@ pub(crate) fn remarks(row: &Row, text: &mut String) {
     {
         say(format!("the rate of {} was not reached; latencies count the wait", count(rate)));
     }
+    if let Some(never_started) = extras.never_started {
+        say(format!("{never_started} operations were due and never started; latencies count their wait"));
+    }
     if let Some(clamped) = extras.clamped {
         say(format!("{clamped} operations took longer than the histogram's ten minutes"));
     }

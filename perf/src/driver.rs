@@ -18,6 +18,8 @@ pub use crate::live::Live;
 
 /// How long a lane rests after an error, so that a dead server isn't hammered.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
+/// How long after its end an open loop goes on with what was due before.
+const OVERTIME: Duration = Duration::from_secs(10);
 /// How often the conductor looks up.
 const LOOK: Duration = Duration::from_millis(50);
 /// A core tells how far it is after so many bytes: a shared counter costs, even if it is only added to.
@@ -159,18 +161,39 @@ impl CoreRun {
     async fn wait_until_due(&self, target: &impl Target) -> Option<Instant> {
         let due = self.schedule.borrow_mut().as_mut().map(Schedule::next_due);
         let now = Instant::now();
-        let start = match due {
-            None => now,
-            Some(due) => {
-                let due = self.begin + due;
-                if let Some(early) = due.checked_duration_since(now) {
-                    // Don't sleep into a time that isn't measured.
-                    target.pause(early.min(self.counted.end.saturating_duration_since(now))).await;
-                }
-                due
-            }
+        let Some(due) = due else {
+            return (now < self.counted.end && !self.live.stopped()).then_some(now);
         };
-        (start.max(now) < self.counted.end && !self.live.stopped()).then_some(start)
+        let due = self.begin + due;
+        if let Some(early) = due.checked_duration_since(now) {
+            // Don't sleep into a time that isn't measured.
+            target.pause(early.min(self.counted.end.saturating_duration_since(now))).await;
+        }
+        if due >= self.counted.end || self.live.stopped() {
+            return None;
+        }
+        if now < self.counted.end + OVERTIME {
+            // Also what is late for the end: else the slower the system, the fewer of its waits would count.
+            return Some(due);
+        }
+        self.never_started(due, now);
+        None
+    }
+
+    /// This batch and all that were due after it: they have waited until now at least.
+    fn never_started(&self, due: Instant, now: Instant) {
+        let (mut schedule, mut kinds) = (self.schedule.borrow_mut(), self.kinds.borrow_mut());
+        let later = std::iter::from_fn(|| schedule.as_mut().map(|schedule| self.begin + schedule.next_due()));
+        let all = std::iter::once(due).chain(later).take_while(|due| *due < self.counted.end);
+        for due in all.filter(|due| *due >= self.counted.start) {
+            let kind = kinds.draw();
+            let count = if kind == Direction::Read { u64::from(self.workload.batch) } else { 1 };
+            let mut sides = self.sides.borrow_mut();
+            let Side { tally, recorder } = side(&mut sides, kind);
+            tally.never_started += count;
+            let at = now.saturating_duration_since(self.counted.start);
+            recorder.record(at, (now - due).as_nanos() as u64, count, &self.live);
+        }
     }
 
     fn draw(&self, kind: Direction, out: &mut Vec<u64>) {
@@ -258,11 +281,7 @@ impl CoreRun {
     fn count(&self, kind: Direction, start: Instant, good: u64, mismatches: u64, errors: Vec<Error>) {
         let now = Instant::now();
         let mut sides = self.sides.borrow_mut();
-        let Side { tally, recorder } = if kind == Direction::Read {
-            &mut sides[0]
-        } else {
-            sides.last_mut().unwrap_or_else(|| unreachable!("there is a side for every kind"))
-        };
+        let Side { tally, recorder } = side(&mut sides, kind);
         let open = self.workload.rate.is_some();
         let at = now.saturating_duration_since(self.counted.start);
         if self.counted.contains(if open { &start } else { &now }) {
@@ -356,6 +375,11 @@ impl CoreRun {
     }
 }
 
+fn side(sides: &mut [Side], kind: Direction) -> &mut Side {
+    let at = if kind == Direction::Read { 0 } else { sides.len() - 1 };
+    &mut sides[at]
+}
+
 fn note_mismatches(tally: &mut Tally, mismatches: u64) {
     if mismatches > 0 {
         *tally.verify_errors.get_or_insert(0) += mismatches;
@@ -405,7 +429,9 @@ pub fn conduct(
         if before.is_none() && elapsed >= warmup {
             before = Some(meter());
         }
-        if after.is_none() && end.is_some_and(|end| elapsed >= end) {
+        // An open loop may go on with what was due, until its cores end.
+        let goes_on = workload.rate.is_some() && !workload.verify;
+        if after.is_none() && !goes_on && end.is_some_and(|end| elapsed >= end) {
             after = Some(meter());
         }
         let done = if end.is_some() { elapsed.as_millis() as u64 } else { live.bytes() };

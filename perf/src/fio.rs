@@ -46,6 +46,15 @@ fn arguments(path: &Path, workload: &Workload, sync: Sync) -> Vec<OsString> {
         (Order::Random, _) => "randwrite",
         (Order::Sequential, _) => "write",
     };
+    // Of sequential jobs each has its share to itself, as our own loop's cores have.
+    let share = match workload.order {
+        Order::Random => workload.working_set,
+        Order::Sequential => {
+            let block = workload.block;
+            (workload.working_set / u64::from(workload.cores) / block * block).max(block)
+        }
+    };
+    let apart = (share < workload.working_set).then(|| format!("--offset_increment={share}"));
     // A colon separates file names for fio.
     let name = path.to_string_lossy().replace(':', "\\:");
     let words = [
@@ -55,7 +64,7 @@ fn arguments(path: &Path, workload: &Workload, sync: Sync) -> Vec<OsString> {
         format!("--bs={}", workload.block),
         format!("--iodepth={}", (workload.depth / workload.cores).max(1)),
         format!("--numjobs={}", workload.cores),
-        format!("--size={}", workload.working_set),
+        format!("--size={share}"),
         format!("--runtime={}ms", measured.as_millis()),
         format!("--ramp_time={}ms", warmup.as_millis()),
         format!("--randseed={}", workload.seed),
@@ -67,6 +76,7 @@ fn arguments(path: &Path, workload: &Workload, sync: Sync) -> Vec<OsString> {
         (workload.direction == Direction::Write && sync == Sync::Each).then(|| "--sync=dsync".to_owned());
     words
         .into_iter()
+        .chain(apart)
         .chain(harmless)
         .chain(durable)
         .chain(fixed.split_whitespace().map(str::to_owned))
@@ -98,6 +108,20 @@ mod tests {
         assert_eq!(read_iops(report, Direction::Read), Some(81234.5));
         assert_eq!(read_iops(b"fio: unrecognised option", Direction::Read), None);
         assert_eq!(read_iops(br#"{"jobs": []}"#, Direction::Read), None);
+    }
+
+    #[test]
+    fn sequential_jobs_have_a_share_each() {
+        let until = Until::Elapsed { warmup: Duration::ZERO, measured: Duration::from_secs(1) };
+        let random =
+            Workload { order: Order::Random, block: 4096, cores: 3, until, ..Workload::layout(1 << 20, 1) };
+        let said = |workload: &Workload| arguments(Path::new("file"), workload, Sync::Never);
+        let says = |workload: &Workload, word: &str| said(workload).contains(&word.into());
+        assert!(says(&random, "--size=1048576") && !says(&random, "--offset_increment=348160"));
+        let sequential = Workload { order: Order::Sequential, ..random };
+        assert!(says(&sequential, "--size=348160") && says(&sequential, "--offset_increment=348160"));
+        let alone = said(&Workload { cores: 1, ..sequential });
+        assert!(!alone.iter().any(|word| word.to_string_lossy().contains("increment")), "{alone:?}");
     }
 
     #[test]

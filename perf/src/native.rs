@@ -416,14 +416,7 @@ impl Target for NativeFiles {
             return self.write_large(offset, length, fill).await;
         }
         let file = &self.files[file];
-        let pool = file.client().pool();
-        let mut buffer = loop {
-            match pool.get(length) {
-                Some(buffer) => break buffer,
-                // Other lanes' replies give memory back.
-                None => self.pause(SLEEP_MIN).await,
-            }
-        };
+        let mut buffer = file.client().buffer(length).await?;
         fill(buffer.get_mut().ok_or(ErrorCode::Internal)?);
         file.write_buffer(place, buffer).await
     }

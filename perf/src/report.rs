@@ -81,6 +81,9 @@ pub struct Extras {
     /// Operations a second that an open loop asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
+    /// Of these, how many were due and never started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub never_started: Option<u64>,
     /// Latencies above what the histogram holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clamped: Option<u64>,
@@ -165,6 +168,9 @@ pub struct Tally {
     pub errors: u64,
     /// `None`: nothing was verified.
     pub verify_errors: Option<u64>,
+    /// Operations of an open loop that were due and for which there was no time, not even long after its end: their waits are
+    /// among the latencies.
+    pub never_started: u64,
     pub elapsed: Duration,
     pub latencies: Latencies,
     pub client: Option<CpuTime>,
@@ -224,6 +230,7 @@ impl Tally {
         self.operations += other.operations;
         self.bytes += other.bytes;
         self.errors += other.errors;
+        self.never_started += other.never_started;
         self.verify_errors = sum(self.verify_errors, other.verify_errors, |a, b| a + b);
         self.elapsed = self.elapsed.max(other.elapsed);
         self.latencies.merge(&other.latencies);
@@ -325,6 +332,7 @@ impl Tally {
             ratio_to_disk: None,
             extras: Extras {
                 seconds: Some(seconds),
+                never_started: (self.never_started > 0).then_some(self.never_started),
                 clamped: (clamped > 0).then_some(clamped),
                 first_error: self.first_error,
                 server_cpu_us_per_op: servers.map(cpu).collect(),

@@ -1,6 +1,6 @@
 //! A short share of the power cuts that `examples/power_cuts.rs` runs by the ten thousand.
 
-use corefs_sim::store::{Canary, Counts, Run, run};
+use corefs_sim::store::{Canary, Counts, Run, Way, run};
 
 /// Canaries must be caught within so many runs.
 const RUNS_MAX: u64 = 60;
@@ -23,6 +23,10 @@ fn nothing_is_lost_in_a_thousand_cuts() {
     assert!(counts.recovery_cuts > 50 && counts.batches_survived > 20 && counts.blocks_discarded > 20);
     assert!(counts.checkpoints > 200 && counts.no_space > 200 && counts.journal_full > 200);
     assert!(counts.acknowledged > 5_000 && counts.dropped > 500 && counts.duplicates > 20);
+    assert!(counts.committed_early > 500, "{counts:?}");
+    for way in Way::ALL {
+        assert!(counts.reused[way as usize] > 10, "{way:?} isn't followed by reuse: {counts:?}");
+    }
 }
 
 /// A batch that only removed what never was leaves no other trace than a tombstone. The check took the state before it for the

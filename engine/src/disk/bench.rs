@@ -38,6 +38,10 @@ pub struct Options {
     pub order: Order,
     /// The first bytes of the file that are touched.
     pub working_set: u64,
+    /// Which of how many cores that run together. Sequential accesses stay in its own share: else each would read what another has
+    /// just brought into the drive's cache.
+    pub core: u32,
+    pub cores: u32,
     pub seed: u64,
     /// A write is complete when it is durable (O_DSYNC of open(2)).
     pub durable: bool,
@@ -104,6 +108,9 @@ fn check(options: &Options) -> Result<()> {
     }
     if options.depth == 0 || options.depth > 4096 {
         return bad("the depth must be between 1 and 4096");
+    }
+    if options.core >= options.cores {
+        return bad("a core of fewer");
     }
     if options.copies > 1 && options.direction == Direction::Read {
         return bad("several copies are written, and one is read");
@@ -243,6 +250,8 @@ fn part(options: &Options) -> u64 {
 struct Offsets {
     numbers: Numbers,
     order: Order,
+    /// The first block, and how many there are.
+    first: u64,
     blocks: u64,
     block: u64,
     position: u64,
@@ -251,13 +260,15 @@ struct Offsets {
 impl Offsets {
     fn new(options: &Options) -> Self {
         let block = options.block as u64;
-        Self {
-            numbers: Numbers::new(options.seed),
-            order: options.order,
-            blocks: part(options) / block,
-            block,
-            position: 0,
-        }
+        let all = part(options) / block;
+        let (first, blocks) = match options.order {
+            Order::Random => (0, all),
+            Order::Sequential => {
+                let share = (all / u64::from(options.cores)).max(1);
+                (share * u64::from(options.core) % all, share)
+            }
+        };
+        Self { numbers: Numbers::new(options.seed), order: options.order, first, blocks, block, position: 0 }
     }
 
     fn next(&mut self) -> u64 {
@@ -268,7 +279,7 @@ impl Offsets {
                 self.position
             }
         };
-        index * self.block
+        (self.first + index) * self.block
     }
 }
 
@@ -302,6 +313,8 @@ mod tests {
             direction: Direction::Read,
             order: Order::Random,
             working_set: 1 << 20,
+            core: 0,
+            cores: 1,
             seed: 1,
             durable: false,
             copies: 1,
@@ -359,10 +372,30 @@ mod tests {
 
     #[test]
     fn offsets_stay_inside() {
-        for order in [Order::Random, Order::Sequential] {
-            let options = Options { order, working_set: 10 * BLOCK as u64 + 5, ..options(Path::new("")) };
-            let mut offsets = Offsets::new(&options);
-            assert!((0..1000).map(|_| offsets.next()).all(|offset| offset < 10 * BLOCK as u64));
+        for (order, cores) in [(Order::Random, 1), (Order::Sequential, 1), (Order::Sequential, 12)] {
+            for core in 0..cores {
+                let working_set = 10 * BLOCK as u64 + 5;
+                let options = Options { order, working_set, core, cores, ..options(Path::new("")) };
+                let mut offsets = Offsets::new(&options);
+                assert!((0..1000).map(|_| offsets.next()).all(|offset| offset < 10 * BLOCK as u64));
+            }
         }
+    }
+
+    #[test]
+    fn sequential_cores_touch_no_block_in_common() {
+        let mut touched = Vec::new();
+        for core in 0..3 {
+            let set = Options { order: Order::Sequential, core, cores: 3, ..options(Path::new("")) };
+            let mut offsets = Offsets::new(&set);
+            let mut own: Vec<u64> = (0..1000).map(|_| offsets.next()).collect();
+            own.sort_unstable();
+            own.dedup();
+            touched.extend(own);
+        }
+        let count = touched.len();
+        touched.sort_unstable();
+        touched.dedup();
+        assert_eq!((touched.len(), count), (255, 255), "a third of 256 blocks each");
     }
 }

@@ -1,6 +1,7 @@
 //! A file or block device as a disk: opened with O_DIRECT, locked, preallocated.
 
 use super::{BlockingDisk, Pages};
+use crate::mesh::Fate;
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::fs::{File, OpenOptions};
@@ -20,6 +21,7 @@ pub struct DiskFile {
     lock: File,
     path: PathBuf,
     bytes: u64,
+    fate: Fate,
 }
 
 impl DiskFile {
@@ -29,7 +31,7 @@ impl DiskFile {
         let file = open(path, false)?;
         let lock = lock(path)?;
         let bytes = size(&file, path)?;
-        Ok(Self { file, lock, path: path.to_path_buf(), bytes })
+        Ok(Self { file, lock, path: path.to_path_buf(), bytes, fate: Fate::default() })
     }
 
     /// Opens a disk that may have another user, only to read it. Errors as of [`Self::open`].
@@ -37,7 +39,7 @@ impl DiskFile {
         let failed = |error| Error::from(error).of(format_args!("opening {}", path.display()));
         let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).map_err(failed)?;
         let (lock, bytes) = (file.try_clone().map_err(failed)?, size(&file, path)?);
-        Ok(Self { file, lock, path: path.to_path_buf(), bytes })
+        Ok(Self { file, lock, path: path.to_path_buf(), bytes, fate: Fate::default() })
     }
 
     /// Makes a file of `bytes`, all of them allocated; takes a block device as it is if it is large enough. `NoSpace`
@@ -55,7 +57,7 @@ impl DiskFile {
         } else {
             preallocate(&file, path, bytes)?;
         }
-        Ok(Self { file, lock, path: path.to_path_buf(), bytes })
+        Ok(Self { file, lock, path: path.to_path_buf(), bytes, fate: Fate::default() })
     }
 
     pub fn fd(&self) -> RawFd {
@@ -66,11 +68,16 @@ impl DiskFile {
         &self.path
     }
 
-    /// Another handle of the same open file: it shares the lock.
+    /// Whether a flush has failed in any shard that shares the disk.
+    pub fn fate(&self) -> &Fate {
+        &self.fate
+    }
+
+    /// Another handle of the same open file: it shares the lock, and the disk's fate.
     pub fn share(&self) -> Result<Self> {
         let file = self.file.try_clone().map_err(|error| self.error(error))?;
         let lock = self.lock.try_clone().map_err(|error| self.error(error))?;
-        Ok(Self { file, lock, path: self.path.clone(), bytes: self.bytes })
+        Ok(Self { file, lock, path: self.path.clone(), bytes: self.bytes, fate: self.fate.clone() })
     }
 
     /// Tells a block device that these bytes hold nothing any more: reading them gives anything from then on. `DiskError` with the device's

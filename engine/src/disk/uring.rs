@@ -431,6 +431,29 @@ impl Disks {
         self.durability.flushes_spared += u64::from(!needed);
     }
 
+    /// What a flush came to. One that failed is the end of the disk for every shard; then one that succeeded promises nothing,
+    /// since it may have found nothing left to write.
+    pub fn flushed(&self, disk: DiskIndex, result: Result<()>) -> Result<()> {
+        let fate = self.disks[usize::from(disk.0)].open.fate();
+        match result {
+            Err(error) => {
+                fate.seal();
+                Err(error)
+            }
+            Ok(()) if fate.is_sealed() => Err(failed_elsewhere()),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Slices of disks of which a flush has failed, in whichever shard, and why they are lost.
+    pub fn lost(&self) -> impl Iterator<Item = (SliceIndex, Error)> {
+        let lost = |place: &Option<Place>| {
+            place.is_some_and(|place| self.disks[usize::from(place.disk.0)].open.fate().is_sealed())
+        };
+        let slices = self.places.iter().enumerate().filter(move |(_, place)| lost(place));
+        slices.map(|(index, _)| (SliceIndex(index as u16), failed_elsewhere()))
+    }
+
     /// When the last flush of a disk began.
     pub fn flush_began(&self, disk: DiskIndex) -> Nanos {
         self.disks[usize::from(disk.0)].flush_began
@@ -583,6 +606,11 @@ unsafe fn command_all(
     }
 }
 
+#[cold]
+fn failed_elsewhere() -> Error {
+    Error::new(ErrorCode::DiskError, "a flush of the disk has failed in another shard")
+}
+
 /// What became of a transfer, from the number that it ended with: of an error of the system or of the drive, or 0 if it came up short.
 #[cold]
 pub fn disk_error(number: i32) -> Error {
@@ -597,6 +625,32 @@ pub fn disk_error(number: i32) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use corefs_net::RingConfig;
+
+    /// The disks of a shard, with these files.
+    fn shard(files: &[&DiskFile]) -> Disks {
+        let (mut ring, pool) = (Ring::new(&RingConfig::default()).unwrap(), Pool::new(1 << 20).unwrap());
+        let mut disks = Disks::new(Choice::Plain);
+        for (index, file) in files.iter().enumerate() {
+            let disk = disks.add(&mut ring, &pool, file.share().unwrap()).unwrap();
+            disks.place(SliceIndex(index as u16), disk, Extent { base: 0, bytes: 1 << 20 });
+        }
+        disks
+    }
+
+    #[test]
+    fn a_flush_that_fails_is_the_end_of_the_disk_in_every_shard() {
+        let dir = tempfile::tempdir().unwrap();
+        let [first, second] =
+            ["first", "second"].map(|name| DiskFile::create(&dir.path().join(name), 1 << 20).unwrap());
+        let (one, other) = (shard(&[&first, &second]), shard(&[&first, &second]));
+        let lost = |disks: &Disks| disks.lost().map(|(slice, _)| slice).collect::<Vec<_>>();
+        assert_eq!((other.flushed(DiskIndex(0), Ok(())), lost(&other)), (Ok(()), vec![]));
+        one.flushed(DiskIndex(0), Err(disk_error(libc::EIO))).unwrap_err();
+        assert_eq!(other.flushed(DiskIndex(0), Ok(())).unwrap_err().code, ErrorCode::DiskError);
+        assert_eq!((lost(&one), lost(&other)), (vec![SliceIndex(0)], vec![SliceIndex(0)]));
+        assert_eq!(other.flushed(DiskIndex(1), Ok(())), Ok(()), "the other disk is none the worse for it");
+    }
 
     #[test]
     fn tokens_name_what_they_were_made_of() {

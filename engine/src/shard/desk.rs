@@ -36,12 +36,19 @@ pub struct Starved {
 
 /// What a connection has unanswered.
 #[derive(Clone, Copy, Default)]
-struct Account {
+pub(super) struct Account {
     generation: u32,
     open: usize,
     paused: bool,
+    /// Bytes of memory that clients' updates have which are still arriving.
+    arriving: usize,
+    /// Bytes of memory that reads have whose replies aren't on their way, and that wait to be sent, when last looked at.
+    pub(super) reading: usize,
+    queued: usize,
 }
 
+/// Waiting reads of greedy connections that are looked at in a turn.
+const GREEDY_LOOKS: usize = 64;
 /// Reads after which tables have grown to what a steady load needs.
 const WARM: u64 = 4096;
 
@@ -61,6 +68,11 @@ pub struct Desk {
     /// Connections to be resumed: they waited for memory, or had too much unanswered.
     pub resume: Vec<ConnId>,
     pub starved: VecDeque<Starved>,
+    /// Reads of connections that have more than their share of a scarce memory: after all others.
+    greedy: VecDeque<Starved>,
+    /// Bytes of memory for clients' updates that are still arriving, and at the end of the last turn.
+    arriving: usize,
+    arriving_before: usize,
     /// Blocks of other replicas that came, by the number under which they were asked for.
     pub fetched: Vec<(u64, Buffer)>,
     /// Connections whose payload waits for memory.
@@ -86,6 +98,9 @@ impl Desk {
             hang_up: Vec::new(),
             resume: Vec::new(),
             starved: VecDeque::new(),
+            greedy: VecDeque::new(),
+            arriving: 0,
+            arriving_before: 0,
             fetched: Vec::new(),
             waiting: Vec::new(),
             in_use_before: 0,
@@ -109,6 +124,19 @@ impl Desk {
         self.claim(len, [6, 4, 3, 2][usize::from(behind.min(3))])
     }
 
+    /// What clients' updates take that are still arriving is at most a quarter of the pool: a client that stops in the middle of one
+    /// keeps it until the connection is given up.
+    fn may_arrive(&self, len: usize) -> bool {
+        self.arriving == 0 || self.arriving + len <= self.pool.capacity() / 4
+    }
+
+    fn arrived(&mut self, conn: ConnId, len: usize) {
+        let account = self.account(conn);
+        let len = len.min(account.arriving);
+        account.arriving -= len;
+        self.arriving -= len;
+    }
+
     /// `len` bytes, if less than `eighths` of the pool are in use then. The last quarter is for old blocks and batches.
     pub(super) fn claim(&self, len: usize, eighths: usize) -> Option<Buffer> {
         if self.pool.in_use() + len > self.pool.capacity() / 8 * eighths {
@@ -117,8 +145,8 @@ impl Desk {
         self.pool.get(len)
     }
 
-    /// Requests of `conn` are taken; says whether more may come.
-    pub(super) fn open_account(&mut self, conn: ConnId, requests: usize) -> Flow {
+    /// Of a connection that is there.
+    pub(super) fn account(&mut self, conn: ConnId) -> &mut Account {
         let index = conn.index as usize;
         if self.accounts.len() <= index {
             self.accounts.resize(index + 1, Account::default());
@@ -127,6 +155,12 @@ impl Desk {
         if account.generation != conn.generation {
             *account = Account { generation: conn.generation, ..Account::default() };
         }
+        account
+    }
+
+    /// Requests of `conn` are taken; says whether more may come.
+    pub(super) fn open_account(&mut self, conn: ConnId, requests: usize) -> Flow {
+        let account = self.account(conn);
         account.open += requests;
         account.paused |= account.open >= CONNECTION_REQUESTS_MAX;
         if account.paused { Flow::Pause } else { Flow::Continue }
@@ -146,25 +180,72 @@ impl Desk {
         }
     }
 
-    /// Once a turn: whoever waited for memory tries again.
-    pub fn feed(&mut self) {
-        while let Some(Starved { requester, entry, since }) = self.starved.front() {
-            let (requester, entry, since) = (*requester, *entry, *since);
-            let Some(buffer) = self.claim_read(entry.length.get() as usize) else { break };
-            self.starved.pop_front();
-            self.counters.read_wait_nanos += self.now - since;
-            self.begin_read(requester, &entry, buffer);
+    /// A quarter of the pool is in use, and an eighth by reads of this connection, whether they go on or their replies aren't taken:
+    /// whoever stops reading must not take the memory of all others.
+    fn is_greedy(&mut self, conn: ConnId, len: usize) -> bool {
+        let eighth = self.pool.capacity() / 8;
+        if self.pool.in_use() + len <= 2 * eighth {
+            return false;
+        }
+        let account = self.account(conn);
+        let has = account.reading + account.queued;
+        has > 0 && has + len > eighth
+    }
+
+    /// A read has given its memory to its reply, or back; so many bytes wait to be sent on its connection.
+    pub fn read_over(&mut self, conn: ConnId, len: usize, queued: usize) {
+        let account = self.accounts.get_mut(conn.index as usize);
+        let Some(account) = account.filter(|account| account.generation == conn.generation) else { return };
+        account.reading = account.reading.saturating_sub(len);
+        account.queued = queued;
+    }
+
+    /// Once a turn: whoever waited for memory tries again. `queued`: bytes that wait to be sent on a connection.
+    pub fn feed(&mut self, queued: impl Fn(ConnId) -> usize) {
+        while let Some(waiting) = self.starved.pop_front() {
+            if let Err(waiting) = self.try_again(waiting, &queued) {
+                match self.is_greedy(waiting.requester.conn, waiting.entry.length.get() as usize) {
+                    true => self.greedy.push_back(waiting),
+                    false => {
+                        self.starved.push_front(waiting);
+                        break;
+                    }
+                }
+            }
+        }
+        for _ in 0..self.greedy.len().min(GREEDY_LOOKS) {
+            let Some(waiting) = self.greedy.pop_front() else { break };
+            if let Err(waiting) = self.try_again(waiting, &queued) {
+                self.greedy.push_back(waiting);
+            }
         }
         let in_use = self.pool.in_use();
-        if !self.waiting.is_empty() && in_use != self.in_use_before {
+        let changed = in_use != self.in_use_before || self.arriving != self.arriving_before;
+        if !self.waiting.is_empty() && changed {
             self.resume.append(&mut self.waiting);
         }
-        self.in_use_before = in_use;
+        (self.in_use_before, self.arriving_before) = (in_use, self.arriving);
+    }
+
+    fn try_again(
+        &mut self,
+        waiting: Starved,
+        queued: impl Fn(ConnId) -> usize,
+    ) -> std::result::Result<(), Starved> {
+        let (conn, len) = (waiting.requester.conn, waiting.entry.length.get() as usize);
+        self.account(conn).queued = queued(conn);
+        if self.is_greedy(conn, len) {
+            return Err(waiting);
+        }
+        let Some(buffer) = self.claim_read(len) else { return Err(waiting) };
+        self.counters.read_wait_nanos += self.now - waiting.since;
+        self.begin_read(waiting.requester, &waiting.entry, buffer);
+        Ok(())
     }
 
     /// Whether anybody waits for memory.
     pub fn is_starving(&self) -> bool {
-        !self.starved.is_empty() || !self.waiting.is_empty()
+        !self.starved.is_empty() || !self.greedy.is_empty() || !self.waiting.is_empty()
     }
 
     pub(super) fn refuse(&mut self, conn: ConnId, header: &Header, error: Error) {
@@ -189,15 +270,18 @@ impl Desk {
                 self.ready.push(Ready { requester, op: op::READ, result: Err(error) });
                 continue;
             }
-            let buffer = match self.starved.is_empty() {
-                true => self.claim_read(entry.length.get() as usize),
+            let len = entry.length.get() as usize;
+            let greedy = self.is_greedy(conn, len);
+            let buffer = match self.starved.is_empty() && !greedy {
+                true => self.claim_read(len),
                 false => None,
             };
             match buffer {
                 Some(buffer) => self.begin_read(requester, entry, buffer),
                 None => {
                     self.counters.starved += 1;
-                    self.starved.push_back(Starved { requester, entry: *entry, since: self.now });
+                    let queue = if greedy { &mut self.greedy } else { &mut self.starved };
+                    queue.push_back(Starved { requester, entry: *entry, since: self.now });
                 }
             }
         }
@@ -216,6 +300,7 @@ impl Desk {
         let slice = SliceIndex(0);
         let began = self.now;
         let (target, chunk) = (entry.target(), entry.chunk());
+        self.account(requester.conn).reading += buffer.len();
         let read =
             ReadOp { requester, began, target, chunk, buffer, slice, plan: None, left: 0, failed: None };
         let op = self.ops.insert(Op::Read(read));
@@ -223,7 +308,7 @@ impl Desk {
     }
 
     pub(super) fn room(&self) -> Result<()> {
-        if self.ops.len() + self.starved.len() < SHARD_OPERATIONS_MAX {
+        if self.ops.len() + self.starved.len() + self.greedy.len() < SHARD_OPERATIONS_MAX {
             return Ok(());
         }
         let most = SHARD_OPERATIONS_MAX as u64;
@@ -232,6 +317,9 @@ impl Desk {
 
     fn update(&mut self, conn: ConnId, header: &Header, body: &[u8], data: Option<Buffer>) -> Flow {
         let flow = self.open_account(conn, 1);
+        if let Some(buffer) = &data {
+            self.arrived(conn, buffer.len());
+        }
         let requester = Requester { conn, request: header.request() };
         match self.admit(requester, header, body, data) {
             Ok((op, target, offer)) => self.tell(Event::Update { op, target, offer }),
@@ -367,8 +455,19 @@ impl FrameSink for Desk {
         }
         let (offset, blocks) = block::placement(update.offset.get(), update.length.get());
         let behind = self.targets.behind(update.target());
-        match self.claim_update(blocks * BLOCK, behind) {
-            Some(buffer) => Placement::Into { buffer, offset },
+        let (len, of_client) = (blocks * BLOCK, update.flags & data::FORWARDED == 0);
+        let buffer = match !of_client || self.may_arrive(len) {
+            true => self.claim_update(len, behind),
+            false => None,
+        };
+        match buffer {
+            Some(buffer) => {
+                if of_client {
+                    self.arriving += len;
+                    self.account(conn).arriving += len;
+                }
+                Placement::Into { buffer, offset }
+            }
             None => {
                 self.counters.starved += 1;
                 self.waiting.push(conn);
@@ -414,6 +513,8 @@ impl FrameSink for Desk {
         self.counters.connections_closed += 1;
         self.waiting.retain(|waiting| *waiting != conn);
         self.starved.retain(|starved| starved.requester.conn != conn);
+        self.greedy.retain(|greedy| greedy.requester.conn != conn);
+        self.arrived(conn, usize::MAX);
         for sent in self.links.closed(conn) {
             self.lost(sent, &error);
         }

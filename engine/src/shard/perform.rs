@@ -105,7 +105,7 @@ impl Shard {
             Io::Batch { slot } => self.batch_done(slot, result),
             Io::Check { slot, part } => self.check_done(slot, part, result),
             Io::Mend { slot, part } => self.mend_done(slot, part, result),
-            Io::Flush { disk } => match check_transfer(result, 0) {
+            Io::Flush { disk } => match self.disks.flushed(disk, check_transfer(result, 0)) {
                 Ok(()) => {
                     self.desk.counters.flush_nanos += self.desk.now - self.disks.flush_began(disk);
                     self.desk.tell(Event::Flushed { disk });

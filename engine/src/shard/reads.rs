@@ -95,6 +95,7 @@ impl Shard {
         });
         let (first, blocks) = (plan.offset / BLOCK as u32, plan.crcs.len() as u32);
         self.desk.tell(Event::ReadEnded { slice: read.slice, plan });
+        let (conn, len) = (read.requester.conn, read.buffer.len());
         match reply {
             Ok(()) => {
                 self.desk.counters.reads += 1;
@@ -111,12 +112,15 @@ impl Shard {
                 self.desk.tell(Event::Suspect { target, chunk, blocks: first..first + blocks });
             }
         }
+        self.desk.read_over(conn, len, self.carrier.queued(conn));
     }
 
     pub(super) fn refuse_read(&mut self, op: OpId, error: &Error) {
         let read = self.desk.ops.take_read(op);
         self.desk.counters.reads_refused += 1;
         self.answer(read.requester, op::READ, Err(error), None);
+        let conn = read.requester.conn;
+        self.desk.read_over(conn, read.buffer.len(), self.carrier.queued(conn));
     }
 }
 

@@ -82,7 +82,7 @@ impl Shard {
         self.completions = completions;
         self.carrier.advance(Instant::now(), &mut self.desk);
         self.perform();
-        self.desk.feed();
+        self.desk.feed(|conn| self.carrier.queued(conn));
         self.desk.tell(Event::TurnEnd);
         self.perform();
         if !self.desk.links.sendable.is_empty() {
@@ -129,6 +129,7 @@ impl Shard {
                 ShardMessage::Lease { until } => self.desk.tell(Event::Leased { until }),
                 ShardMessage::Report(answer) => {
                     self.end_dead_links();
+                    self.end_lost_slices();
                     answer.send(self.report());
                 }
                 ShardMessage::AddDisk { disk, slices, answer } => answer.send(self.add_disk(disk, slices)),
@@ -141,6 +142,14 @@ impl Shard {
                 }
                 ShardMessage::Abort => self.ending = Ending::Now,
             }
+        }
+    }
+
+    /// Another shard's flush may have lost what was written here, though nothing has been flushed here since.
+    fn end_lost_slices(&mut self) {
+        let lost: Vec<_> = self.disks.lost().collect();
+        for (slice, error) in lost {
+            self.desk.tell(Event::WriteFailed { slice, error });
         }
     }
 

@@ -8,7 +8,7 @@ use super::record::{Run, UpdateRecord};
 use super::update::UpdateKind;
 use corefs_wire::{ChainId, ChunkId, ClientId, Error, ErrorCode, InodeId, Result, TargetId, UpdateTag};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound::{Excluded, Unbounded};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 
 pub(super) const CLASS_TARGET: u64 = 1;
 pub(super) const CLASS_CHUNK: u64 = 2;
@@ -375,44 +375,20 @@ impl Index {
         limit: usize,
         out: &mut Vec<u8>,
     ) -> Option<(Key, u32, u64)> {
-        let (mut last, mut entries, mut counted) = (None, 0, 0);
-        let mut cursor = after;
-        loop {
-            let start = out.len();
-            let Some((key, bytes)) = self.encode_next(cursor, out) else { break };
-            if entries > 0 && out.len() > limit {
-                out.truncate(start);
+        let mut page = Page { limit, out, last: None, entries: 0, counted: 0 };
+        let first = after.map_or(Unbounded, |after| Included(TargetId(after.target)));
+        for (id, target) in self.targets.range((first, Unbounded)) {
+            let within = after.filter(|after| after.target == id.0);
+            if !encode_target(*id, target, within, &mut page) {
                 break;
             }
-            (cursor, last) = (Some(key), Some(key));
-            entries += 1;
-            counted += bytes;
         }
-        last.map(|key| (key, entries, counted))
+        page.last.map(|key| (key, page.entries, page.counted))
     }
 
     /// Whether any key may follow this one.
     pub(super) fn has_after(&self, key: Key) -> bool {
-        self.encode_next(Some(key), &mut Vec::new()).is_some()
-    }
-
-    /// Encodes the first entry after a key; the bytes that it counts for.
-    fn encode_next(&self, after: Option<Key>, out: &mut Vec<u8>) -> Option<(Key, u64)> {
-        let mut bound = Unbounded;
-        if let Some(after) = after {
-            let id = TargetId(after.target);
-            let found = self.targets.get(&id).and_then(|target| encode_in_target(id, target, after, out));
-            if found.is_some() {
-                return found;
-            }
-            bound = Excluded(id);
-        }
-        let (next, target) = self.targets.range((bound, Unbounded)).next()?;
-        out.extend_from_slice(&[CLASS_TARGET as u8, 0, 0, 0, 0, 0, 0, 0]);
-        out.u64(next.0);
-        out.u64(target.chain.0);
-        out.u64(target.floor);
-        Some((Key::target(*next), TARGET_BYTES))
+        self.encode_page(Some(key), 0, &mut Vec::new()).is_some()
     }
 
     /// Puts one encoded entry back. `None` if the bytes make none or contradict what is there.
@@ -437,25 +413,67 @@ impl Index {
     }
 }
 
-/// Encodes the first chunk or row of a target after a key in it.
-fn encode_in_target(id: TargetId, target: &Target, after: Key, out: &mut Vec<u8>) -> Option<(Key, u64)> {
-    if after.class <= CLASS_CHUNK {
-        let bound = if after.class == CLASS_CHUNK { Excluded(after.chunk_id()) } else { Unbounded };
+/// Entries as they gather for a page.
+struct Page<'a> {
+    limit: usize,
+    out: &'a mut Vec<u8>,
+    last: Option<Key>,
+    entries: u32,
+    counted: u64,
+}
+
+impl Page<'_> {
+    /// Takes an entry that counts for so many bytes; false, and nothing taken, if there is no room for it.
+    fn take(&mut self, key: Key, counts: u64, encode: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let start = self.out.len();
+        encode(self.out);
+        if self.entries > 0 && self.out.len() > self.limit {
+            self.out.truncate(start);
+            return false;
+        }
+        self.last = Some(key);
+        self.entries += 1;
+        self.counted += counts;
+        true
+    }
+}
+
+/// Encodes a target, its chunks and its rows, or what of it comes after a key in it; false if there was no room for all. In one walk, rather
+/// than with a search for each entry.
+fn encode_target(id: TargetId, target: &Target, after: Option<Key>, page: &mut Page<'_>) -> bool {
+    let class = after.map_or(0, |after| after.class);
+    if class < CLASS_TARGET {
+        let taken = page.take(Key::target(id), TARGET_BYTES, |out| {
+            out.extend_from_slice(&[CLASS_TARGET as u8, 0, 0, 0, 0, 0, 0, 0]);
+            out.u64(id.0);
+            out.u64(target.chain.0);
+            out.u64(target.floor);
+        });
+        if !taken {
+            return false;
+        }
+    }
+    if class <= CLASS_CHUNK {
+        let of_chunk = after.filter(|_| class == CLASS_CHUNK);
+        let bound = of_chunk.map_or(Unbounded, |after| Excluded(after.chunk_id()));
         // A chunk of which nothing is committed or logged yet isn't there for the checkpoint.
         let logged = |chunk: &Chunk| {
             chunk.version > 0 || chunk.pending.as_ref().is_some_and(|pending| pending.stage != Stage::Staged)
         };
-        let next = target.chunks.range((bound, Unbounded)).find(|(_, chunk)| logged(chunk));
-        if let Some((chunk_id, chunk)) = next {
-            chunk.encode(id, *chunk_id, out);
-            return Some((Key::chunk(id, *chunk_id), chunk.size()));
+        for (chunk_id, chunk) in target.chunks.range((bound, Unbounded)).filter(|(_, chunk)| logged(chunk)) {
+            let key = Key::chunk(id, *chunk_id);
+            if !page.take(key, chunk.size(), |out| chunk.encode(id, *chunk_id, out)) {
+                return false;
+            }
         }
     }
-    let after_row = (after.class == CLASS_DEDUP).then(|| after.dedup_key());
-    let (key, (row, used)) = target.dedup.after(after_row).next()?;
-    out.extend_from_slice(&[CLASS_DEDUP as u8, 0, 0, 0, 0, 0, 0, 0]);
-    out.u64(id.0);
-    out.u64(*used);
-    row.put(out);
-    Some((Key::dedup(id, key), DEDUP_BYTES))
+    let row = after.filter(|_| class == CLASS_DEDUP).map(|after| after.dedup_key());
+    target.dedup.after(row).all(|(key, (row, used))| {
+        page.take(Key::dedup(id, key), DEDUP_BYTES, |out| {
+            out.extend_from_slice(&[CLASS_DEDUP as u8, 0, 0, 0, 0, 0, 0, 0]);
+            out.u64(id.0);
+            out.u64(*used);
+            row.put(out);
+        })
+    })
 }

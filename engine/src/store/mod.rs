@@ -26,7 +26,7 @@
 //! # Invariants
 //! - A block is in exactly one place: free, or of one chunk's committed version, or of one pending update, or in
 //!   limbo (superseded, but the record that says so isn't flushed, or a read may still be looking at it).
-//! - What a valid checkpoint and the flushed journal name was never overwritten since, but for a damaged block of a pinned plan,
+//! - What a valid checkpoint and the flushed journal leave named was never overwritten since, but for a damaged block of a pinned plan,
 //!   with the very bytes that its CRC is of: nobody else writes there while the pin is held (see [`repair`](crate::repair)).
 //! - Bytes of a chunk's last block beyond its length are zeros, so that bytes cut off never come back.
 //! - Record numbers and journal sequences rise; the journal's epoch rises with every recovery.
@@ -55,6 +55,7 @@ mod replay;
 mod resync;
 #[cfg(test)]
 mod tests;
+mod unsettled;
 mod update;
 
 pub use dedup::DedupRow;

@@ -3,7 +3,7 @@
 //! Both superblocks, both checkpoint roots, the whole journal ring, the pages of the newest checkpoint (if they are
 //! damaged: of the older one), then the journal's batches in order. Up to the highest F that any block of the ring
 //! states, everything must be there: a hole is damage. Above it, a batch counts only if all of its blocks are there
-//! and all data it names matches its CRCs; the first that doesn't ends the journal, as a power cut leaves it. At
+//! and all data that it leaves named matches its CRCs; the first that doesn't ends the journal, as a power cut leaves it. At
 //! last the epoch is raised in both superblocks, one flush each, so that what was cut off never comes back.
 
 use super::Store;
@@ -17,10 +17,11 @@ use super::journal::Journal;
 use super::limbo::Limbo;
 use super::record::{Record, Run};
 use super::replay::Replay;
+use super::unsettled::blocks_left;
 use corefs_wire::checksum::crc32c;
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{ErrorCode, Uuid};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 /// What the last [`Need`] led to.
 #[derive(Debug)]
@@ -119,6 +120,12 @@ impl From<Damage> for corefs_wire::Error {
 struct DataRead {
     offset: u64,
     crcs: Vec<u32>,
+}
+
+impl DataRead {
+    fn end(&self) -> u64 {
+        self.offset + (self.crcs.len() * BLOCK) as u64
+    }
 }
 
 #[derive(Debug)]
@@ -487,37 +494,16 @@ impl Recovery {
         Ok(())
     }
 
-    /// The reads that show whether the data of a batch reached the disk. An update that a later record of the same
-    /// batch drops doesn't count: if the batch was flushed, its blocks may have been reused since.
+    /// The reads that show whether the data of a batch reached the disk.
     fn data_of(&self, batch: &Batch) -> VecDeque<DataRead> {
-        let mut reads = VecDeque::new();
-        let (mut dropped, mut removed) = (BTreeSet::new(), BTreeSet::new());
-        for record in batch.records.iter().rev() {
-            let update = match record {
-                Record::Update(update) => update,
-                Record::Drop { target, chunk, version, .. } => {
-                    dropped.insert((*target, *chunk, *version));
-                    continue;
+        let mut reads: VecDeque<DataRead> = VecDeque::new();
+        for (block, crc) in blocks_left(&batch.records) {
+            let offset = self.geometry().data_offset(block);
+            match reads.back_mut() {
+                Some(last) if last.end() == offset && last.crcs.len() < READ_MAX / BLOCK => {
+                    last.crcs.push(crc)
                 }
-                Record::RemoveTarget { target } => {
-                    removed.insert(*target);
-                    continue;
-                }
-                _ => continue,
-            };
-            let of = (update.update.target, update.update.chunk, update.update.version);
-            if dropped.contains(&of) || removed.contains(&of.0) {
-                continue;
-            }
-            let mut crcs = &update.crcs[..];
-            for run in &update.runs {
-                let (of_run, rest) = crcs.split_at(run.count as usize);
-                crcs = rest;
-                for (part, crcs) in of_run.chunks(READ_MAX / BLOCK).enumerate() {
-                    let block = run.start + (part * READ_MAX / BLOCK) as u32;
-                    let offset = self.geometry().data_offset(block);
-                    reads.push_back(DataRead { offset, crcs: crcs.to_vec() });
-                }
+                _ => reads.push_back(DataRead { offset, crcs: vec![crc] }),
             }
         }
         reads

@@ -57,6 +57,29 @@ fn a_damaged_superblock_or_a_foreign_store_is_refused_by_name() {
     cluster.restart(1).unwrap();
 }
 
+/// Another shard on the disk was told that its flush failed: what this one has written may be lost with it, and its own flush, which
+/// succeeds, proves nothing.
+#[test]
+fn a_flush_that_failed_in_another_shard_ends_the_slices_of_the_disk() {
+    for idle in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = Cluster::start(dir.path(), SMALL);
+        let dead = || cluster.report(1).slices.iter().filter(|slice| slice.dead).count();
+        with_client(&cluster, async |client| {
+            client.write(HEAD, chunk(1, 0), 0, &[3; 4096]).await.unwrap();
+        });
+        assert_eq!(dead(), 0);
+        cluster.shards[0].as_ref().unwrap().fate.seal();
+        if !idle {
+            with_client(&cluster, async |client| {
+                let written = client.write(HEAD, chunk(1, 0), 0, &[4; 4096]).await;
+                assert_eq!(written.unwrap_err().code, ErrorCode::SliceDead);
+            });
+        }
+        assert_eq!(dead(), 2, "idle: {idle}");
+    }
+}
+
 /// Bytes that nobody in his right mind would send; the shard lives and others don't notice.
 #[test]
 fn hostile_bytes_end_their_own_connection_only() {

@@ -5,7 +5,7 @@ use corefs_engine::disk::file::DiskFile;
 use corefs_engine::disk::open::Extent;
 use corefs_engine::disk::way::Choice;
 use corefs_engine::event::Nanos;
-use corefs_engine::mesh::{ShardHandle, ShardMessage, ShardReport, answer};
+use corefs_engine::mesh::{Fate, ShardHandle, ShardMessage, ShardReport, answer};
 use corefs_engine::shard::{Shard, ShardConfig, SliceSpec};
 use corefs_net::{Address, Identity, Node, NodeConfig, Payload, Role};
 use corefs_wire::control::mgmtd::TargetState;
@@ -52,6 +52,8 @@ pub const THREE: Shape = Shape { nodes: 3, replicas: 3, slices: 2, slice_bytes: 
 pub struct Running {
     pub handle: ShardHandle,
     pub address: String,
+    /// Of the disk, as any other shard on it would share it.
+    pub fate: Fate,
     thread: JoinHandle<Result<()>>,
 }
 
@@ -134,6 +136,7 @@ impl Cluster {
             }
             disk.flush()?;
         }
+        let fate = disk.fate().clone();
         let slice_bytes = self.shape.slice_bytes;
         let slices = (0..self.shape.slices)
             .map(|index| SliceSpec {
@@ -182,7 +185,7 @@ impl Cluster {
             })
         });
         match wait.recv_timeout(PATIENCE).expect("the shard starts") {
-            Ok((handle, address)) => Ok(Running { handle, address, thread }),
+            Ok((handle, address)) => Ok(Running { handle, address, fate, thread }),
             Err(error) => {
                 let _ = thread.join().unwrap();
                 Err(error)

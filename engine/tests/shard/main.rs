@@ -8,6 +8,7 @@ mod harness;
 mod repair;
 mod single;
 mod steady;
+mod stopped;
 
 /// Counts, for `steady`.
 #[global_allocator]

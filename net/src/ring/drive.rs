@@ -15,7 +15,7 @@
 
 use super::file::{FileTable, with_file};
 use super::setup::{self, fixed};
-use super::{Completion, File, GETEVENTS, Token};
+use super::{Completion, DRAIN, File, GETEVENTS, Token};
 use crate::buffer::Pool;
 use corefs_wire::{Error, ErrorCode, Result};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
@@ -26,8 +26,6 @@ use std::time::{Duration, Instant};
 
 /// Results below minus this are a drive's status. Errors of the system are above: there are fewer than 4096.
 pub const STATUS: i32 = 1 << 16;
-/// How long a ring that is dropped waits for its drives: longer than the kernel, which resets a drive after 30 s.
-const DRAIN: Duration = Duration::from_secs(60);
 /// Drives of a core.
 const FILES: u32 = 64;
 

@@ -28,6 +28,26 @@ use zerocopy::IntoBytes;
 /// An accepted connection with more than this queued takes no further requests: its peer doesn't read.
 const THROTTLE: usize = CONNECTION_SEND_MAX / 8;
 
+/// Looks in a row at which an accepted peer may be found to owe something and to have moved no byte, before it is given up: 10 s
+/// at least, at one look in a tenth of a second. Not by the clock, so that a process that stood still itself blames nobody.
+const STALLED_LOOKS: u32 = 100;
+
+/// What a peer owes.
+#[derive(Default)]
+struct Debt {
+    moved: u64,
+    looks: u32,
+}
+
+impl Debt {
+    /// Whether it has been owed for too long, while so many bytes in all have moved.
+    fn look(&mut self, owed: bool, moved: u64) -> bool {
+        self.looks = if owed && moved == self.moved { self.looks + 1 } else { 0 };
+        self.moved = moved;
+        self.looks > STALLED_LOOKS
+    }
+}
+
 pub struct Connection {
     socket: OwnedFd,
     address: Address,
@@ -54,6 +74,9 @@ pub struct Connection {
     /// Why it ended.
     reason: Option<Error>,
     counters: ConnCounters,
+    /// The rest of data that have a place already, and the room for what is queued.
+    sending: Debt,
+    reading: Debt,
 }
 
 enum Stage {
@@ -112,6 +135,8 @@ impl Connection {
             peer: None,
             reason: None,
             counters: ConnCounters::default(),
+            sending: Debt::default(),
+            reading: Debt::default(),
         }
     }
 
@@ -214,6 +239,27 @@ impl Connection {
             _ => (ErrorCode::ConnectionLost, "the peer did not take what was sent"),
         };
         self.end(Error::new(code, what).of(&self.address));
+    }
+
+    /// Whether an accepted peer keeps memory of this side until it goes on: it is in the middle of its data, or takes no replies.
+    pub fn is_owed(&self) -> bool {
+        self.accepted && self.is_open() && (self.owes_data() || !self.outbox.is_empty())
+    }
+
+    fn owes_data(&self) -> bool {
+        self.inbox.is_placing() && !self.paused && !self.throttled()
+    }
+
+    /// Ends the connection if what it is owed has not moved at too many looks.
+    pub fn look(&mut self) {
+        let owed = self.accepted && self.is_open();
+        let sending = self.sending.look(owed && self.owes_data(), self.counters.bytes_in);
+        let reading = self.reading.look(owed && !self.outbox.is_empty(), self.counters.bytes_out);
+        if sending {
+            self.abort("the peer stopped in the middle of what it sent");
+        } else if reading {
+            self.abort("the peer takes no replies");
+        }
     }
 
     /// Starts whatever can be started.

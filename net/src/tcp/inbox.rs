@@ -121,6 +121,11 @@ impl Inbox {
         self.receiving.is_some()
     }
 
+    /// Data of a frame have a place, and more of them are to come.
+    pub fn is_placing(&self) -> bool {
+        matches!(self.state, State::Data { left: 1.., .. })
+    }
+
     /// Goes as far as the bytes that are here allow. An error is a violation of the protocol: nothing more can be read.
     pub fn next(&mut self, body_max: usize) -> Result<Next> {
         let next = self.advance(body_max)?;

@@ -2,7 +2,7 @@
 
 use crate::world::{Tested, World, open, until};
 use corefs_net::handshake::{Handshake, Message, Step};
-use corefs_net::{Address, ConnId};
+use corefs_net::{Address, ConnId, Tcp};
 use corefs_wire::ErrorCode;
 use corefs_wire::error::decode_error;
 use corefs_wire::frame::{HEADER, Header, Kind};
@@ -240,6 +240,65 @@ pub fn a_peer_that_never_reads_is_held_back_and_then_refused<T: Tested>() {
     let gone = |server: &mut World<T>| server.sink.closed.iter().any(|(closed, _)| *closed == conn);
     town.server.until("patience to end", gone);
     town.check_neighbour();
+}
+
+/// Looks until what a peer that has stopped was given is given up; a tenth of a second passes with each.
+fn until_given_up(town: &mut Town<Tcp>) {
+    let before = town.server.sink.closed.len();
+    for _ in 0..100 {
+        town.server.later += Duration::from_millis(100);
+        town.turn();
+        assert_eq!(town.server.sink.closed.len(), before, "there is time yet");
+    }
+    for _ in 0..20 {
+        town.server.later += Duration::from_millis(100);
+        town.turn();
+    }
+    town.server.until("the end", |server| server.sink.closed.len() > before);
+    town.check_neighbour();
+}
+
+#[test]
+fn a_peer_that_stops_in_the_middle_of_its_data_is_given_up() {
+    let mut town = Town::<Tcp>::new();
+    let bytes = frame(Kind::Request, 1, 1, &[1; 300], &[2; 400_000]);
+    let mut socket = town.opened();
+    town.write(&mut socket, &bytes[..200_000]);
+    town.server.until("a place", |server| server.sink.pool.in_use() > 0);
+    until_given_up(&mut town);
+    assert_eq!(town.server.sink.pool.in_use(), 0);
+}
+
+#[test]
+fn a_peer_that_takes_no_replies_is_given_up() {
+    let mut town = Town::<Tcp>::new();
+    let _socket = town.opened();
+    let conn = town.server.sink.opened.last().unwrap().0;
+    for n in 0..32 {
+        town.server.net.send(conn, Kind::Reply, 1, n, 0, b"", Some(vec![0; 1 << 20].into())).unwrap();
+    }
+    let mut queued = 0;
+    town.server.until("the kernel to take no more", |server| {
+        std::mem::replace(&mut queued, server.net.queued(conn)) == server.net.queued(conn)
+    });
+    until_given_up(&mut town);
+}
+
+/// Each byte is a sign of life, however late it comes.
+#[test]
+fn a_peer_that_goes_on_is_not_given_up() {
+    let mut town = Town::<Tcp>::new();
+    let bytes = frame(Kind::Request, 77, 1, &[1; 30], &[2; 200_000]);
+    let mut socket = town.opened();
+    for part in bytes.chunks(70_000) {
+        town.write(&mut socket, part);
+        for _ in 0..90 {
+            town.server.later += Duration::from_millis(100);
+            town.turn();
+        }
+    }
+    let whole = |server: &mut World<Tcp>| server.sink.frames.iter().any(|frame| frame.header.op() == 77);
+    town.server.until("the frame", whole);
 }
 
 pub fn random_garbage_from_many_peers_harms_nobody<T: Tested>() {

@@ -122,8 +122,12 @@ impl Target for Stalling {
 }
 
 fn on_stalling(workload: Workload) -> Tally {
-    let target = Stalling { stall: Duration::from_millis(100), stalled: Cell::new(false) };
-    let run = CoreRun::new(&Arc::new(workload), 0, Instant::now(), 0, &Arc::new(Live::default()));
+    on_stalling_since(workload, Instant::now(), Duration::from_millis(100))
+}
+
+fn on_stalling_since(workload: Workload, begin: Instant, stall: Duration) -> Tally {
+    let target = Stalling { stall, stalled: Cell::new(false) };
+    let run = CoreRun::new(&Arc::new(workload), 0, begin, 0, &Arc::new(Live::default()));
     futures_lite::future::block_on(async {
         run.lane(&target).await;
         run.finish(&target).await
@@ -142,6 +146,28 @@ fn an_open_loop_is_corrected_for_coordinated_omission() {
     let closed = on_stalling(read);
     assert!(closed.latencies.max_us() >= Some(100_000.0));
     assert!(closed.latencies.quantile_us(0.9) < Some(20_000.0));
+}
+
+/// Else a system that stalls at the end is measured by what it did before.
+#[test]
+fn what_was_due_before_the_end_of_an_open_loop_counts_after_it() {
+    let until = Until::Elapsed { warmup: Duration::ZERO, measured: Duration::from_millis(100) };
+    let read = Workload {
+        depth: 1,
+        verify: false,
+        until,
+        rate: Some(1000.0),
+        ..timed(Direction::Read, Order::Random)
+    };
+    let late = on_stalling_since(read.clone(), Instant::now(), Duration::from_millis(200));
+    assert_eq!((late.operations, late.latencies.count(), late.never_started), (100, 100, 0));
+    assert!(late.latencies.quantile_us(0.01) >= Some(100_000.0), "{:?}", late.latencies.quantile_us(0.01));
+    assert!(late.elapsed >= Duration::from_millis(200), "the rate was not reached");
+    // It ended a minute ago: nothing is begun any more, but everything has waited.
+    let long_ago = Instant::now() - Duration::from_secs(60);
+    let never = on_stalling_since(read, long_ago, Duration::ZERO);
+    assert_eq!((never.operations, never.latencies.count(), never.never_started), (0, 100, 100));
+    assert!(never.latencies.quantile_us(0.01) > Some(50e6));
 }
 
 #[test]

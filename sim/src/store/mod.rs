@@ -9,7 +9,10 @@ pub mod model;
 pub mod open;
 pub mod verify;
 
+mod early;
+mod reuse;
 mod run;
 mod step;
 
+pub use reuse::Way;
 pub use run::{Canary, Counts, Failure, Run, run};

@@ -161,8 +161,8 @@ pub fn updated(old: &Content, kind: UpdateKind, payload: &[u8]) -> Content {
             bytes = payload.to_vec();
             bytes.resize(total as usize, 0);
         }
-        UpdateKind::Patch { .. } => {
-            unreachable!("only replicas that are filled patch, under a version that is there")
+        UpdateKind::Patch { offset, .. } => {
+            bytes[offset as usize..offset as usize + payload.len()].copy_from_slice(payload);
         }
         UpdateKind::Remove => return None,
     }

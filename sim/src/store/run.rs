@@ -2,6 +2,7 @@
 
 use super::model::Model;
 use super::open::{OpenError, check, open};
+use super::reuse::{Reuse, Way};
 use super::verify;
 use crate::disk::{PowerCut, SimDisk};
 use crate::prng::Prng;
@@ -49,6 +50,10 @@ pub struct Counts {
     pub blocks_discarded: u64,
     /// Recoveries that found the batch in flight whole.
     pub batches_survived: u64,
+    /// Updates that were committed when their data were written, before their flush.
+    pub committed_early: u64,
+    /// Blocks written again though the batch that had named them isn't known to be flushed by anything on the disk.
+    pub reused: [u64; Way::ALL.len()],
 }
 
 impl Counts {
@@ -71,6 +76,8 @@ impl Counts {
         self.records_replayed += other.records_replayed;
         self.blocks_discarded += other.blocks_discarded;
         self.batches_survived += other.batches_survived;
+        self.committed_early += other.committed_early;
+        self.reused.iter_mut().zip(other.reused).for_each(|(sum, more)| *sum += more);
     }
 }
 
@@ -151,6 +158,11 @@ pub struct Run {
     pub(super) open_updates: Vec<(TargetId, ChunkId, u64)>,
     /// Writes not yet given to the disk, with the batch that needs them.
     pub(super) queue: Vec<(BatchId, u64, Vec<u8>)>,
+    /// Where the data of each chunk's last update are: offsets of its writes in the slice.
+    pub(super) data: BTreeMap<(TargetId, ChunkId), Vec<u64>>,
+    pub(super) reuse: Reuse,
+    /// What was filled last: clients write there, too.
+    pub(super) filled: Option<(TargetId, ChunkId)>,
     pub(super) held: Vec<Held>,
     /// The newest version acknowledged of each chunk, dropped updates excepted.
     pub(super) acknowledged: BTreeMap<(TargetId, ChunkId), u64>,
@@ -203,6 +215,9 @@ impl Run {
             in_flight: None,
             open_updates: Vec::new(),
             queue: Vec::new(),
+            data: BTreeMap::new(),
+            reuse: Reuse::new(),
+            filled: None,
             held: Vec::new(),
             acknowledged: BTreeMap::new(),
             channels: (0..prng.between(3, 14)).map(channel).collect(),
@@ -246,6 +261,8 @@ impl Run {
         }
         self.queue.clear();
         self.open_updates.clear();
+        self.data.clear();
+        self.reuse = Reuse::new();
     }
 
     fn recover(&mut self) -> Result<(), String> {

@@ -1,18 +1,18 @@
 //! One random step of a run.
 
-use super::model::{Content, ModelPending, ModelTarget, updated};
+use super::model::{Content, ModelChunk, ModelPending, ModelTarget, updated};
 use super::open::fetch;
 use super::run::{Canary, Held, InFlight, Run, Stop};
 use super::verify;
-use corefs_engine::store::{Begin, Durable, Finish, Staging, Update, UpdateKind};
+use corefs_engine::store::{Applied, Begin, Durable, Finish, Staging, Update, UpdateKind};
 use corefs_wire::checksum::{block_crcs, crc32c};
 use corefs_wire::limits::BLOCK;
 use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, InodeId, TargetId, UpdateTag};
 use std::collections::BTreeMap;
 
-type Step = Result<(), Stop>;
+pub(super) type Step = Result<(), Stop>;
 
-fn wrong(what: impl Into<String>) -> Stop {
+pub(super) fn wrong(what: impl Into<String>) -> Stop {
     Stop::Wrong(what.into())
 }
 
@@ -27,11 +27,13 @@ impl Run {
             return self.send_again();
         }
         match self.prng.below(100) {
-            0..32 => self.update(),
-            32..52 => self.submit_one(),
-            52..62 => self.seal(),
-            62..74 => self.flush(),
-            74..84 => self.finish_pending(),
+            0..26 => self.update(),
+            26..32 => self.fill(),
+            32..48 => self.submit_one(),
+            48..58 => self.seal(),
+            58..69 => self.flush(),
+            69..78 => self.finish_pending(),
+            78..84 => self.commit_written(),
             84..92 => self.read(),
             92..95 => self.end_read(),
             95..97 => self.targets(),
@@ -46,12 +48,12 @@ impl Run {
         }
     }
 
-    fn pick_target(&mut self) -> Option<TargetId> {
+    pub(super) fn pick_target(&mut self) -> Option<TargetId> {
         let targets: Vec<_> = self.live.targets.keys().copied().collect();
         if targets.is_empty() { None } else { Some(*self.prng.pick(&targets)) }
     }
 
-    fn pick_chunk(&mut self) -> ChunkId {
+    pub(super) fn pick_chunk(&mut self) -> ChunkId {
         let inode = InodeId(1 + self.prng.below(3));
         let generation = if self.prng.chance(1, 12) { 1 } else { 0 };
         ChunkId { inode, index: self.prng.below(6) as u32, generation }
@@ -86,15 +88,15 @@ impl Run {
 
     /// A new update, or an old one again.
     fn update(&mut self) -> Step {
-        let Some(target) = self.pick_target() else { return self.create_target() };
-        let chunk = self.pick_chunk();
-        if !self.remembers(target, chunk)
-            && let Some(forgotten) = self.live.chunk_mut(target, chunk)
-        {
-            // With the tombstone the epoch is forgotten, but never the version.
-            forgotten.epoch = 0;
-        }
-        let model = self.live.chunk(target, chunk).cloned().unwrap_or_default();
+        let filled = self.filled.filter(|(target, _)| self.live.targets.contains_key(target));
+        let (target, chunk) = match filled.filter(|_| self.prng.chance(1, 3)) {
+            Some(filled) => filled,
+            None => {
+                let Some(target) = self.pick_target() else { return self.create_target() };
+                (target, self.pick_chunk())
+            }
+        };
+        let model = self.known(target, chunk);
         let kind = self.pick_kind(model.length());
         let version = self.store.next_version(target, chunk).map_err(|error| wrong(error.to_string()))?;
         let ahead = if matches!(kind, UpdateKind::FullReplace { .. }) { self.prng.below(3) } else { 0 };
@@ -143,11 +145,19 @@ impl Run {
         }
     }
 
+    /// The model of a chunk. With the tombstone the epoch is forgotten, but never the version.
+    pub(super) fn known(&mut self, target: TargetId, chunk: ChunkId) -> ModelChunk {
+        let remembers = self.remembers(target, chunk);
+        let Some(known) = self.live.chunk_mut(target, chunk) else { return ModelChunk::default() };
+        known.epoch = if remembers { known.epoch } else { 0 };
+        known.clone()
+    }
+
     fn remembers(&self, target: TargetId, chunk: ChunkId) -> bool {
         self.store.status(target, chunk).is_ok_and(|status| status.version > 0)
     }
 
-    fn refused(&mut self, error: &Error, update: Update) -> Step {
+    pub(super) fn refused(&mut self, error: &Error, update: Update) -> Step {
         let pending =
             self.store.status(update.target, update.chunk).is_ok_and(|status| status.pending.is_some());
         match error.code {
@@ -203,7 +213,7 @@ impl Run {
         }
     }
 
-    fn stage(
+    pub(super) fn stage(
         &mut self,
         update: Update,
         staging: Staging,
@@ -248,13 +258,35 @@ impl Run {
         }
         let content = updated(old, update.kind, &payload);
         let direct = finish == Finish::Commit;
+        self.note_blocks(&update, &applied, direct);
         let (version, epoch, tag) = (update.version, update.truncate_epoch, update.tag);
         let pending = ModelPending { version, epoch, tag, content, direct, flushed: false };
         self.live.apply(update.target, update.chunk, pending);
         self.open_updates.push((update.target, update.chunk, version));
-        self.unflushed.push((update, payload, finish));
+        // A fill may put a version below the one that was promised.
+        if let Some(newest) = self.acknowledged.get_mut(&(update.target, update.chunk)) {
+            *newest = (*newest).min(version);
+        }
+        // Whoever fills begins anew after a power cut.
+        if !matches!(update.kind, UpdateKind::Patch { .. }) {
+            self.unflushed.push((update, payload, finish));
+        }
         self.counts.updates += 1;
         Ok(())
+    }
+
+    fn note_blocks(&mut self, update: &Update, applied: &Applied, direct: bool) {
+        let writes = applied.writes.iter();
+        self.data
+            .insert((update.target, update.chunk), writes.clone().map(|write| write.disk_offset).collect());
+        let blocks: Vec<_> = writes
+            .flat_map(|write| {
+                (0..u64::from(write.blocks)).map(|block| write.disk_offset + block * BLOCK as u64)
+            })
+            .collect();
+        for way in self.reuse.applied(update, direct, &blocks) {
+            self.counts.reused[way as usize] += 1;
+        }
     }
 
     /// Gives one queued write to the disk, in no particular order.
@@ -273,6 +305,7 @@ impl Run {
         }
         let Some(batch) = self.store.seal_batch() else { return Ok(()) };
         self.counts.batches += 1;
+        self.reuse.sealed(batch.id);
         for write in batch.writes {
             self.queue.push((batch.id, write.offset, write.bytes));
         }
@@ -337,6 +370,7 @@ impl Run {
         let Some(batch) = &self.in_flight else { return Ok(()) };
         let expected: Vec<_> = batch.updates.clone();
         let durable = self.store.batch_flushed(batch.id);
+        self.reuse.flushed(batch.id);
         let list =
             durable.iter().map(|update| (update.target, update.chunk, update.outcome.version)).collect();
         if let Some(batch) = &mut self.in_flight {
@@ -395,6 +429,7 @@ impl Run {
         if self.prng.chance(1, 5) {
             self.store.drop_pending(target, chunk, version).map_err(|error| wrong(error.to_string()))?;
             self.live.drop_pending(target, chunk);
+            self.reuse.dropped(target, chunk);
             let committed = self.live.chunk(target, chunk).map_or(0, |chunk| chunk.version);
             if let Some(newest) = self.acknowledged.get_mut(&(target, chunk)) {
                 *newest = (*newest).min(committed);
@@ -474,6 +509,7 @@ impl Run {
         match self.store.remove_target(target) {
             Ok(_) => {
                 self.live.targets.remove(&target);
+                self.reuse.target_removed(target);
                 Ok(())
             }
             Err(error) if error.code == ErrorCode::Overloaded => Ok(()),
@@ -558,7 +594,7 @@ impl Run {
 }
 
 /// The model of a chunk for a read during work: pending bytes aren't written yet.
-fn committed_only(chunk: &super::model::ModelChunk) -> super::model::ModelChunk {
+fn committed_only(chunk: &ModelChunk) -> ModelChunk {
     let mut chunk = chunk.clone();
     if let Some(pending) = &mut chunk.pending {
         pending.flushed = false;

@@ -3,6 +3,7 @@
 mod damage;
 mod golden;
 mod resync;
+mod unsettled;
 mod updates;
 
 use super::format::initial_writes;
@@ -97,6 +98,11 @@ impl Slice {
     /// Applies an update and writes its data, but doesn't flush.
     fn apply(&mut self, update: Update, payload: &[u8], finish: Finish) -> corefs_wire::Result<()> {
         let Begin::Fresh(staging) = self.store.begin_update(update)? else { panic!("not a new update") };
+        self.finish(staging, payload, finish)
+    }
+
+    /// Stages and applies an admitted update, and writes its data.
+    fn finish(&mut self, staging: Staging, payload: &[u8], finish: Finish) -> corefs_wire::Result<()> {
         let mut blocks = vec![0; staging.blocks as usize * BLOCK];
         let range = staging.payload.start as usize..staging.payload.end as usize;
         blocks[range].copy_from_slice(payload);

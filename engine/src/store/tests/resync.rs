@@ -29,16 +29,8 @@ fn send(to: &mut Slice, entry: &Entry, kind: UpdateKind, base: u64, bytes: &[u8]
     let update =
         Update { target: TARGET, chunk: entry.chunk, kind, version, chain_version: 5, truncate_epoch, tag };
     let Begin::Fresh(staging) = to.store.begin_fill(update, base)? else { panic!("fills are no duplicates") };
-    let mut blocks = vec![0; staging.blocks as usize * BLOCK];
     assert!(staging.merges.is_empty(), "parts are whole blocks");
-    blocks[..bytes.len()].copy_from_slice(bytes);
-    let mut crcs = Vec::new();
-    block_crcs(&blocks, &mut crcs);
-    let plan = to.store.stage(staging, &crcs, Finish::Commit)?;
-    for write in to.store.apply(plan).writes.iter() {
-        let bytes = &blocks[write.first as usize * BLOCK..][..write.blocks as usize * BLOCK];
-        put(&mut to.disk, write.disk_offset, bytes);
-    }
+    to.finish(staging, bytes, Finish::Commit)?;
     to.flush();
     Ok(())
 }
