@@ -12,7 +12,7 @@
 //! | [`lane`] | one connection's queue pair: credits, frames, data |
 //! | [`event`] | what a device says unasked: ports that go down and come up |
 //! | [`watch`], [`arrivals`] | devices that come and go, and what becomes of connections then |
-//! | [`place`] | NUMA nodes and networks, by which a port is chosen |
+//! | [`place`](crate::place) | NUMA nodes and networks, by which a port is chosen |
 //! | [`shared`] | receives that many connections share |
 //! | [`seat`] | a device, as this executor uses it |
 //! | [`distrust`] | paths that were proved and failed all the same |
@@ -40,7 +40,6 @@ mod lane;
 mod library;
 mod memory;
 mod message;
-pub mod place;
 mod queue_pair;
 mod seat;
 pub mod setup;
@@ -58,6 +57,7 @@ use crate::buffer::{Buffer, Payload, Pool};
 use crate::contract::FrameSink;
 use crate::costs::Costs;
 use crate::handshake::{Peer, capability};
+use crate::place::Network;
 use crate::ring::{Beside, Completion, Ring, Source};
 use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
 use crate::transport::Way;
@@ -67,7 +67,6 @@ use corefs_wire::limits::{CONNECTION_SEND_MAX, FRAME_BODY_MAX, FRAME_DATA_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
 use distrust::Distrust;
 use lane::Lane;
-use place::Network;
 use seat::Seat;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

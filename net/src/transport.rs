@@ -135,7 +135,8 @@ impl Carrier {
 
     #[cfg(feature = "rdma")]
     fn with_rdma(choice: Choice, config: TcpConfig, pool: &Pool) -> Result<Self> {
-        use crate::rdma::{Choice as Way, Rdma, RdmaConfig, place::Sysfs};
+        use crate::place::Sysfs;
+        use crate::rdma::{Choice as Way, Rdma, RdmaConfig};
         let mut wanted = RdmaConfig::new(config);
         wanted.numa = Sysfs::default().numa_of_thread();
         if choice == Choice::Rdma {
