@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
 const TRANSPORT: &str = "COREFS_TEST_FAR_TRANSPORT";
+/// Where such a process listens.
+pub const FAR_ADDRESS: &str = "COREFS_TEST_FAR_ADDRESS";
 
 /// What is asked of the other process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -213,8 +215,7 @@ impl<T: Tested> Tested for Far<T> {
     }
 
     fn local() -> Address {
-        std::env::var("COREFS_TEST_FAR_ADDRESS")
-            .map_or_else(|_| T::local(), |address| address.parse().unwrap())
+        std::env::var(FAR_ADDRESS).map_or_else(|_| T::local(), |address| address.parse().unwrap())
     }
 
     fn is_its_own(&self, conn: ConnId) -> bool {

@@ -1,6 +1,6 @@
 //! Peers that send garbage, stop in the middle, or never read: each harms itself alone.
 
-use crate::world::{Scene, Tested, World, open, until};
+use crate::world::{Scene, Setting, Tested, World, identity, open, until};
 use corefs_net::handshake::{Handshake, Message, Step};
 use corefs_net::{Address, ConnId, Transport};
 use corefs_wire::ErrorCode;
@@ -87,7 +87,7 @@ impl<S: Scene> Town<S> {
 
     /// A raw socket that has done its handshake.
     fn opened(&mut self) -> TcpStream {
-        let identity = crate::world::identity(None);
+        let identity = identity(Setting::default().secret);
         let mut socket = self.raw();
         let (mut handshake, hello) = Handshake::connect(&identity, self.address.clone(), [1; 32]);
         self.write(&mut socket, &handshake_frame(&hello));

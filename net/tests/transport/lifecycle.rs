@@ -21,7 +21,8 @@ fn refusal<S: Scene>(client: Setting, server: Setting) -> ErrorCode {
 
 pub fn handshakes_that_must_fail_say_why<S: Scene>() {
     let (plain, knowing) = (Setting::default(), Setting { secret: Some(1), ..Setting::default() });
-    assert_eq!(refusal::<S>(plain, knowing), ErrorCode::AuthenticationFailed);
+    let ignorant = Setting { secret: None, ..plain };
+    assert_eq!(refusal::<S>(ignorant, knowing), ErrorCode::AuthenticationFailed);
     let mistaken = Setting { secret: Some(2), ..plain };
     assert_eq!(refusal::<S>(mistaken, knowing), ErrorCode::AuthenticationFailed);
     let stranger = Setting { cluster: Uuid([9; 16]), ..plain };
@@ -47,7 +48,14 @@ pub fn with_the_secret_both_are_authenticated<S: Scene>() {
 
 pub fn listeners_refuse_what_they_must<S: Scene>() {
     let everywhere: Address = "0.0.0.0:0".parse().unwrap();
-    assert_eq!(World::<S::Server>::plain().net.listen(&everywhere).unwrap_err().code, ErrorCode::BadConfig);
+    assert_eq!(
+        World::<S::Server>::with(Setting { secret: None, ..Setting::default() })
+            .net
+            .listen(&everywhere)
+            .unwrap_err()
+            .code,
+        ErrorCode::BadConfig
+    );
     let mut server = World::<S::Server>::with(Setting { secret: Some(1), ..Setting::default() });
     server.net.listen(&everywhere).unwrap();
     let address = server.net.listen(&S::Server::local()).unwrap();
