@@ -142,6 +142,20 @@ pub struct Verbs {
     pub completions: u64,
 }
 
+/// What is missing where RDMA was asked for.
+fn missing(survey: &Survey, refused: Vec<Error>) -> Error {
+    let refused = refused.into_iter().map(|error| error.message);
+    let why = survey.obstacles().into_iter().chain(refused).collect::<Vec<_>>().join("; ");
+    let code = survey.obstacle.as_ref().map_or(ErrorCode::Os, |error| error.code);
+    Error::new(code, format!("RDMA was asked for: {why}"))
+}
+
+/// Whether this machine has RDMA that can be used, as far as looking tells; else what is missing, as [`Rdma::new`] says it.
+pub fn find() -> Result<()> {
+    let survey = Survey::take(&[]);
+    if survey.roads().is_empty() { Err(missing(&survey, Vec::new())) } else { Ok(()) }
+}
+
 /// See the module's documentation.
 pub struct Rdma {
     tcp: Tcp,
@@ -156,10 +170,7 @@ impl Rdma {
         let (seats, refused) = seat::take(&survey, &mut config, pool, 0);
         let roads = seat::roads(&seats);
         if roads.is_empty() && config.choice == Choice::Firm {
-            let refused = refused.into_iter().map(|error| error.message);
-            let why = survey.obstacles().into_iter().chain(refused).collect::<Vec<_>>().join("; ");
-            let code = survey.obstacle.map_or(ErrorCode::Os, |error| error.code);
-            return Err(Error::new(code, format!("RDMA was asked for: {why}")));
+            return Err(missing(&survey, refused));
         }
         if !roads.is_empty() {
             config.tcp.capabilities |= capability::RDMA;
