@@ -14,8 +14,8 @@ corefs up --dir $dir --replicas 3 --cores 1 --targets 4 --capacity 1GiB >/tmp/up
 n=0; until grep -q '^ready ' /tmp/up; do n=$((n + 1)); [ $n -lt 600 ] || die "not ready"; kill -0 $up || die "corefs up ended"; sleep 0.2; done
 COREFS_MANAGER=$(sed -n 's/^ready manager=\([^ ]*\).*/\1/p' /tmp/up); export COREFS_MANAGER COREFS_SECRET_FILE=$dir/secret
 
-# of_shards COUNTER: its sum over all shards.
-of_shards() { corefs status --counters --json | tr ',{}' '\n\n\n' | sed -n "s/^ *\"$1\": *\([0-9]*\).*/\1/p" | awk '{ n += $1 } END { print n + 0 }'; }
+# of_shards COUNTER: its sum over all shards. Each count is told twice, of the shard and in the sum of its process.
+of_shards() { corefs status --counters --json | tr ',{}' '\n\n\n' | sed -n "s/^ *\"$1\": *\([0-9]*\).*/\1/p" | awk '{ n += $1 } END { print n / 2 }'; }
 
 corefs doctor --manager "$COREFS_MANAGER" | tee /tmp/reached
 [ "$(grep -c '^node [0-9]* shard 0, [^ ]*: RDMA by rxe0 port 1, ' /tmp/reached)" = 3 ] || die "doctor doesn't say that shards are reached by RDMA"
@@ -25,7 +25,7 @@ head -c 6000000 /dev/urandom >/tmp/data
 corefs fs put /tmp/data /data
 for n in 1 2 3; do corefs fs cat /data | cmp - /tmp/data || die "what was read isn't what was written"; done
 between=$(of_shards connections_by_rdma)
-[ "$between" -ge 4 ] || die "storage nodes don't reach each other by RDMA: $between connections"
+[ "$between" -ge 2 ] || die "storage nodes don't reach each other by RDMA: $between connections"
 corefs perf randread --transport rdma --size 16MiB --seconds 4 --depth 16 --batch 8 --verify --json >/tmp/read.json || die "reads"
 corefs perf randwrite --transport rdma --size 8MiB --seconds 4 --depth 4 --verify --path /written --json >/tmp/write.json || die "writes"
 # figures FILE: what a run did; it must have no errors.

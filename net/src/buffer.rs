@@ -27,6 +27,16 @@ pub const BLOCK_MAX: usize = 2 << 20;
 /// Arena of an executor unless it is told otherwise (bytes).
 pub const POOL_DEFAULT: usize = 64 << 20;
 
+/// What an arena is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pages {
+    Small,
+    /// Huge where and when the kernel makes them (transparent huge pages).
+    AskedFor,
+    /// Huge, of those that the administrator has set aside (`vm.nr_hugepages`), all of them.
+    SetAside,
+}
+
 /// The arena of one executor. Clones are handles of the same arena.
 #[derive(Clone)]
 pub struct Pool(Rc<Arena>);
@@ -34,14 +44,18 @@ pub struct Pool(Rc<Arena>);
 impl Pool {
     /// Maps an arena of `bytes`, rounded up to [`BLOCK_MAX`]. Fails with `Os` if the kernel refuses the mapping.
     pub fn new(bytes: usize) -> corefs_wire::Result<Self> {
-        Ok(Self(Rc::new(Arena::map(bytes)?)))
+        Ok(Self(Rc::new(Arena::map(bytes, false)?)))
     }
 
-    /// The same, asking the kernel for huge pages (a hint: fewer TLB misses and faster registration).
+    /// The same of huge pages, if so many were set aside and are free; else the kernel is asked for huge ones as it makes them (a hint). They are fewer entries for
+    /// CPU and adapter to look up, and are registered faster.
     pub fn with_huge_pages(bytes: usize) -> corefs_wire::Result<Self> {
-        let pool = Self::new(bytes)?;
-        pool.0.advise_huge_pages();
-        Ok(pool)
+        Ok(Self(Rc::new(Arena::map(bytes, true)?)))
+    }
+
+    /// What the arena is made of.
+    pub fn pages(&self) -> Pages {
+        self.0.pages()
     }
 
     /// A unique buffer of `len` bytes (at most [`BLOCK_MAX`]) with undefined contents, or `None` if the arena has
@@ -289,6 +303,25 @@ impl From<Buffer> for Payload {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_arena_is_made_of_huge_pages_where_enough_are_free() {
+        let free = || {
+            let told = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+            told.ok().and_then(|told| told.trim().parse::<usize>().ok()).unwrap_or(0)
+        };
+        let before = free();
+        let pool = Pool::with_huge_pages(4 * BLOCK_MAX).unwrap();
+        println!("{before} huge pages were free: {:?}", pool.pages());
+        // Others may take some, or give them back, at the same time.
+        match pool.pages() {
+            Pages::SetAside => assert!(pool.region().0.align_offset(BLOCK_MAX) == 0),
+            pages => assert!(pages == Pages::AskedFor && before.min(free()) < 4),
+        }
+        let mut buffer = pool.get(BLOCK_MAX).unwrap();
+        assert!(buffer.get_mut().unwrap().iter().all(|byte| *byte == 0));
+        assert_eq!(Pool::new(1).unwrap().pages(), Pages::Small);
+    }
 
     #[test]
     fn blocks_are_aligned_shared_and_given_back() {

@@ -14,6 +14,7 @@
 //! | [`heap`] | how often a thread asks for memory |
 //! | [`mailbox`] | the bounded way into an executor from other threads |
 //! | [`rpc`] | the async endpoint of control roles and clients: calls, services, deadlines |
+//! | [`place`] | where devices, interfaces and threads are: NUMA nodes and networks |
 //! | [`process`] | what the kernel says about this process |
 //! | [`contract`] | what every transport promises, one-sided RDMA included |
 //!
@@ -28,6 +29,7 @@ pub mod executor;
 pub mod handshake;
 pub mod heap;
 pub mod mailbox;
+pub mod place;
 pub mod process;
 #[cfg(feature = "rdma")]
 pub mod rdma;

@@ -12,7 +12,7 @@
 //! | [`lane`] | one connection's queue pair: credits, frames, data |
 //! | [`event`] | what a device says unasked: ports that go down and come up |
 //! | [`watch`], [`arrivals`] | devices that come and go, and what becomes of connections then |
-//! | [`place`] | NUMA nodes and networks, by which a port is chosen |
+//! | [`place`](crate::place) | NUMA nodes and networks, by which a port is chosen |
 //! | [`shared`] | receives that many connections share |
 //! | [`seat`] | a device, as this executor uses it |
 //! | [`distrust`] | paths that were proved and failed all the same |
@@ -40,7 +40,6 @@ mod lane;
 mod library;
 mod memory;
 mod message;
-pub mod place;
 mod queue_pair;
 mod seat;
 pub mod setup;
@@ -58,6 +57,7 @@ use crate::buffer::{Buffer, Payload, Pool};
 use crate::contract::FrameSink;
 use crate::costs::Costs;
 use crate::handshake::{Peer, capability};
+use crate::place::Network;
 use crate::ring::{Beside, Completion, Ring, Source};
 use crate::tcp::{ConnCounters, ConnId, Tcp, TcpConfig};
 use crate::transport::Way;
@@ -67,7 +67,6 @@ use corefs_wire::limits::{CONNECTION_SEND_MAX, FRAME_BODY_MAX, FRAME_DATA_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
 use distrust::Distrust;
 use lane::Lane;
-use place::Network;
 use seat::Seat;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -143,6 +142,20 @@ pub struct Verbs {
     pub completions: u64,
 }
 
+/// What is missing where RDMA was asked for.
+fn missing(survey: &Survey, refused: Vec<Error>) -> Error {
+    let refused = refused.into_iter().map(|error| error.message);
+    let why = survey.obstacles().into_iter().chain(refused).collect::<Vec<_>>().join("; ");
+    let code = survey.obstacle.as_ref().map_or(ErrorCode::Os, |error| error.code);
+    Error::new(code, format!("RDMA was asked for: {why}"))
+}
+
+/// Whether this machine has RDMA that can be used, as far as looking tells; else what is missing, as [`Rdma::new`] says it.
+pub fn find() -> Result<()> {
+    let survey = Survey::take(&[]);
+    if survey.roads().is_empty() { Err(missing(&survey, Vec::new())) } else { Ok(()) }
+}
+
 /// See the module's documentation.
 pub struct Rdma {
     tcp: Tcp,
@@ -157,10 +170,7 @@ impl Rdma {
         let (seats, refused) = seat::take(&survey, &mut config, pool, 0);
         let roads = seat::roads(&seats);
         if roads.is_empty() && config.choice == Choice::Firm {
-            let refused = refused.into_iter().map(|error| error.message);
-            let why = survey.obstacles().into_iter().chain(refused).collect::<Vec<_>>().join("; ");
-            let code = survey.obstacle.map_or(ErrorCode::Os, |error| error.code);
-            return Err(Error::new(code, format!("RDMA was asked for: {why}")));
+            return Err(missing(&survey, refused));
         }
         if !roads.is_empty() {
             config.tcp.capabilities |= capability::RDMA;

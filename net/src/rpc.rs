@@ -142,7 +142,7 @@ impl Node {
     pub fn start(config: NodeConfig) -> Result<Self> {
         let ring = Ring::new(&config.ring)?;
         let (mail, receiver) = mailbox(config.mailbox.max(1), ring.alarm());
-        let (pool, bell) = (Pool::new(config.pool_bytes)?, Bell::new());
+        let (pool, bell) = (Pool::with_huge_pages(config.pool_bytes)?, Bell::new());
         let mut carrier = Carrier::new(config.transport, TcpConfig::new(config.identity), &pool)?;
         carrier.lend(pool.clone());
         let inner = Inner {

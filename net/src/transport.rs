@@ -82,6 +82,22 @@ impl std::str::FromStr for Choice {
     }
 }
 
+impl Choice {
+    /// An error if that can't be had on this machine, as far as looking tells: before anybody else hears of this process.
+    pub fn check(self) -> Result<()> {
+        match self {
+            Self::Auto | Self::Tcp => Ok(()),
+            #[cfg(feature = "rdma")]
+            Self::Rdma => crate::rdma::find(),
+            #[cfg(not(feature = "rdma"))]
+            Self::Rdma => {
+                let what = "this corefs is built without RDMA; build it with `cargo build --release --features rdma`";
+                Err(Error::new(ErrorCode::BadConfig, what))
+            }
+        }
+    }
+}
+
 impl std::fmt::Display for Choice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -135,7 +151,8 @@ impl Carrier {
 
     #[cfg(feature = "rdma")]
     fn with_rdma(choice: Choice, config: TcpConfig, pool: &Pool) -> Result<Self> {
-        use crate::rdma::{Choice as Way, Rdma, RdmaConfig, place::Sysfs};
+        use crate::place::Sysfs;
+        use crate::rdma::{Choice as Way, Rdma, RdmaConfig};
         let mut wanted = RdmaConfig::new(config);
         wanted.numa = Sysfs::default().numa_of_thread();
         if choice == Choice::Rdma {
@@ -151,11 +168,7 @@ impl Carrier {
 
     #[cfg(not(feature = "rdma"))]
     fn with_rdma(choice: Choice, config: TcpConfig, _pool: &Pool) -> Result<Self> {
-        if choice == Choice::Rdma {
-            let what =
-                "this corefs is built without RDMA; build it with `cargo build --release --features rdma`";
-            return Err(Error::new(ErrorCode::BadConfig, what));
-        }
+        choice.check()?;
         Ok(Self::Tcp(Tcp::new(config)))
     }
 

@@ -194,13 +194,14 @@ pub struct Tally {
 
 /// Counters that are reported for each operation, and how the report calls them. Those of the same name are added: a system call is one that hands entries to
 /// a core's ring or waits there, one that polls a drive's, and one that takes the event by which a completion queue woke its core.
-const COSTS: [(&str, &str); 16] = [
+const COSTS: [(&str, &str); 17] = [
     ("ring_enters", "system_calls"),
     ("drive_enters", "system_calls"),
     ("rdma_wakes", "system_calls"),
     ("ring_submissions", "ring_entries"),
     ("cross_core_messages", "cross_core_messages"),
     ("allocations", "allocations"),
+    ("drive_commands", "drive_commands"),
     ("disk_writes", "disk_writes"),
     ("flushes", "flushes"),
     ("copied_bytes", "copied_bytes"),

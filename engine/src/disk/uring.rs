@@ -309,7 +309,7 @@ impl Disks {
     }
 
     /// What was done so far, under the names of counters.
-    pub fn counters(&self) -> [(&'static str, u64); 9] {
+    pub fn counters(&self) -> [(&'static str, u64); 10] {
         let ways = |which: fn(Way) -> bool| self.disks.iter().filter(|disk| which(disk.way)).count() as u64;
         [
             ("flush_commands", self.durability.flush_commands),
@@ -317,6 +317,7 @@ impl Disks {
             ("fua_writes", self.durability.fua_writes),
             ("discarded_bytes", self.discarded_bytes),
             ("drive_enters", self.rings.iter().map(DriveRing::enters).sum()),
+            ("drive_commands", self.rings.iter().map(DriveRing::commanded).sum()),
             ("drive_retries", self.rings.iter().map(DriveRing::retries).sum()),
             ("disks_passthrough", ways(|way| matches!(way, Way::Passthrough(_)))),
             ("disks_polled", ways(|way| matches!(way, Way::Polled | Way::Passthrough(Wakes::Polled)))),

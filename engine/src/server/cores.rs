@@ -2,7 +2,7 @@
 
 use super::Options;
 use super::home::{Home, HomeSlice};
-use super::plan::CorePlan;
+use super::plan::{CorePlan, Nic};
 use crate::disk::file::DiskFile;
 use crate::mesh::{Answer, ShardHandle, ShardMessage, ShardReport, answer};
 use crate::shard::{Shard, ShardConfig, SliceSpec};
@@ -61,7 +61,7 @@ pub async fn start(
 ) -> Result<(Vec<Core>, Vec<SliceIndex>)> {
     let node = home.node().ok_or(ErrorCode::Internal)?;
     let paths: Vec<PathBuf> = disks.iter().flatten().map(|disk| disk.path().to_path_buf()).collect();
-    let plan = CorePlan::of(&paths, options.first_core);
+    let plan = CorePlan::of(&paths, Nic::of(options.listen), options.first_core);
     let mut starting = Vec::new();
     for (index, (listener, listen)) in reserved.into_iter().enumerate() {
         let ours = |slice: &HomeSlice| usize::from(slice.index.0) % options.cores == index;

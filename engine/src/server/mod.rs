@@ -118,6 +118,7 @@ impl StorageServer {
     /// `Corrupt`, `AddressInUse`, and what the handshake with the manager refuses.
     pub async fn start(options: Options) -> Result<Self> {
         check(&options)?;
+        options.transport.check()?;
         let plan = Plan { disks: &options.disks, capacity: options.capacity, cores: options.cores };
         let mut home = Home::open(&options.dir, &plan)?;
         let disks = home.open_disks()?;

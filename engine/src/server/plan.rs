@@ -4,9 +4,15 @@
 //! block devices come first: memory that a drive fills, and the interrupts and queues of a core, are then on the drive's side. A shard serves slices of
 //! every disk, so a node whose disks are near different NUMA nodes takes cores of these in turn; a node of its own for each does better.
 //!
-//! Files say nothing of where they are, so a node with files only takes cores as they are numbered; so does one that is told where to begin.
+//! The network comes second: of several cores that are as near to the disks, those near the NIC that has the node's address are taken first. A read's bytes cross from
+//! the drive to memory and from memory to the NIC, once each, but a drive's queues and interrupts are a core's own, and a NIC's are shared out by the kernel.
+//!
+//! Files say nothing of where they are, so a node with files only takes the cores near its NIC, and where that says nothing, too, as on loopback, cores as they are numbered;
+//! so does one that is told where to begin.
 
 use crate::disk::sysfs::{self, Device};
+use corefs_net::place::{self, Sysfs};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 /// A core, and where it is.
@@ -25,28 +31,50 @@ pub struct CorePlan {
     pub places: Vec<Place>,
     /// NUMA nodes of the disks, as far as the kernel tells; each once.
     pub near: Vec<u32>,
+    pub nic: Option<Nic>,
+}
+
+/// The interface by which a node is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Nic {
+    pub name: String,
+    pub numa: Option<u32>,
+}
+
+impl Nic {
+    /// The one that has this address.
+    pub fn of(address: IpAddr) -> Option<Self> {
+        let name = place::interface_of(address)?;
+        Some(Self { numa: Sysfs::default().numa_of_interface(&name), name })
+    }
 }
 
 impl CorePlan {
-    /// For a node with these disks. `first`: the first shard's position among the cores as they are numbered.
-    pub fn of(disks: &[PathBuf], first: Option<usize>) -> Self {
+    /// For a node with these disks, that is reached by this NIC. `first`: the first shard's position among the cores as they are numbered.
+    pub fn of(disks: &[PathBuf], nic: Option<Nic>, first: Option<usize>) -> Self {
         let cpus = core_affinity::get_core_ids().unwrap_or_default();
         let places: Vec<Place> =
             cpus.iter().map(|core| Place { cpu: core.id, numa: sysfs::numa_of_cpu(core.id) }).collect();
-        Self::choose(places, disks.iter().filter_map(|disk| numa_of(disk)), first)
+        Self::choose(places, disks.iter().filter_map(|disk| numa_of(disk)), nic, first)
     }
 
-    fn choose(mut places: Vec<Place>, disks: impl Iterator<Item = u32>, first: Option<usize>) -> Self {
+    fn choose(
+        mut places: Vec<Place>,
+        disks: impl Iterator<Item = u32>,
+        nic: Option<Nic>,
+        first: Option<usize>,
+    ) -> Self {
+        let of_nic = nic.as_ref().and_then(|nic| nic.numa);
         let mut near: Vec<u32> = disks.collect();
         near.sort_unstable();
         near.dedup();
         if let Some(first) = first {
             let count = places.len().max(1);
             places.rotate_left(first % count);
-        } else if near.iter().any(|numa| places.iter().any(|place| place.numa == Some(*numa))) {
-            places = nearest(&places, &near);
+        } else {
+            places = nearest(&places, &near, of_nic);
         }
-        Self { places, near }
+        Self { places, near, nic }
     }
 
     /// Where a shard goes; `None` if the process's cores aren't known.
@@ -55,10 +83,12 @@ impl CorePlan {
     }
 }
 
-/// Cores near `near` in turn, then all others.
-fn nearest(places: &[Place], near: &[u32]) -> Vec<Place> {
+/// Cores near `disks` in turn, then all others; of each, those near the NIC first.
+fn nearest(places: &[Place], disks: &[u32], nic: Option<u32>) -> Vec<Place> {
+    let mut disks = disks.to_vec();
+    disks.sort_by_key(|numa| Some(*numa) != nic);
     let mut groups: Vec<_> =
-        near.iter().map(|numa| places.iter().filter(move |place| place.numa == Some(*numa))).collect();
+        disks.iter().map(|numa| places.iter().filter(move |place| place.numa == Some(*numa))).collect();
     let mut order = Vec::new();
     loop {
         let before = order.len();
@@ -67,7 +97,8 @@ fn nearest(places: &[Place], near: &[u32]) -> Vec<Place> {
             break;
         }
     }
-    let far: Vec<Place> = places.iter().filter(|place| !order.contains(place)).copied().collect();
+    let mut far: Vec<Place> = places.iter().filter(|place| !order.contains(place)).copied().collect();
+    far.sort_by_key(|place| nic.is_none() || place.numa != nic);
     order.extend(far);
     order
 }
@@ -85,7 +116,27 @@ mod tests {
     }
 
     fn cpus(places: Vec<Place>, disks: &[u32], first: Option<usize>) -> Vec<usize> {
-        CorePlan::choose(places, disks.iter().copied(), first).places.iter().map(|place| place.cpu).collect()
+        with_nic(places, disks, None, first)
+    }
+
+    fn with_nic(places: Vec<Place>, disks: &[u32], nic: Option<u32>, first: Option<usize>) -> Vec<usize> {
+        let nic = nic.map(|numa| Nic { name: "eth0".to_string(), numa: Some(numa) });
+        let plan = CorePlan::choose(places, disks.iter().copied(), nic, first);
+        plan.places.iter().map(|place| place.cpu).collect()
+    }
+
+    #[test]
+    fn of_cores_as_near_to_the_disks_those_near_the_nic_come_first() {
+        // The disks decide: the NIC orders what is far from them.
+        assert_eq!(with_nic(machine(6, 2), &[1], Some(2), None), [2, 3, 4, 5, 0, 1]);
+        // And of several nodes with disks its own is where turns begin.
+        assert_eq!(with_nic(machine(6, 2), &[0, 1], Some(1), None), [2, 0, 3, 1, 4, 5]);
+        // Where disks say nothing it decides.
+        assert_eq!(with_nic(machine(6, 2), &[], Some(1), None), [2, 3, 0, 1, 4, 5]);
+        assert_eq!(with_nic(machine(6, 2), &[7], Some(2), None), [4, 5, 0, 1, 2, 3]);
+        // Nobody is near it, or the cores were asked for.
+        assert_eq!(with_nic(machine(4, 2), &[], Some(5), None), [0, 1, 2, 3]);
+        assert_eq!(with_nic(machine(4, 2), &[1], Some(1), Some(1)), [1, 2, 3, 0]);
     }
 
     #[test]
@@ -103,9 +154,9 @@ mod tests {
         assert_eq!(cpus(machine(4, 2), &[1], Some(5)), [1, 2, 3, 0]);
         let unknown = vec![Place { cpu: 0, numa: None }, Place { cpu: 1, numa: None }];
         assert_eq!(cpus(unknown, &[0], None), [0, 1]);
-        let none = CorePlan::choose(Vec::new(), [1].into_iter(), Some(3));
+        let none = CorePlan::choose(Vec::new(), [1].into_iter(), None, Some(3));
         assert_eq!(none.place(2), None);
-        let plan = CorePlan::choose(machine(2, 2), [].into_iter(), None);
+        let plan = CorePlan::choose(machine(2, 2), [].into_iter(), None, None);
         assert_eq!(plan.place(3).unwrap().cpu, 1);
     }
 }

@@ -1,7 +1,7 @@
 //! The memory behind a pool: one anonymous mapping, its free pages, and how many handles each block has.
 
 use super::buddy::{Buddy, PAGES_MAX};
-use super::{BLOCK_MAX, BLOCK_MIN};
+use super::{BLOCK_MAX, BLOCK_MIN, Pages};
 use crate::bell::Bell;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::cell::{Cell, RefCell};
@@ -12,6 +12,7 @@ const _: () = assert!(BLOCK_MIN * PAGES_MAX as usize == BLOCK_MAX, "the orders s
 pub struct Arena {
     base: *mut u8,
     len: usize,
+    made_of: Pages,
     free: RefCell<Buddy>,
     /// Handles of the block that starts at each page.
     counts: Box<[Cell<u32>]>,
@@ -22,13 +23,21 @@ pub struct Arena {
 }
 
 impl Arena {
-    pub fn map(bytes: usize) -> Result<Self> {
+    /// `huge`: of huge pages, if there are enough; else the kernel is asked to make some.
+    pub fn map(bytes: usize, huge: bool) -> Result<Self> {
         let len = bytes.max(1).next_multiple_of(BLOCK_MAX);
         let pages = u32::try_from(len / BLOCK_MIN).ok().filter(|pages| *pages < u32::MAX - PAGES_MAX);
         let pages = pages.ok_or_else(|| Error::new(ErrorCode::BadConfig, "the buffer arena is too large"))?;
+        let set_aside = if huge { map_huge(len) } else { None };
+        let (base, made_of) = match set_aside {
+            Some(base) => (base, Pages::SetAside),
+            None if huge => (advise_huge_pages(map_aligned(len)?, len), Pages::AskedFor),
+            None => (map_aligned(len)?, Pages::Small),
+        };
         Ok(Self {
-            base: map_aligned(len)?,
+            base,
             len,
+            made_of,
             free: RefCell::new(Buddy::new(pages)),
             counts: vec![Cell::new(0); pages as usize].into(),
             in_use: Cell::new(0),
@@ -37,9 +46,8 @@ impl Arena {
         })
     }
 
-    pub fn advise_huge_pages(&self) {
-        // SAFETY: the range is our own mapping. A refusal changes nothing, so the result is ignored.
-        unsafe { libc::madvise(self.base.cast(), self.len, libc::MADV_HUGEPAGE) };
+    pub fn pages(&self) -> Pages {
+        self.made_of
     }
 
     pub fn take(&self, len: usize) -> Option<(u32, u8)> {
@@ -110,6 +118,30 @@ impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours and no handle is left: each of them holds this arena.
         unsafe { libc::munmap(self.base.cast(), self.len) };
+    }
+}
+
+fn advise_huge_pages(base: *mut u8, len: usize) -> *mut u8 {
+    // SAFETY: the range is our own mapping. A refusal changes nothing, so the result is ignored.
+    unsafe { libc::madvise(base.cast(), len, libc::MADV_HUGEPAGE) };
+    base
+}
+
+/// Maps `len` bytes of zeroed memory made of huge pages that were set aside (hugetlbpage, `vm.nr_hugepages`), if so many are free. All of them are there when this returns: one that
+/// the kernel couldn't give later, for a control group's limit, would be a signal that ends the process.
+fn map_huge(len: usize) -> Option<*mut u8> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+    // SAFETY: a fresh anonymous mapping, given back at once if its pages aren't there.
+    unsafe {
+        let start = libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        if libc::madvise(start, len, libc::MADV_POPULATE_WRITE) != 0 {
+            libc::munmap(start, len);
+            return None;
+        }
+        Some(start.cast())
     }
 }
 

@@ -5,10 +5,10 @@
 
 use super::connections::{Inner, lost};
 use super::event::Event;
-use super::place::Network;
 use super::seat::{self, Seat};
 use super::survey::Survey;
 use super::watch;
+use crate::place::Network;
 use crate::ring::{Ring, Source, Token};
 use std::rc::Rc;
 use std::sync::Once;

@@ -31,8 +31,20 @@ pub struct Completion {
     pub outcome: std::result::Result<u32, u32>,
 }
 
+/// Instead of a queue pair's number: that of a port's first own queue pair, which nobody can make.
+const NOBODY: u32 = 0;
+
+/// What has completed under this number is nobody's.
+pub fn disown(found: &mut [Completion], queue_pair: u32) {
+    found
+        .iter_mut()
+        .filter(|found| found.queue_pair == queue_pair)
+        .for_each(|found| found.queue_pair = NOBODY);
+}
+
 pub struct CompletionQueue {
     raw: *mut sys::ibv_cq,
+    entries: u32,
     channel: *mut sys::ibv_comp_channel,
     /// Events that were taken and not acknowledged yet: together, because each acknowledgment takes a lock.
     unacknowledged: Cell<u32>,
@@ -56,7 +68,7 @@ impl CompletionQueue {
                 return Err(error);
             }
         };
-        let queue = Self { raw, channel, unacknowledged: Cell::new(0), context: Rc::clone(context) };
+        let queue = Self { raw, entries, channel, unacknowledged: Cell::new(0), context: Rc::clone(context) };
         never_block(queue.fd())?;
         Ok(Rc::new(queue))
     }
@@ -93,6 +105,21 @@ impl CompletionQueue {
                 },
             }));
             if count < BATCH {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends everything that has completed by now.
+    pub fn drain(&self, out: &mut Vec<Completion>) -> Result<()> {
+        let mut list = Vec::with_capacity(TAKEN_MAX);
+        // What completes meanwhile keeps nobody here: the queue held no more than its entries when this began.
+        for _ in 0..=self.entries as usize / BATCH {
+            self.poll(&mut list)?;
+            let all = list.len() < BATCH;
+            out.append(&mut list);
+            if all {
                 break;
             }
         }
@@ -147,5 +174,18 @@ impl Drop for CompletionQueue {
         if results != (0, 0) {
             tracing::warn!(?results, "an RDMA completion queue can't be given back");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_completed_under_the_number_is_disowned() {
+        let of = |name, queue_pair| Completion { name, queue_pair, outcome: Ok(1) };
+        let mut found = [of(1, 17), of(2, 18), of(3, 17)];
+        disown(&mut found, 17);
+        assert_eq!(found, [of(1, NOBODY), of(2, 18), of(3, NOBODY)]);
     }
 }

@@ -380,6 +380,11 @@ impl Lane {
         self.queued() == 0 && self.pair.is_idle()
     }
 
+    /// The queue pair's number.
+    pub fn number(&self) -> u32 {
+        self.pair.number()
+    }
+
     pub fn verbs(&self) -> Verbs {
         let (requests, doorbells) = self.pair.counters();
         Verbs { requests, doorbells, completions: self.completions }

@@ -3,7 +3,7 @@
 //! An executor that is awake [looks](Seat::look) at the queue, which is memory. Only one that is about to sleep [arms](Seat::lie_down) it, and looks once more, because what completed before signals nothing.
 
 use super::RdmaConfig;
-use super::completion::{Completion, CompletionQueue, TAKEN_MAX};
+use super::completion::{self, Completion, CompletionQueue, TAKEN_MAX};
 use super::device::{Context, Limits};
 use super::memory::{Domain, Region};
 use super::queue_pair::{self, PLACES_MAX};
@@ -164,8 +164,18 @@ impl Seat {
     }
 
     pub fn give_back(&mut self, mut list: Vec<Completion>) {
+        assert!(self.found.is_empty(), "what was found meanwhile would be lost");
         list.clear();
         self.found = list;
+    }
+
+    /// A queue pair has just been made under this number. What has completed under it, and nobody has taken, was for one before it, and is nobody's: devices use
+    /// numbers again, and not all of them take what is left of a queue pair out of the completion queue when it is destroyed. (Completions of its own have its
+    /// connection's name; those of receives that are shared have this number only.)
+    pub fn claim(&mut self, queue_pair: u32) -> Result<()> {
+        self.completions.drain(&mut self.found)?;
+        completion::disown(&mut self.found, queue_pair);
+        Ok(())
     }
 
     /// What its lanes have cost that are gone, and the seat itself.

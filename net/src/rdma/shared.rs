@@ -5,6 +5,7 @@
 //! - For each connection there are as many receives as it has credits, until [`POSTED_MAX`] are posted: then more may be promised than is there. A message that finds no
 //!   receive is sent again by the peer's device until there is one (RNR NAK; [`connect`](super::connect) lets it do so for ever), which is soon: receives are posted
 //!   again each turn from the arena, whether the frames that came in the old ones have been taken or not. What a connection may keep of them are its credits.
+//! - A receive that completed for a queue pair that is gone is nobody's, also if another one has its number by now ([`claim`](super::seat::Seat::claim)).
 //! - A queue pair that ends in the middle of a message takes a receive with it, and devices throw away what they completed and nobody took: such receives never
 //!   complete (InfiniBand Architecture, 10.3.1). [`detach`](SharedReceives::detach) counts the most that may be missing, others are posted in their place, and when
 //!   too many are, [`is_worn`](SharedReceives::is_worn): new connections are to share another queue, and this one goes with its last.

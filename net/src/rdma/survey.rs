@@ -5,7 +5,7 @@
 
 use super::device::{Context, Gid, Link, Port, PortState};
 use super::library::Library;
-use super::place::{Network, Sysfs};
+use crate::place::{Network, Sysfs};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::net::IpAddr;
 use std::rc::Rc;

@@ -171,7 +171,8 @@ impl Inner {
             true => Some(self.seats[seat].share(&self.config)?),
             false => None,
         };
-        let (road, seat) = (&self.roads[at].0, &self.seats[seat]);
+        let lends = self.config.lends && self.entry(conn).is_some_and(|entry| !entry.accepted);
+        let (road, seat) = (&self.roads[at].0, &mut self.seats[seat]);
         let sharing = shared.is_some();
         let random = handshake::random()?;
         let sequence = u32::from_le_bytes([random[0], random[1], random[2], 0]);
@@ -186,12 +187,15 @@ impl Inner {
             receives: if sharing { self.config.shared_receives } else { self.config.receives },
             message: self.config.message,
             grants: self.config.grants,
-            lends: self.config.lends && self.entry(conn).is_some_and(|entry| !entry.accepted),
+            lends,
             sends: if sharing { seat.sends_sharing } else { seat.sends },
             ended: Rc::clone(&seat.ended),
             owner: seat::owner(conn),
             sequence,
         })?;
+        if sharing {
+            seat.claim(lane.number())?;
+        }
         Ok(Box::new(lane))
     }
 

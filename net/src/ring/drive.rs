@@ -102,8 +102,9 @@ pub struct DriveRing {
     wakes: Wakes,
     /// The kernel didn't take what was queued: it is to be tried again.
     refused: bool,
-    /// System calls, and commands that were tried again.
+    /// System calls; commands to drives, each counted once; those that were tried again.
     enters: u64,
+    commanded: u64,
     retries: u64,
 }
 
@@ -126,6 +127,7 @@ impl DriveRing {
             wakes,
             refused: false,
             enters: 0,
+            commanded: 0,
             retries: 0,
         })
     }
@@ -217,6 +219,7 @@ impl DriveRing {
         let transfer = &mut self.transfers[begun.0];
         transfer.commands = true;
         transfer.moved += len as i32;
+        self.commanded += 1;
         let kept = self.commands.vacant_entry();
         let entry = entry.user_data(COMMAND | kept.key() as u64);
         kept.insert(Command { entry: entry.clone(), transfer: begun.0, tries: 0 });
@@ -301,6 +304,11 @@ impl DriveRing {
     /// What becomes readable when something has completed; `None` if nothing is to be waited for.
     pub(super) fn readable(&self) -> Option<RawFd> {
         (self.wakes == Wakes::ByInterrupt && !self.transfers.is_empty()).then(|| self.ring.as_raw_fd())
+    }
+
+    /// Commands to drives so far, each counted once however often it was tried.
+    pub fn commanded(&self) -> u64 {
+        self.commanded
     }
 
     /// Commands that were tried again so far.

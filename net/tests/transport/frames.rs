@@ -1,13 +1,13 @@
 //! Frames get through, whole, in order, to where they belong.
 
-use crate::world::{Policy, Tested, World, open, pair, until};
-use corefs_net::{Address, Payload, Tcp};
+use crate::world::{Here, Policy, Scene, World, open, pair, until};
+use corefs_net::{Address, Payload, Tcp, Transport};
 use corefs_wire::ErrorCode;
 use corefs_wire::frame::Kind;
 use corefs_wire::limits::{FRAME_BODY_MAX, FRAME_DATA_MAX};
 
-pub fn frames_of_all_sizes_arrive_in_order_and_are_answered<T: Tested>() {
-    let (mut server, mut client, conn) = pair::<T>();
+pub fn frames_of_all_sizes_arrive_in_order_and_are_answered<S: Scene>() {
+    let (mut server, mut client, conn) = pair::<S>();
     let sizes = [
         (0, 0),
         (1, 1),
@@ -36,12 +36,12 @@ pub fn frames_of_all_sizes_arrive_in_order_and_are_answered<T: Tested>() {
     assert!(
         client.sink.frames.iter().all(|f| f.header.status() == 107 && f.body == b"no" && f.data.is_none())
     );
-    assert_eq!(server.sink.pool.in_use(), 0);
+    assert_eq!(server.in_use(), 0);
 }
 
 #[test]
 fn a_turn_leaves_in_one_write() {
-    let (mut server, mut client, conn) = pair::<Tcp>();
+    let (mut server, mut client, conn) = pair::<Here<Tcp>>();
     let before = client.net.counters(conn).unwrap();
     for n in 0..100 {
         client.send(conn, n, b"body", b"data");
@@ -52,8 +52,8 @@ fn a_turn_leaves_in_one_write() {
     assert_eq!(after.bytes_out - before.bytes_out, 100 * 48);
 }
 
-pub fn payloads_are_sent_from_where_they_are_and_given_back<T: Tested>() {
-    let (mut server, mut client, conn) = pair::<T>();
+pub fn payloads_are_sent_from_where_they_are_and_given_back<S: Scene>() {
+    let (mut server, mut client, conn) = pair::<S>();
     let mut buffer = client.sink.pool.get(8192).unwrap();
     buffer.get_mut().unwrap()[100..200].fill(7);
     for _ in 0..3 {
@@ -68,8 +68,8 @@ pub fn payloads_are_sent_from_where_they_are_and_given_back<T: Tested>() {
     assert!(server.sink.frames.iter().all(|frame| frame.data.as_deref() == Some(&[7; 100])));
 }
 
-pub fn large_data_are_not_copied<T: Tested>() {
-    let (mut server, mut client, conn) = pair::<T>();
+pub fn large_data_are_not_copied<S: Scene>() {
+    let (mut server, mut client, conn) = pair::<S>();
     client.send(conn, 1, b"", &vec![1; FRAME_DATA_MAX]);
     client.send(conn, 2, b"", &[2; 100]);
     until(&mut client, &mut server, "both frames", |_, server| server.sink.frames.len() == 2);
@@ -78,8 +78,8 @@ pub fn large_data_are_not_copied<T: Tested>() {
     assert!(counters.copied <= (16 << 10) + 100, "{counters:?}: only what fits the receive buffer is copied");
 }
 
-pub fn data_that_nobody_wants_are_read_and_forgotten<T: Tested>() {
-    let (mut server, mut client, conn) = pair::<T>();
+pub fn data_that_nobody_wants_are_read_and_forgotten<S: Scene>() {
+    let (mut server, mut client, conn) = pair::<S>();
     server.sink.policy = Policy::Discard;
     for n in 0..10 {
         client.send(conn, n, b"x", &vec![1; 100_000]);
@@ -88,12 +88,12 @@ pub fn data_that_nobody_wants_are_read_and_forgotten<T: Tested>() {
     assert!(server.sink.frames.iter().all(|frame| frame.data.is_none() && frame.body == b"x"));
 }
 
-pub fn the_same_over_unix_sockets<T: Tested>() {
+pub fn the_same_over_unix_sockets<S: Scene>() {
     let directory = tempfile::tempdir().unwrap();
     let address = Address::Unix(directory.path().join("socket"));
-    let (mut server, mut client) = (World::<T>::plain(), World::<T>::plain());
+    let (mut server, mut client) = (World::<S::Server>::plain(), World::<S::Client>::plain());
     server.net.listen(&address).unwrap();
-    let again = World::<T>::plain().net.listen(&address).unwrap_err();
+    let again = World::<S::Server>::plain().net.listen(&address).unwrap_err();
     assert_eq!(again.code, ErrorCode::AddressInUse);
     let conn = open(&mut client, &mut server, &address);
     assert_eq!(server.sink.opened[0].1.address, address);
@@ -104,19 +104,19 @@ pub fn the_same_over_unix_sockets<T: Tested>() {
     assert!(!directory.path().join("socket").exists(), "the socket's file goes with its listener");
 }
 
-pub fn a_socket_file_left_by_a_dead_process_is_taken_over_but_nothing_else_is<T: Tested>() {
+pub fn a_socket_file_left_by_a_dead_process_is_taken_over_but_nothing_else_is<S: Scene>() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(path.exists());
-    World::<T>::plain().net.listen(&Address::Unix(path.clone())).unwrap();
+    World::<S::Server>::plain().net.listen(&Address::Unix(path.clone())).unwrap();
     std::fs::write(&path, "precious").unwrap();
-    assert!(World::<T>::plain().net.listen(&Address::Unix(path.clone())).is_err());
+    assert!(World::<S::Server>::plain().net.listen(&Address::Unix(path.clone())).is_err());
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
 
-pub fn what_is_too_long_is_refused_before_it_is_queued<T: Tested>() {
-    let (_server, mut client, conn) = pair::<T>();
+pub fn what_is_too_long_is_refused_before_it_is_queued<S: Scene>() {
+    let (_server, mut client, conn) = pair::<S>();
     let long = vec![0; FRAME_DATA_MAX + 1];
     let error = client.net.send(conn, Kind::Request, 1, 1, 0, b"", Some(long.into())).unwrap_err();
     assert_eq!((error.code, client.net.queued(conn)), (ErrorCode::InvalidArgument, 0));

@@ -1,8 +1,8 @@
 //! Peers that send garbage, stop in the middle, or never read: each harms itself alone.
 
-use crate::world::{Tested, World, open, until};
+use crate::world::{Here, Scene, Setting, Tested, World, identity, open, until};
 use corefs_net::handshake::{Handshake, Message, Step};
-use corefs_net::{Address, ConnId, Tcp};
+use corefs_net::{Address, ConnId, Tcp, Transport};
 use corefs_wire::ErrorCode;
 use corefs_wire::error::decode_error;
 use corefs_wire::frame::{HEADER, Header, Kind};
@@ -22,18 +22,18 @@ fn handshake_frame(message: &Message) -> Vec<u8> {
 }
 
 /// A server with one well-behaved client, and the address for the others.
-struct Town<T: Tested> {
-    server: World<T>,
-    client: World<T>,
+struct Town<S: Scene> {
+    server: World<S::Server>,
+    client: World<S::Client>,
     conn: ConnId,
     address: Address,
     asked: u64,
 }
 
-impl<T: Tested> Town<T> {
+impl<S: Scene> Town<S> {
     fn new() -> Self {
-        let (mut server, mut client) = (World::<T>::plain(), World::<T>::plain());
-        let address = server.net.listen(&T::local()).unwrap();
+        let (mut server, mut client) = (World::<S::Server>::plain(), World::<S::Client>::plain());
+        let address = server.net.listen(&S::Server::local()).unwrap();
         let conn = open(&mut client, &mut server, &address);
         Self { server, client, conn, address, asked: 0 }
     }
@@ -87,7 +87,7 @@ impl<T: Tested> Town<T> {
 
     /// A raw socket that has done its handshake.
     fn opened(&mut self) -> TcpStream {
-        let identity = crate::world::identity(None);
+        let identity = identity(Setting::default().secret);
         let mut socket = self.raw();
         let (mut handshake, hello) = Handshake::connect(&identity, self.address.clone(), [1; 32]);
         self.write(&mut socket, &handshake_frame(&hello));
@@ -118,7 +118,7 @@ impl<T: Tested> Town<T> {
         self.asked += 1;
         let asked = self.asked;
         self.client.send(self.conn, asked, b"neighbour", b"");
-        let arrived = |_: &mut World<T>, server: &mut World<T>| {
+        let arrived = |_: &mut World<S::Client>, server: &mut World<S::Server>| {
             server
                 .sink
                 .frames
@@ -130,8 +130,8 @@ impl<T: Tested> Town<T> {
     }
 }
 
-pub fn violations_before_the_handshake_are_told_and_closed<T: Tested>() {
-    let mut town = Town::<T>::new();
+pub fn violations_before_the_handshake_are_told_and_closed<S: Scene>() {
+    let mut town = Town::<S>::new();
     let mut bad_version = frame(Kind::Handshake, 1, 0, b"", b"");
     bad_version[4] = 99;
     let crc = corefs_wire::checksum::crc32c(&bad_version[..HEADER - 4]);
@@ -155,8 +155,8 @@ pub fn violations_before_the_handshake_are_told_and_closed<T: Tested>() {
     assert_eq!(town.server.sink.opened.len(), 1);
 }
 
-pub fn violations_after_the_handshake_end_that_connection_alone<T: Tested>() {
-    let mut town = Town::<T>::new();
+pub fn violations_after_the_handshake_end_that_connection_alone<S: Scene>() {
+    let mut town = Town::<S>::new();
     let good = frame(Kind::Request, 1, 1, b"body", &[0; 5000]);
     let mut cases = vec![vec![0xFF; 100], frame(Kind::Handshake, 1, 0, &[0; 80], b"")];
     for at in [0, 4, 5, 20, 24, 39, HEADER] {
@@ -176,11 +176,11 @@ pub fn violations_after_the_handshake_end_that_connection_alone<T: Tested>() {
     let mut server = town.server;
     server.until("all to be forgotten", |server| server.sink.closed.len() == cases_count);
     let served = server.sink.frames.iter().filter(|frame| frame.data.is_some()).count();
-    assert_eq!((served, server.sink.pool.in_use()), (cases_count, 0), "each good frame was served before");
+    assert_eq!((served, server.in_use()), (cases_count, 0), "each good frame was served before");
 }
 
-pub fn peers_that_stop_anywhere_leave_nothing_behind<T: Tested>() {
-    let mut town = Town::<T>::new();
+pub fn peers_that_stop_anywhere_leave_nothing_behind<S: Scene>() {
+    let mut town = Town::<S>::new();
     let bytes = frame(Kind::Request, 1, 1, &[1; 300], &[2; 40_000]);
     for length in [1, HEADER - 1, HEADER, HEADER + 1, HEADER + 300, HEADER + 301, 20_000, bytes.len() - 1] {
         let mut socket = town.opened();
@@ -191,13 +191,13 @@ pub fn peers_that_stop_anywhere_leave_nothing_behind<T: Tested>() {
         }
         drop(socket);
         town.server.until("the end", |server| server.sink.closed.len() > before);
-        assert_eq!(town.server.sink.pool.in_use(), 0, "cut after {length} bytes");
+        assert_eq!(town.server.in_use(), 0, "cut after {length} bytes");
         town.check_neighbour();
     }
 }
 
-pub fn slow_peers_get_through_and_disturb_nobody<T: Tested>() {
-    let mut town = Town::<T>::new();
+pub fn slow_peers_get_through_and_disturb_nobody<S: Scene>() {
+    let mut town = Town::<S>::new();
     let mut socket = town.opened();
     let bytes = frame(Kind::Request, 77, 1, &[1; 30], &[2; 200]);
     for byte in &bytes {
@@ -206,14 +206,14 @@ pub fn slow_peers_get_through_and_disturb_nobody<T: Tested>() {
         town.turn();
     }
     town.check_neighbour();
-    let slow = |server: &mut World<T>| server.sink.frames.iter().any(|frame| frame.header.op() == 77);
+    let slow = |server: &mut World<S::Server>| server.sink.frames.iter().any(|frame| frame.header.op() == 77);
     town.server.until("the slow frame", slow);
     let slow = town.server.sink.frames.iter().find(|frame| frame.header.op() == 77).unwrap();
     assert_eq!(slow.data.as_deref(), Some([2; 200].as_slice()));
 }
 
-pub fn a_peer_that_never_reads_is_held_back_and_then_refused<T: Tested>() {
-    let mut town = Town::<T>::new();
+pub fn a_peer_that_never_reads_is_held_back_and_then_refused<S: Scene>() {
+    let mut town = Town::<S>::new();
     let socket = town.opened();
     let conn = town.server.sink.opened.last().unwrap().0;
     let mut refused = None;
@@ -237,13 +237,13 @@ pub fn a_peer_that_never_reads_is_held_back_and_then_refused<T: Tested>() {
     assert!(town.server.net.counters(conn).unwrap().frames_in <= before + 3);
     town.server.net.close(conn);
     town.server.later = Duration::from_secs(6);
-    let gone = |server: &mut World<T>| server.sink.closed.iter().any(|(closed, _)| *closed == conn);
+    let gone = |server: &mut World<S::Server>| server.sink.closed.iter().any(|(closed, _)| *closed == conn);
     town.server.until("patience to end", gone);
     town.check_neighbour();
 }
 
 /// Looks until what a peer that has stopped was given is given up; a tenth of a second passes with each.
-fn until_given_up(town: &mut Town<Tcp>) {
+fn until_given_up(town: &mut Town<Here<Tcp>>) {
     let before = town.server.sink.closed.len();
     for _ in 0..100 {
         town.server.later += Duration::from_millis(100);
@@ -260,7 +260,7 @@ fn until_given_up(town: &mut Town<Tcp>) {
 
 #[test]
 fn a_peer_that_stops_in_the_middle_of_its_data_is_given_up() {
-    let mut town = Town::<Tcp>::new();
+    let mut town = Town::<Here<Tcp>>::new();
     let bytes = frame(Kind::Request, 1, 1, &[1; 300], &[2; 400_000]);
     let mut socket = town.opened();
     town.write(&mut socket, &bytes[..200_000]);
@@ -271,7 +271,7 @@ fn a_peer_that_stops_in_the_middle_of_its_data_is_given_up() {
 
 #[test]
 fn a_peer_that_takes_no_replies_is_given_up() {
-    let mut town = Town::<Tcp>::new();
+    let mut town = Town::<Here<Tcp>>::new();
     let _socket = town.opened();
     let conn = town.server.sink.opened.last().unwrap().0;
     for n in 0..32 {
@@ -287,7 +287,7 @@ fn a_peer_that_takes_no_replies_is_given_up() {
 /// Each byte is a sign of life, however late it comes.
 #[test]
 fn a_peer_that_goes_on_is_not_given_up() {
-    let mut town = Town::<Tcp>::new();
+    let mut town = Town::<Here<Tcp>>::new();
     let bytes = frame(Kind::Request, 77, 1, &[1; 30], &[2; 200_000]);
     let mut socket = town.opened();
     for part in bytes.chunks(70_000) {
@@ -301,8 +301,8 @@ fn a_peer_that_goes_on_is_not_given_up() {
     town.server.until("the frame", whole);
 }
 
-pub fn random_garbage_from_many_peers_harms_nobody<T: Tested>() {
-    let mut town = Town::<T>::new();
+pub fn random_garbage_from_many_peers_harms_nobody<S: Scene>() {
+    let mut town = Town::<S>::new();
     let mut random = 0x2545_F491_4F6C_DD1Du64;
     let mut next = move || {
         random ^= random << 13;
@@ -337,5 +337,5 @@ pub fn random_garbage_from_many_peers_harms_nobody<T: Tested>() {
     town.check_neighbour();
     let mut server = town.server;
     server.until("all to be forgotten", |server| server.net.live() == 2);
-    assert_eq!(server.sink.pool.in_use(), 0);
+    assert_eq!(server.in_use(), 0);
 }

@@ -1,16 +1,15 @@
 //! Connections come, are refused, go, and their ids with them.
 
-use crate::world::{CLUSTER, Tested, World, identity, open, pair, until};
-use corefs_net::{Address, Identity, TcpConfig};
+use crate::world::{CLUSTER, Scene, Setting, Tested, World, open, pair, until};
+use corefs_net::{Address, Transport};
 use corefs_wire::frame::Kind;
 use corefs_wire::{ErrorCode, Uuid};
 use std::time::Duration;
 
 /// Why a client with one identity can't open a connection to a server with another; both sides' views.
-fn refusal<T: Tested>(client: Identity, server: Identity) -> ErrorCode {
-    let (mut server, mut client) =
-        (World::<T>::new(TcpConfig::new(server)), World::<T>::new(TcpConfig::new(client)));
-    let address = server.net.listen(&T::local()).unwrap();
+fn refusal<S: Scene>(client: Setting, server: Setting) -> ErrorCode {
+    let (mut server, mut client) = (World::<S::Server>::with(server), World::<S::Client>::with(client));
+    let address = server.net.listen(&S::Server::local()).unwrap();
     client.net.connect(&address).unwrap();
     until(&mut client, &mut server, "the refusal", |client, server| {
         client.sink.closed.len() == 1 && server.net.live() == 1
@@ -20,48 +19,56 @@ fn refusal<T: Tested>(client: Identity, server: Identity) -> ErrorCode {
     client.sink.closed[0].1.code
 }
 
-pub fn handshakes_that_must_fail_say_why<T: Tested>() {
-    assert_eq!(refusal::<T>(identity(None), identity(Some(1))), ErrorCode::AuthenticationFailed);
-    assert_eq!(refusal::<T>(identity(Some(2)), identity(Some(1))), ErrorCode::AuthenticationFailed);
-    let stranger = Identity { cluster: Uuid([9; 16]), ..identity(None) };
-    assert_eq!(refusal::<T>(stranger, identity(None)), ErrorCode::WrongCluster);
+pub fn handshakes_that_must_fail_say_why<S: Scene>() {
+    let (plain, knowing) = (Setting::default(), Setting { secret: Some(1), ..Setting::default() });
+    let ignorant = Setting { secret: None, ..plain };
+    assert_eq!(refusal::<S>(ignorant, knowing), ErrorCode::AuthenticationFailed);
+    let mistaken = Setting { secret: Some(2), ..plain };
+    assert_eq!(refusal::<S>(mistaken, knowing), ErrorCode::AuthenticationFailed);
+    let stranger = Setting { cluster: Uuid([9; 16]), ..plain };
+    assert_eq!(refusal::<S>(stranger, plain), ErrorCode::WrongCluster);
 }
 
-pub fn a_client_that_knows_nothing_is_told<T: Tested>() {
-    let (mut server, mut client) = (
-        World::<T>::plain(),
-        World::<T>::new(TcpConfig::new(Identity { cluster: Uuid::NIL, ..identity(None) })),
-    );
-    let address = server.net.listen(&T::local()).unwrap();
+pub fn a_client_that_knows_nothing_is_told<S: Scene>() {
+    let mut server = World::<S::Server>::plain();
+    let mut client = World::<S::Client>::with(Setting { cluster: Uuid::NIL, ..Setting::default() });
+    let address = server.net.listen(&S::Server::local()).unwrap();
     let conn = open(&mut client, &mut server, &address);
     assert_eq!(client.sink.opened[0].1.cluster, CLUSTER);
     assert_eq!(client.net.peer(conn).unwrap().address, address);
 }
 
-pub fn with_the_secret_both_are_authenticated<T: Tested>() {
-    let config = || TcpConfig::new(identity(Some(1)));
-    let (mut server, mut client) = (World::<T>::new(config()), World::<T>::new(config()));
-    let address = server.net.listen(&T::local()).unwrap();
+pub fn with_the_secret_both_are_authenticated<S: Scene>() {
+    let knowing = Setting { secret: Some(1), ..Setting::default() };
+    let (mut server, mut client) = (World::<S::Server>::with(knowing), World::<S::Client>::with(knowing));
+    let address = server.net.listen(&S::Server::local()).unwrap();
     open(&mut client, &mut server, &address);
     assert!(client.sink.opened[0].1.authenticated && server.sink.opened[0].1.authenticated);
 }
 
-pub fn listeners_refuse_what_they_must<T: Tested>() {
+pub fn listeners_refuse_what_they_must<S: Scene>() {
     let everywhere: Address = "0.0.0.0:0".parse().unwrap();
-    assert_eq!(World::<T>::plain().net.listen(&everywhere).unwrap_err().code, ErrorCode::BadConfig);
-    let mut server = World::<T>::new(TcpConfig::new(identity(Some(1))));
+    assert_eq!(
+        World::<S::Server>::with(Setting { secret: None, ..Setting::default() })
+            .net
+            .listen(&everywhere)
+            .unwrap_err()
+            .code,
+        ErrorCode::BadConfig
+    );
+    let mut server = World::<S::Server>::with(Setting { secret: Some(1), ..Setting::default() });
     server.net.listen(&everywhere).unwrap();
-    let address = server.net.listen(&T::local()).unwrap();
-    let error = World::<T>::plain().net.listen(&address).unwrap_err();
+    let address = server.net.listen(&S::Server::local()).unwrap();
+    let error = World::<S::Server>::plain().net.listen(&address).unwrap_err();
     assert_eq!(error.code, ErrorCode::AddressInUse);
     assert!(error.message.contains(&address.to_string()), "{error} names the address");
 }
 
-pub fn nobody_there_is_said_so<T: Tested>() {
-    let mut server = World::<T>::plain();
-    let address = server.net.listen(&T::local()).unwrap();
+pub fn nobody_there_is_said_so<S: Scene>() {
+    let mut server = World::<S::Server>::plain();
+    let address = server.net.listen(&S::Server::local()).unwrap();
     drop(server);
-    let mut client = World::<T>::plain();
+    let mut client = World::<S::Client>::plain();
     for address in [address, Address::Unix("/nonexistent/socket".into())] {
         let conn = client.net.connect(&address).unwrap();
         client.until("the failure", |client| client.sink.closed.iter().any(|(closed, _)| *closed == conn));
@@ -70,21 +77,21 @@ pub fn nobody_there_is_said_so<T: Tested>() {
     assert_eq!(client.net.live(), 0);
 }
 
-pub fn a_listener_that_has_rested_for_longer_than_its_patience_lets_peers_in<T: Tested>() {
-    let config = || TcpConfig { patience: Duration::from_millis(300), ..TcpConfig::new(identity(None)) };
-    let (mut server, mut client) = (World::<T>::new(config()), World::<T>::new(config()));
-    let address = server.net.listen(&T::local()).unwrap();
+pub fn a_listener_that_has_rested_for_longer_than_its_patience_lets_peers_in<S: Scene>() {
+    let hasty = Setting { patience: Some(Duration::from_millis(300)), ..Setting::default() };
+    let (mut server, mut client) = (World::<S::Server>::with(hasty), World::<S::Client>::with(hasty));
+    let address = server.net.listen(&S::Server::local()).unwrap();
     // Nothing turns its loop meanwhile.
     std::thread::sleep(Duration::from_millis(400));
     open(&mut client, &mut server, &address);
 }
 
-pub fn a_peer_that_never_answers_the_handshake_is_given_up<T: Tested>() {
+pub fn a_peer_that_never_answers_the_handshake_is_given_up<S: Scene>() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut client = World::<T>::plain();
+    let mut client = World::<S::Client>::plain();
     client.net.connect(&silent.local_addr().unwrap().into()).unwrap();
-    let mut server = World::<T>::plain();
-    let address = server.net.listen(&T::local()).unwrap();
+    let mut server = World::<S::Server>::plain();
+    let address = server.net.listen(&S::Server::local()).unwrap();
     let Address::Tcp(socket) = address else { panic!() };
     let _silent = std::net::TcpStream::connect(socket).unwrap();
     until(&mut client, &mut server, "the connections", |client, server| {
@@ -103,8 +110,8 @@ pub fn a_peer_that_never_answers_the_handshake_is_given_up<T: Tested>() {
     assert!(server.sink.closed.is_empty(), "it was never announced");
 }
 
-pub fn closing_sends_what_is_queued_first<T: Tested>() {
-    let (mut server, mut client, conn) = pair::<T>();
+pub fn closing_sends_what_is_queued_first<S: Scene>() {
+    let (mut server, mut client, conn) = pair::<S>();
     client.send(conn, 1, b"last words", &vec![1; 1 << 20]);
     client.net.close(conn);
     assert!(!client.net.is_open(conn));
@@ -115,11 +122,13 @@ pub fn closing_sends_what_is_queued_first<T: Tested>() {
     });
     assert_eq!(server.sink.frames[0].body, b"last words");
     assert_eq!((client.net.live(), server.net.live()), (0, 1));
-    assert!([&client, &server].iter().all(|world| world.sink.closed[0].1.code == ErrorCode::ConnectionLost));
+    assert!(
+        [&client.sink, &server.sink].iter().all(|sink| sink.closed[0].1.code == ErrorCode::ConnectionLost)
+    );
 }
 
-pub fn a_stale_id_is_harmless<T: Tested>() {
-    let (mut server, mut client, old) = pair::<T>();
+pub fn a_stale_id_is_harmless<S: Scene>() {
+    let (mut server, mut client, old) = pair::<S>();
     let address = client.sink.opened[0].1.address.clone();
     client.net.close(old);
     until(&mut client, &mut server, "the end", |client, _| client.net.live() == 0);
@@ -137,11 +146,11 @@ pub fn a_stale_id_is_harmless<T: Tested>() {
     until(&mut client, &mut server, "the frame", |_, server| !server.sink.frames.is_empty());
 }
 
-pub fn many_connections_talk_at_once_and_the_bound_holds<T: Tested>() {
+pub fn many_connections_talk_at_once_and_the_bound_holds<S: Scene>() {
     const BOUND: usize = 200;
-    let mut server = World::<T>::new(TcpConfig { connections_max: BOUND, ..TcpConfig::new(identity(None)) });
-    let address = server.net.listen(&T::local()).unwrap();
-    let mut client = World::<T>::plain();
+    let mut server = World::<S::Server>::with(Setting { connections_max: Some(BOUND), ..Setting::default() });
+    let address = server.net.listen(&S::Server::local()).unwrap();
+    let mut client = World::<S::Client>::plain();
     let conns: Vec<_> = (0..BOUND).map(|_| client.net.connect(&address).unwrap()).collect();
     until(&mut client, &mut server, "all to open", |client, server| {
         client.sink.opened.len() == BOUND && server.sink.opened.len() == BOUND
@@ -157,14 +166,14 @@ pub fn many_connections_talk_at_once_and_the_bound_holds<T: Tested>() {
     for frame in &server.sink.frames {
         assert_eq!(frame.data.as_deref(), Some([frame.body[0]; 3000].as_slice()));
     }
-    let full = World::<T>::new(TcpConfig { connections_max: 0, ..TcpConfig::new(identity(None)) })
+    let full = World::<S::Client>::with(Setting { connections_max: Some(0), ..Setting::default() })
         .net
         .connect(&address);
     assert_eq!(full.unwrap_err().code, ErrorCode::Overloaded);
 }
 
-pub fn listening_can_stop_while_connections_stay<T: Tested>() {
-    let (mut server, mut client, conn) = pair::<T>();
+pub fn listening_can_stop_while_connections_stay<S: Scene>() {
+    let (mut server, mut client, conn) = pair::<S>();
     let address = client.sink.opened[0].1.address.clone();
     server.net.stop_listening(&mut server.ring);
     until(&mut client, &mut server, "the listener to go", |_, server| server.net.live() == 1);
@@ -176,9 +185,9 @@ pub fn listening_can_stop_while_connections_stay<T: Tested>() {
     assert_eq!(client.sink.closed[0].1.code, ErrorCode::Unreachable);
 }
 
-pub fn dropping_everything_in_the_middle_of_it_is_sound<T: Tested>() {
+pub fn dropping_everything_in_the_middle_of_it_is_sound<S: Scene>() {
     for ring_first in [true, false] {
-        let (mut server, mut client, conn) = pair::<T>();
+        let (mut server, mut client, conn) = pair::<S>();
         client.send(conn, 1, b"", &vec![1; 1 << 20]);
         client.turn();
         server.turn();

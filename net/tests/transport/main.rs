@@ -1,4 +1,4 @@
-//! The conformance suite of transports, over real sockets and queue pairs: two of them on one thread, or one against a raw socket that behaves badly.
+//! The conformance suite of transports, over real sockets and queue pairs: two of them on one thread, or in [two processes](far), or one against a raw socket that behaves badly.
 //!
 //! The same tests run on TCP and, with the feature `rdma`, on RDMA. These want a device: `COREFS_TEST_RDMA` names those that may be used, by spaces;
 //! `ci/guest` runs them so in a guest that has one in software.
@@ -7,6 +7,7 @@
 #[global_allocator]
 static HEAP: corefs_net::heap::Counting = corefs_net::heap::Counting;
 
+mod far;
 mod frames;
 mod hostile;
 mod lifecycle;
@@ -16,29 +17,33 @@ mod rdma;
 mod silence;
 mod world;
 
-/// Each test of each module, once for each transport.
+/// Each test of each module, once for each transport with both ends in this process, and once with the server in another one.
 macro_rules! suite {
-    ($($module:ident: $($test:ident),*;)*) => {
-        mod on_tcp {
-            $(mod $module {
-                $(#[test]
-                fn $test() {
-                    crate::$module::$test::<corefs_net::Tcp>();
-                })*
+    (@on $name:ident, $scene:ident, $transport:ty, $there:expr; $($module:ident: $($test:ident),*;)*) => {
+        mod $name {
+            suite!(@in $scene, $transport, $there; $($module: $($test),*;)*);
+        }
+    };
+    (@in $scene:ident, $transport:ty, $there:expr; $($module:ident: $($test:ident),*;)*) => {
+        $(suite!(@of $module, $scene, $transport, $there; $($test),*);)*
+    };
+    (@of $module:ident, $scene:ident, $transport:ty, $there:expr; $($test:ident),*) => {
+        mod $module {
+            $(#[test]
+            fn $test() {
+                if $there {
+                    crate::$module::$test::<crate::world::$scene<$transport>>();
+                }
             })*
         }
-
+    };
+    ($($tests:tt)*) => {
+        suite!(@on on_tcp, Here, corefs_net::Tcp, true; $($tests)*);
+        suite!(@on on_tcp_in_two_processes, Apart, corefs_net::Tcp, true; $($tests)*);
         #[cfg(feature = "rdma")]
-        mod on_rdma {
-            $(mod $module {
-                $(#[test]
-                fn $test() {
-                    if crate::rdma::is_there() {
-                        crate::$module::$test::<corefs_net::Rdma>();
-                    }
-                })*
-            })*
-        }
+        suite!(@on on_rdma, Here, corefs_net::Rdma, crate::rdma::is_there(); $($tests)*);
+        #[cfg(feature = "rdma")]
+        suite!(@on on_rdma_in_two_processes, Apart, corefs_net::Rdma, crate::rdma::is_there(); $($tests)*);
     };
 }
 

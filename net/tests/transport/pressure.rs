@@ -1,12 +1,12 @@
 //! Back-pressure: waiting for buffers, pausing, resuming.
 
-use crate::world::{Policy, Tested, World, pair, until};
-use corefs_net::Flow;
+use crate::world::{Policy, Scene, World, pair, until};
+use corefs_net::{Flow, Transport};
 use corefs_wire::ErrorCode;
 use corefs_wire::frame::Kind;
 
-pub fn without_a_buffer_the_peer_waits_and_nothing_is_lost<T: Tested>() {
-    let (mut server, mut client, conn) = pair::<T>();
+pub fn without_a_buffer_the_peer_waits_and_nothing_is_lost<S: Scene>() {
+    let (mut server, mut client, conn) = pair::<S>();
     server.sink.policy = Policy::Wait;
     for n in 0..20 {
         client.send(conn, n, &[n as u8], &vec![n as u8; 300_000]);
@@ -37,8 +37,8 @@ pub fn without_a_buffer_the_peer_waits_and_nothing_is_lost<T: Tested>() {
     }
 }
 
-pub fn a_paused_connection_announces_exactly_one_frame_each_time<T: Tested>() {
-    let (mut server, mut client, conn) = pair::<T>();
+pub fn a_paused_connection_announces_exactly_one_frame_each_time<S: Scene>() {
+    let (mut server, mut client, conn) = pair::<S>();
     server.sink.flow = Flow::Pause;
     for n in 0..10 {
         client.send(conn, n, b"", &[1; 10]);
@@ -55,8 +55,8 @@ pub fn a_paused_connection_announces_exactly_one_frame_each_time<T: Tested>() {
     }
 }
 
-pub fn pausing_from_outside_holds_too<T: Tested>() {
-    let (mut server, mut client, conn) = pair::<T>();
+pub fn pausing_from_outside_holds_too<S: Scene>() {
+    let (mut server, mut client, conn) = pair::<S>();
     let accepted = server.sink.opened[0].0;
     server.net.pause(accepted);
     client.send(conn, 1, b"", b"");
@@ -69,8 +69,8 @@ pub fn pausing_from_outside_holds_too<T: Tested>() {
     until(&mut client, &mut server, "the frame", |_, server| server.sink.frames.len() == 1);
 }
 
-pub fn a_waiting_connection_can_be_closed<T: Tested>() {
-    let (mut server, mut client, conn) = pair::<T>();
+pub fn a_waiting_connection_can_be_closed<S: Scene>() {
+    let (mut server, mut client, conn) = pair::<S>();
     server.sink.policy = Policy::Wait;
     client.send(conn, 1, b"", &vec![1; 1 << 20]);
     until(&mut client, &mut server, "the question", |_, server| server.sink.asked == 1);
@@ -81,8 +81,8 @@ pub fn a_waiting_connection_can_be_closed<T: Tested>() {
     });
 }
 
-pub fn the_queue_of_a_connection_is_bounded<T: Tested>() {
-    let (_server, mut client, conn) = pair::<T>();
+pub fn the_queue_of_a_connection_is_bounded<S: Scene>() {
+    let (_server, mut client, conn) = pair::<S>();
     let mut queued = 0;
     let error = loop {
         match client.net.send(conn, Kind::Request, 1, 1, 0, b"", Some(vec![0; 1 << 20].into())) {
@@ -94,11 +94,11 @@ pub fn the_queue_of_a_connection_is_bounded<T: Tested>() {
     assert!(client.net.is_open(conn));
 }
 
-pub fn a_buffer_goes_back_when_its_connection_ends_in_the_middle<T: Tested>() {
-    let (mut server, mut client, conn) = pair::<T>();
+pub fn a_buffer_goes_back_when_its_connection_ends_in_the_middle<S: Scene>() {
+    let (mut server, mut client, conn) = pair::<S>();
     client.send(conn, 1, b"", &vec![1; 1 << 20]);
-    until(&mut client, &mut server, "the placement", |_, server| server.sink.pool.in_use() > 0);
-    drop::<World<T>>(client);
+    until(&mut client, &mut server, "the placement", |_, server| server.in_use() > 0);
+    drop::<World<S::Client>>(client);
     server.until("the end", |server| server.sink.closed.len() == 1);
-    assert!(server.sink.pool.in_use() == 0 || !server.sink.frames.is_empty());
+    assert!(server.in_use() == 0 || !server.sink.frames.is_empty());
 }

@@ -9,7 +9,7 @@ mod setup;
 mod shared;
 mod steady;
 
-use crate::world::Tested;
+use crate::world::{Setting, Tested};
 use corefs_net::rdma::{Patience, Rdma, RdmaConfig};
 use corefs_net::{Address, ConnId, Pool, TcpConfig};
 use std::cell::Cell;
@@ -57,8 +57,10 @@ pub fn config(tcp: TcpConfig) -> RdmaConfig {
 }
 
 impl Tested for Rdma {
-    fn make(config: TcpConfig, pool: &Pool) -> Self {
-        let made = Self::new(self::config(config), pool).unwrap();
+    const NAME: &'static str = "rdma";
+
+    fn make(setting: &Setting, pool: &Pool) -> Self {
+        let made = Self::new(config(setting.config()), pool).unwrap();
         MADE.set(MADE.get() + 1);
         assert!(made.roads().next().is_some(), "COREFS_TEST_RDMA names devices, but none can be used");
         made
@@ -66,6 +68,16 @@ impl Tested for Rdma {
 
     fn local() -> Address {
         "127.0.0.1:0".parse().unwrap()
+    }
+
+    fn elsewhere() -> Vec<(String, String)> {
+        // COREFS_TEST_FAR_RDMA: what such a process has where it runs, if that isn't here.
+        let devices = std::env::var("COREFS_TEST_FAR_RDMA").unwrap_or_else(|_| {
+            let next = next_devices();
+            MADE.set(MADE.get() + 1);
+            next.join(" ")
+        });
+        vec![("COREFS_TEST_RDMA".to_string(), devices)]
     }
 
     fn is_its_own(&self, conn: ConnId) -> bool {

@@ -1,15 +1,18 @@
-//! One executor's ring, sockets and a sink that writes everything down, driven by hand.
+//! One executor's ring, sockets and a sink that writes everything down, driven by hand; in this process, or in [another one](crate::far).
 
+use crate::far::{FAR_ADDRESS, Far};
+pub use corefs_net::Flow;
 use corefs_net::handshake::Secret;
 use corefs_net::{
-    Address, Buffer, Completion, ConnId, Flow, FrameSink, Identity, Peer, Placement, Pool, Ring, RingConfig,
-    Role, Tcp, TcpConfig, Transport,
+    Address, Buffer, Completion, ConnId, FrameSink, Identity, Peer, Placement, Pool, Ring, RingConfig, Role,
+    Tcp, TcpConfig, Transport,
 };
 #[cfg(feature = "rdma")]
 use corefs_net::{Source, Token};
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::{Error, Uuid};
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 pub const CLUSTER: Uuid = Uuid([3; 16]);
@@ -78,19 +81,87 @@ impl FrameSink for Sink {
     }
 }
 
+/// What a test asks for of an end.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// All bytes of the secret.
+    pub secret: Option<u8>,
+    pub cluster: Uuid,
+    pub patience: Option<Duration>,
+    pub connections_max: Option<usize>,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        // Whoever listens where other machines might reach it has a secret.
+        let secret = std::env::var_os(FAR_ADDRESS).map(|_| 7);
+        Self { secret, cluster: CLUSTER, patience: None, connections_max: None }
+    }
+}
+
+impl Setting {
+    pub fn config(&self) -> TcpConfig {
+        let usual = TcpConfig::new(Identity { cluster: self.cluster, ..identity(self.secret) });
+        let patience = self.patience.unwrap_or(usual.patience);
+        let connections_max = self.connections_max.unwrap_or(usual.connections_max);
+        TcpConfig { patience, connections_max, ..usual }
+    }
+}
+
 /// A transport, and how the suite makes it.
-pub trait Tested: Transport {
+pub trait Tested: Transport + Sized {
+    /// Tells another process which one it is to be.
+    const NAME: &'static str;
+
     /// One that places data in `pool`.
-    fn make(config: TcpConfig, pool: &Pool) -> Self;
+    fn make(setting: &Setting, pool: &Pool) -> Self;
     /// Where its listeners listen.
     fn local() -> Address;
     /// Whether a connection goes the way that is tested.
     fn is_its_own(&self, conn: ConnId) -> bool;
+
+    /// Variables for a process that makes the next one of this kind.
+    fn elsewhere() -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    fn turn(world: &mut World<Self>) {
+        world.turn_here();
+    }
+
+    /// Bytes of its buffers that somebody has.
+    fn in_use(world: &World<Self>) -> usize {
+        world.sink.pool.in_use()
+    }
+}
+
+/// Where the two ends of a test are.
+pub trait Scene {
+    type Server: Tested;
+    type Client: Tested;
+}
+
+/// Both on this thread.
+pub struct Here<T>(PhantomData<T>);
+
+impl<T: Tested> Scene for Here<T> {
+    type Server = T;
+    type Client = T;
+}
+
+/// The server in a process of its own.
+pub struct Apart<T>(PhantomData<T>);
+
+impl<T: Tested> Scene for Apart<T> {
+    type Server = Far<T>;
+    type Client = T;
 }
 
 impl Tested for Tcp {
-    fn make(config: TcpConfig, _pool: &Pool) -> Self {
-        Self::new(config)
+    const NAME: &'static str = "tcp";
+
+    fn make(setting: &Setting, _pool: &Pool) -> Self {
+        Self::new(setting.config())
     }
 
     fn local() -> Address {
@@ -115,8 +186,8 @@ pub struct World<T> {
 }
 
 impl<T: Tested> World<T> {
-    pub fn new(config: TcpConfig) -> Self {
-        Self::of(|pool| T::make(config, pool))
+    pub fn with(setting: Setting) -> Self {
+        Self::of(|pool| T::make(&setting, pool))
     }
 
     /// With this transport, which places data in the pool.
@@ -144,10 +215,19 @@ impl<T: Tested> World<T> {
     }
 
     pub fn plain() -> Self {
-        Self::new(TcpConfig::new(identity(None)))
+        Self::with(Setting::default())
     }
 
     pub fn turn(&mut self) {
+        T::turn(self);
+    }
+
+    pub fn in_use(&self) -> usize {
+        T::in_use(self)
+    }
+
+    /// What is done in this process in a turn.
+    fn turn_here(&mut self) {
         self.net.flush(&mut self.ring);
         self.ring.turn(&mut self.completions).unwrap();
         for completion in self.completions.drain(..) {
@@ -163,7 +243,7 @@ impl<T: Tested> World<T> {
         const WATCHDOG: Token = Token::new(Source::TIMER, 0);
         self.net.flush(&mut self.ring);
         if self.net.has_work() {
-            return self.turn();
+            return self.turn_here();
         }
         if !std::mem::replace(&mut self.watched, true) {
             self.ring.timeout(PATIENCE, WATCHDOG);
@@ -197,11 +277,11 @@ impl<T: Tested> World<T> {
 }
 
 /// Turns both until `done`.
-pub fn until<T: Tested>(
-    a: &mut World<T>,
-    b: &mut World<T>,
+pub fn until<A: Tested, B: Tested>(
+    a: &mut World<A>,
+    b: &mut World<B>,
     what: &str,
-    mut done: impl FnMut(&mut World<T>, &mut World<T>) -> bool,
+    mut done: impl FnMut(&mut World<A>, &mut World<B>) -> bool,
 ) {
     a.until(what, |a| {
         b.turn();
@@ -210,16 +290,16 @@ pub fn until<T: Tested>(
 }
 
 /// A server, a client, and the client's open connection to it.
-pub fn pair<T: Tested>() -> (World<T>, World<T>, ConnId) {
-    let (mut server, mut client) = (World::<T>::plain(), World::<T>::plain());
-    let address = server.net.listen(&T::local()).unwrap();
+pub fn pair<S: Scene>() -> (World<S::Server>, World<S::Client>, ConnId) {
+    let (mut server, mut client) = (World::<S::Server>::plain(), World::<S::Client>::plain());
+    let address = server.net.listen(&S::Server::local()).unwrap();
     let conn = open(&mut client, &mut server, &address);
     assert!(client.net.is_its_own(conn), "the connection goes another way");
     (server, client, conn)
 }
 
 /// Opens one more connection.
-pub fn open<T: Tested>(client: &mut World<T>, server: &mut World<T>, address: &Address) -> ConnId {
+pub fn open<C: Tested, S: Tested>(client: &mut World<C>, server: &mut World<S>, address: &Address) -> ConnId {
     let conn = client.net.connect(address).unwrap();
     let before = server.sink.opened.len();
     until(client, server, "the connection to open", |client, server| {

@@ -1,6 +1,7 @@
 //! `corefs doctor`: what this machine has for a storage node, what will be used, and what would make it better.
 
 mod cluster;
+mod memory;
 mod rdma;
 
 use crate::output;
@@ -8,10 +9,11 @@ use corefs_engine::disk::sysfs::Device;
 use corefs_engine::disk::uring::try_ways;
 use corefs_engine::disk::way::{Choice, Survey, Way};
 use corefs_engine::server::home;
-use corefs_engine::server::plan::CorePlan;
+use corefs_engine::server::plan::{CorePlan, Nic};
 use corefs_wire::{Error, ErrorCode, Result};
 use serde_json::{Value, json};
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -35,9 +37,12 @@ pub struct Args {
     /// Shards of the planned node, as of `corefs storage --cores`.
     #[arg(long, value_name = "N", default_value_t = 1)]
     cores: usize,
-    /// As of `corefs storage --first-core` [default: near the disks].
+    /// As of `corefs storage --first-core` [default: near the disks, and the NIC].
     #[arg(long, value_name = "N")]
     first_core: Option<usize>,
+    /// As of `corefs storage --listen`: the planned node is reached by the NIC that has this address.
+    #[arg(long, value_name = "IP")]
+    listen: Option<IpAddr>,
     /// Show instead by what this machine would reach each storage shard of a running cluster, RDMA or TCP, and why: a connection is made to each. Address of a
     /// manager; repeat for several, or put commas between them.
     #[arg(long, value_name = "ADDR", value_delimiter = ',')]
@@ -106,7 +111,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         let what = format!("{} isn't there; name a block device or a file", missing.display());
         return Err(Error::new(ErrorCode::InvalidArgument, what));
     }
-    let plan = CorePlan::of(&paths, args.first_core);
+    let plan = CorePlan::of(&paths, args.listen.and_then(Nic::of), args.first_core);
     let disks: Vec<Examined> = paths.into_iter().map(Examined::new).collect();
     if args.json {
         output::json(&told(&disks, &plan, args.cores))?;
@@ -145,6 +150,8 @@ fn told(disks: &[Examined], plan: &CorePlan, shards: usize) -> Value {
     json!({
         "disks": disks.iter().map(disk).collect::<Vec<_>>(),
         "shards": (0..shards).map(shard).collect::<Vec<_>>(),
+        "nic": plan.nic.as_ref().map(|nic| json!({"interface": nic.name, "numa": nic.numa})),
+        "huge_pages": memory::HugePages::of_this_machine().told(),
         "advice": advice(disks, plan, shards),
         "rdma": rdma::told(shards),
     })
@@ -175,9 +182,14 @@ fn tell(disks: &[Examined], plan: &CorePlan, shards: usize) -> Result<()> {
             output::line(&format!("  - {obstacle}"))?;
         }
     }
+    if let Some(nic) = &plan.nic {
+        let numa = nic.numa.map_or("NUMA node not told".to_string(), |numa| format!("NUMA node {numa}"));
+        output::line(&format!("NIC: {}, {numa}", nic.name))?;
+    }
     for shard in 0..shards {
         output::line(&shard_line(disks, plan, shard))?;
     }
+    output::line(&memory::HugePages::of_this_machine().to_string())?;
     for what in advice(disks, plan, shards) {
         output::line(&format!("- {what}"))?;
     }
@@ -213,6 +225,15 @@ fn advice(disks: &[Examined], plan: &CorePlan, shards: usize) -> Vec<String> {
         let what = "the disks are near several NUMA nodes, and each shard serves slices of every disk: run a storage node for each \
                     NUMA node, with its disks and --first-core";
         advice.push(what.to_string());
+    }
+    let nic = plan.nic.as_ref().and_then(|nic| nic.numa);
+    if let (Some(nic), [disks]) = (nic, plan.near.as_slice())
+        && nic != *disks
+    {
+        advice.push(format!(
+            "the disks are near NUMA node {disks} and the NIC near {nic}: shards run near the disks, and what they send crosses to the NIC; an address of a NIC near \
+             the disks (--listen) spares that"
+        ));
     }
     let cpus: Vec<usize> =
         (0..shards.min(plan.places.len())).filter_map(|at| Some(plan.place(at)?.cpu)).collect();
@@ -252,14 +273,25 @@ mod tests {
         std::fs::write(file.path(), vec![1; 8192]).unwrap();
         let examined = Examined::new(file.path().to_path_buf());
         assert_eq!(examined.way(), Some(Way::Plain));
-        let plan = CorePlan::of(std::slice::from_ref(&examined.path), None);
+        let plan =
+            CorePlan::of(std::slice::from_ref(&examined.path), Nic::of(IpAddr::from([127, 0, 0, 1])), None);
         let told = told(&[examined], &plan, 2);
         assert_eq!((&told["disks"][0]["way"], &told["disks"][0]["block"]), (&json!("plain"), &Value::Null));
         assert_eq!(told["disks"][0]["obstacles"].as_array().unwrap().len(), 2);
-        let numbered = CorePlan::of(&[], Some(0));
+        assert_eq!(told["nic"], json!({"interface": "lo", "numa": null}));
+        let numbered = CorePlan::of(&[], None, Some(0));
         for shard in 0..2 {
             assert_eq!(told["shards"][shard]["core"], json!(numbered.place(shard).unwrap().cpu));
         }
+    }
+
+    #[test]
+    fn a_nic_that_is_far_from_the_disks_is_said() {
+        let nic = |numa| Some(Nic { name: "eth0".to_string(), numa: Some(numa) });
+        let plan = |near: &[u32], numa| CorePlan { places: vec![], near: near.to_vec(), nic: nic(numa) };
+        let said = |near: &[u32], numa| advice(&[], &plan(near, numa), 0).join("; ");
+        assert!(said(&[0], 1).contains("near NUMA node 0 and the NIC near 1"));
+        assert!(!said(&[1], 1).contains("NIC") && !said(&[], 1).contains("NIC"));
     }
 
     #[test]

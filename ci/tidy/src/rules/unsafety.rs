@@ -5,12 +5,13 @@ use crate::source::Source;
 use crate::tree::Tree;
 
 /// Where `unsafe` may be, and for what.
-const PLACES: [(&str, &str); 24] = [
+const PLACES: [(&str, &str); 25] = [
     ("wire/src/checksum", "instructions that the processor was asked for"),
     ("net/src/ring", "entries name memory that the kernel writes"),
     ("net/src/buffer", "the arena hands out its mapped memory"),
     ("net/src/tcp", "entries name memory; socket calls"),
     ("net/src/rdma", "verbs: memory that a device reads and writes; functions of a C library, found by name"),
+    ("net/src/place", "getifaddrs(3), sched_getaffinity(2)"),
     ("net/src/heap", "an allocator is unsafe to implement"),
     ("net/src/process", "clock_gettime(2), getrusage(2), sysconf(3)"),
     ("kv/src/fdb/shim", "functions of a C library, found by name"),

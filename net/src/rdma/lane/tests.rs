@@ -298,6 +298,43 @@ fn messages_beyond_credits_to_shared_receives_end_their_connection_alone() {
 }
 
 #[test]
+fn what_came_for_a_queue_pair_that_is_gone_is_not_for_the_next_one_of_its_number() {
+    let Some(mut town) = Town::with(0) else { return };
+    let neighbour = town.server.log.opened[0];
+    for claimed in [true, false] {
+        let (conn, accepted) = town.open();
+        let bytes = encoded(&plain(MessageKind::Frame, Data::None), &frame(Kind::Request, 77, b"", 0), b"");
+        town.say(conn, &bytes);
+        // It is in the server's completion queue, which nobody looks at meanwhile, when the sender has heard that it arrived.
+        let started = Instant::now();
+        while !town.hostile.lane(conn).pair.is_idle() {
+            town.hostile.turn();
+            assert!(started.elapsed() < Duration::from_secs(60), "the message isn't acknowledged");
+        }
+        let number = town.server.lane(accepted).number();
+        town.server.net.inner.broken(accepted, connections::lost("the end".to_string()));
+        // A device that gave its number to the neighbour's queue pair; soft-RoCE does so only after some ten thousand others.
+        let seat = &mut town.server.net.inner.seats[0];
+        let shared = seat.share(&town.server.net.inner.config).unwrap();
+        shared.attach(number, seat::owner(neighbour));
+        if claimed {
+            seat.claim(number).unwrap();
+        }
+        let frames =
+            |town: &Town| town.server.log.frames.iter().filter(|(.., request, _)| *request == 77).count();
+        town.until("the end", |town| town.server.log.closed.iter().any(|(conn, _)| *conn == accepted));
+        shared.detach(number, 0);
+        // Unclaimed it is taken for the neighbour's, which shows that this test can.
+        assert_eq!(frames(&town), usize::from(!claimed));
+        town.server.log.frames.clear();
+        if claimed {
+            town.check_end(accepted);
+            town.server.log.closed.clear();
+        }
+    }
+}
+
+#[test]
 fn a_decline_that_comes_late_leads_to_tcp() {
     let Some(mut town) = Town::new() else { return };
     let (client, server) = (town.neighbour, town.server.log.opened[0]);

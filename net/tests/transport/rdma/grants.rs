@@ -1,6 +1,6 @@
 //! Memory that is opened for one reply: the data land in it, and it comes back.
 
-use crate::world::{World, pair, until};
+use crate::world::{Here, World, pair, until};
 use corefs_net::rdma::Rdma;
 use corefs_net::{Buffer, Completion, ConnId, Flow, FrameSink, Peer, Placement, Transport};
 use corefs_wire::Error;
@@ -62,7 +62,7 @@ fn replies_land_where_they_were_wanted() {
     if !super::is_there() {
         return;
     }
-    let (mut server, mut client, conn) = pair::<Rdma>();
+    let (mut server, mut client, conn) = pair::<Here<Rdma>>();
     let mut keeper = Keeper::default();
     // (place, reply): as long as the place, shorter, tiny, none at all, longer than the place.
     let cases = [
@@ -125,7 +125,7 @@ fn as_many_as_were_agreed_on_are_open_and_no_more() {
     if !super::is_there() {
         return;
     }
-    let (mut server, mut client, conn) = pair::<Rdma>();
+    let (mut server, mut client, conn) = pair::<Here<Rdma>>();
     let mut keeper = Keeper::default();
     let mut open = 0;
     let refused = loop {
@@ -161,7 +161,7 @@ fn what_is_taken_back_is_free_when_the_device_says_so() {
     if !super::is_there() {
         return;
     }
-    let (mut server, mut client, conn) = pair::<Rdma>();
+    let (mut server, mut client, conn) = pair::<Here<Rdma>>();
     let mut keeper = Keeper::default();
     // Not sent: nobody has the key.
     let buffer = client.sink.pool.get(4096).unwrap();
@@ -206,7 +206,7 @@ fn what_is_taken_back_of_a_peer_that_answers_late_harms_neither_memory_nor_conne
     if !super::is_there() {
         return;
     }
-    let (mut server, mut client, conn) = pair::<Rdma>();
+    let (mut server, mut client, conn) = pair::<Here<Rdma>>();
     let mut keeper = Keeper::default();
     let started = Instant::now();
     let turns = |client: &mut World<Rdma>, server: &mut World<Rdma>, keeper: &mut Keeper| {
@@ -281,7 +281,7 @@ fn a_place_that_the_device_does_not_reach_is_an_error() {
     if !super::is_there() {
         return;
     }
-    let (mut server, mut client, _) = pair::<Rdma>();
+    let (mut server, mut client, _) = pair::<Here<Rdma>>();
     let accepted = server.sink.opened[0].0;
     server.net.send(accepted, Kind::Request, 1, 1, 0, b"", Some(vec![1; 100_000].into())).unwrap();
     let mut stranger = Stranger(corefs_net::Pool::new(1 << 20).unwrap(), Vec::new());
@@ -303,7 +303,7 @@ fn what_a_connection_carries_comes_with_its_message() {
     if !super::is_there() {
         return;
     }
-    let (mut server, mut client, conn) = pair::<Rdma>();
+    let (mut server, mut client, conn) = pair::<Here<Rdma>>();
     let accepted = server.sink.opened[0].0;
     let carried = client.net.carries(conn);
     assert!((4096..8192).contains(&carried), "a block, and not two: {carried}");
@@ -324,7 +324,7 @@ fn what_came_before_the_end_is_announced_before_it() {
         return;
     }
     for _ in 0..10 {
-        let (mut server, mut client, conn) = pair::<Rdma>();
+        let (mut server, mut client, conn) = pair::<Here<Rdma>>();
         let mut keeper = Keeper::default();
         for request in 0..8 {
             ask(&mut client, conn, request, 0, 4096);
@@ -362,7 +362,7 @@ fn the_end_of_a_connection_gives_everything_back() {
     if !super::is_there() {
         return;
     }
-    let (server, mut client, conn) = pair::<Rdma>();
+    let (server, mut client, conn) = pair::<Here<Rdma>>();
     for request in 0..10 {
         ask(&mut client, conn, request, 0, 4096);
     }

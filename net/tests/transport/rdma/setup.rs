@@ -1,7 +1,7 @@
 //! How connections come to their queue pairs, or don't: peers without RDMA, peers that say garbage, and bounds.
 
 use super::{config, is_there};
-use crate::world::{Tested, World, identity, open, pair, until};
+use crate::world::{Here, Tested, World, identity, open, pair, until};
 use corefs_net::handshake::{Handshake, Step, capability};
 use corefs_net::rdma::setup::{KINDS, Terms, op};
 use corefs_net::rdma::{Choice, Rdma, RdmaConfig};
@@ -245,7 +245,7 @@ fn garbage_instead_of_terms_ends_that_connection_alone() {
     if !is_there() {
         return;
     }
-    let (mut server, mut client, conn) = pair::<Rdma>();
+    let (mut server, mut client, conn) = pair::<Here<Rdma>>();
     let address = client.sink.opened[0].1.address.clone();
     let good = terms(&server).encode();
     let mut cases: Vec<(u16, Vec<u8>)> = vec![

@@ -1,6 +1,6 @@
 //! What a 4 KiB read costs between two transports, in counts: time means nothing on an emulated device.
 
-use crate::world::{World, pair};
+use crate::world::{Here, World, pair};
 use corefs_net::heap::allocations;
 use corefs_net::rdma::Rdma;
 use corefs_net::{Buffer, Completion, ConnId, Flow, FrameSink, Peer, Placement};
@@ -83,7 +83,7 @@ fn reads_ask_for_no_memory_and_share_doorbells() {
     if !super::is_there() {
         return;
     }
-    let (server, client, conn) = pair::<Rdma>();
+    let (server, client, conn) = pair::<Here<Rdma>>();
     let accepted = server.sink.opened[0].0;
     let (mut server, mut client) = (Side::new(server), Side::new(client));
     const WARM: u64 = 40;

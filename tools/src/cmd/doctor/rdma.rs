@@ -27,9 +27,9 @@ mod built {
     use crate::output;
     use corefs_net::buffer::POOL_DEFAULT;
     use corefs_net::handshake::Identity;
+    use corefs_net::place::Sysfs;
     use corefs_net::rdma::RdmaConfig;
     use corefs_net::rdma::device::{Gid, Port};
-    use corefs_net::rdma::place::Sysfs;
     use corefs_net::rdma::survey::{Road, Survey};
     use corefs_net::{Role, TcpConfig};
     use corefs_wire::Uuid;

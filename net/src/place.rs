@@ -1,8 +1,12 @@
-//! Where things are: devices and threads on NUMA nodes, as the kernel says in `/sys`, and addresses in networks.
+//! Where things are: devices, interfaces and threads on NUMA nodes, as the kernel says in `/sys`, and addresses in networks.
 
+use std::ffi::CStr;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+
+/// Interfaces upon interfaces that are followed: a VLAN on a bridge on a bond on an adapter, and one to spare.
+const LOWER_MAX: u32 = 5;
 
 /// The kernel's tree of devices.
 pub struct Sysfs(PathBuf);
@@ -19,6 +23,26 @@ impl Sysfs {
         let told = fs::read_to_string(self.0.join("class/infiniband").join(name).join("device/numa_node"));
         // -1 is the kernel's way to say that it doesn't know.
         told.ok()?.trim().parse().ok()
+    }
+
+    /// The NUMA node that an interface's adapter is attached to. Of an interface that is made of others (a bond, a bridge, a VLAN) theirs, if all are on the same one;
+    /// `None` for what has no adapter, such as loopback, and where there is one node only.
+    pub fn numa_of_interface(&self, name: &str) -> Option<u32> {
+        self.numa_below(name, LOWER_MAX)
+    }
+
+    fn numa_below(&self, name: &str, depth: u32) -> Option<u32> {
+        let interface = self.0.join("class/net").join(name);
+        if let Ok(told) = fs::read_to_string(interface.join("device/numa_node")) {
+            return told.trim().parse().ok();
+        }
+        let depth = depth.checked_sub(1)?;
+        let names = fs::read_dir(interface).ok()?.flatten();
+        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        let lower: Vec<String> =
+            names.filter_map(|name| name.strip_prefix("lower_").map(str::to_string)).collect();
+        let first = self.numa_below(lower.first()?, depth)?;
+        lower.iter().all(|name| self.numa_below(name, depth) == Some(first)).then_some(first)
     }
 
     /// The NUMA node of all of these CPUs; `None` if they are of several.
@@ -61,25 +85,9 @@ pub struct Network {
 }
 
 impl Network {
-    /// All of this machine (getifaddrs(3)).
+    /// All of this machine.
     pub fn all() -> Vec<Self> {
-        let mut list = std::ptr::null_mut();
-        // SAFETY: writes the head of a list, which is freed below.
-        if unsafe { libc::getifaddrs(&mut list) } != 0 {
-            return Vec::new();
-        }
-        let mut found = Vec::new();
-        let mut at = list;
-        // SAFETY: each entry is valid until the list is freed; the next of the last is null.
-        while let Some(entry) = unsafe { at.as_ref() } {
-            // SAFETY: null, or an address of the family that it says.
-            let (address, mask) = unsafe { (ip(entry.ifa_addr), ip(entry.ifa_netmask)) };
-            found.extend(address.zip(mask).map(|(address, mask)| Self { address, prefix: ones(mask) }));
-            at = entry.ifa_next;
-        }
-        // SAFETY: the list is as it was given, and nothing of it is kept.
-        unsafe { libc::freeifaddrs(list) };
-        found
+        addresses().into_iter().map(|(_, network)| network).collect()
     }
 
     /// Whether the interface has this address as a neighbour.
@@ -92,6 +100,36 @@ impl Network {
         let host = bits - self.prefix.min(bits);
         (ours ^ theirs).checked_shr(host).unwrap_or(0) == 0
     }
+}
+
+/// The name of the interface that has this address.
+pub fn interface_of(address: IpAddr) -> Option<String> {
+    let mut found = addresses().into_iter();
+    found.find(|(_, network)| network.address == address.to_canonical()).map(|(name, _)| name)
+}
+
+/// The addresses of all interfaces, with the interfaces' names (getifaddrs(3)).
+fn addresses() -> Vec<(String, Network)> {
+    let mut list = std::ptr::null_mut();
+    // SAFETY: writes the head of a list, which is freed below.
+    if unsafe { libc::getifaddrs(&mut list) } != 0 {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    let mut at = list;
+    // SAFETY: each entry is valid until the list is freed; the next of the last is null.
+    while let Some(entry) = unsafe { at.as_ref() } {
+        // SAFETY: null, or an address of the family that it says.
+        let (address, mask) = unsafe { (ip(entry.ifa_addr), ip(entry.ifa_netmask)) };
+        // SAFETY: a string that is valid as long as the list.
+        let name = unsafe { CStr::from_ptr(entry.ifa_name) }.to_string_lossy().into_owned();
+        let network = address.zip(mask).map(|(address, mask)| Network { address, prefix: ones(mask) });
+        found.extend(network.map(|network| (name, network)));
+        at = entry.ifa_next;
+    }
+    // SAFETY: the list is as it was given, and nothing of it is kept.
+    unsafe { libc::freeifaddrs(list) };
+    found
 }
 
 /// # Safety
@@ -157,6 +195,34 @@ mod tests {
             (sysfs.numa_of_cpus([1, 2]), sysfs.numa_of_cpus([3]), sysfs.numa_of_cpus([])),
             (None, None, None)
         );
+    }
+
+    #[test]
+    fn an_interface_is_where_its_adapter_is_or_all_of_those_that_it_is_made_of() {
+        let (_dir, sysfs) = tree(&[
+            ("class/net/eth0/device/numa_node", "1\n"),
+            ("class/net/eth1/device/numa_node", "1\n"),
+            ("class/net/eth2/device/numa_node", "0\n"),
+            ("class/net/eth3/device/numa_node", "-1\n"),
+            ("class/net/lo/mtu", "65536\n"),
+            ("class/net/bond0/lower_eth0/mtu", ""),
+            ("class/net/bond0/lower_eth1/mtu", ""),
+            ("class/net/bond1/lower_eth1/mtu", ""),
+            ("class/net/bond1/lower_eth2/mtu", ""),
+            ("class/net/bond0.7/lower_bond0/mtu", ""),
+            ("class/net/ring/lower_ring/mtu", ""),
+        ]);
+        let numa = |name| sysfs.numa_of_interface(name);
+        assert_eq!((numa("eth0"), numa("eth2"), numa("eth3")), (Some(1), Some(0), None));
+        assert_eq!((numa("bond0"), numa("bond0.7"), numa("bond1")), (Some(1), Some(1), None));
+        assert_eq!((numa("lo"), numa("none"), numa("ring")), (None, None, None));
+    }
+
+    #[test]
+    fn an_address_leads_to_its_interface() {
+        assert_eq!(interface_of("127.0.0.1".parse().unwrap()).as_deref(), Some("lo"));
+        assert_eq!(interface_of("::ffff:127.0.0.1".parse().unwrap()).as_deref(), Some("lo"));
+        assert_eq!(interface_of("192.0.2.77".parse().unwrap()), None, "of documents, and nobody's");
     }
 
     #[test]
