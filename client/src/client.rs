@@ -16,7 +16,7 @@ use corefs_net::transport::Choice as Transport;
 use corefs_net::{Address, Bell, Node, Pool, Secret};
 use corefs_wire::control::Call;
 use corefs_wire::routing::RoutingInfo;
-use corefs_wire::{ClientId, InodeId, Result, Uuid};
+use corefs_wire::{ClientId, Error, InodeId, Result, Uuid};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
@@ -116,6 +116,15 @@ pub(crate) struct Inner {
     pub unlocked: Waiters,
     name: String,
     lease: Cell<Duration>,
+    /// CLOCK_BOOTTIME (ms).
+    leased_until: Cell<u64>,
+    /// It is being renewed.
+    leasing: Cell<bool>,
+    /// Changes when that has ended, whichever way.
+    leases: Waiters,
+    lease_failure: RefCell<Option<Error>>,
+    /// Sessions that nobody uses any more and that are still to be ended.
+    ends: RefCell<Vec<(InodeId, u64)>>,
     /// The endpoint is ours to shut down.
     owns_node: bool,
 }
@@ -169,7 +178,7 @@ impl Client {
     }
 
     pub fn id(&self) -> ClientId {
-        self.0.storage.client().0
+        self.0.client()
     }
 
     pub fn counters(&self) -> Counters {
@@ -204,6 +213,19 @@ impl Client {
 }
 
 impl Inner {
+    /// By which number others know us. It changes when our lease was lost.
+    #[inline]
+    pub fn client(&self) -> ClientId {
+        self.storage.client().0
+    }
+
+    /// Has a session ended in the background that no handle is left for.
+    pub fn end_later(&self, inode: InodeId, session: u64) {
+        if session != 0 {
+            self.ends.borrow_mut().push((inode, session));
+        }
+    }
+
     /// The inode, if it is open here.
     pub fn live(&self, inode: InodeId) -> Option<Rc<Inode>> {
         self.inodes.borrow().get(&inode).and_then(Weak::upgrade)

@@ -7,6 +7,7 @@
 
 use crate::behind::Behind;
 use crate::file::Appends;
+use crate::sessions::Sessions;
 use crate::storage::Place;
 use crate::wait::Waiters;
 use crate::{Attr, Changes, Time};
@@ -52,12 +53,9 @@ pub struct Inode {
     pub pending: Cell<Changes>,
     /// When a metadata server last said what the attributes are.
     pub heard: Cell<Instant>,
-    /// Open write sessions, any of which can push the length.
-    pub sessions: RefCell<Vec<u64>>,
+    pub sessions: Sessions,
     /// Handles open.
     pub handles: Cell<u32>,
-    /// A session that keeps an unlinked file's bytes for handles that have none themselves.
-    pub hold: Cell<u64>,
 }
 
 impl Inode {
@@ -77,9 +75,8 @@ impl Inode {
             failures: RefCell::default(),
             pending: Cell::default(),
             heard: Cell::new(Instant::now()),
-            sessions: RefCell::default(),
+            sessions: Sessions::default(),
             handles: Cell::new(0),
-            hold: Cell::new(0),
         }
     }
 
@@ -137,7 +134,7 @@ impl Inode {
         let keeps_access = changes.mode.is_none_or(|mode| shown.mode & !mode == 0);
         let gives = changes.uid.is_none() && changes.gid.is_none() || private;
         let may_wait = changes.size.is_none() && changes.ctime.is_none() && keeps_access && gives;
-        if !may_wait || self.sessions.borrow().is_empty() || shown.marks.access_list {
+        if !may_wait || self.sessions.is_empty() || shown.marks.access_list {
             return false;
         }
         let (now, before) = (now(), self.pending.get());

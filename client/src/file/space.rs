@@ -67,6 +67,7 @@ impl File {
 
     /// Removes a chunk of the present epoch: it may be written again.
     async fn remove_chunk(&self, index: u32) -> Result<()> {
+        self.client.0.current(&self.inode).await?;
         let epoch = self.inode.epoch.get();
         let update = Update { index, kind: UpdateKind::Remove, epoch, offset: 0, length: 0 };
         match self.client.0.storage.update(&self.inode.place, update, None).await {

@@ -4,9 +4,13 @@ use super::File;
 use crate::client::Inner;
 use crate::inode::{Inode, Unsynced};
 use crate::meta::Written;
+use crate::sessions::gone;
 use crate::{Attr, Changes, Credentials};
 use corefs_wire::{ErrorCode, Result};
 use std::rc::Rc;
+
+/// Times that one report finds its session forgotten before it gives up.
+const LAPSES_MAX: usize = 3;
 
 impl File {
     /// Waits until everything written so far is in storage; reports what went wrong.
@@ -64,9 +68,8 @@ pub async fn close_handle(
         }
     };
     inode.handles.set(inode.handles.get().saturating_sub(1));
-    let hold = inode.hold.get();
-    if inode.handles.get() == 0 && hold != 0 {
-        inode.hold.set(0);
+    let hold = if inode.handles.get() == 0 { inode.sessions.take_hold() } else { 0 };
+    if hold != 0 {
         let root = Credentials::root();
         if let Err(error) = inner.meta.close(&root, inode.id(), hold, Written::default(), None).await {
             tracing::debug!(%error, inode = %inode.id(), "letting go of an unlinked file");
@@ -96,25 +99,29 @@ impl Inner {
         if unsynced == Unsynced::default() {
             return Ok(());
         }
-        let session = inode.sessions.borrow().last().copied();
-        // Without a session there is nobody who could have written.
-        let Some(session) = session else { return Ok(()) };
         let written = written(inode, unsynced);
-        let attr = match self.meta.sync_length(who, inode.id(), session, written).await {
-            Err(error) if error.code == ErrorCode::NoSuchSession => {
-                let session = self.reopen(inode, session, who).await?;
-                self.meta.sync_length(who, inode.id(), session, written).await?
+        for _ in 0..LAPSES_MAX {
+            self.current(inode).await?;
+            // Without a session there is nobody who could have written.
+            let Some(session) = inode.sessions.any() else { return Ok(()) };
+            match self.meta.sync_length(who, inode.id(), session.number, written).await {
+                Err(error) if error.code == ErrorCode::NoSuchSession => inode.sessions.lapsed(session.name),
+                attr => {
+                    synced(inode, &attr?, unsynced);
+                    return Ok(());
+                }
             }
-            attr => attr?,
-        };
-        synced(inode, &attr, unsynced);
-        Ok(())
+        }
+        Err(ErrorCode::NoSuchSession.into())
     }
 
-    async fn end_session(&self, inode: &Inode, session: u64, who: &Credentials) -> Result<()> {
+    /// Ends a session of a handle, and reports what was written.
+    pub(super) async fn end_session(&self, inode: &Inode, name: u64, who: &Credentials) -> Result<()> {
         // From here on nothing may wait for this session to end, nor append by it. What it was given a place for is reported with it.
-        inode.sessions.borrow_mut().retain(|open| *open != session);
-        self.leave_place(inode, session).await;
+        let Some(session) = inode.sessions.take(name) else {
+            return if inode.sessions.is_gone() { Err(gone(inode.id())) } else { Ok(()) };
+        };
+        self.leave_place(inode, name).await;
         let unsynced = inode.unsynced.get();
         let written = written(inode, unsynced);
         let pending = inode.take_pending();
@@ -124,25 +131,15 @@ impl Inner {
             (None, None) => None,
             (pending, ctime) => Some(Changes { ctime, ..pending.unwrap_or_default() }),
         };
-        let mut outcome = self.meta.close(who, inode.id(), session, written, changes).await;
+        let mut outcome = self.meta.close(who, inode.id(), session.number, written, changes).await;
         if matches!(&outcome, Err(error) if error.code == ErrorCode::NoSuchSession) {
             // Our lease had run out and somebody settled the session; what we know about the length may still be news.
-            let again = self.reopen(inode, session, who).await?;
-            outcome = self.meta.close(who, inode.id(), again, written, changes).await;
-            inode.sessions.borrow_mut().retain(|session| *session != again);
+            let (attr, number) = self.meta.open(who, inode.id(), true, false).await?;
+            inode.absorb(&attr);
+            outcome = self.meta.close(who, inode.id(), number, written, changes).await;
         }
         synced(inode, &outcome?, unsynced);
         Ok(())
-    }
-
-    /// A new session in place of one that the metadata servers have forgotten.
-    pub(super) async fn reopen(&self, inode: &Inode, old: u64, who: &Credentials) -> Result<u64> {
-        let (attr, session) = self.meta.open(who, inode.id(), true, false).await?;
-        inode.absorb(&attr);
-        let mut sessions = inode.sessions.borrow_mut();
-        sessions.retain(|session| *session != old);
-        sessions.push(session);
-        Ok(session)
     }
 }
 
