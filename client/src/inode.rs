@@ -156,12 +156,15 @@ impl Inode {
         true
     }
 
-    /// Changes that were made at once: what waited for the same attributes is out of date.
+    /// Changes that were made at once: what waited for the same attributes is out of date. A new owner also takes set-id bits away that
+    /// wait: the servers couldn't know of them.
     pub fn supersede(&self, changes: &Changes) {
         let before = self.pending.get();
         let keep = |made: bool| !made;
+        let owner = changes.uid.is_some() || changes.gid.is_some();
+        let mode = before.mode.map(|mode| if owner { without_set_ids(mode) } else { mode });
         let rest = Changes {
-            mode: before.mode.filter(|_| keep(changes.mode.is_some())),
+            mode: mode.filter(|_| keep(changes.mode.is_some())),
             uid: before.uid.filter(|_| keep(changes.uid.is_some())),
             gid: before.gid.filter(|_| keep(changes.gid.is_some())),
             atime: before.atime.filter(|_| keep(changes.atime.is_some())),
@@ -236,6 +239,12 @@ impl Inode {
     }
 }
 
+/// A mode without what makes a program run as its owner or group; where the group can't execute, the bit never meant that.
+pub fn without_set_ids(mode: u32) -> u32 {
+    let group = if mode & 0o010 != 0 { 0o2000 } else { 0 };
+    mode & !(0o4000 | group)
+}
+
 /// A time that was chosen already.
 fn at(time: Time) -> i64 {
     match time {
@@ -297,6 +306,19 @@ mod tests {
         inode.absorb(&attr(900, 1));
         inode.stored(800, 1);
         assert_eq!((inode.attr().size, inode.unsynced.get().end), (10, 0), "news from before it");
+    }
+
+    #[test]
+    fn a_new_owner_gets_no_set_id_bits_that_wait() {
+        let inode = inode(0);
+        inode.sessions.begun(7, corefs_wire::ClientId(1));
+        let mode = |mode| Changes { mode: Some(mode), ..Changes::default() };
+        assert!(inode.defer(&mode(0o6755)));
+        inode.supersede(&Changes { uid: Some(9), ..Changes::default() });
+        assert_eq!(inode.attr().mode, 0o755);
+        assert!(inode.defer(&mode(0o2765)));
+        inode.supersede(&Changes { gid: Some(9), ..Changes::default() });
+        assert_eq!(inode.attr().mode, 0o2765 & !0o2000);
     }
 
     #[test]
