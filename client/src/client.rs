@@ -8,7 +8,7 @@ use crate::Credentials;
 use crate::fs::Fs;
 use crate::ground::Ground;
 use crate::inode::Inode;
-use crate::meta::Meta;
+use crate::meta::{Meta, Written};
 use crate::route::pace::Hedge;
 use crate::storage::Storage;
 use crate::wait::Waiters;
@@ -16,7 +16,7 @@ use corefs_net::transport::Choice as Transport;
 use corefs_net::{Address, Bell, Node, Pool, Secret};
 use corefs_wire::control::Call;
 use corefs_wire::routing::RoutingInfo;
-use corefs_wire::{ClientId, Error, InodeId, Result, Uuid};
+use corefs_wire::{Class, ClientId, Error, InodeId, Result, Uuid};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
@@ -223,6 +223,21 @@ impl Inner {
     pub fn end_later(&self, inode: InodeId, session: u64) {
         if session != 0 {
             self.ends.borrow_mut().push((inode, session));
+        }
+    }
+
+    /// Ends a session that no handle is left for: in the background, as long as no server can be reached.
+    pub async fn end(&self, inode: InodeId, session: u64) {
+        if session == 0 {
+            return;
+        }
+        match self.meta.close(&Credentials::root(), inode, session, Written::default(), None).await {
+            Err(error) if error.class() != Class::Fatal => {
+                tracing::debug!(%error, %inode, "ending a session");
+                self.end_later(inode, session);
+            }
+            // Ended already, or nothing that another attempt could mend.
+            Ok(_) | Err(_) => {}
         }
     }
 

@@ -175,10 +175,29 @@ impl Inode {
         self.pending.set(if any { rest } else { Changes::default() });
     }
 
-    /// What [`defer`](Self::defer) took in, to be sent now; without a change time, which the sender chooses.
-    pub fn take_pending(&self) -> Option<Changes> {
-        let pending = self.pending.take();
-        (pending != Changes::default()).then_some(Changes { ctime: None, ..pending })
+    /// What [`defer`](Self::defer) took in, to be sent now; without a change time, which the sender chooses. It is shown until it has
+    /// been [`told`](Self::told).
+    pub fn to_tell(&self) -> Option<Changes> {
+        let changes = Changes { ctime: None, ..self.pending.get() };
+        (changes != Changes::default()).then_some(changes)
+    }
+
+    /// The metadata servers know these changes now, or refuse them: what was decided since then waits on.
+    pub fn told(&self, changes: &Changes) {
+        let before = self.pending.get();
+        fn rest<T: PartialEq>(waits: Option<T>, told: Option<T>) -> Option<T> {
+            if waits == told { None } else { waits }
+        }
+        let rest = Changes {
+            mode: rest(before.mode, changes.mode),
+            uid: rest(before.uid, changes.uid),
+            gid: rest(before.gid, changes.gid),
+            atime: rest(before.atime, changes.atime),
+            mtime: rest(before.mtime, changes.mtime),
+            ..before
+        };
+        let any = Changes { ctime: None, ..rest } != Changes::default();
+        self.pending.set(if any { rest } else { Changes::default() });
     }
 
     /// Bytes up to `end` were written now.
@@ -319,6 +338,21 @@ mod tests {
         assert!(inode.defer(&mode(0o2765)));
         inode.supersede(&Changes { gid: Some(9), ..Changes::default() });
         assert_eq!(inode.attr().mode, 0o2765 & !0o2000);
+    }
+
+    #[test]
+    fn what_is_decided_while_changes_are_told_waits_on() {
+        let inode = inode(0);
+        inode.sessions.begun(7, corefs_wire::ClientId(1));
+        assert!(inode.defer(&Changes { mode: Some(0o664), mtime: Some(Time::At(5)), ..Changes::default() }));
+        let told = inode.to_tell().unwrap();
+        assert_eq!(inode.to_tell().as_ref(), Some(&told), "nothing is lost when that fails");
+        assert!(inode.defer(&Changes { mtime: Some(Time::At(6)), ..Changes::default() }));
+        inode.told(&told);
+        let rest = Changes { mtime: Some(Time::At(6)), ..Changes::default() };
+        assert_eq!(inode.to_tell(), Some(rest));
+        inode.told(&rest);
+        assert!(inode.to_tell().is_none() && !inode.has_news());
     }
 
     #[test]

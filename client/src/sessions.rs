@@ -95,6 +95,16 @@ impl Sessions {
         Some(writing.swap_remove(at))
     }
 
+    pub fn has(&self, name: u64) -> bool {
+        self.writing.borrow().iter().any(|session| session.name == name)
+    }
+
+    /// It could not be ended.
+    pub fn put_back(&self, session: Session) {
+        self.join(session.of);
+        self.writing.borrow_mut().push(session);
+    }
+
     pub fn take_hold(&self) -> u64 {
         self.hold.take()
     }
@@ -242,6 +252,8 @@ mod tests {
             "handles still name it by its first number"
         );
         assert!(!sessions.renew(&Lapsed::Writing(10), 30, TWO) && !sessions.renew(&Lapsed::Hold, 31, TWO));
+        sessions.put_back(session);
+        assert!(sessions.has(10) && sessions.next_lapsed(TWO).is_none());
         sessions.begun(40, TWO);
         sessions.lapsed(40);
         assert!(sessions.next_lapsed(TWO).is_some());

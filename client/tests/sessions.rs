@@ -3,7 +3,7 @@
 
 mod fake;
 
-use corefs_client::{Client, CreateOptions, Credentials, File, Kind, OpenOptions};
+use corefs_client::{Changes, Client, CreateOptions, Credentials, File, Kind, OpenOptions, Time};
 use corefs_wire::{ErrorCode, InodeId, ROOT_INODE};
 use fake::{CHUNK, Cluster, run, until};
 use std::time::Duration;
@@ -112,6 +112,75 @@ fn nothing_is_stored_without_a_lease() {
         };
         futures_lite::future::zip(file.write_at(0, b"x"), again).await.0.unwrap();
         assert_eq!(cluster.shards[0].applied.get(), 1);
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+/// A client that gives up soon.
+async fn impatient(cluster: &Cluster) -> Client {
+    let mut options = cluster.options();
+    options.deadline = Duration::from_millis(150);
+    Client::connect(options).await.unwrap()
+}
+
+#[test]
+fn what_a_close_could_not_report_an_fsync_does() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = impatient(&cluster).await;
+        let file = create(&client, b"a", BUFFERED).await;
+        file.write_at(0, b"abc").await.unwrap();
+        let changes = Changes { mode: Some(0o664), atime: Some(Time::At(5)), ..Changes::default() };
+        client.set_attr(&ROOT, file.inode(), changes).await.unwrap();
+        cluster.meta.refusing.set(true);
+        assert_eq!(file.finish().await.unwrap_err().code, ErrorCode::NotReady);
+        assert_eq!(file.sync().await.unwrap_err().code, ErrorCode::NotReady, "nobody knows yet");
+        cluster.meta.refusing.set(false);
+        file.sync().await.unwrap();
+        let stored = cluster.meta.inodes.borrow()[&file.inode().0].clone();
+        assert_eq!((stored.size, stored.mode), (3, 0o664));
+        file.close().await.unwrap();
+        assert!(cluster.meta.sessions.borrow().is_empty());
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn sessions_of_closed_files_end_when_a_server_is_back() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = impatient(&cluster).await;
+        let reading = held(&cluster, &client).await;
+        let writing = create(&client, b"a", BUFFERED).await;
+        writing.write_at(0, b"abc").await.unwrap();
+        let inode = writing.inode();
+        assert_eq!(cluster.meta.sessions.borrow().len(), 2);
+        cluster.meta.refusing.set(true);
+        assert_eq!(writing.close().await.unwrap_err().code, ErrorCode::NotReady);
+        reading.close().await.unwrap();
+        cluster.meta.refusing.set(false);
+        until(client.node(), || cluster.meta.sessions.borrow().is_empty()).await;
+        assert_eq!(cluster.meta.inodes.borrow()[&inode.0].size, 3, "and what was written is known");
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn a_session_that_began_although_nobody_heard_of_it_is_ended() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = impatient(&cluster).await;
+        let inode = InodeId(cluster.meta.add(1, b"a", Kind::File).inode);
+        let lost = [Some(ErrorCode::ConnectionLost)].into_iter();
+        cluster.meta.faults.borrow_mut().extend(lost.chain([Some(ErrorCode::NotReady); 1000]));
+        let write = OpenOptions { write: true, ..OpenOptions::default() };
+        assert_eq!(client.open(&ROOT, inode, write).await.map(|_| ()).unwrap_err().code, ErrorCode::NotReady);
+        assert_eq!(cluster.meta.sessions.borrow().len(), 1);
+        cluster.meta.faults.borrow_mut().clear();
+        until(client.node(), || cluster.meta.sessions.borrow().is_empty()).await;
         client.close().await.unwrap();
         cluster.stop().await;
     });

@@ -7,10 +7,9 @@ use super::{Client, Inner};
 use crate::file::close_handle;
 use crate::inode::Inode;
 use crate::join;
-use crate::meta::Written;
 use corefs_net::executor::{sleep, spawn};
+use corefs_wire::Result;
 use corefs_wire::control::mgmtd::EndClientT;
-use corefs_wire::{Class, Result};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -70,15 +69,7 @@ async fn keep_sessions(weak: Weak<Inner>) {
 /// Sessions that nobody uses any more.
 async fn end_sessions(inner: &Rc<Inner>) {
     for (inode, session) in inner.ends.take() {
-        let root = crate::Credentials::root();
-        match inner.meta.close(&root, inode, session, Written::default(), None).await {
-            Err(error) if error.class() != Class::Fatal => {
-                tracing::debug!(%error, %inode, "ending a session");
-                inner.end_later(inode, session);
-            }
-            // Ended already, or nothing that another attempt could mend.
-            Ok(_) | Err(_) => {}
-        }
+        inner.end(inode, session).await;
     }
 }
 
@@ -128,7 +119,7 @@ async fn close_orphans(inner: &Rc<Inner>) {
     for orphan in orphans {
         let id = orphan.inode.id();
         if let Err(error) = close_handle(inner, &orphan.inode, orphan.session, &orphan.who).await {
-            tracing::warn!(%error, inode = %id, "a file was dropped without being closed, and could not be");
+            tracing::warn!(%error, inode = %id, "a file could not be closed: that is tried again while servers can't be reached");
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{Client, Inner};
 use crate::file::{CreateOptions, File, OpenOptions};
 use crate::inode::Inode;
-use crate::meta::{NewInode, Written};
+use crate::meta::NewInode;
 use crate::{Attr, Changes, Credentials, Entry, Kind};
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
 use std::rc::Rc;
@@ -209,6 +209,7 @@ impl Inner {
             return Ok(());
         }
         // Closed meanwhile, or held by another operation as well: nobody would end this session later.
-        self.meta.close(&Credentials::root(), inode.id(), session, Written::default(), None).await.map(drop)
+        self.end(inode.id(), session).await;
+        Ok(())
     }
 }
