@@ -185,3 +185,21 @@ fn a_session_that_began_although_nobody_heard_of_it_is_ended() {
         cluster.stop().await;
     });
 }
+
+#[test]
+fn a_write_that_found_no_session_leaves_the_length_alone() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = impatient(&cluster).await;
+        let file = create(&client, b"a", BUFFERED).await;
+        file.write_at(0, b"abc").await.unwrap();
+        file.finish().await.unwrap();
+        cluster.meta.refusing.set(true);
+        assert_eq!(file.write_at(100, b"late").await.unwrap_err().code, ErrorCode::NotReady);
+        assert_eq!((file.length(), &*file.read_at(0, 200).await.unwrap()), (3, &b"abc"[..]));
+        cluster.meta.refusing.set(false);
+        file.close().await.unwrap();
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}

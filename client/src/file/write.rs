@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// Times that one write learns a new truncate epoch before it gives up.
-const EPOCHS_MAX: usize = 16;
+pub(super) const EPOCHS_MAX: usize = 16;
 /// Pieces of one direct write that are under way at once.
 const PIECES_MAX: usize = 16;
 
@@ -48,13 +48,13 @@ impl File {
         if inode.appends.pending() {
             client.settle_appends(inode).await;
         }
+        let _writing = self.begin_write(range.end).await?;
         // What is written directly is part of the file when it is stored: nobody reads zeros there before.
         if self.direct {
             inode.touched()
         } else {
             inode.wrote(range.end)
         }
-        let _writing = self.begin_write(range.end).await?;
         if !self.direct {
             return client.write_behind(inode, range, data).await;
         }
@@ -77,8 +77,8 @@ impl File {
         if inode.appends.pending() {
             client.settle_appends(inode).await;
         }
-        inode.touched();
         let _writing = self.begin_write(range.end).await?;
+        inode.touched();
         let piece = async |range: Range<u64>, at: usize| {
             let len = (range.end - range.start) as usize;
             client.store(inode, range.start, data.clone(), at..at + len).await
