@@ -106,6 +106,10 @@ for action, kept in [(lambda: write("suid"), 0o777), (lambda: os.truncate("suid"
     assert mode("suid") == kept, oct(mode("suid"))
 os.chmod("suid", 0o6755); write("suid"); assert mode("suid") == 0o6755, "root keeps them"
 os.chown("suid", 1000, 1000); assert mode("suid") == 0o755
+# Also what was set on a file that is open for writing, and no server knows of yet.
+fd = os.open("suid-open", os.O_WRONLY | os.O_CREAT, 0o700); os.write(fd, b"x")
+os.fchmod(fd, 0o4755); os.fchown(fd, 1000, 1000); assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o755
+os.close(fd); assert mode("suid-open") == 0o755, oct(mode("suid-open"))
 # Set-group-id directories hand their group on, sticky ones protect entries.
 os.mkdir("team"); os.chown("team", 0, 2000); os.chmod("team", 0o2777)
 assert as_user(1000, 1000, [], lambda: [os.mkdir("team/d"), os.mknod("team/f", 0o600 | stat.S_IFREG)]) == [None, None]

@@ -8,7 +8,7 @@ use crate::Credentials;
 use crate::fs::Fs;
 use crate::ground::Ground;
 use crate::inode::Inode;
-use crate::meta::Meta;
+use crate::meta::{Meta, Written};
 use crate::route::pace::Hedge;
 use crate::storage::Storage;
 use crate::wait::Waiters;
@@ -16,7 +16,7 @@ use corefs_net::transport::Choice as Transport;
 use corefs_net::{Address, Bell, Buffer, Node, Pool, Secret};
 use corefs_wire::control::Call;
 use corefs_wire::routing::RoutingInfo;
-use corefs_wire::{ClientId, InodeId, Result, Uuid};
+use corefs_wire::{Class, ClientId, Error, InodeId, Result, Uuid};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
@@ -116,6 +116,15 @@ pub(crate) struct Inner {
     pub unlocked: Waiters,
     name: String,
     lease: Cell<Duration>,
+    /// CLOCK_BOOTTIME (ms).
+    leased_until: Cell<u64>,
+    /// It is being renewed.
+    leasing: Cell<bool>,
+    /// Changes when that has ended, whichever way.
+    leases: Waiters,
+    lease_failure: RefCell<Option<Error>>,
+    /// Sessions that nobody uses any more and that are still to be ended.
+    ends: RefCell<Vec<(InodeId, u64)>>,
     /// The endpoint is ours to shut down.
     owns_node: bool,
 }
@@ -174,7 +183,7 @@ impl Client {
     }
 
     pub fn id(&self) -> ClientId {
-        self.0.storage.client().0
+        self.0.client()
     }
 
     pub fn counters(&self) -> Counters {
@@ -209,6 +218,34 @@ impl Client {
 }
 
 impl Inner {
+    /// By which number others know us. It changes when our lease was lost.
+    #[inline]
+    pub fn client(&self) -> ClientId {
+        self.storage.client().0
+    }
+
+    /// Has a session ended in the background that no handle is left for.
+    pub fn end_later(&self, inode: InodeId, session: u64) {
+        if session != 0 {
+            self.ends.borrow_mut().push((inode, session));
+        }
+    }
+
+    /// Ends a session that no handle is left for: in the background, as long as no server can be reached.
+    pub async fn end(&self, inode: InodeId, session: u64) {
+        if session == 0 {
+            return;
+        }
+        match self.meta.close(&Credentials::root(), inode, session, Written::default(), None).await {
+            Err(error) if error.class() != Class::Fatal => {
+                tracing::debug!(%error, %inode, "ending a session");
+                self.end_later(inode, session);
+            }
+            // Ended already, or nothing that another attempt could mend.
+            Ok(_) | Err(_) => {}
+        }
+    }
+
     /// The inode, if it is open here.
     pub fn live(&self, inode: InodeId) -> Option<Rc<Inode>> {
         self.inodes.borrow().get(&inode).and_then(Weak::upgrade)

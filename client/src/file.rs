@@ -21,7 +21,7 @@ pub(crate) use sync::close_handle;
 use crate::client::{Client, Orphan};
 use crate::inode::Inode;
 use crate::{Attr, Credentials};
-use corefs_wire::{Error, ErrorCode, InodeId, Result};
+use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -91,12 +91,12 @@ impl File {
     pub(crate) fn new(
         client: Client,
         inode: Rc<Inode>,
-        session: u64,
+        (session, of): (u64, ClientId),
         direct: bool,
         who: Credentials,
     ) -> Self {
         if session != 0 {
-            inode.sessions.borrow_mut().push(session);
+            inode.sessions.begun(session, of);
         }
         inode.handles.set(inode.handles.get() + 1);
         let seen = Cell::new(inode.failures.borrow().count);

@@ -7,6 +7,7 @@
 
 use crate::behind::Behind;
 use crate::file::Appends;
+use crate::sessions::Sessions;
 use crate::storage::Place;
 use crate::wait::Waiters;
 use crate::{Attr, Changes, Time};
@@ -52,12 +53,9 @@ pub struct Inode {
     pub pending: Cell<Changes>,
     /// When a metadata server last said what the attributes are.
     pub heard: Cell<Instant>,
-    /// Open write sessions, any of which can push the length.
-    pub sessions: RefCell<Vec<u64>>,
+    pub sessions: Sessions,
     /// Handles open.
     pub handles: Cell<u32>,
-    /// A session that keeps an unlinked file's bytes for handles that have none themselves.
-    pub hold: Cell<u64>,
 }
 
 impl Inode {
@@ -77,9 +75,8 @@ impl Inode {
             failures: RefCell::default(),
             pending: Cell::default(),
             heard: Cell::new(Instant::now()),
-            sessions: RefCell::default(),
+            sessions: Sessions::default(),
             handles: Cell::new(0),
-            hold: Cell::new(0),
         }
     }
 
@@ -137,7 +134,7 @@ impl Inode {
         let keeps_access = changes.mode.is_none_or(|mode| shown.mode & !mode == 0);
         let gives = changes.uid.is_none() && changes.gid.is_none() || private;
         let may_wait = changes.size.is_none() && changes.ctime.is_none() && keeps_access && gives;
-        if !may_wait || self.sessions.borrow().is_empty() || shown.marks.access_list {
+        if !may_wait || self.sessions.is_empty() || shown.marks.access_list {
             return false;
         }
         let (now, before) = (now(), self.pending.get());
@@ -159,12 +156,15 @@ impl Inode {
         true
     }
 
-    /// Changes that were made at once: what waited for the same attributes is out of date.
+    /// Changes that were made at once: what waited for the same attributes is out of date. A new owner also takes set-id bits away that
+    /// wait: the servers couldn't know of them.
     pub fn supersede(&self, changes: &Changes) {
         let before = self.pending.get();
         let keep = |made: bool| !made;
+        let owner = changes.uid.is_some() || changes.gid.is_some();
+        let mode = before.mode.map(|mode| if owner { without_set_ids(mode) } else { mode });
         let rest = Changes {
-            mode: before.mode.filter(|_| keep(changes.mode.is_some())),
+            mode: mode.filter(|_| keep(changes.mode.is_some())),
             uid: before.uid.filter(|_| keep(changes.uid.is_some())),
             gid: before.gid.filter(|_| keep(changes.gid.is_some())),
             atime: before.atime.filter(|_| keep(changes.atime.is_some())),
@@ -175,10 +175,29 @@ impl Inode {
         self.pending.set(if any { rest } else { Changes::default() });
     }
 
-    /// What [`defer`](Self::defer) took in, to be sent now; without a change time, which the sender chooses.
-    pub fn take_pending(&self) -> Option<Changes> {
-        let pending = self.pending.take();
-        (pending != Changes::default()).then_some(Changes { ctime: None, ..pending })
+    /// What [`defer`](Self::defer) took in, to be sent now; without a change time, which the sender chooses. It is shown until it has
+    /// been [`told`](Self::told).
+    pub fn to_tell(&self) -> Option<Changes> {
+        let changes = Changes { ctime: None, ..self.pending.get() };
+        (changes != Changes::default()).then_some(changes)
+    }
+
+    /// The metadata servers know these changes now, or refuse them: what was decided since then waits on.
+    pub fn told(&self, changes: &Changes) {
+        let before = self.pending.get();
+        fn rest<T: PartialEq>(waits: Option<T>, told: Option<T>) -> Option<T> {
+            if waits == told { None } else { waits }
+        }
+        let rest = Changes {
+            mode: rest(before.mode, changes.mode),
+            uid: rest(before.uid, changes.uid),
+            gid: rest(before.gid, changes.gid),
+            atime: rest(before.atime, changes.atime),
+            mtime: rest(before.mtime, changes.mtime),
+            ..before
+        };
+        let any = Changes { ctime: None, ..rest } != Changes::default();
+        self.pending.set(if any { rest } else { Changes::default() });
     }
 
     /// Bytes up to `end` were written now.
@@ -237,6 +256,12 @@ impl Inode {
         failures.count += 1;
         failures.last = Some(error);
     }
+}
+
+/// A mode without what makes a program run as its owner or group; where the group can't execute, the bit never meant that.
+pub fn without_set_ids(mode: u32) -> u32 {
+    let group = if mode & 0o010 != 0 { 0o2000 } else { 0 };
+    mode & !(0o4000 | group)
 }
 
 /// A time that was chosen already.
@@ -300,6 +325,34 @@ mod tests {
         inode.absorb(&attr(900, 1));
         inode.stored(800, 1);
         assert_eq!((inode.attr().size, inode.unsynced.get().end), (10, 0), "news from before it");
+    }
+
+    #[test]
+    fn a_new_owner_gets_no_set_id_bits_that_wait() {
+        let inode = inode(0);
+        inode.sessions.begun(7, corefs_wire::ClientId(1));
+        let mode = |mode| Changes { mode: Some(mode), ..Changes::default() };
+        assert!(inode.defer(&mode(0o6755)));
+        inode.supersede(&Changes { uid: Some(9), ..Changes::default() });
+        assert_eq!(inode.attr().mode, 0o755);
+        assert!(inode.defer(&mode(0o2765)));
+        inode.supersede(&Changes { gid: Some(9), ..Changes::default() });
+        assert_eq!(inode.attr().mode, 0o2765 & !0o2000);
+    }
+
+    #[test]
+    fn what_is_decided_while_changes_are_told_waits_on() {
+        let inode = inode(0);
+        inode.sessions.begun(7, corefs_wire::ClientId(1));
+        assert!(inode.defer(&Changes { mode: Some(0o664), mtime: Some(Time::At(5)), ..Changes::default() }));
+        let told = inode.to_tell().unwrap();
+        assert_eq!(inode.to_tell().as_ref(), Some(&told), "nothing is lost when that fails");
+        assert!(inode.defer(&Changes { mtime: Some(Time::At(6)), ..Changes::default() }));
+        inode.told(&told);
+        let rest = Changes { mtime: Some(Time::At(6)), ..Changes::default() };
+        assert_eq!(inode.to_tell(), Some(rest));
+        inode.told(&rest);
+        assert!(inode.to_tell().is_none() && !inode.has_news());
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub mod meta;
 pub mod pool;
 pub mod route;
 mod servers;
+mod sessions;
 pub mod storage;
 mod wait;
 

@@ -3,6 +3,7 @@
 //! A call that changes something carries (client, sequence), which stay the same however often it is sent, so that it
 //! happens once; and the low-water mark, below which everything is done and may be forgotten.
 
+mod begin;
 mod encode;
 mod sequences;
 mod xattr;
@@ -96,12 +97,12 @@ struct Calls {
 pub struct Meta(Rc<Calls>);
 
 /// The sequence of one changing call while it is under way.
-struct Sequence<'a> {
-    calls: &'a Calls,
+struct Sequence {
+    calls: Rc<Calls>,
     number: u64,
 }
 
-impl Drop for Sequence<'_> {
+impl Drop for Sequence {
     fn drop(&mut self) {
         self.calls.sequences.borrow_mut().end(self.number);
         self.calls.changed.set(Instant::now());
@@ -135,12 +136,12 @@ impl Meta {
     }
 
     /// For a call that changes something.
-    fn changing(&self, who: &Credentials) -> (Box<CallerT>, Sequence<'_>) {
+    fn changing(&self, who: &Credentials) -> (Box<CallerT>, Sequence) {
         let mut caller = self.looking(who);
         let number = self.0.sequences.borrow_mut().begin();
         caller.sequence = number;
         caller.low_water = self.0.sequences.borrow().low_water();
-        (caller, Sequence { calls: &self.0, number })
+        (caller, Sequence { calls: Rc::clone(&self.0), number })
     }
 
     pub async fn lookup(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<Attr> {
@@ -218,19 +219,21 @@ impl Meta {
         request.inode = inode.0;
         request.write = write;
         request.truncate = truncate;
-        let reply = self.0.ground.meta(inode.0, &request).await?;
-        drop(sequence);
+        let reply = match sequence {
+            Some(sequence) => self.begin(request, sequence).await?,
+            None => self.0.ground.meta(inode.0, &request).await?,
+        };
         Ok((Attr::from_message(&reply.attr)?, reply.session))
     }
 
     /// Begins a session that keeps a file's bytes although its last name goes; end it with [`close`](Self::close).
     pub async fn hold(&self, who: &Credentials, inode: InodeId) -> Result<(Attr, u64)> {
-        let (caller, _sequence) = self.changing(who);
+        let (caller, sequence) = self.changing(who);
         let mut request = OpenT::default();
         request.caller = caller;
         request.inode = inode.0;
         request.hold = true;
-        let reply = self.0.ground.meta(inode.0, &request).await?;
+        let reply = self.begin(request, sequence).await?;
         Ok((Attr::from_message(&reply.attr)?, reply.session))
     }
 

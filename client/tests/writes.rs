@@ -640,6 +640,44 @@ fn all_chunks_of_an_inode_are_found_cut_and_removed() {
     });
 }
 
+/// Somebody else extended the file, which raises its epoch, and wrote to it: those bytes go, too.
+#[test]
+fn a_hole_is_made_under_the_newest_epoch() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = cluster.client().await;
+        let file = create(&client, b"a", DIRECT).await;
+        file.write_at(0, &[7; 2 * CHUNK as usize]).await.unwrap();
+        let inode = file.inode();
+        cluster.meta.truncate(inode.0, u64::from(3 * CHUNK));
+        cluster.shards[0].chunks.borrow_mut().get_mut(&(inode.0, 0)).unwrap().epoch = 2;
+        file.punch(0..u64::from(2 * CHUNK)).await.unwrap();
+        assert!(!cluster.shards[0].chunks.borrow().keys().any(|(of, _)| *of == inode.0));
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn a_copy_that_fails_on_the_way_says_how_far_it_came() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = cluster.client().await;
+        let from = create(&client, b"from", DIRECT).await;
+        let frame = corefs_wire::limits::FRAME_DATA_MAX;
+        from.write_at(0, &vec![3; 2 * frame]).await.unwrap();
+        let to = create(&client, b"to", DIRECT).await;
+        let fine = vec![Fault::None; frame / CHUNK as usize];
+        cluster.shards[0].fail_updates(fine.into_iter().chain([Fault::Refuse(ErrorCode::NoSpace)]));
+        assert_eq!(to.copy_range(0, &from, 0, 2 * frame as u64).await, Ok(frame as u64));
+        cluster.shards[0].fail_updates([Fault::Refuse(ErrorCode::NoSpace)]);
+        let again = to.copy_range(frame as u64, &from, frame as u64, frame as u64).await;
+        assert_eq!(again.unwrap_err().code, ErrorCode::NoSpace);
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
 /// Random operations on two handles of one file against a plain vector, while connections end and servers refuse.
 #[test]
 fn random_operations_under_faults_match_a_plain_file() {

@@ -7,9 +7,10 @@ use crate::route::pace::Hedge;
 use crate::storage::Storage;
 use crate::wait::Waiters;
 use corefs_net::handshake::{Identity, Role};
+use corefs_net::process::boot_ms;
 use corefs_net::{Node, NodeConfig};
 use corefs_wire::control::mgmtd::{ClientLeaseT, RenewClientT};
-use corefs_wire::{ClientId, Error, ErrorCode, Result, Uuid};
+use corefs_wire::{Class, ClientId, Error, ErrorCode, Result, Uuid};
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
@@ -98,6 +99,12 @@ fn make(storage: Rc<Storage>, name: String, write_behind: usize, owns_node: bool
         unlocked: Waiters::default(),
         name,
         lease: Cell::new(Duration::from_secs(10)),
+        // One inside a server has no lease, and needs none.
+        leased_until: Cell::new(if owns_node { 0 } else { u64::MAX }),
+        leasing: Cell::new(false),
+        leases: Waiters::default(),
+        lease_failure: Default::default(),
+        ends: Default::default(),
         owns_node,
     }))
 }
@@ -108,19 +115,61 @@ impl Inner {
         self.meta.set_client(client, incarnation);
     }
 
+    /// Whether our lease still runs, as far as we know: others may take us for dead a little later.
+    #[inline]
+    pub fn has_lease(&self) -> bool {
+        boot_ms() < self.leased_until.get()
+    }
+
+    /// Renews our lease, or gets a new one when it has ended. Who comes while that is being done waits for it.
+    pub(crate) async fn have_lease(&self) -> Result<()> {
+        if self.leasing.replace(true) {
+            self.leases.next().await;
+            return self.lease_failure.borrow().clone().map_or(Ok(()), Err);
+        }
+        let _leasing = Leasing(self);
+        let outcome = self.renew_or_begin().await;
+        *self.lease_failure.borrow_mut() = outcome.as_ref().err().cloned();
+        outcome
+    }
+
+    async fn renew_or_begin(&self) -> Result<()> {
+        let id = self.client();
+        let Err(error) = self.renew(id).await else { return Ok(()) };
+        self.ground.check_open()?;
+        tracing::warn!(%error, client = %id, "the client's lease was not renewed");
+        match error.code == ErrorCode::LeaseExpired || error.class() == Class::Fatal {
+            true => self.renew(ClientId(0)).await.map(drop),
+            false => Err(error),
+        }
+    }
+
     /// Renews our lease, or gets one if `client` is 0, and takes what the manager says.
-    pub(super) async fn renew(&self, client: ClientId) -> Result<ClientLeaseT> {
+    async fn renew(&self, client: ClientId) -> Result<ClientLeaseT> {
         let mut request = RenewClientT::default();
         request.client = client.0;
         request.name.clone_from(&self.name);
+        // Counted from before the question: the manager counts from when it hears it.
+        let asked = boot_ms();
         let lease = self.ground.manager(&request).await?;
         self.lease.set(Duration::from_millis(u64::from(lease.lease_ms).max(100)));
+        self.leased_until.set(asked + u64::from(lease.lease_ms));
         self.set_client(ClientId(lease.client), lease.incarnation);
         Ok(lease)
     }
 
     pub(super) fn lease(&self) -> Duration {
         self.lease.get()
+    }
+}
+
+/// Ends also when whoever renews is dropped.
+struct Leasing<'a>(&'a Inner);
+
+impl Drop for Leasing<'_> {
+    fn drop(&mut self) {
+        self.0.leasing.set(false);
+        self.0.leases.wake_all();
     }
 }
 

@@ -6,9 +6,10 @@
 use super::{Client, Inner};
 use crate::file::close_handle;
 use crate::inode::Inode;
+use crate::join;
 use corefs_net::executor::{sleep, spawn};
+use corefs_wire::Result;
 use corefs_wire::control::mgmtd::EndClientT;
-use corefs_wire::{Class, ClientId, ErrorCode, Result};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -20,9 +21,12 @@ const PAUSE: Duration = Duration::from_millis(500);
 const ROUND: Duration = Duration::from_millis(500);
 /// Bytes don't wait longer than this for more of their kind.
 const WAIT_MAX: Duration = Duration::from_secs(1);
+/// Files that are made known again at once.
+const SESSIONS_AT_ONCE: usize = 16;
 
 pub fn start(inner: &Rc<Inner>) {
     spawn(keep_lease(Rc::downgrade(inner))).detach();
+    spawn(keep_sessions(Rc::downgrade(inner))).detach();
     spawn(keep_routing(Rc::downgrade(inner))).detach();
     spawn(keep_house(Rc::downgrade(inner))).detach();
     spawn(keep_orphans(Rc::downgrade(inner))).detach();
@@ -36,16 +40,36 @@ async fn keep_lease(weak: Weak<Inner>) {
     while let Some(third) = alive(&weak).map(|inner| inner.lease() / 3) {
         sleep(third).await;
         let Some(inner) = alive(&weak) else { return };
-        let id = inner.storage.client().0;
-        let Err(error) = inner.renew(id).await else { continue };
-        if inner.ground.closed.get() {
-            return;
+        if let Err(error) = inner.have_lease().await
+            && !inner.ground.closed.get()
+        {
+            tracing::warn!(%error, "this client has no lease");
         }
-        tracing::warn!(%error, client = %id, "the client's lease was not renewed");
-        let ended = error.code == ErrorCode::LeaseExpired || error.class() == Class::Fatal;
-        if ended && let Err(error) = inner.renew(ClientId(0)).await {
-            tracing::warn!(%error, "no new lease either");
+    }
+}
+
+/// Files that are open are made known again as soon as there is another lease.
+async fn keep_sessions(weak: Weak<Inner>) {
+    loop {
+        let Some(inner) = alive(&weak) else { return };
+        let lapsed = inner.all_live().into_iter().filter(|inode| inner.is_lapsed(inode)).collect::<Vec<_>>();
+        for group in lapsed.chunks(SESSIONS_AT_ONCE) {
+            for outcome in join::all(group.iter().map(|inode| inner.current(inode))).await {
+                if let Err(error) = outcome {
+                    tracing::debug!(%error, "making an open file known again");
+                }
+            }
         }
+        end_sessions(&inner).await;
+        drop(inner);
+        sleep(ROUND).await;
+    }
+}
+
+/// Sessions that nobody uses any more.
+async fn end_sessions(inner: &Rc<Inner>) {
+    for (inode, session) in inner.ends.take() {
+        inner.end(inode, session).await;
     }
 }
 
@@ -95,7 +119,7 @@ async fn close_orphans(inner: &Rc<Inner>) {
     for orphan in orphans {
         let id = orphan.inode.id();
         if let Err(error) = close_handle(inner, &orphan.inode, orphan.session, &orphan.who).await {
-            tracing::warn!(%error, inode = %id, "a file was dropped without being closed, and could not be");
+            tracing::warn!(%error, inode = %id, "a file could not be closed: that is tried again while servers can't be reached");
         }
     }
 }
@@ -125,8 +149,7 @@ pub async fn close(inner: &Rc<Inner>) -> Result<()> {
 
 async fn close_inode(inner: &Rc<Inner>, inode: &Rc<Inode>) -> Result<()> {
     let mut outcome = Ok(());
-    let sessions = inode.sessions.borrow().clone();
-    for session in sessions {
+    for session in inode.sessions.names() {
         outcome = outcome.and(close_handle(inner, inode, session, &crate::Credentials::root()).await);
     }
     outcome

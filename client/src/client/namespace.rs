@@ -3,9 +3,9 @@
 use super::{Client, Inner};
 use crate::file::{CreateOptions, File, OpenOptions};
 use crate::inode::Inode;
-use crate::meta::{NewInode, Written};
+use crate::meta::NewInode;
 use crate::{Attr, Changes, Credentials, Entry, Kind};
-use corefs_wire::{Error, ErrorCode, InodeId, Result};
+use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -90,8 +90,9 @@ impl Client {
         {
             self.0.settle(&live).await;
         }
+        let of = self.0.client();
         let (attr, session) = self.0.meta.open(who, inode, options.write, options.truncate).await?;
-        self.0.handle(&attr, session, options.direct, who)
+        self.0.handle(&attr, (session, of), options.direct, who)
     }
 
     /// Creates a file and opens it for writing, or opens what is there unless `exclusive`.
@@ -111,8 +112,9 @@ impl Client {
             umask: options.umask,
             ..NewInode::new(Kind::File, options.mode)
         };
+        let of = self.0.client();
         let made = self.0.meta.create(who, parent, name, &node).await?;
-        let file = self.0.handle(&made.attr, made.session, options.direct, who)?;
+        let file = self.0.handle(&made.attr, (made.session, of), options.direct, who)?;
         if options.truncate && !made.created && file.length() > 0 {
             file.truncate(0).await?;
         }
@@ -152,8 +154,14 @@ impl Inner {
         }
     }
 
-    /// A handle of a file, sharing what is known of its inode.
-    fn handle(self: &Rc<Self>, attr: &Attr, session: u64, direct: bool, who: &Credentials) -> Result<File> {
+    /// A handle of a file, sharing what is known of its inode. `session`: 0 if it has none; and under whose lease it was begun.
+    fn handle(
+        self: &Rc<Self>,
+        attr: &Attr,
+        session: (u64, ClientId),
+        direct: bool,
+        who: &Credentials,
+    ) -> Result<File> {
         let layout = match (attr.kind, attr.layout) {
             (Kind::File, Some(layout)) => layout,
             (Kind::Directory, _) => {
@@ -177,9 +185,7 @@ impl Inner {
 
     /// Makes sure that the file of a name, if it is open here for reading only, keeps its bytes without the name.
     async fn hold_name(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<()> {
-        let unheld = |inode: &Rc<Inode>| {
-            inode.handles.get() > 0 && inode.sessions.borrow().is_empty() && inode.hold.get() == 0
-        };
+        let unheld = |inode: &Rc<Inode>| inode.handles.get() > 0 && !inode.sessions.keep_it();
         if !self.all_live().iter().any(unheld) {
             return Ok(());
         }
@@ -196,13 +202,14 @@ impl Inner {
 
     /// Keeps a file's bytes for handles without a session, whatever becomes of its names. `NoSuchInode` when it is gone.
     pub async fn hold(&self, inode: &Rc<Inode>) -> Result<()> {
+        let of = self.client();
         let (attr, session) = self.meta.hold(&Credentials::root(), inode.id()).await?;
         inode.absorb(&attr);
-        if inode.handles.get() > 0 && inode.hold.get() == 0 {
-            inode.hold.set(session);
+        if inode.handles.get() > 0 && inode.sessions.held(session, of) {
             return Ok(());
         }
         // Closed meanwhile, or held by another operation as well: nobody would end this session later.
-        self.meta.close(&Credentials::root(), inode.id(), session, Written::default(), None).await.map(drop)
+        self.end(inode.id(), session).await;
+        Ok(())
     }
 }

@@ -36,6 +36,8 @@ pub struct Appends {
     flying: Cell<bool>,
     /// The session whose place is being filled; 0: none.
     by: Cell<u64>,
+    /// A session that was begun for appends alone; 0: none.
+    own: Cell<u64>,
 }
 
 /// Where whoever appended took the bytes that wait to be.
@@ -150,6 +152,12 @@ impl Inner {
             appends.flying.set(false);
             appends.by.set(0);
             inner.held.set(inner.held.get() - bytes.len());
+            let own = appends.own.take();
+            if own != 0
+                && let Err(error) = inner.end_session(&inode, own, &Credentials::root()).await
+            {
+                tracing::debug!(%error, inode = %inode.id(), "ending the session of an append");
+            }
             if let Err(error) = outcome {
                 tracing::warn!(%error, inode = %inode.id(), "appended bytes were not stored");
                 inode.fail(error);
@@ -210,14 +218,23 @@ impl Inner {
     /// A place for `count` bytes, and its truncate epoch.
     async fn place(&self, inode: &Inode, count: u64) -> Result<(u64, u32)> {
         for _ in 0..PLACES_MAX {
-            let open = inode.sessions.borrow().last().copied();
-            let session = match open {
+            self.current(inode).await?;
+            let session = match inode.sessions.any() {
                 Some(session) => session,
-                None => self.reopen(inode, 0, &Credentials::root()).await?,
+                // Every handle has ended its own.
+                None => {
+                    let of = self.client();
+                    let (attr, number) =
+                        self.meta.open(&Credentials::root(), inode.id(), true, false).await?;
+                    inode.absorb(&attr);
+                    inode.sessions.begun(number, of);
+                    inode.appends.own.set(number);
+                    continue;
+                }
             };
-            inode.appends.by.set(session);
+            inode.appends.by.set(session.name);
             let (at_least, epoch) = (inode.known_end(), inode.epoch.get());
-            match self.meta.append(inode.id(), session, count, at_least, epoch).await {
+            match self.meta.append(inode.id(), session.number, count, at_least, epoch).await {
                 // Truncated meanwhile: the next question names the new epoch.
                 Ok((attr, None)) => inode.absorb(&attr),
                 Ok((attr, Some(start))) => {
@@ -233,7 +250,7 @@ impl Inner {
                     return Ok((start, epoch));
                 }
                 Err(error) if error.code == ErrorCode::NoSuchSession => {
-                    self.reopen(inode, session, &Credentials::root()).await?;
+                    inode.sessions.lapsed(session.name);
                 }
                 Err(error) => return Err(error),
             }

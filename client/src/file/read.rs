@@ -252,13 +252,17 @@ pub async fn read_batch(reads: &[(&File, u64, usize)]) -> Vec<Result<Data>> {
 
 impl Inner {
     /// Tells holes that were just read from a file that somebody else has removed, whose chunks are gone, too: `NoSuchInode`. Chunks go
-    /// after their inode, so a file that is still there had a hole there; from then on it is held, and nobody has to be asked again.
+    /// after their inode, so a file that is still there had a hole there; from then on it is held, and nobody has to be asked again for as
+    /// long as our lease lasts.
     async fn check_holes(&self, inode: &Rc<Inode>) -> Result<()> {
         let missed = inode.place.missed.replace(false);
-        if !missed || !inode.sessions.borrow().is_empty() || inode.hold.get() != 0 {
+        if !missed {
             return Ok(());
         }
-        self.hold(inode).await
+        match inode.sessions.keep_it() || inode.sessions.is_gone() {
+            true => self.current(inode).await,
+            false => self.hold(inode).await,
+        }
     }
 
     /// A range that lies in one cell, and below the file's length.

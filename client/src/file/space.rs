@@ -2,6 +2,7 @@
 
 use super::File;
 use super::read::cells;
+use super::write::EPOCHS_MAX;
 use crate::join;
 use crate::storage::Update;
 use corefs_wire::data::{LIST_MAX, ListEntry, UpdateKind};
@@ -65,15 +66,24 @@ impl File {
         Ok(())
     }
 
-    /// Removes a chunk of the present epoch: it may be written again.
+    /// Removes a chunk under the newest truncate epoch: it may be written again.
     async fn remove_chunk(&self, index: u32) -> Result<()> {
-        let epoch = self.inode.epoch.get();
-        let update = Update { index, kind: UpdateKind::Remove, epoch, offset: 0, length: 0 };
-        match self.client.0.storage.update(&self.inode.place, update, None).await {
-            // Truncated meanwhile by somebody else: what was here is gone.
-            Err(error) if matches!(error.code, ErrorCode::StaleLayout | ErrorCode::NoSuchChunk) => Ok(()),
-            outcome => outcome.map(drop),
+        let (client, inode) = (&self.client.0, &*self.inode);
+        for _ in 0..EPOCHS_MAX {
+            client.current(inode).await?;
+            let epoch = inode.epoch.get();
+            let update = Update { index, kind: UpdateKind::Remove, epoch, offset: 0, length: 0 };
+            match client.storage.update(&inode.place, update, None).await {
+                Err(error) if error.code == ErrorCode::NoSuchChunk => return Ok(()),
+                // Somebody else truncated or extended the file, and what was written since is there.
+                Err(error) if error.code == ErrorCode::StaleLayout => {
+                    client.learn_epoch(inode, epoch).await?
+                }
+                outcome => return outcome.map(drop),
+            }
         }
+        let what = format!("{} was truncated again and again", inode.id());
+        Err(Error::new(ErrorCode::StaleLayout, what))
     }
 
     async fn write_zeros(&self, range: Range<u64>) -> Result<()> {
@@ -182,12 +192,19 @@ impl File {
         let mut done = 0;
         while done < length {
             let want = (length - done).min(FRAME_DATA_MAX as u64) as usize;
-            let data = from.read_at(at + done, want).await?;
+            let data = match from.read_at(at + done, want).await {
+                Err(_) if done > 0 => break,
+                data => data?,
+            };
             if data.is_empty() {
                 break;
             }
-            self.write_at(offset + done, &data).await?;
-            done += data.len() as u64;
+            match self.write_at(offset + done, &data).await {
+                Err(error) if done == 0 => return Err(error),
+                // What was copied counts: who goes on from there meets the error again.
+                Err(_) => break,
+                Ok(()) => done += data.len() as u64,
+            }
         }
         Ok(done)
     }

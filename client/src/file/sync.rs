@@ -1,12 +1,16 @@
 //! Flush, sync, truncate, close.
 
 use super::File;
-use crate::client::Inner;
+use crate::client::{Inner, Orphan};
 use crate::inode::{Inode, Unsynced};
 use crate::meta::Written;
+use crate::sessions::gone;
 use crate::{Attr, Changes, Credentials};
-use corefs_wire::{ErrorCode, Result};
+use corefs_wire::{Class, ErrorCode, Result};
 use std::rc::Rc;
+
+/// Times that one report finds its session forgotten before it gives up.
+const LAPSES_MAX: usize = 3;
 
 impl File {
     /// Waits until everything written so far is in storage; reports what went wrong.
@@ -32,7 +36,22 @@ impl File {
         self.session.set(0);
         client.settle(inode).await;
         let failures = self.check_failures();
-        failures.and(client.end_session(inode, session, &self.who).await)
+        let ended = client.end_session(inode, session, &self.who).await;
+        if inode.sessions.has(session) {
+            self.keep_session(session);
+        }
+        failures.and(ended)
+    }
+
+    /// A session that was to be ended, and could not be.
+    fn keep_session(&self, session: u64) {
+        if self.session.get() == 0 {
+            return self.session.set(session);
+        }
+        // A write was as fast, and has begun another.
+        self.inode.handles.set(self.inode.handles.get() + 1);
+        let orphan = Orphan { inode: Rc::clone(&self.inode), session, who: Credentials::root() };
+        self.client.0.orphans.borrow_mut().push(orphan);
     }
 
     /// Cuts or extends the file to `length` bytes.
@@ -49,7 +68,8 @@ impl File {
     }
 }
 
-/// What closing does, for handles and for what is left of dropped ones. Ends the session even if bytes were lost.
+/// What closing does, for handles and for what is left of dropped ones. Ends the session even if bytes were lost; while no server can be
+/// reached that goes on in the background, so that what was written isn't lost and the session not left behind.
 pub async fn close_handle(
     inner: &Rc<Inner>,
     inode: &Rc<Inode>,
@@ -63,15 +83,14 @@ pub async fn close_handle(
             inner.end_session(inode, session, who).await
         }
     };
-    inode.handles.set(inode.handles.get().saturating_sub(1));
-    let hold = inode.hold.get();
-    if inode.handles.get() == 0 && hold != 0 {
-        inode.hold.set(0);
-        let root = Credentials::root();
-        if let Err(error) = inner.meta.close(&root, inode.id(), hold, Written::default(), None).await {
-            tracing::debug!(%error, inode = %inode.id(), "letting go of an unlinked file");
-        }
+    if session != 0 && inode.sessions.has(session) {
+        let orphan = Orphan { inode: Rc::clone(inode), session, who: who.clone() };
+        inner.orphans.borrow_mut().push(orphan);
+        return outcome;
     }
+    inode.handles.set(inode.handles.get().saturating_sub(1));
+    let hold = if inode.handles.get() == 0 { inode.sessions.take_hold() } else { 0 };
+    inner.end(inode.id(), hold).await;
     outcome
 }
 
@@ -88,61 +107,94 @@ impl Inner {
 
     /// Tells the metadata servers the length and times of what was stored.
     pub(crate) async fn push(&self, inode: &Inode, who: &Credentials) -> Result<()> {
-        if let Some(changes) = inode.take_pending() {
-            let attr = self.meta.set_attr(who, inode.id(), changes).await?;
-            inode.absorb(&attr);
+        if let Some(changes) = inode.to_tell() {
+            let outcome = self.meta.set_attr(who, inode.id(), changes).await;
+            answered(inode, &changes, &outcome);
+            inode.absorb(&outcome?);
         }
         let unsynced = inode.unsynced.get();
         if unsynced == Unsynced::default() {
             return Ok(());
         }
-        let session = inode.sessions.borrow().last().copied();
-        // Without a session there is nobody who could have written.
-        let Some(session) = session else { return Ok(()) };
         let written = written(inode, unsynced);
-        let attr = match self.meta.sync_length(who, inode.id(), session, written).await {
-            Err(error) if error.code == ErrorCode::NoSuchSession => {
-                let session = self.reopen(inode, session, who).await?;
-                self.meta.sync_length(who, inode.id(), session, written).await?
+        for _ in 0..LAPSES_MAX {
+            self.current(inode).await?;
+            // Whoever wrote may have ended his session, and nobody could be told.
+            let Some(session) = inode.sessions.any() else {
+                return self.report_alone(inode, who, written, None).await;
+            };
+            match self.meta.sync_length(who, inode.id(), session.number, written).await {
+                Err(error) if error.code == ErrorCode::NoSuchSession => inode.sessions.lapsed(session.name),
+                attr => {
+                    synced(inode, &attr?, unsynced);
+                    return Ok(());
+                }
             }
-            attr => attr?,
-        };
-        synced(inode, &attr, unsynced);
-        Ok(())
+        }
+        Err(ErrorCode::NoSuchSession.into())
     }
 
-    async fn end_session(&self, inode: &Inode, session: u64, who: &Credentials) -> Result<()> {
+    /// Ends a session of a handle, and reports what was written.
+    pub(super) async fn end_session(&self, inode: &Inode, name: u64, who: &Credentials) -> Result<()> {
         // From here on nothing may wait for this session to end, nor append by it. What it was given a place for is reported with it.
-        inode.sessions.borrow_mut().retain(|open| *open != session);
-        self.leave_place(inode, session).await;
+        let Some(session) = inode.sessions.take(name) else {
+            return if inode.sessions.is_gone() { Err(gone(inode.id())) } else { Ok(()) };
+        };
+        self.leave_place(inode, name).await;
         let unsynced = inode.unsynced.get();
         let written = written(inode, unsynced);
-        let pending = inode.take_pending();
+        let pending = inode.to_tell();
         // The change time that was shown here stays, so that nobody takes the close for another change.
         let shown = (who.privileged && inode.has_news()).then(|| inode.attr().ctime);
         let changes = match (pending, shown) {
             (None, None) => None,
             (pending, ctime) => Some(Changes { ctime, ..pending.unwrap_or_default() }),
         };
-        let mut outcome = self.meta.close(who, inode.id(), session, written, changes).await;
-        if matches!(&outcome, Err(error) if error.code == ErrorCode::NoSuchSession) {
+        let mut outcome = self.meta.close(who, inode.id(), session.number, written, changes).await;
+        let forgotten = |outcome: &Result<Attr>| {
+            outcome.as_ref().is_err_and(|error| error.code == ErrorCode::NoSuchSession)
+        };
+        if forgotten(&outcome) {
             // Our lease had run out and somebody settled the session; what we know about the length may still be news.
-            let again = self.reopen(inode, session, who).await?;
-            outcome = self.meta.close(who, inode.id(), again, written, changes).await;
-            inode.sessions.borrow_mut().retain(|session| *session != again);
+            outcome = self.report_alone(inode, who, written, changes).await.map(|()| inode.attr.get());
+        }
+        if let Some(pending) = &pending {
+            answered(inode, pending, &outcome);
+        }
+        if let Err(error) = &outcome
+            && !matches!(error.code, ErrorCode::NoSuchInode | ErrorCode::NoSuchSession)
+        {
+            // Whoever asks for it again ends it, and reports.
+            inode.sessions.put_back(session);
         }
         synced(inode, &outcome?, unsynced);
         Ok(())
     }
 
-    /// A new session in place of one that the metadata servers have forgotten.
-    pub(super) async fn reopen(&self, inode: &Inode, old: u64, who: &Credentials) -> Result<u64> {
-        let (attr, session) = self.meta.open(who, inode.id(), true, false).await?;
+    /// Reports by a session that is begun for nothing else.
+    async fn report_alone(
+        &self,
+        inode: &Inode,
+        who: &Credentials,
+        written: Written,
+        changes: Option<Changes>,
+    ) -> Result<()> {
+        let unsynced = inode.unsynced.get();
+        let (attr, number) = self.meta.open(&Credentials::root(), inode.id(), true, false).await?;
         inode.absorb(&attr);
-        let mut sessions = inode.sessions.borrow_mut();
-        sessions.retain(|session| *session != old);
-        sessions.push(session);
-        Ok(session)
+        let outcome = self.meta.close(who, inode.id(), number, written, changes).await;
+        if outcome.is_err() {
+            self.end_later(inode.id(), number);
+        }
+        synced(inode, &outcome?, unsynced);
+        Ok(())
+    }
+}
+
+/// Changes that waited were sent: they wait on if nobody can say whether they were made.
+fn answered(inode: &Inode, changes: &Changes, outcome: &Result<Attr>) {
+    if outcome.as_ref().err().is_none_or(|error| error.class() == Class::Fatal) {
+        inode.told(changes);
     }
 }
 

@@ -7,6 +7,7 @@ use crate::behind::{Extent, Fit};
 use crate::client::{Inner, Orphan};
 use crate::inode::Inode;
 use crate::join;
+use crate::sessions::gone;
 use crate::storage::Update;
 use corefs_net::Buffer;
 use corefs_wire::data::UpdateKind;
@@ -17,7 +18,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// Times that one write learns a new truncate epoch before it gives up.
-const EPOCHS_MAX: usize = 16;
+pub(super) const EPOCHS_MAX: usize = 16;
 /// Pieces of one direct write that are under way at once.
 const PIECES_MAX: usize = 16;
 
@@ -47,13 +48,13 @@ impl File {
         if inode.appends.pending() {
             client.settle_appends(inode).await;
         }
+        let _writing = self.begin_write(range.end).await?;
         // What is written directly is part of the file when it is stored: nobody reads zeros there before.
         if self.direct {
             inode.touched()
         } else {
             inode.wrote(range.end)
         }
-        let _writing = self.begin_write(range.end).await?;
         if !self.direct {
             return client.write_behind(inode, range, data).await;
         }
@@ -76,8 +77,8 @@ impl File {
         if inode.appends.pending() {
             client.settle_appends(inode).await;
         }
-        inode.touched();
         let _writing = self.begin_write(range.end).await?;
+        inode.touched();
         let piece = async |range: Range<u64>, at: usize| {
             let len = (range.end - range.start) as usize;
             client.store(inode, range.start, data.clone(), at..at + len).await
@@ -95,9 +96,10 @@ impl File {
         if self.session.get() == 0 {
             // Whether this handle may write was asked when it was opened.
             let root = Credentials::root();
+            let of = self.client.0.client();
             let (attr, session) = self.client.0.meta.open(&root, self.inode.id(), true, false).await?;
             self.inode.absorb(&attr);
-            self.inode.sessions.borrow_mut().push(session);
+            self.inode.sessions.begun(session, of);
             self.revived.set(true);
             if self.session.get() == 0 {
                 self.session.set(session);
@@ -117,6 +119,9 @@ impl File {
             return Err(Error::new(ErrorCode::NotPermitted, "the file was opened for reading"));
         }
         self.check_failures()?;
+        if self.inode.sessions.is_gone() {
+            return Err(gone(self.inode.id()));
+        }
         let most = self.inode.place.layout.size_max();
         match offset.checked_add(len as u64) {
             Some(end) if end <= most => Ok(offset..end),
@@ -197,7 +202,8 @@ impl Inner {
         Err(Error::new(ErrorCode::StaleLayout, what))
     }
 
-    /// As [`store`](Self::store), under this truncate epoch and no other: `StaleLayout` when there is a newer one.
+    /// As [`store`](Self::store), under this truncate epoch and no other: `StaleLayout` when there is a newer one. Nothing is stored
+    /// without a session: the file may be gone, and nobody would collect these bytes.
     pub(super) async fn store_under(
         &self,
         inode: &Inode,
@@ -206,6 +212,7 @@ impl Inner {
         buffer: Buffer,
         bytes: Range<usize>,
     ) -> Result<()> {
+        self.current(inode).await?;
         let chunk_size = u64::from(inode.place.layout.chunk_size);
         let update = Update {
             index: (start / chunk_size) as u32,

@@ -28,6 +28,8 @@ pub struct Meta {
     /// For the next requests: refuse with this, or with `ConnectionLost` do it and close instead of answering.
     pub faults: RefCell<VecDeque<Option<ErrorCode>>>,
     pub lost: Cell<u32>,
+    /// Nothing is changed for now.
+    pub refusing: Cell<bool>,
     pub node: RefCell<Option<Node>>,
     next: Cell<u64>,
 }
@@ -177,6 +179,9 @@ impl Meta {
         let caller = caller(&asked).clone();
         let key = (caller.client, caller.sequence);
         self.callers.borrow_mut().push(caller);
+        if self.refusing.get() {
+            return responder.err(&Error::from(ErrorCode::NotReady));
+        }
         let fault = self.faults.borrow_mut().pop_front().flatten();
         if let Some(code) = fault.filter(|code| *code != ErrorCode::ConnectionLost) {
             return responder.err(&Error::new(code, "as told"));

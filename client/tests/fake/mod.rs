@@ -68,6 +68,8 @@ pub struct Manager {
     clients: Cell<u64>,
     /// The next client that renews its lease is told that it has none.
     pub ended: Cell<bool>,
+    /// No lease is renewed for now.
+    pub refusing: Cell<bool>,
     /// Long polls that wait for something newer.
     waiting: RefCell<Vec<Responder>>,
 }
@@ -114,6 +116,9 @@ impl Service for Manager {
             }
             RenewClientT::OP => answer::<RenewClientT>(&request, responder, |asked| {
                 self.renewals.set(self.renewals.get() + 1);
+                if self.refusing.get() {
+                    return Err(ErrorCode::NotReady.into());
+                }
                 let client = match asked.client {
                     0 => self.clients.replace(self.clients.get() + 1) + 77,
                     _ if self.ended.take() => return Err(ErrorCode::LeaseExpired.into()),
@@ -158,6 +163,7 @@ impl Cluster {
             renewals: Cell::default(),
             clients: Cell::default(),
             ended: Cell::default(),
+            refusing: Cell::default(),
             waiting: RefCell::default(),
         });
         let manager_node = node(Role::Manager);
