@@ -457,6 +457,6 @@ mod tests {
         transfer(&[ABORTED; RETRIES as usize + 1], -STATUS - ABORTED);
         transfer(&[LOST], -STATUS - LOST);
         transfer(&[-libc::EIO], -libc::EIO);
-        assert_eq!(ring.retries(), 2 + u64::from(RETRIES));
+        assert_eq!((ring.commanded(), ring.retries()), (5, 2 + u64::from(RETRIES)));
     }
 }
