@@ -161,7 +161,7 @@ fn what_was_due_before_the_end_of_an_open_loop_counts_after_it() {
     };
     let late = on_stalling_since(read.clone(), Instant::now(), Duration::from_millis(200));
     assert_eq!((late.operations, late.latencies.count(), late.never_started), (100, 100, 0));
-    assert!(late.latencies.quantile_us(0.01) >= Some(100_000.0), "{:?}", late.latencies.quantile_us(0.01));
+    assert!(late.latencies.quantile_us(0.01) > Some(90_000.0), "{:?}", late.latencies.quantile_us(0.01));
     assert!(late.elapsed >= Duration::from_millis(200), "the rate was not reached");
     // It ended a minute ago: nothing is begun any more, but everything has waited.
     let long_ago = Instant::now() - Duration::from_secs(60);
