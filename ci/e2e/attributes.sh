@@ -222,6 +222,35 @@ fcntl.lockf(lock, fcntl.LOCK_EX)
 waiter = subprocess.Popen([sys.executable, "-c", f"import fcntl\nwith open('{one}/lock', 'r+') as f:\n  print('waits', flush=True); fcntl.lockf(f, fcntl.LOCK_EX)"], stdout=subprocess.PIPE, text=True)
 assert waiter.stdout.readline() == "waits\n"
 waiter.kill(); assert waiter.wait() == -signal.SIGKILL, "who waits for a lock can be killed"
+# Granted to a thread while another one of its process closes another descriptor of the file: it goes with the process all the same.
+waiter = subprocess.Popen([sys.executable, "-c", f'''import fcntl, os, sys, threading
+held, other = os.open("{one}/lock", os.O_RDWR), os.open("{one}/lock", os.O_RDWR)
+thread = threading.Thread(target=lambda: fcntl.lockf(held, fcntl.LOCK_EX)); thread.start()
+print("waits", flush=True); sys.stdin.readline()
+os.close(other); print("closed", flush=True)
+thread.join(); print("got it", flush=True); sys.stdin.readline()
+'''], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def next_step(expected, step="\n"):
+    if step: waiter.stdin.write(step); waiter.stdin.flush()
+    line = waiter.stdout.readline(); assert line == expected + "\n", (line, expected)
+next_step("waits", "")
+def in_fcntl(): return any(open(f"/proc/{waiter.pid}/task/{task}/syscall").read().split()[0] in ("72", "25") for task in os.listdir(f"/proc/{waiter.pid}/task"))
+while not in_fcntl(): pass
+next_step("closed")
+fcntl.lockf(lock, fcntl.LOCK_UN)
+next_step("got it", "")
+assert other(f"{two}/lock", 5) == "EAGAIN"
+waiter.stdin.close(); waiter.wait()
+assert other(f"{two}/lock", 5) == "locked", "a lock that was granted late stays for ever"
+# Locks of open files go with the last descriptor.
+fd = os.open("lock", os.O_RDWR)
+fcntl.fcntl(fd, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))  # F_OFD_SETLK
+assert other(f"{two}/lock", 5) == "EAGAIN"
+again = os.dup(fd); os.close(fd); assert other(f"{two}/lock", 5) == "EAGAIN", "it goes with the last descriptor only"
+os.close(again)
+fcntl.fcntl(lock, 38, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))  # F_OFD_SETLKW: waits for it to be given back
+assert other(f"{two}/lock", 5) == "EAGAIN"
+fcntl.fcntl(lock, 37, struct.pack("hhqqi4x", fcntl.F_UNLCK, 0, 0, 0, 0))
 # A process that ends without unlocking.
 holder = subprocess.Popen([sys.executable, "-c", f"import fcntl, time\nf = open('{two}/held', 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(1000)"], stdout=subprocess.PIPE, text=True)
 assert holder.stdout.readline() == "held\n"

@@ -99,6 +99,43 @@ pub struct Changes {
     pub mtime: Option<Time>,
     /// Nanoseconds since the epoch.
     pub ctime: Option<i64>,
+    /// What they were when this was decided, if that is a while ago: what somebody else has set since stays.
+    pub known: Option<Known>,
+}
+
+/// What changes that wait go by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Known {
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Nanoseconds since the epoch.
+    pub atime: i64,
+    pub mtime: i64,
+}
+
+impl Known {
+    pub fn of(attr: &Attr) -> Self {
+        Self { mode: attr.mode, uid: attr.uid, gid: attr.gid, atime: attr.atime, mtime: attr.mtime }
+    }
+
+    /// `changes` were made here, and gave `attr`.
+    pub fn learn(&mut self, changes: &Changes, attr: &Attr) {
+        let owner = changes.uid.is_some() || changes.gid.is_some();
+        // A new owner takes set-id bits away.
+        if changes.mode.is_some() || owner {
+            self.mode = attr.mode;
+        }
+        if owner {
+            (self.uid, self.gid) = (attr.uid, attr.gid);
+        }
+        if changes.atime.is_some() {
+            self.atime = attr.atime;
+        }
+        if changes.mtime.is_some() || changes.size.is_some() {
+            self.mtime = attr.mtime;
+        }
+    }
 }
 
 /// A time to set.

@@ -18,7 +18,8 @@ use corefs_wire::control::Call;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{Class, ClientId, Error, InodeId, Result, Uuid};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -102,6 +103,8 @@ pub(crate) struct Inner {
     pub meta: Meta,
     /// Inodes that are open, and some that were a moment ago.
     pub inodes: RefCell<HashMap<InodeId, Weak<Inode>>>,
+    /// Of those, the ones that may be open without a session.
+    pub readers: RefCell<BTreeSet<InodeId>>,
     /// Most bytes held behind one file.
     pub write_behind: usize,
     /// Bytes held behind all files.
@@ -114,6 +117,8 @@ pub(crate) struct Inner {
     moved: RefCell<Option<Rc<Moved>>>,
     /// Changes when a lock was given back here.
     pub unlocked: Waiters,
+    /// Who waits for one.
+    pub lock_waiters: Cell<u32>,
     name: String,
     lease: Cell<Duration>,
     /// CLOCK_BOOTTIME (ms).
@@ -209,6 +214,11 @@ impl Client {
     /// file, and from which byte on a cache of it is wrong. It is called before these bytes are stored, and must not wait.
     pub fn on_moved(&self, told: impl Fn(InodeId, u64) + 'static) {
         self.0.moved.replace(Some(Rc::new(told)));
+    }
+
+    /// Runs `work` beside whoever calls, for as long as it takes. Of a pool's client it isn't among the work that is bounded.
+    pub fn detach(&self, work: impl Future<Output = ()> + 'static) {
+        corefs_net::executor::spawn(work).detach();
     }
 
     /// Writes what is buffered, ends open sessions and the lease. Other handles fail afterwards.

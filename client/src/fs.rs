@@ -68,7 +68,8 @@ impl Fs {
         after: &[u8],
         limit: u32,
     ) -> Result<(Vec<Entry>, bool)> {
-        self.client.read_dir(&self.who, directory, after, limit).await
+        let page = self.client.read_dir(&self.who, directory, after, limit, true).await?;
+        Ok((page.entries, page.more))
     }
 
     pub async fn mkdir(&self, path: &[u8], mode: u32) -> Result<Attr> {

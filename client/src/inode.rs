@@ -10,7 +10,7 @@ use crate::file::Appends;
 use crate::sessions::Sessions;
 use crate::storage::Place;
 use crate::wait::Waiters;
-use crate::{Attr, Changes, Time};
+use crate::{Attr, Changes, Known, Time};
 use corefs_net::Buffer;
 use corefs_wire::layout::Layout;
 use corefs_wire::limits::FRAME_DATA_MAX;
@@ -51,6 +51,8 @@ pub struct Inode {
     pub failures: RefCell<Failures>,
     /// Changes of attributes that go to the metadata servers with the end of a session.
     pub pending: Cell<Changes>,
+    /// What the attributes were when the first of them was decided, but for what was changed from here since.
+    known: Cell<Known>,
     /// When a metadata server last said what the attributes are.
     pub heard: Cell<Instant>,
     pub sessions: Sessions,
@@ -74,6 +76,7 @@ impl Inode {
             progress: Waiters::default(),
             failures: RefCell::default(),
             pending: Cell::default(),
+            known: Cell::default(),
             heard: Cell::new(Instant::now()),
             sessions: Sessions::default(),
             handles: Cell::new(0),
@@ -138,6 +141,9 @@ impl Inode {
             return false;
         }
         let (now, before) = (now(), self.pending.get());
+        if before == Changes::default() {
+            self.known.set(Known::of(&self.attr.get()));
+        }
         let fixed =
             |time: Option<Time>| time.map(|time| Time::At(if time == Time::Now { now } else { at(time) }));
         if changes.mtime.is_some() {
@@ -152,13 +158,16 @@ impl Inode {
             atime: fixed(changes.atime).or(before.atime),
             mtime: fixed(changes.mtime).or(before.mtime),
             ctime: Some(now.max(shown.ctime)),
+            known: None,
         });
         true
     }
 
     /// Changes that were made at once: what waited for the same attributes is out of date. A new owner also takes set-id bits away that
     /// wait: the servers couldn't know of them.
-    pub fn supersede(&self, changes: &Changes) {
+    /// `attr`: what they gave.
+    pub fn supersede(&self, changes: &Changes, attr: &Attr) {
+        self.learn(changes, attr);
         let before = self.pending.get();
         let keep = |made: bool| !made;
         let owner = changes.uid.is_some() || changes.gid.is_some();
@@ -179,11 +188,21 @@ impl Inode {
     /// been [`told`](Self::told).
     pub fn to_tell(&self) -> Option<Changes> {
         let changes = Changes { ctime: None, ..self.pending.get() };
-        (changes != Changes::default()).then_some(changes)
+        let known = Some(self.known.get());
+        (changes != Changes::default()).then_some(Changes { known, ..changes })
     }
 
-    /// The metadata servers know these changes now, or refuse them: what was decided since then waits on.
-    pub fn told(&self, changes: &Changes) {
+    fn learn(&self, changes: &Changes, attr: &Attr) {
+        let mut known = self.known.get();
+        known.learn(changes, attr);
+        self.known.set(known);
+    }
+
+    /// The metadata servers know these changes now, which gave `attr`, or refuse them: what was decided since then waits on.
+    pub fn told(&self, changes: &Changes, attr: Option<&Attr>) {
+        if let Some(attr) = attr {
+            self.learn(changes, attr);
+        }
         let before = self.pending.get();
         fn rest<T: PartialEq>(waits: Option<T>, told: Option<T>) -> Option<T> {
             if waits == told { None } else { waits }
@@ -239,8 +258,11 @@ impl Inode {
         self.held_end().max(self.under_way.get().1)
     }
 
-    /// The metadata servers know this now.
-    pub fn synced(&self, pushed: Unsynced) {
+    /// The metadata servers know this now, and `attr` is what it gave.
+    pub fn synced(&self, pushed: Unsynced, attr: &Attr) {
+        if pushed.mtime != 0 {
+            self.learn(&Changes { mtime: Some(Time::Now), ..Changes::default() }, attr);
+        }
         let mut unsynced = self.unsynced.get();
         if unsynced.end <= pushed.end {
             unsynced.end = 0;
@@ -333,11 +355,14 @@ mod tests {
         inode.sessions.begun(7, corefs_wire::ClientId(1));
         let mode = |mode| Changes { mode: Some(mode), ..Changes::default() };
         assert!(inode.defer(&mode(0o6755)));
-        inode.supersede(&Changes { uid: Some(9), ..Changes::default() });
+        inode.supersede(&Changes { uid: Some(9), ..Changes::default() }, &attr(0, 1));
         assert_eq!(inode.attr().mode, 0o755);
-        assert!(inode.defer(&mode(0o2765)));
-        inode.supersede(&Changes { gid: Some(9), ..Changes::default() });
-        assert_eq!(inode.attr().mode, 0o2765 & !0o2000);
+        // Where the group can't execute, the bit never meant that.
+        let inode = self::inode(0);
+        inode.sessions.begun(7, corefs_wire::ClientId(1));
+        assert!(inode.defer(&mode(0o2664)));
+        inode.supersede(&Changes { gid: Some(9), ..Changes::default() }, &attr(0, 1));
+        assert_eq!(inode.attr().mode, 0o2664);
     }
 
     #[test]
@@ -348,10 +373,11 @@ mod tests {
         let told = inode.to_tell().unwrap();
         assert_eq!(inode.to_tell().as_ref(), Some(&told), "nothing is lost when that fails");
         assert!(inode.defer(&Changes { mtime: Some(Time::At(6)), ..Changes::default() }));
-        inode.told(&told);
-        let rest = Changes { mtime: Some(Time::At(6)), ..Changes::default() };
-        assert_eq!(inode.to_tell(), Some(rest));
-        inode.told(&rest);
+        inode.told(&told, Some(&Attr { mtime: 5, ..attr(0, 1) }));
+        let rest = inode.to_tell().unwrap();
+        assert_eq!((rest.mode, rest.mtime), (None, Some(Time::At(6))));
+        assert_eq!(rest.known.map(|known| known.mtime), Some(5), "what was told isn't somebody else's");
+        inode.told(&rest, None);
         assert!(inode.to_tell().is_none() && !inode.has_news());
     }
 
@@ -362,10 +388,10 @@ mod tests {
         inode.stored(10, 1);
         let pushed = inode.unsynced.get();
         inode.stored(20, 1);
-        inode.synced(pushed);
+        inode.synced(pushed, &attr(10, 1));
         assert_eq!(inode.unsynced.get(), Unsynced { end: 20, mtime: 0 });
         inode.wrote(30);
-        inode.synced(Unsynced { end: 20, mtime: 0 });
+        inode.synced(Unsynced { end: 20, mtime: 0 }, &attr(20, 1));
         let left = inode.unsynced.get();
         assert!(left.end == 0 && left.mtime != 0);
     }

@@ -34,11 +34,11 @@ mod sessions;
 pub mod storage;
 mod wait;
 
-pub use attr::{Attr, Changes, Credentials, Entry, Kind, Marks, Space, Time, has_set_ids};
+pub use attr::{Attr, Changes, Credentials, Entry, Kind, Known, Marks, Space, Time, has_set_ids};
 pub use client::{Client, ClientOptions, Counters, InternalOptions};
 pub use file::{CreateOptions, Data, File, OpenOptions, read_batch};
 pub use fs::Fs;
 pub use lock::{Lock, LockKind};
-pub use meta::{Created, Meta, NewInode, RENAME_EXCHANGE, RENAME_NOREPLACE, Written};
+pub use meta::{Created, Meta, NewInode, Page, RENAME_EXCHANGE, RENAME_NOREPLACE, Unlinked, Written};
 pub use pool::{ClientPool, PoolOptions};
 pub use route::pace::Hedge;

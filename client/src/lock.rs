@@ -3,8 +3,9 @@
 use crate::{Client, Credentials};
 use corefs_net::executor::sleep;
 use corefs_wire::control::meta::LockT;
-use corefs_wire::{ErrorCode, InodeId, Result};
+use corefs_wire::{Error, ErrorCode, InodeId, Result};
 use futures_lite::FutureExt;
+use std::cell::Cell;
 use std::time::Duration;
 
 pub use corefs_wire::control::meta::LockKind;
@@ -12,6 +13,10 @@ pub use corefs_wire::control::meta::LockKind;
 /// Pauses of who waits for a lock that another client holds: short at first, since most locks are held for moments.
 const WAIT_MIN: Duration = Duration::from_millis(1);
 const WAIT_MAX: Duration = Duration::from_millis(100);
+/// As many may wait that long; of twice as many each waits twice as long, so that the servers are asked no more often.
+const WAITERS: u32 = 64;
+/// Nobody else may wait then: `TooManyLocks`.
+const WAITERS_MAX: u32 = 16 << 10;
 
 /// The bytes from `start` to `end`, both included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,6 +61,8 @@ impl Client {
         lock: &Lock,
         give_up: impl Fn() -> bool,
     ) -> Result<()> {
+        let waiters = &self.0.lock_waiters;
+        let _waiting = Waiting::begin(waiters)?;
         let mut pause = WAIT_MIN;
         loop {
             let change = self.0.unlocked.next();
@@ -67,7 +74,27 @@ impl Client {
                 return Err(ErrorCode::Interrupted.into());
             }
             change.or(sleep(pause)).await;
-            pause = (pause * 2).min(WAIT_MAX);
+            pause = (pause * 2).min(WAIT_MAX * (1 + waiters.get() / WAITERS));
         }
+    }
+}
+
+/// One who waits, until it is dropped.
+struct Waiting<'a>(&'a Cell<u32>);
+
+impl<'a> Waiting<'a> {
+    fn begin(waiters: &'a Cell<u32>) -> Result<Self> {
+        if waiters.get() >= WAITERS_MAX {
+            let (most, found) = (WAITERS_MAX.into(), waiters.get().into());
+            return Err(Error::mismatch(ErrorCode::TooManyLocks, most, found, "too many wait for locks"));
+        }
+        waiters.set(waiters.get() + 1);
+        Ok(Self(waiters))
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }

@@ -13,7 +13,7 @@ use crate::lock::Lock;
 use crate::{Attr, Changes, Credentials, Entry, Kind, Space};
 use corefs_wire::control::meta::{
     AppendT, CallerT, CloseT, CreateT, GetAttrT, GetLockT, LinkT, LookupT, OpenT, ReadDirT, ReadLinkT,
-    RenameT, RmDirT, SetAttrT, SetLockT, StatFsT, SyncLengthT, UnlinkT,
+    RenameT, RmDirT, SetAttrT, SetLockT, StatFsT, SyncLengthT, UnlinkT, UnlinkedT,
 };
 use corefs_wire::limits::NAME_MAX;
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
@@ -81,6 +81,34 @@ pub struct Written {
     pub mtime: i64,
     /// The truncate epoch that the writes named; 0: the one at which the session began.
     pub epoch: u32,
+}
+
+/// Entries of a directory, and whether there are more.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Page {
+    pub entries: Vec<Entry>,
+    pub more: bool,
+    /// Of the directory itself.
+    pub parent: InodeId,
+}
+
+/// What a name led to that was taken away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unlinked {
+    /// 0: nothing, or it isn't known any more.
+    pub inode: InodeId,
+    /// Keeps its bytes; 0: none was begun.
+    pub session: u64,
+}
+
+impl Unlinked {
+    fn from_message(reply: &UnlinkedT) -> Self {
+        Self { inode: InodeId(reply.inode), session: reply.session }
+    }
+}
+
+fn numbers(inodes: &[InodeId]) -> Option<Vec<u64>> {
+    (!inodes.is_empty()).then(|| inodes.iter().map(|inode| inode.0).collect())
 }
 
 struct Calls {
@@ -299,7 +327,7 @@ impl Meta {
         Ok((Attr::from_message(&reply.attr)?, reply.given.then_some(reply.offset)))
     }
 
-    /// Entries after `after`, and whether there are more.
+    /// Entries after `after`.
     pub async fn read_dir(
         &self,
         who: &Credentials,
@@ -307,7 +335,7 @@ impl Meta {
         after: &[u8],
         limit: u32,
         plus: bool,
-    ) -> Result<(Vec<Entry>, bool)> {
+    ) -> Result<Page> {
         let mut request = ReadDirT::default();
         request.caller = self.looking(who);
         request.inode = inode.0;
@@ -316,18 +344,25 @@ impl Meta {
         request.plus = plus;
         let reply = self.0.ground.meta(inode.0, &request).await?;
         let entries: Result<Vec<Entry>> = reply.entries.into_iter().map(encode::entry).collect();
-        Ok((entries?, reply.more))
+        Ok(Page { entries: entries?, more: reply.more, parent: InodeId(reply.parent) })
     }
 
-    /// Goes past files open here: most callers want [`Client::unlink`](crate::Client::unlink).
-    pub async fn unlink(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<()> {
+    /// Goes past files open here but those in `hold`: most callers want [`Client::unlink`](crate::Client::unlink).
+    pub async fn unlink(
+        &self,
+        who: &Credentials,
+        parent: InodeId,
+        name: &[u8],
+        hold: &[InodeId],
+    ) -> Result<Unlinked> {
         check_name(name)?;
         let (caller, _sequence) = self.changing(who);
         let mut request = UnlinkT::default();
         request.caller = caller;
         request.parent = parent.0;
         request.name = name.to_vec();
-        self.0.ground.meta(parent.0, &request).await.map(drop)
+        request.hold = numbers(hold);
+        self.0.ground.meta(parent.0, &request).await.map(|reply| Unlinked::from_message(&reply))
     }
 
     pub async fn rmdir(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<()> {
@@ -340,14 +375,15 @@ impl Meta {
         self.0.ground.meta(parent.0, &request).await.map(drop)
     }
 
-    /// Goes past files open here: most callers want [`Client::rename`](crate::Client::rename).
+    /// Goes past files open here but those in `hold`: most callers want [`Client::rename`](crate::Client::rename).
     pub async fn rename(
         &self,
         who: &Credentials,
         from: (InodeId, &[u8]),
         to: (InodeId, &[u8]),
         flags: u32,
-    ) -> Result<()> {
+        hold: &[InodeId],
+    ) -> Result<Unlinked> {
         check_name(from.1)?;
         check_name(to.1)?;
         let (caller, _sequence) = self.changing(who);
@@ -358,7 +394,8 @@ impl Meta {
         request.new_parent = to.0.0;
         request.new_name = to.1.to_vec();
         request.flags = flags;
-        self.0.ground.meta(from.0.0, &request).await.map(drop)
+        request.hold = numbers(hold);
+        self.0.ground.meta(from.0.0, &request).await.map(|reply| Unlinked::from_message(&reply))
     }
 
     pub async fn link(

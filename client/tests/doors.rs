@@ -112,6 +112,28 @@ fn a_shard_takes_only_so_much() {
 }
 
 #[test]
+fn what_is_detached_takes_no_room() {
+    let cluster = Elsewhere::start();
+    let pool = cluster.pool(Vec::new(), 4);
+    let (give, take) = mpsc::channel::<()>();
+    for _ in 0..20 {
+        let give = give.clone();
+        let wait = move |client: corefs_client::Client| async move {
+            client.detach(async move {
+                let _kept = give;
+                std::future::pending::<()>().await;
+            });
+        };
+        pool.run(0, wait).unwrap();
+    }
+    let found = pool.block_on(0, |client| async move { client.fs(ROOT).stat(b"/").await });
+    assert_eq!(found.map(|attr| attr.inode.0), Ok(1));
+    pool.stop().unwrap();
+    drop(give);
+    assert_eq!(take.recv(), Err(mpsc::RecvError), "it ends with the shard");
+}
+
+#[test]
 fn nobody_answers() {
     let mut options = corefs_client::ClientOptions::new(vec!["127.0.0.1:1".parse().unwrap()], None);
     options.deadline = Duration::from_millis(100);

@@ -203,3 +203,83 @@ fn a_write_that_found_no_session_leaves_the_length_alone() {
         cluster.stop().await;
     });
 }
+
+/// The names of more files than one call can say: then the one that goes is held first.
+#[test]
+fn a_reader_among_many_is_held() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = cluster.client().await;
+        let mut files = Vec::new();
+        for number in 0..70u8 {
+            let inode = InodeId(cluster.meta.add(1, &[b'f', number], Kind::File).inode);
+            files.push(client.open(&ROOT, inode, OpenOptions::default()).await.unwrap());
+        }
+        client.unlink(&ROOT, ROOT_INODE, &[b'f', 66]).await.unwrap();
+        assert_eq!(cluster.meta.calls.borrow()[70..], ["meta.open", "meta.unlink"]);
+        assert_eq!(cluster.meta.sessions.borrow().len(), 1);
+        for file in files {
+            file.close().await.unwrap();
+        }
+        assert!(cluster.meta.sessions.borrow().is_empty());
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+/// It was no name to hold when the call was made.
+#[test]
+fn a_file_that_is_opened_while_its_name_goes_is_held() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = cluster.client().await;
+        let inode = InodeId(cluster.meta.add(1, b"a", Kind::File).inode);
+        cluster.meta.slow.set(true);
+        let open = async {
+            until(client.node(), || !cluster.meta.behind.borrow().is_empty()).await;
+            let file = client.open(&ROOT, inode, OpenOptions::default()).await.unwrap();
+            cluster.meta.catch_up();
+            file
+        };
+        let (gone, file) = futures_lite::future::zip(client.unlink(&ROOT, ROOT_INODE, b"a"), open).await;
+        gone.unwrap();
+        assert_eq!(cluster.meta.sessions.borrow().len(), 1);
+        file.close().await.unwrap();
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+/// What was decided here long ago, and is told with the end of the session, goes with what it was decided on.
+#[test]
+fn changes_that_waited_say_what_they_were_decided_on() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = cluster.client().await;
+        let file = create(&client, b"a", BUFFERED).await;
+        let inode = file.inode();
+        let chmod = |mode| Changes { mode: Some(mode), ..Changes::default() };
+        client.set_attr(&ROOT, inode, chmod(0o666)).await.unwrap();
+        cluster.meta.inodes.borrow_mut().get_mut(&inode.0).unwrap().mode = 0o600;
+        // It hears of it, and of its own doings, before the session ends.
+        client.get_attr(&ROOT, inode).await.unwrap();
+        file.write_at(0, b"x").await.unwrap();
+        file.close().await.unwrap();
+        assert_eq!(cluster.meta.inodes.borrow()[&inode.0].mode, 0o600, "the later chmod stays");
+
+        // Of what it has changed itself it knows.
+        let file = create(&client, b"b", BUFFERED).await;
+        let inode = file.inode();
+        client
+            .set_attr(&ROOT, inode, Changes { mtime: Some(Time::At(42)), ..Changes::default() })
+            .await
+            .unwrap();
+        client.set_attr(&ROOT, inode, chmod(0o600)).await.unwrap();
+        client.set_attr(&ROOT, inode, chmod(0o666)).await.unwrap();
+        file.close().await.unwrap();
+        let stored = cluster.meta.inodes.borrow()[&inode.0].clone();
+        assert_eq!((stored.mode, stored.mtime), (0o666, 42));
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}

@@ -25,6 +25,27 @@ pub fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
+/// Of what the kernel looks at the number of only: `.`, `..`, and 0, by which it learns that there is no such name.
+pub fn nameless_attr(inode: INodeNo, kind: FileType) -> FileAttr {
+    FileAttr {
+        ino: inode,
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
 pub fn file_type(kind: Kind) -> FileType {
     match kind {
         Kind::Directory => FileType::Directory,

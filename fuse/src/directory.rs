@@ -66,6 +66,7 @@ pub struct Listed<'a> {
     pub next: u64,
     pub kind: FileType,
     pub name: &'a [u8],
+    /// Those of an entry, if they were asked for and it is still there. `.` and `..` have none: the kernel doesn't look at them.
     pub attr: Option<Attr>,
 }
 
@@ -73,7 +74,11 @@ pub struct Directory {
     inode: InodeId,
     who: Credentials,
     names: Names,
+    /// Its own, for `..`; known with the first page.
+    parent: InodeId,
     page: Vec<Entry>,
+    /// Whether they were asked for with their attributes.
+    plus: bool,
     /// The next entry of the page.
     at: usize,
     /// The offset after which that entry comes.
@@ -87,22 +92,34 @@ pub struct Directory {
 impl Directory {
     pub fn new(inode: InodeId, who: Credentials) -> Self {
         let names = Names::default();
-        Self { inode, who, names, page: Vec::new(), at: 0, offset: DOTS, expected: 0, more: true }
+        let (parent, page) = (InodeId(0), Vec::new());
+        Self { inode, who, names, parent, page, plus: false, at: 0, offset: DOTS, expected: 0, more: true }
     }
 
     /// Gives the entries after `offset` to `add` until it says that the reply is full, or there are no more. From offset 0
-    /// it begins afresh, as rewinddir(3) wants.
+    /// it begins afresh, as rewinddir(3) wants. `plus`: with their attributes.
     pub async fn list(
         &mut self,
         client: &Client,
         offset: u64,
+        plus: bool,
         add: &mut dyn FnMut(Listed<'_>) -> bool,
     ) -> Result<()> {
         if offset == 0 {
             *self = Self::new(self.inode, std::mem::take(&mut self.who));
         }
-        if offset < DOTS && self.list_dots(client, offset, add).await? {
-            return Ok(());
+        if plus && !self.plus {
+            // The kernel changes its mind in the middle of a page.
+            self.forget_page();
+        }
+        self.plus = plus;
+        if offset < DOTS {
+            if self.parent == InodeId(0) {
+                self.turn(client).await?;
+            }
+            if self.list_dots(offset, add) {
+                return Ok(());
+            }
         }
         self.seek(offset.max(DOTS))?;
         loop {
@@ -130,23 +147,15 @@ impl Directory {
     }
 
     /// Whether the reply is full.
-    async fn list_dots(
-        &mut self,
-        client: &Client,
-        offset: u64,
-        add: &mut dyn FnMut(Listed<'_>) -> bool,
-    ) -> Result<bool> {
-        let own = client.get_attr(&self.who, self.inode).await?;
-        // The root is its own parent. A parent that is gone means that this directory was removed: show itself.
-        let parent = client.get_attr(&self.who, own.parent).await.unwrap_or(own);
-        for (position, name, attr) in [(0, b".".as_slice(), own), (1, b"..", parent)] {
-            let (inode, kind) = (INodeNo(attr.inode.0), FileType::Directory);
-            let listed = Listed { inode, next: position + 1, kind, name, attr: Some(attr) };
+    fn list_dots(&self, offset: u64, add: &mut dyn FnMut(Listed<'_>) -> bool) -> bool {
+        for (position, name, inode) in [(0, b".".as_slice(), self.inode), (1, b"..", self.parent)] {
+            let (inode, kind) = (INodeNo(inode.0), FileType::Directory);
+            let listed = Listed { inode, next: position + 1, kind, name, attr: None };
             if position >= offset && add(listed) {
-                return Ok(true);
+                return true;
             }
         }
-        Ok(false)
+        false
     }
 
     /// Goes to after the name of an offset. `InvalidArgument` for one that was never handed out.
@@ -159,19 +168,24 @@ impl Directory {
             let what = "an offset of a directory that it never had";
             return Err(Error::mismatch(ErrorCode::InvalidArgument, most, found, what));
         }
-        self.page.clear();
-        (self.at, self.offset, self.more) = (0, offset, true);
+        self.forget_page();
+        self.offset = offset;
         self.expected = (offset - DOTS) as usize;
         Ok(())
+    }
+
+    fn forget_page(&mut self) {
+        self.page.clear();
+        (self.at, self.more) = (0, true);
     }
 
     /// The next page.
     async fn turn(&mut self, client: &Client) -> Result<()> {
         let after = (self.offset - DOTS).checked_sub(1).and_then(|last| self.names.get(last as usize));
         let after = after.unwrap_or_default().to_vec();
-        let (page, more) = client.read_dir(&self.who, self.inode, &after, PAGE).await?;
-        self.more = more && !page.is_empty();
-        (self.page, self.at) = (page, 0);
+        let page = client.read_dir(&self.who, self.inode, &after, PAGE, self.plus).await?;
+        self.more = page.more && !page.entries.is_empty();
+        (self.page, self.at, self.parent) = (page.entries, 0, page.parent);
         Ok(())
     }
 }

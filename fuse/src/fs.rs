@@ -2,7 +2,7 @@
 //!
 //! Permission checks are the kernel's (`default_permissions`), so requests go on behalf of the caller, privileged.
 
-use crate::attr::{file_attr, given_time, kind_of_mode, nanoseconds};
+use crate::attr::{file_attr, given_time, kind_of_mode, nameless_attr, nanoseconds};
 use crate::consistency::Consistency;
 use crate::directory::Listed;
 use crate::errno::{INVALID, NO_ATTRIBUTE, NOT_SUPPORTED, STOP_ASKING, TOO_SMALL, errno};
@@ -17,8 +17,8 @@ use corefs_client::{
 use corefs_wire::limits::FRAME_DATA_MAX;
 use corefs_wire::{ErrorCode, InodeId, Result};
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
@@ -154,7 +154,14 @@ impl Filesystem for CoreFs {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (who, name, believed) = (who(request), name_of(name), self.consistency.believed());
         self.run(parent, move |client| async move {
-            entry(reply, client.lookup(&who, id(parent), &name).await, believed);
+            match client.lookup(&who, id(parent), &name).await {
+                // Believed as long as a name that is there: searches in many directories ask for the same names again and again.
+                Err(error) if error.code == ErrorCode::NotFound && !believed.is_zero() => {
+                    let nothing = nameless_attr(INodeNo(0), FileType::RegularFile);
+                    reply.entry(&believed, &nothing, GENERATION);
+                }
+                found => entry(reply, found, believed),
+            }
         });
     }
 
@@ -192,6 +199,7 @@ impl Filesystem for CoreFs {
             atime: atime.map(given_time),
             mtime: mtime.map(given_time),
             ctime: ctime.map(nanoseconds),
+            known: None,
         };
         let consistency = self.consistency;
         self.run(inode, move |client| async move {
@@ -472,9 +480,11 @@ impl Filesystem for CoreFs {
             // Nobody waits for this reply, and errors were told by flush.
             reply.ok();
             // flock(2): the lock goes with the open file.
-            if let Some(owner) = lock_owner
-                && let Err(error) = locks::release(&client, id(inode), owner.0).await
-            {
+            let flock = match lock_owner {
+                Some(owner) => locks::release(&client, id(inode), owner.0).await,
+                None => Ok(()),
+            };
+            if let Err(error) = flock.and(locks::release_handle(&client, id(inode), handle).await) {
                 tracing::warn!("giving back a lock: {error}");
             }
             if let Ok(file) = handles::remove_file(handle) {
@@ -502,7 +512,8 @@ impl Filesystem for CoreFs {
             let mut add = |listed: Listed<'_>| {
                 reply.add(listed.inode, listed.next, listed.kind, OsStr::from_bytes(listed.name))
             };
-            match with_directory(handle, async |open| open.list(&client, offset, &mut add).await).await {
+            match with_directory(handle, async |open| open.list(&client, offset, false, &mut add).await).await
+            {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(&error)),
             }
@@ -520,13 +531,22 @@ impl Filesystem for CoreFs {
         let believed = self.consistency.believed();
         self.run(inode, move |client| async move {
             let mut add = |listed: Listed<'_>| {
-                // An entry whose inode went away meanwhile is left out, as if the listing had come later.
-                let Some(attr) = listed.attr else { return false };
-                marks::heard(&attr);
+                let attr = match listed.attr {
+                    Some(attr) => {
+                        marks::heard(&attr);
+                        file_attr(&attr)
+                    }
+                    None if listed.name == b"." || listed.name == b".." => {
+                        nameless_attr(listed.inode, listed.kind)
+                    }
+                    // An entry whose inode went away meanwhile is left out, as if the listing had come later.
+                    None => return false,
+                };
                 let name = OsStr::from_bytes(listed.name);
-                reply.add(listed.inode, listed.next, name, &believed, &file_attr(&attr), GENERATION)
+                reply.add(listed.inode, listed.next, name, &believed, &attr, GENERATION)
             };
-            match with_directory(handle, async |open| open.list(&client, offset, &mut add).await).await {
+            match with_directory(handle, async |open| open.list(&client, offset, true, &mut add).await).await
+            {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(&error)),
             }
@@ -644,16 +664,18 @@ impl Filesystem for CoreFs {
                 };
                 return empty(reply, changed.await);
             }
-            marks::forget(id(inode));
-            empty(reply, client.meta().set_xattr(&who, id(inode), &name, &value, flags as u32).await);
+            let set = client.meta().set_xattr(&who, id(inode), &name, &value, flags as u32).await;
+            marks::changed(id(inode));
+            empty(reply, set);
         });
     }
 
     fn removexattr(&self, request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (who, name) = (who(request), name_of(name));
         self.run(inode, move |client| async move {
-            marks::forget(id(inode));
-            empty(reply, client.meta().remove_xattr(&who, id(inode), &name).await);
+            let removed = client.meta().remove_xattr(&who, id(inode), &name).await;
+            marks::changed(id(inode));
+            empty(reply, removed);
         });
     }
 
@@ -687,7 +709,7 @@ impl Filesystem for CoreFs {
         &self,
         request: &Request,
         inode: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         owner: LockOwner,
         start: u64,
         end: u64,
@@ -698,11 +720,16 @@ impl Filesystem for CoreFs {
     ) {
         let (who, waiter) = (who(request), sleep.then(|| request.pid()));
         self.run(inode, move |client| async move {
-            let set = async {
+            let own = client.clone();
+            let set = async move {
                 let lock = locks::lock_of(start, end, kind, pid)?;
-                locks::set(&client, &who, id(inode), owner.0, &lock, waiter).await
+                locks::set(&own, &who, (id(inode), handle), owner.0, &lock, waiter).await
             };
-            empty(reply, set.await);
+            match waiter {
+                None => empty(reply, set.await),
+                // Not among the work of this shard, whose bound others would meet: it may take for ever.
+                Some(_) => client.detach(async move { empty(reply, set.await) }),
+            }
         });
     }
 
@@ -835,7 +862,7 @@ async fn kill_privileges(client: &Client, file: &File) -> Result<()> {
             client.meta().remove_xattr(&Credentials::root(), attr.inode, b"security.capability").await;
         match removed {
             Err(error) if error.code != ErrorCode::NoSuchAttribute => return Err(error),
-            _ => marks::forget(attr.inode),
+            _ => marks::changed(attr.inode),
         }
     }
     Ok(())

@@ -26,7 +26,12 @@ struct Heard {
     /// Bytes, as the kernel knows it.
     size: u64,
     when: Instant,
+    /// When somebody here last changed attributes of it.
+    changed: Option<Instant>,
 }
+
+/// Answers that were on their way when attributes changed come within it: what they say of them is out of date.
+const OUTDATED: Duration = Duration::from_secs(5);
 
 thread_local! {
     static HEARD: RefCell<HashMap<InodeId, Heard>> = RefCell::default();
@@ -38,7 +43,9 @@ pub fn heard(attr: &Attr) {
         if heard.len() >= INODES_MAX {
             heard.clear();
         }
-        heard.insert(attr.inode, Heard { marks: attr.marks, size: attr.size, when: Instant::now() });
+        let changed = heard.get(&attr.inode).and_then(|before| before.changed);
+        let new = Heard { marks: attr.marks, size: attr.size, when: Instant::now(), changed };
+        heard.insert(attr.inode, new);
     });
 }
 
@@ -57,15 +64,23 @@ pub fn believes_otherwise(attr: &Attr, believed: Duration) -> bool {
     HEARD.with_borrow(|heard| heard.get(&attr.inode).is_none_or(differs))
 }
 
-/// Somebody here is about to change or has changed them.
-pub fn forget(inode: InodeId) {
-    HEARD.with_borrow_mut(|heard| heard.remove(&inode));
+/// Somebody here has changed its extended attributes. What was heard of them counts no more, nor what is heard for a while.
+pub fn changed(inode: InodeId) {
+    HEARD.with_borrow_mut(|heard| {
+        let now = Instant::now();
+        // No length that the kernel could know.
+        let unknown = Heard { marks: Marks::default(), size: u64::MAX, when: now, changed: None };
+        heard.entry(inode).or_insert(unknown).changed = Some(now);
+    });
 }
 
 /// Whether an inode is known to have no such attribute (none at all: `None`).
 pub fn has_none(inode: InodeId, name: Option<&[u8]>, believed: Duration) -> bool {
     let marks = HEARD.with_borrow(|heard| {
-        heard.get(&inode).filter(|heard| heard.when.elapsed() < believed).map(|heard| heard.marks)
+        let fresh = |heard: &&Heard| {
+            heard.when.elapsed() < believed && heard.changed.is_none_or(|at| at.elapsed() >= OUTDATED)
+        };
+        heard.get(&inode).filter(fresh).map(|heard| heard.marks)
     });
     let Some(marks) = marks else { return false };
     match name {
@@ -102,6 +117,39 @@ pub fn is_list(name: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn attr(inode: u64) -> Attr {
+        Attr {
+            inode: InodeId(inode),
+            kind: corefs_client::Kind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            nlink: 1,
+            rdev: 0,
+            atime: 0,
+            mtime: 0,
+            ctime: 0,
+            btime: 0,
+            epoch: 1,
+            layout: None,
+            parent: InodeId(1),
+            marks: Marks::default(),
+        }
+    }
+
+    #[test]
+    fn an_answer_from_before_a_change_hides_no_attribute() {
+        let second = Duration::from_secs(1);
+        heard(&attr(5));
+        assert!(has_none(InodeId(5), Some(b"user.a"), second));
+        for inode in [5, 6] {
+            changed(InodeId(inode));
+            heard(&attr(inode));
+            assert!(!has_none(InodeId(inode), Some(b"user.a"), second));
+        }
+    }
 
     #[test]
     fn a_list_that_is_only_a_mode_is_told_from_others() {

@@ -484,3 +484,50 @@ fn the_place_of_a_dead_client_stays_its_own() {
         assert_eq!(other.stat(file).await.unwrap().size, 15);
     });
 }
+
+/// Whoever takes the last name of a file that he has open for reading begins a session in the same step, if he says that he has.
+#[test]
+fn an_unlinked_file_is_held_by_whoever_names_it() {
+    over_fresh(async |client, world| {
+        let file = client.create(ROOT, b"f", 0o644).await.unwrap().inode;
+        world.write(file, 1, 0, &[7; 10]).unwrap();
+        client.link(file, ROOT, b"g").await.unwrap();
+        let unlink = async |client: &Client, name: &[u8], hold: Vec<u64>| {
+            let mut request = UnlinkT::default();
+            (request.caller, request.parent, request.name) = (client.caller(), ROOT, name.to_vec());
+            request.hold = Some(hold);
+            client.fs.unlink(&request).await
+        };
+        let first = unlink(client, b"f", vec![5, file]).await.unwrap();
+        assert_eq!((first.inode, first.session), (file, 0), "it has another name");
+        let last = unlink(client, b"g", vec![5, file]).await.unwrap();
+        assert!(last.inode == file && last.session != 0);
+        assert_eq!(
+            unlink(client.again(), b"g", vec![5, file]).await.unwrap(),
+            last,
+            "an answer that was lost"
+        );
+        assert_eq!(collect(client).await, (0, 1));
+        client.close(file, last.session, 0).await.unwrap();
+        assert_eq!(collect(client).await, (1, 0));
+
+        // A file that is replaced, and one that nobody names.
+        for (hold, held) in [(true, 1), (false, 0)] {
+            let file = client.create(ROOT, b"f", 0o644).await.unwrap().inode;
+            client.create(ROOT, b"new", 0o644).await.unwrap();
+            let mut request = RenameT::default();
+            (request.caller, request.hold) = (client.caller(), hold.then(|| vec![file]));
+            (request.parent, request.name) = (ROOT, b"new".to_vec());
+            (request.new_parent, request.new_name) = (ROOT, b"f".to_vec());
+            let gone = client.fs.rename(&request).await.unwrap();
+            assert_eq!((gone.inode, gone.session != 0), (file, hold));
+            assert_eq!(collect(client).await.1, held);
+            if hold {
+                client.close(file, gone.session, 0).await.unwrap();
+            }
+            client.unlink(ROOT, b"f").await.unwrap();
+            collect(client).await;
+        }
+        assert_eq!(code(unlink(client, b"f", vec![1; 65]).await), InvalidArgument);
+    });
+}

@@ -424,3 +424,33 @@ fn sticky_directories_and_inherited_groups() {
         assert_eq!((deeper.gid, deeper.mode), (50, 0o2700));
     });
 }
+
+/// A client may tell late what it decided while a file was open: that never undoes what another one has done since.
+#[test]
+fn what_others_have_set_since_stays() {
+    over_fresh(async |client, _| {
+        let before = client.create(ROOT, b"f", 0o644).await.unwrap();
+        let late = |attr: &AttrT| {
+            let mut set = SetAttrFieldsT::default();
+            (set.mask, set.mode, set.mtime) = (1 | 32, 0o666, 77);
+            let mut known = KnownAttrT::default();
+            (known.mode, known.uid, known.gid) = (attr.mode, attr.uid, attr.gid);
+            (known.atime, known.mtime) = (attr.atime, attr.mtime);
+            set.known = Some(Box::new(known));
+            set
+        };
+        let set = async |set: SetAttrFieldsT| {
+            let mut request = SetAttrT::default();
+            (request.caller, request.inode, *request.set) = (client.caller(), before.inode, set);
+            *client.fs.set_attr(&request).await.unwrap().attr
+        };
+        let mut other = SetAttrFieldsT::default();
+        (other.mask, other.mode) = (1, 0o600);
+        set(other).await;
+        let attr = set(late(&before)).await;
+        assert_eq!((attr.mode, attr.mtime), (0o600, 77), "only the mode was another's");
+        let again = set(late(&before)).await;
+        assert_eq!(again, attr, "nothing of it counts any more: not even the change time moves");
+        assert_eq!(set(late(&attr)).await.mode, 0o666);
+    });
+}

@@ -96,7 +96,7 @@ messages! {
          ChangeNode/ChangeNodeT, ChangeMoving/ChangeMovingT, Moves/MovesT}
     meta::{Lookup/LookupT, AttrReply/AttrReplyT, GetAttr/GetAttrT, GetAttrReply/GetAttrReplyT, Create/CreateT,
          CreateReply/CreateReplyT, Open/OpenT, OpenReply/OpenReplyT, Close/CloseT, SyncLength/SyncLengthT, Append/AppendT, AppendReply/AppendReplyT,
-         ReadDir/ReadDirT, ReadDirReply/ReadDirReplyT, Unlink/UnlinkT, RmDir/RmDirT, Rename/RenameT, Link/LinkT,
+         ReadDir/ReadDirT, ReadDirReply/ReadDirReplyT, Unlink/UnlinkT, Unlinked/UnlinkedT, RmDir/RmDirT, Rename/RenameT, Link/LinkT,
          ReadLink/ReadLinkT, ReadLinkReply/ReadLinkReplyT, SetAttr/SetAttrT, StatFs/StatFsT,
          StatFsReply/StatFsReplyT, Empty/EmptyT, GetXattr/GetXattrT, GetXattrReply/GetXattrReplyT,
          ListXattr/ListXattrT, ListXattrReply/ListXattrReplyT, SetXattr/SetXattrT, RemoveXattr/RemoveXattrT,
@@ -140,9 +140,9 @@ calls! {
     0x0305 "meta.close" meta::CloseT => meta::AttrReplyT;
     0x0306 "meta.sync_length" meta::SyncLengthT => meta::AttrReplyT;
     0x0307 "meta.read_dir" meta::ReadDirT => meta::ReadDirReplyT;
-    0x0308 "meta.unlink" meta::UnlinkT => meta::EmptyT;
+    0x0308 "meta.unlink" meta::UnlinkT => meta::UnlinkedT;
     0x0309 "meta.rmdir" meta::RmDirT => meta::EmptyT;
-    0x030A "meta.rename" meta::RenameT => meta::EmptyT;
+    0x030A "meta.rename" meta::RenameT => meta::UnlinkedT;
     0x030B "meta.link" meta::LinkT => meta::AttrReplyT;
     0x030C "meta.read_link" meta::ReadLinkT => meta::ReadLinkReplyT;
     0x030D "meta.set_attr" meta::SetAttrT => meta::AttrReplyT;

@@ -3,8 +3,9 @@
 use super::{Client, Inner};
 use crate::file::{CreateOptions, File, OpenOptions};
 use crate::inode::Inode;
-use crate::meta::NewInode;
-use crate::{Attr, Changes, Credentials, Entry, Kind};
+use crate::meta::{NewInode, Page, Unlinked};
+use crate::{Attr, Changes, Credentials, Kind};
+use corefs_wire::limits::HOLDS_MAX;
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -40,19 +41,20 @@ impl Client {
         self.0.meta.lookup(who, parent, name).await.map(|attr| self.0.patched(attr))
     }
 
-    /// Entries after `after` with their attributes, and whether there are more.
+    /// Entries after `after`, with `plus` each with its attributes.
     pub async fn read_dir(
         &self,
         who: &Credentials,
         inode: InodeId,
         after: &[u8],
         limit: u32,
-    ) -> Result<(Vec<Entry>, bool)> {
-        let (mut entries, more) = self.0.meta.read_dir(who, inode, after, limit, true).await?;
-        for entry in &mut entries {
+        plus: bool,
+    ) -> Result<Page> {
+        let mut page = self.0.meta.read_dir(who, inode, after, limit, plus).await?;
+        for entry in &mut page.entries {
             entry.attr = entry.attr.map(|attr| self.0.patched(attr));
         }
-        Ok((entries, more))
+        Ok(page)
     }
 
     /// Changes attributes; what was written here before is written before.
@@ -70,7 +72,7 @@ impl Client {
             // The time that was set stands, although bytes written before it are synced later.
             live.unsynced.set(crate::inode::Unsynced { mtime: 0, ..live.unsynced.get() });
         }
-        live.supersede(&changes);
+        live.supersede(&changes, &attr);
         live.absorb(&attr);
         Ok(live.attr())
     }
@@ -123,8 +125,10 @@ impl Client {
 
     /// Removes a name. Files that are open here stay readable until they are closed.
     pub async fn unlink(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<()> {
-        self.0.hold_name(who, parent, name).await?;
-        self.0.meta.unlink(who, parent, name).await
+        let (hold, of) = (self.0.to_hold(who, parent, name).await?, self.0.client());
+        let gone = self.0.meta.unlink(who, parent, name, &hold).await?;
+        self.0.unlinked(gone, of).await;
+        Ok(())
     }
 
     /// Renames; a file that is replaced stays readable as in [`unlink`](Self::unlink).
@@ -135,10 +139,11 @@ impl Client {
         to: (InodeId, &[u8]),
         flags: u32,
     ) -> Result<()> {
-        if flags == 0 {
-            self.0.hold_name(who, to.0, to.1).await?;
-        }
-        self.0.meta.rename(who, from, to, flags).await
+        let hold = if flags == 0 { self.0.to_hold(who, to.0, to.1).await? } else { Vec::new() };
+        let of = self.0.client();
+        let gone = self.0.meta.rename(who, from, to, flags, &hold).await?;
+        self.0.unlinked(gone, of).await;
+        Ok(())
     }
 }
 
@@ -180,23 +185,50 @@ impl Inner {
                 inode
             }
         };
+        if session.0 == 0 {
+            self.readers.borrow_mut().insert(attr.inode);
+        }
         Ok(File::new(Client(Rc::clone(self)), inode, session, direct, who.clone()))
     }
 
-    /// Makes sure that the file of a name, if it is open here for reading only, keeps its bytes without the name.
-    async fn hold_name(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<()> {
+    /// The files that are open here for reading only: whichever of them a name leads to is to keep its bytes without the name. When there
+    /// are too many to name, the one is held at once.
+    async fn to_hold(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<Vec<InodeId>> {
         let unheld = |inode: &Rc<Inode>| inode.handles.get() > 0 && !inode.sessions.keep_it();
-        if !self.all_live().iter().any(unheld) {
-            return Ok(());
+        {
+            let mut readers = self.readers.borrow_mut();
+            readers.retain(|inode| self.live(*inode).is_some_and(|inode| unheld(&inode)));
+            if readers.len() <= HOLDS_MAX {
+                return Ok(readers.iter().copied().collect());
+            }
         }
         let attr = match self.meta.lookup(who, parent, name).await {
             Ok(attr) => attr,
             // The operation itself will say what is wrong.
-            Err(_) => return Ok(()),
+            Err(_) => return Ok(Vec::new()),
         };
-        match self.live(attr.inode).filter(unheld) {
-            Some(inode) => self.hold(&inode).await,
-            None => Ok(()),
+        if let Some(inode) = self.live(attr.inode).filter(unheld) {
+            self.hold(&inode).await?;
+        }
+        Ok(Vec::new())
+    }
+
+    /// A name was taken away, and with it began a session under the lease of `of`, if the file was among those to hold. One that was opened
+    /// here meanwhile is held now: for a moment it is still there.
+    async fn unlinked(&self, gone: Unlinked, of: ClientId) {
+        let open = self.live(gone.inode).filter(|inode| inode.handles.get() > 0);
+        match open {
+            Some(inode) if gone.session != 0 => {
+                if !inode.sessions.held(gone.session, of) {
+                    self.end(gone.inode, gone.session).await;
+                }
+            }
+            Some(inode) if !inode.sessions.keep_it() => {
+                if let Err(error) = self.hold(&inode).await {
+                    tracing::debug!(%error, inode = %gone.inode, "holding an unlinked file");
+                }
+            }
+            _ => self.end(gone.inode, gone.session).await,
         }
     }
 

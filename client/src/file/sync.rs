@@ -121,7 +121,9 @@ impl Inner {
             self.current(inode).await?;
             // Whoever wrote may have ended his session, and nobody could be told.
             let Some(session) = inode.sessions.any() else {
-                return self.report_alone(inode, who, written, None).await;
+                let attr = self.report_alone(inode, who, written, None).await?;
+                synced(inode, &attr, unsynced);
+                return Ok(());
             };
             match self.meta.sync_length(who, inode.id(), session.number, written).await {
                 Err(error) if error.code == ErrorCode::NoSuchSession => inode.sessions.lapsed(session.name),
@@ -140,6 +142,8 @@ impl Inner {
         let Some(session) = inode.sessions.take(name) else {
             return if inode.sessions.is_gone() { Err(gone(inode.id())) } else { Ok(()) };
         };
+        // Who takes the name away meanwhile has to ask for the bytes to be kept.
+        self.readers.borrow_mut().insert(inode.id());
         self.leave_place(inode, name).await;
         let unsynced = inode.unsynced.get();
         let written = written(inode, unsynced);
@@ -156,7 +160,7 @@ impl Inner {
         };
         if forgotten(&outcome) {
             // Our lease had run out and somebody settled the session; what we know about the length may still be news.
-            outcome = self.report_alone(inode, who, written, changes).await.map(|()| inode.attr.get());
+            outcome = self.report_alone(inode, who, written, changes).await;
         }
         if let Some(pending) = &pending {
             answered(inode, pending, &outcome);
@@ -178,23 +182,21 @@ impl Inner {
         who: &Credentials,
         written: Written,
         changes: Option<Changes>,
-    ) -> Result<()> {
-        let unsynced = inode.unsynced.get();
+    ) -> Result<Attr> {
         let (attr, number) = self.meta.open(&Credentials::root(), inode.id(), true, false).await?;
         inode.absorb(&attr);
         let outcome = self.meta.close(who, inode.id(), number, written, changes).await;
         if outcome.is_err() {
             self.end_later(inode.id(), number);
         }
-        synced(inode, &outcome?, unsynced);
-        Ok(())
+        outcome
     }
 }
 
 /// Changes that waited were sent: they wait on if nobody can say whether they were made.
 fn answered(inode: &Inode, changes: &Changes, outcome: &Result<Attr>) {
     if outcome.as_ref().err().is_none_or(|error| error.class() == Class::Fatal) {
-        inode.told(changes);
+        inode.told(changes, outcome.as_ref().ok());
     }
 }
 
@@ -204,5 +206,5 @@ fn written(inode: &Inode, unsynced: Unsynced) -> Written {
 
 fn synced(inode: &Inode, attr: &Attr, pushed: Unsynced) {
     inode.absorb(attr);
-    inode.synced(pushed);
+    inode.synced(pushed, attr);
 }

@@ -61,7 +61,7 @@ impl Fs {
         while let Some(top) = doomed.last() {
             let directory = top.inode;
             let meta = self.client.meta();
-            let (entries, _) = meta.read_dir(&self.who, directory, b"", PAGE, false).await?;
+            let entries = meta.read_dir(&self.who, directory, b"", PAGE, false).await?.entries;
             if entries.is_empty() {
                 meta.rmdir(&self.who, top.parent, &top.name).await?;
                 doomed.pop();

@@ -1,9 +1,9 @@
 //! Parts of metadata messages from and to the client's own types.
 
-use crate::{Attr, Changes, Credentials, Entry, Time};
+use crate::{Attr, Changes, Credentials, Entry, Known, Time};
 use corefs_wire::control::Call;
 use corefs_wire::control::meta::{
-    AppendT, AttrResultT, CallerT, CloseT, CreateT, DirEntryT, GetAttrT, GetLockT, GetXattrT, LinkT,
+    AppendT, AttrResultT, CallerT, CloseT, CreateT, DirEntryT, GetAttrT, GetLockT, GetXattrT, KnownAttrT, LinkT,
     ListXattrT, LookupT, OpenT, ReadDirT, ReadLinkT, RemoveXattrT, RenameT, RmDirT, SetAttrFieldsT, SetAttrT,
     SetLockT, SetXattrT, StatFsT, SyncLengthT, UnlinkT,
 };
@@ -79,6 +79,14 @@ pub fn fields(changes: &Changes) -> SetAttrFieldsT {
     out.ctime = changes.ctime.unwrap_or_default();
     out.atime = at(changes.atime);
     out.mtime = at(changes.mtime);
+    out.known = changes.known.map(|known| Box::new(known_attr(&known)));
+    out
+}
+
+fn known_attr(known: &Known) -> KnownAttrT {
+    let mut out = KnownAttrT::default();
+    (out.mode, out.uid, out.gid) = (known.mode, known.uid, known.gid);
+    (out.atime, out.mtime) = (known.atime, known.mtime);
     out
 }
 

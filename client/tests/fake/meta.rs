@@ -3,9 +3,9 @@
 use super::{LAYOUT, answer};
 use corefs_net::{Node, Request, Responder, Service};
 use corefs_wire::control::meta::{
-    AppendReplyT, AppendT, AttrReplyT, AttrResultT, AttrT, CallerT, CloseT, CreateReplyT, CreateT, EmptyT,
-    GetAttrReplyT, GetAttrT, Kind, LookupT, OpenReplyT, OpenT, ReadLinkReplyT, ReadLinkT, SetAttrFieldsT,
-    SetAttrT, SyncLengthT, UnlinkT,
+    AppendReplyT, AppendT, AttrReplyT, AttrResultT, AttrT, CallerT, CloseT, CreateReplyT, CreateT,
+    GetAttrReplyT, GetAttrT, Kind, KnownAttrT, LookupT, OpenReplyT, OpenT, ReadLinkReplyT, ReadLinkT,
+    SetAttrFieldsT, SetAttrT, SyncLengthT, UnlinkT, UnlinkedT,
 };
 use corefs_wire::control::{Call, Message};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -28,6 +28,9 @@ pub struct Meta {
     /// For the next requests: refuse with this, or with `ConnectionLost` do it and close instead of answering.
     pub faults: RefCell<VecDeque<Option<ErrorCode>>>,
     pub lost: Cell<u32>,
+    /// Unlinks wait for [`Meta::catch_up`].
+    pub slow: Cell<bool>,
+    pub behind: RefCell<Vec<(Request, Responder)>>,
     /// Nothing is changed for now.
     pub refusing: Cell<bool>,
     pub node: RefCell<Option<Node>>,
@@ -118,6 +121,22 @@ impl Meta {
         Ok(reply)
     }
 
+    pub fn catch_up(&self) {
+        self.slow.set(false);
+        for (request, responder) in self.behind.take() {
+            self.request(request, responder);
+        }
+    }
+
+    fn unlink(&self, asked: &UnlinkT) -> Result<UnlinkedT> {
+        let gone = self.names.borrow_mut().remove(&(asked.parent, asked.name.clone()));
+        let mut reply = UnlinkedT::default();
+        reply.inode = gone.ok_or(ErrorCode::NotFound)?;
+        let held = asked.hold.as_ref().is_some_and(|hold| hold.contains(&reply.inode));
+        reply.session = if held { self.begin() } else { 0 };
+        Ok(reply)
+    }
+
     /// What close and sync have in common.
     fn take_length(&self, inode: u64, epoch: u32, length: u64, mtime: i64) -> Result<AttrT> {
         self.change(inode, |attr| {
@@ -147,8 +166,13 @@ impl Meta {
             if set.mask & 8 != 0 {
                 (attr.size, attr.epoch) = (set.size, attr.epoch + 1);
             }
-            attr.mtime = if set.mask & 32 != 0 { set.mtime } else { attr.mtime };
-            attr.mode = if set.mask & 1 != 0 { set.mode } else { attr.mode };
+            let stays = |was: fn(&KnownAttrT) -> i64, is: i64| {
+                set.known.as_ref().is_some_and(|known| was(known) != is)
+            };
+            let (mode, mtime) =
+                (stays(|known| known.mode.into(), attr.mode.into()), stays(|known| known.mtime, attr.mtime));
+            attr.mtime = if set.mask & 32 != 0 && !mtime { set.mtime } else { attr.mtime };
+            attr.mode = if set.mask & 1 != 0 && !mode { set.mode } else { attr.mode };
             attr.uid = if set.mask & 2 != 0 { set.uid } else { attr.uid };
         })
     }
@@ -232,15 +256,10 @@ impl Service for Meta {
             SetAttrT::OP => {
                 self.once::<SetAttrT>(&request, responder, |c| &c.caller, |asked| self.set_attr(asked))
             }
-            UnlinkT::OP => self.once::<UnlinkT>(
-                &request,
-                responder,
-                |c| &c.caller,
-                |asked| {
-                    let gone = self.names.borrow_mut().remove(&(asked.parent, asked.name));
-                    gone.map(|_| EmptyT::default()).ok_or_else(|| ErrorCode::NotFound.into())
-                },
-            ),
+            UnlinkT::OP if self.slow.get() => self.behind.borrow_mut().push((request, responder)),
+            UnlinkT::OP => {
+                self.once::<UnlinkT>(&request, responder, |c| &c.caller, |asked| self.unlink(&asked))
+            }
             SyncLengthT::OP => self.once::<SyncLengthT>(
                 &request,
                 responder,

@@ -46,7 +46,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 self.fill_attributes(txn, &mut entries).await?;
             }
             let mut reply = ReadDirReplyT::default();
-            (reply.entries, reply.more) = (entries, page.more);
+            (reply.entries, reply.more, reply.parent) = (entries, page.more, directory.parent.0);
             Ok(reply)
         })
         .await

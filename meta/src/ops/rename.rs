@@ -5,11 +5,13 @@ use crate::dirent::{Dirent, check_name};
 use crate::inode::Inode;
 use crate::namespace::{Namespace, Values};
 use crate::once::{Attempt, Outcome};
+use crate::ops::unlink::{check_hold, unlinked};
 use crate::outside::Outside;
 use corefs_kv::{Isolation, KvEngine, Transaction};
 use corefs_wire::control::Call;
-use corefs_wire::control::meta::{CallerT, EmptyT, RenameT};
+use corefs_wire::control::meta::{CallerT, RenameT, UnlinkedT};
 use corefs_wire::{Error, ErrorCode, InodeId, ROOT_INODE, Result};
+use std::cell::Cell;
 
 /// Flags, as of renameat2(2).
 pub const NOREPLACE: u32 = 1;
@@ -34,8 +36,9 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     ///
     /// `WouldLoop` when a directory would come under itself; `NotFound`, `NoSuchInode` (a directory), `Exists` (NOREPLACE), `NotEmpty`, `IsDirectory`,
     /// `NotDirectory`, `PermissionDenied`, `NotPermitted` (sticky directories).
-    pub async fn rename(&self, request: &RenameT) -> Result<EmptyT> {
+    pub async fn rename(&self, request: &RenameT) -> Result<UnlinkedT> {
         check_name(&request.name)?;
+        check_hold(&request.hold)?;
         check_name(&request.new_name)?;
         if request.flags & !(NOREPLACE | EXCHANGE) != 0 || request.flags == NOREPLACE | EXCHANGE {
             let what = "flags that rename doesn't know, or that exclude each other";
@@ -48,53 +51,57 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             self.keys.dirent(from, &request.name),
             self.keys.dirent(to, &request.new_name),
         ];
-        self.once(RenameT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
-            let (old_directory, new_directory) = (values.directory()?, values.directory()?);
-            self.may(txn, &request.caller, from, &old_directory, CHANGE).await?;
-            self.may(txn, &request.caller, to, &new_directory, CHANGE).await?;
-            let old_dirent = values.dirent()?.ok_or(ErrorCode::NotFound)?;
-            let new_dirent = values.dirent()?;
-            match (request.flags, new_dirent) {
-                (NOREPLACE, Some(_)) => return Err(ErrorCode::Exists.into()),
-                (EXCHANGE, None) => return Err(ErrorCode::NotFound.into()),
-                _ => {}
-            }
-            if new_dirent.is_some_and(|dirent| dirent.inode == old_dirent.inode) {
-                return Ok(Attempt::Unchanged(Outcome::default()));
-            }
-            let side = |parent, directory, entry: &[u8], dirent, inode| Side {
-                parent,
-                directory,
-                entry: entry.to_vec(),
-                dirent,
-                inode,
-            };
-            let inode = self.inode(txn, old_dirent.inode, Isolation::Serializable).await?;
-            let old = side(from, old_directory, &keys[2], old_dirent, inode);
-            self.may_move(txn, &request.caller, &old, to).await?;
-            if old_dirent.is_directory() {
-                self.must_not_contain(txn, old_dirent.inode, from, to).await?;
-            }
-            let Some(dirent) = new_dirent else {
-                self.move_name(txn, old, to, &keys[3]);
-                return Ok(Attempt::Changed(Outcome::default()));
-            };
-            let inode = self.inode(txn, dirent.inode, Isolation::Serializable).await?;
-            let new = side(to, new_directory, &keys[3], dirent, inode);
-            match request.flags {
-                EXCHANGE => {
-                    self.may_move(txn, &request.caller, &new, from).await?;
-                    if dirent.is_directory() {
-                        self.must_not_contain(txn, dirent.inode, to, from).await?;
-                    }
-                    self.exchange(txn, old, new);
+        let gone = Cell::new(0);
+        let outcome =
+            self.once(RenameT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
+                let (old_directory, new_directory) = (values.directory()?, values.directory()?);
+                self.may(txn, &request.caller, from, &old_directory, CHANGE).await?;
+                self.may(txn, &request.caller, to, &new_directory, CHANGE).await?;
+                let old_dirent = values.dirent()?.ok_or(ErrorCode::NotFound)?;
+                let new_dirent = values.dirent()?;
+                match (request.flags, new_dirent) {
+                    (NOREPLACE, Some(_)) => return Err(ErrorCode::Exists.into()),
+                    (EXCHANGE, None) => return Err(ErrorCode::NotFound.into()),
+                    _ => {}
                 }
-                _ => self.replace(txn, &request.caller, old, new).await?,
-            }
-            Ok(Attempt::Changed(Outcome::default()))
-        })
-        .await?;
-        Ok(EmptyT::default())
+                if new_dirent.is_some_and(|dirent| dirent.inode == old_dirent.inode) {
+                    return Ok(Attempt::Unchanged(Outcome::default()));
+                }
+                let side = |parent, directory, entry: &[u8], dirent, inode| Side {
+                    parent,
+                    directory,
+                    entry: entry.to_vec(),
+                    dirent,
+                    inode,
+                };
+                let inode = self.inode(txn, old_dirent.inode, Isolation::Serializable).await?;
+                let old = side(from, old_directory, &keys[2], old_dirent, inode);
+                self.may_move(txn, &request.caller, &old, to).await?;
+                if old_dirent.is_directory() {
+                    self.must_not_contain(txn, old_dirent.inode, from, to).await?;
+                }
+                let Some(dirent) = new_dirent else {
+                    self.move_name(txn, old, to, &keys[3]);
+                    return Ok(Attempt::Changed(Outcome::default()));
+                };
+                let inode = self.inode(txn, dirent.inode, Isolation::Serializable).await?;
+                let new = side(to, new_directory, &keys[3], dirent, inode);
+                match request.flags {
+                    EXCHANGE => {
+                        self.may_move(txn, &request.caller, &new, from).await?;
+                        if dirent.is_directory() {
+                            self.must_not_contain(txn, dirent.inode, to, from).await?;
+                        }
+                        self.exchange(txn, old, new);
+                        Ok(Attempt::Changed(Outcome::default()))
+                    }
+                    _ => {
+                        gone.set(dirent.inode.0);
+                        self.replace(txn, request, old, new).await.map(Attempt::Changed)
+                    }
+                }
+            });
+        unlinked(&outcome.await?, gone.get())
     }
 
     /// Walks from `to` up to the root: `WouldLoop` when `moved`, which now hangs in `from`, is on the way. Every record on
@@ -138,7 +145,8 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     }
 
     /// The new name led to something else, which goes.
-    async fn replace(&self, txn: &mut E::Txn, caller: &CallerT, old: Side, new: Side) -> Result<()> {
+    async fn replace(&self, txn: &mut E::Txn, request: &RenameT, old: Side, new: Side) -> Result<Outcome> {
+        let caller = &request.caller;
         may_take(caller, &new.directory, &new.inode)?;
         match (old.dirent.is_directory(), new.dirent.is_directory()) {
             (true, false) => return Err(ErrorCode::NotDirectory.into()),
@@ -149,6 +157,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         let now = self.outside.now();
         let directories = i64::from(old.dirent.is_directory());
         txn.clear(&old.entry);
+        let held = self.hold_unlinked(txn, caller, &request.hold, new.dirent.inode, &new.inode, now);
         match new.dirent.is_directory() {
             true => self.clear_directory(txn, new.dirent.inode, &new.inode),
             false => self.drop_name(txn, new.dirent.inode, new.inode, now),
@@ -159,7 +168,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             // One directory came and one went.
             self.touch_directory(txn, new.parent, now, 0, 0);
         }
-        Ok(())
+        Ok(held)
     }
 
     /// Both names stay and lead to each other's inode.

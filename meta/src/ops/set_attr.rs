@@ -90,12 +90,16 @@ pub(crate) fn apply(
     now: i64,
     writable: bool,
 ) -> Result<()> {
-    let has = |bit: u32| set.mask & bit != 0;
     if set.mask & !bits::ALL != 0 {
         let (known, found) = (bits::ALL.into(), set.mask.into());
         return Err(Error::mismatch(ErrorCode::InvalidArgument, known, found, "unknown attributes"));
     }
-    check_times(caller, inode, set, writable)?;
+    let mask = set.mask & !outdated(inode, set);
+    if mask & !bits::CTIME == 0 && mask != set.mask {
+        return Ok(());
+    }
+    let has = |bit: u32| mask & bit != 0;
+    check_times(caller, inode, mask, writable)?;
     if has(bits::UID | bits::GID) {
         let uid = if has(bits::UID) { set.uid } else { inode.uid };
         let gid = if has(bits::GID) { set.gid } else { inode.gid };
@@ -118,22 +122,33 @@ pub(crate) fn apply(
     if has(bits::MTIME | bits::MTIME_NOW) {
         inode.mtime = if has(bits::MTIME_NOW) { now } else { set.mtime };
     }
-    if set.mask != 0 {
+    if mask != 0 {
         inode.ctime = if has(bits::CTIME) { set.ctime } else { now };
     }
     Ok(())
 }
 
+/// What somebody else has set since the caller decided: a client whose file is open may report its changes late.
+fn outdated(inode: &Inode, set: &SetAttrFieldsT) -> u32 {
+    let Some(known) = &set.known else { return 0 };
+    let differs = |differs: bool, bits: u32| if differs { bits } else { 0 };
+    differs(known.mode & MODE_BITS != inode.mode & MODE_BITS, bits::MODE)
+        | differs(known.uid != inode.uid, bits::UID)
+        | differs(known.gid != inode.gid, bits::GID)
+        | differs(known.atime != inode.atime, bits::ATIME | bits::ATIME_NOW)
+        | differs(known.mtime != inode.mtime, bits::MTIME | bits::MTIME_NOW)
+}
+
 /// utimensat(2): a time of one's own choice needs the owner; the present only needs permission to write. A change time of
 /// one's own choice is for mounts that cache it.
-fn check_times(caller: &CallerT, inode: &Inode, set: &SetAttrFieldsT, writable: bool) -> Result<()> {
-    if set.mask & bits::CTIME != 0 && !caller.privileged {
+fn check_times(caller: &CallerT, inode: &Inode, mask: u32, writable: bool) -> Result<()> {
+    if mask & bits::CTIME != 0 && !caller.privileged {
         return Err(Error::new(ErrorCode::NotPermitted, "the change time isn't set by hand"));
     }
-    if set.mask & (bits::ATIME | bits::MTIME) != 0 {
+    if mask & (bits::ATIME | bits::MTIME) != 0 {
         return must_own(caller, inode);
     }
-    if set.mask & bits::NOW != 0 && !writable && must_own(caller, inode).is_err() {
+    if mask & bits::NOW != 0 && !writable && must_own(caller, inode).is_err() {
         return Err(ErrorCode::PermissionDenied.into());
     }
     Ok(())

@@ -3,40 +3,76 @@
 use crate::acl::{CHANGE, may_take};
 use crate::dirent::check_name;
 use crate::gc::Garbage;
-use crate::inode::Inode;
+use crate::inode::{Inode, Stat};
 use crate::namespace::{Namespace, Values};
 use crate::once::{Attempt, Outcome};
 use crate::outside::Outside;
+use crate::session::Session;
 use corefs_kv::{Isolation, KvEngine, Transaction};
 use corefs_wire::control::Call;
-use corefs_wire::control::meta::{EmptyT, UnlinkT};
-use corefs_wire::{ErrorCode, InodeId, Result};
+use corefs_wire::control::meta::{CallerT, UnlinkT, UnlinkedT};
+use corefs_wire::limits::HOLDS_MAX;
+use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
+use std::cell::Cell;
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
-    /// Removes the entry. A file that loses its last name is removed in the background, once nobody has it open.
+    /// Removes the entry. A file that loses its last name is removed in the background, once nobody has it open. What the name led to is
+    /// said only by the attempt that removed it.
     /// `NotFound`, `NoSuchInode` (the directory), `IsDirectory`, `PermissionDenied`, `NotPermitted` (sticky directories).
-    pub async fn unlink(&self, request: &UnlinkT) -> Result<EmptyT> {
+    pub async fn unlink(&self, request: &UnlinkT) -> Result<UnlinkedT> {
         check_name(&request.name)?;
+        check_hold(&request.hold)?;
+        let gone = Cell::new(0);
         let parent = InodeId(request.parent);
         let entry = self.keys.dirent(parent, &request.name);
         let keys = [self.keys.inode(parent), entry.clone()];
-        self.once(UnlinkT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
-            let directory = values.directory()?;
-            self.may(txn, &request.caller, parent, &directory, CHANGE).await?;
-            let dirent = values.dirent()?.ok_or(ErrorCode::NotFound)?;
-            if dirent.is_directory() {
-                return Err(ErrorCode::IsDirectory.into());
-            }
-            let inode = self.inode(txn, dirent.inode, Isolation::Serializable).await?;
-            may_take(&request.caller, &directory, &inode)?;
-            let now = self.outside.now();
-            self.drop_name(txn, dirent.inode, inode, now);
-            txn.clear(&entry);
-            self.touch_directory(txn, parent, now, -1, 0);
-            Ok(Attempt::Changed(Outcome::default()))
-        })
-        .await?;
-        Ok(EmptyT::default())
+        let outcome =
+            self.once(UnlinkT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
+                let directory = values.directory()?;
+                self.may(txn, &request.caller, parent, &directory, CHANGE).await?;
+                let dirent = values.dirent()?.ok_or(ErrorCode::NotFound)?;
+                if dirent.is_directory() {
+                    return Err(ErrorCode::IsDirectory.into());
+                }
+                let inode = self.inode(txn, dirent.inode, Isolation::Serializable).await?;
+                may_take(&request.caller, &directory, &inode)?;
+                let now = self.outside.now();
+                gone.set(dirent.inode.0);
+                let held = self.hold_unlinked(txn, &request.caller, &request.hold, dirent.inode, &inode, now);
+                self.drop_name(txn, dirent.inode, inode, now);
+                txn.clear(&entry);
+                self.touch_directory(txn, parent, now, -1, 0);
+                Ok(Attempt::Changed(held))
+            });
+        unlinked(&outcome.await?, gone.get())
+    }
+
+    /// Begins a session for whoever takes the last name of a file that he has open: of `hold` it must be one.
+    pub(crate) fn hold_unlinked(
+        &self,
+        txn: &mut E::Txn,
+        caller: &CallerT,
+        hold: &Option<Vec<u64>>,
+        id: InodeId,
+        inode: &Inode,
+        now: i64,
+    ) -> Outcome {
+        let held = hold.as_ref().is_some_and(|hold| hold.contains(&id.0));
+        if !held || !inode.is_file() || inode.nlink > 1 {
+            return Outcome::default();
+        }
+        let session = Session {
+            client: ClientId(caller.client),
+            incarnation: caller.incarnation,
+            write: false,
+            epoch: inode.epoch,
+            began: now,
+            place: None,
+        };
+        let number = self.new_session_number();
+        self.begin_session(txn, id, number, &session);
+        // With what it is of, for an answer that has to be given again.
+        Outcome { session: number, ..Outcome::of(Stat::new(id, inode.clone())) }
     }
 
     /// Takes one name from an inode that isn't a directory: what is left of it is stored.
@@ -55,4 +91,22 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             _ => self.put(txn, id, &inode),
         }
     }
+}
+
+/// `InvalidArgument` for more than [`HOLDS_MAX`].
+pub(crate) fn check_hold(hold: &Option<Vec<u64>>) -> Result<()> {
+    let found = hold.as_ref().map_or(0, Vec::len);
+    if found <= HOLDS_MAX {
+        return Ok(());
+    }
+    let (most, found) = (HOLDS_MAX as u64, found as u64);
+    Err(Error::mismatch(ErrorCode::InvalidArgument, most, found, "too many open files at once"))
+}
+
+/// `gone`: what the name led to, if this attempt took it away.
+pub(crate) fn unlinked(outcome: &Outcome, gone: u64) -> Result<UnlinkedT> {
+    let mut reply = UnlinkedT::default();
+    reply.session = outcome.session;
+    reply.inode = outcome.stat.as_ref().map_or(gone, |stat| stat.id.0);
+    Ok(reply)
 }

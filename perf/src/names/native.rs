@@ -147,14 +147,11 @@ impl Names for Hands {
     async fn readdir(&self, directory: u64) -> Result<u64> {
         let (mut entries, mut after) = (0, Vec::new());
         loop {
-            let (page, more) = self
-                .client
-                .meta()
-                .read_dir(&self.who, self.directory(directory), &after, PAGE, false)
-                .await?;
-            entries += page.len() as u64;
-            match page.into_iter().last() {
-                Some(last) if more => after = last.name,
+            let directory = self.directory(directory);
+            let page = self.client.meta().read_dir(&self.who, directory, &after, PAGE, false).await?;
+            entries += page.entries.len() as u64;
+            match page.entries.into_iter().last() {
+                Some(last) if page.more => after = last.name,
                 _ => return Ok(entries),
             }
         }

@@ -4634,6 +4634,7 @@ pub mod corefs {
         impl<'a> ReadDirReply<'a> {
             pub const VT_ENTRIES: ::flatbuffers::VOffsetT = 4;
             pub const VT_MORE: ::flatbuffers::VOffsetT = 6;
+            pub const VT_PARENT: ::flatbuffers::VOffsetT = 8;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4645,6 +4646,7 @@ pub mod corefs {
                 args: &'args ReadDirReplyArgs<'args>,
             ) -> ::flatbuffers::WIPOffset<ReadDirReply<'bldr>> {
                 let mut builder = ReadDirReplyBuilder::new(_fbb);
+                builder.add_parent(args.parent);
                 if let Some(x) = args.entries {
                     builder.add_entries(x);
                 }
@@ -4658,7 +4660,12 @@ pub mod corefs {
                     x.iter().map(|t| t.unpack()).collect()
                 };
                 let more = self.more();
-                ReadDirReplyT { entries, more }
+                let parent = self.parent();
+                ReadDirReplyT {
+                    entries,
+                    more,
+                    parent,
+                }
             }
 
             #[inline]
@@ -4681,6 +4688,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<bool>(ReadDirReply::VT_MORE, Some(false)).unwrap() }
             }
+            #[inline]
+            pub fn parent(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(ReadDirReply::VT_PARENT, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for ReadDirReply<'_> {
@@ -4694,6 +4708,7 @@ pub mod corefs {
                         ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<DirEntry>>,
                     >>("entries", Self::VT_ENTRIES, true)?
                     .visit_field::<bool>("more", Self::VT_MORE, false)?
+                    .visit_field::<u64>("parent", Self::VT_PARENT, false)?
                     .finish();
                 Ok(())
             }
@@ -4705,6 +4720,7 @@ pub mod corefs {
                 >,
             >,
             pub more: bool,
+            pub parent: u64,
         }
         impl<'a> Default for ReadDirReplyArgs<'a> {
             #[inline]
@@ -4712,6 +4728,7 @@ pub mod corefs {
                 ReadDirReplyArgs {
                     entries: None, // required field
                     more: false,
+                    parent: 0,
                 }
             }
         }
@@ -4736,6 +4753,10 @@ pub mod corefs {
                 self.fbb_.push_slot::<bool>(ReadDirReply::VT_MORE, more, false);
             }
             #[inline]
+            pub fn add_parent(&mut self, parent: u64) {
+                self.fbb_.push_slot::<u64>(ReadDirReply::VT_PARENT, parent, 0);
+            }
+            #[inline]
             pub fn new(
                 _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
             ) -> ReadDirReplyBuilder<'a, 'b, A> {
@@ -4758,6 +4779,7 @@ pub mod corefs {
                 let mut ds = f.debug_struct("ReadDirReply");
                 ds.field("entries", &self.entries());
                 ds.field("more", &self.more());
+                ds.field("parent", &self.parent());
                 ds.finish()
             }
         }
@@ -4766,12 +4788,14 @@ pub mod corefs {
         pub struct ReadDirReplyT {
             pub entries: alloc::vec::Vec<DirEntryT>,
             pub more: bool,
+            pub parent: u64,
         }
         impl Default for ReadDirReplyT {
             fn default() -> Self {
                 Self {
                     entries: Default::default(),
                     more: false,
+                    parent: 0,
                 }
             }
         }
@@ -4786,7 +4810,15 @@ pub mod corefs {
                     _fbb.create_vector(&w)
                 });
                 let more = self.more;
-                ReadDirReply::create(_fbb, &ReadDirReplyArgs { entries, more })
+                let parent = self.parent;
+                ReadDirReply::create(
+                    _fbb,
+                    &ReadDirReplyArgs {
+                        entries,
+                        more,
+                        parent,
+                    },
+                )
             }
         }
         pub enum UnlinkOffset {}
@@ -4810,6 +4842,7 @@ pub mod corefs {
             pub const VT_CALLER: ::flatbuffers::VOffsetT = 4;
             pub const VT_PARENT: ::flatbuffers::VOffsetT = 6;
             pub const VT_NAME: ::flatbuffers::VOffsetT = 8;
+            pub const VT_HOLD: ::flatbuffers::VOffsetT = 10;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4822,6 +4855,9 @@ pub mod corefs {
             ) -> ::flatbuffers::WIPOffset<Unlink<'bldr>> {
                 let mut builder = UnlinkBuilder::new(_fbb);
                 builder.add_parent(args.parent);
+                if let Some(x) = args.hold {
+                    builder.add_hold(x);
+                }
                 if let Some(x) = args.name {
                     builder.add_name(x);
                 }
@@ -4841,7 +4877,13 @@ pub mod corefs {
                     let x = self.name();
                     x.into_iter().collect()
                 };
-                UnlinkT { caller, parent, name }
+                let hold = self.hold().map(|x| x.into_iter().collect());
+                UnlinkT {
+                    caller,
+                    parent,
+                    name,
+                    hold,
+                }
             }
 
             #[inline]
@@ -4876,6 +4918,19 @@ pub mod corefs {
                         .unwrap()
                 }
             }
+            #[inline]
+            pub fn hold(&self) -> Option<::flatbuffers::Vector<'a, u64>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(
+                            Unlink::VT_HOLD,
+                            None,
+                        )
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Unlink<'_> {
@@ -4892,6 +4947,11 @@ pub mod corefs {
                         Self::VT_NAME,
                         true,
                     )?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>(
+                        "hold",
+                        Self::VT_HOLD,
+                        false,
+                    )?
                     .finish();
                 Ok(())
             }
@@ -4900,6 +4960,7 @@ pub mod corefs {
             pub caller: Option<::flatbuffers::WIPOffset<Caller<'a>>>,
             pub parent: u64,
             pub name: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+            pub hold: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
         }
         impl<'a> Default for UnlinkArgs<'a> {
             #[inline]
@@ -4908,6 +4969,7 @@ pub mod corefs {
                     caller: None, // required field
                     parent: 0,
                     name: None, // required field
+                    hold: None,
                 }
             }
         }
@@ -4932,6 +4994,11 @@ pub mod corefs {
                     .push_slot_always::<::flatbuffers::WIPOffset<_>>(Unlink::VT_NAME, name);
             }
             #[inline]
+            pub fn add_hold(&mut self, hold: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u64>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(Unlink::VT_HOLD, hold);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> UnlinkBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 UnlinkBuilder {
@@ -4954,6 +5021,7 @@ pub mod corefs {
                 ds.field("caller", &self.caller());
                 ds.field("parent", &self.parent());
                 ds.field("name", &self.name());
+                ds.field("hold", &self.hold());
                 ds.finish()
             }
         }
@@ -4963,6 +5031,7 @@ pub mod corefs {
             pub caller: alloc::boxed::Box<CallerT>,
             pub parent: u64,
             pub name: alloc::vec::Vec<u8>,
+            pub hold: Option<alloc::vec::Vec<u64>>,
         }
         impl Default for UnlinkT {
             fn default() -> Self {
@@ -4970,6 +5039,7 @@ pub mod corefs {
                     caller: Default::default(),
                     parent: 0,
                     name: Default::default(),
+                    hold: None,
                 }
             }
         }
@@ -4987,7 +5057,155 @@ pub mod corefs {
                     let x = &self.name;
                     _fbb.create_vector(x)
                 });
-                Unlink::create(_fbb, &UnlinkArgs { caller, parent, name })
+                let hold = self.hold.as_ref().map(|x| _fbb.create_vector(x));
+                Unlink::create(
+                    _fbb,
+                    &UnlinkArgs {
+                        caller,
+                        parent,
+                        name,
+                        hold,
+                    },
+                )
+            }
+        }
+        pub enum UnlinkedOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Unlinked<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Unlinked<'a> {
+            type Inner = Unlinked<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Unlinked<'a> {
+            pub const VT_INODE: ::flatbuffers::VOffsetT = 4;
+            pub const VT_SESSION: ::flatbuffers::VOffsetT = 6;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Unlinked { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args UnlinkedArgs,
+            ) -> ::flatbuffers::WIPOffset<Unlinked<'bldr>> {
+                let mut builder = UnlinkedBuilder::new(_fbb);
+                builder.add_session(args.session);
+                builder.add_inode(args.inode);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> UnlinkedT {
+                let inode = self.inode();
+                let session = self.session();
+                UnlinkedT { inode, session }
+            }
+
+            #[inline]
+            pub fn inode(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Unlinked::VT_INODE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn session(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Unlinked::VT_SESSION, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Unlinked<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("inode", Self::VT_INODE, false)?
+                    .visit_field::<u64>("session", Self::VT_SESSION, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct UnlinkedArgs {
+            pub inode: u64,
+            pub session: u64,
+        }
+        impl<'a> Default for UnlinkedArgs {
+            #[inline]
+            fn default() -> Self {
+                UnlinkedArgs { inode: 0, session: 0 }
+            }
+        }
+
+        pub struct UnlinkedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> UnlinkedBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_inode(&mut self, inode: u64) {
+                self.fbb_.push_slot::<u64>(Unlinked::VT_INODE, inode, 0);
+            }
+            #[inline]
+            pub fn add_session(&mut self, session: u64) {
+                self.fbb_.push_slot::<u64>(Unlinked::VT_SESSION, session, 0);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> UnlinkedBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                UnlinkedBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Unlinked<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for Unlinked<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Unlinked");
+                ds.field("inode", &self.inode());
+                ds.field("session", &self.session());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct UnlinkedT {
+            pub inode: u64,
+            pub session: u64,
+        }
+        impl Default for UnlinkedT {
+            fn default() -> Self {
+                Self { inode: 0, session: 0 }
+            }
+        }
+        impl UnlinkedT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Unlinked<'b>> {
+                let inode = self.inode;
+                let session = self.session;
+                Unlinked::create(_fbb, &UnlinkedArgs { inode, session })
             }
         }
         pub enum RmDirOffset {}
@@ -5215,6 +5433,7 @@ pub mod corefs {
             pub const VT_NEW_PARENT: ::flatbuffers::VOffsetT = 10;
             pub const VT_NEW_NAME: ::flatbuffers::VOffsetT = 12;
             pub const VT_FLAGS: ::flatbuffers::VOffsetT = 14;
+            pub const VT_HOLD: ::flatbuffers::VOffsetT = 16;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5228,6 +5447,9 @@ pub mod corefs {
                 let mut builder = RenameBuilder::new(_fbb);
                 builder.add_new_parent(args.new_parent);
                 builder.add_parent(args.parent);
+                if let Some(x) = args.hold {
+                    builder.add_hold(x);
+                }
                 builder.add_flags(args.flags);
                 if let Some(x) = args.new_name {
                     builder.add_new_name(x);
@@ -5257,6 +5479,7 @@ pub mod corefs {
                     x.into_iter().collect()
                 };
                 let flags = self.flags();
+                let hold = self.hold().map(|x| x.into_iter().collect());
                 RenameT {
                     caller,
                     parent,
@@ -5264,6 +5487,7 @@ pub mod corefs {
                     new_parent,
                     new_name,
                     flags,
+                    hold,
                 }
             }
 
@@ -5327,6 +5551,19 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u32>(Rename::VT_FLAGS, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn hold(&self) -> Option<::flatbuffers::Vector<'a, u64>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(
+                            Rename::VT_HOLD,
+                            None,
+                        )
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Rename<'_> {
@@ -5350,6 +5587,11 @@ pub mod corefs {
                         true,
                     )?
                     .visit_field::<u32>("flags", Self::VT_FLAGS, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>(
+                        "hold",
+                        Self::VT_HOLD,
+                        false,
+                    )?
                     .finish();
                 Ok(())
             }
@@ -5361,6 +5603,7 @@ pub mod corefs {
             pub new_parent: u64,
             pub new_name: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
             pub flags: u32,
+            pub hold: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
         }
         impl<'a> Default for RenameArgs<'a> {
             #[inline]
@@ -5372,6 +5615,7 @@ pub mod corefs {
                     new_parent: 0,
                     new_name: None, // required field
                     flags: 0,
+                    hold: None,
                 }
             }
         }
@@ -5412,6 +5656,11 @@ pub mod corefs {
                 self.fbb_.push_slot::<u32>(Rename::VT_FLAGS, flags, 0);
             }
             #[inline]
+            pub fn add_hold(&mut self, hold: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u64>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(Rename::VT_HOLD, hold);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RenameBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 RenameBuilder {
@@ -5438,6 +5687,7 @@ pub mod corefs {
                 ds.field("new_parent", &self.new_parent());
                 ds.field("new_name", &self.new_name());
                 ds.field("flags", &self.flags());
+                ds.field("hold", &self.hold());
                 ds.finish()
             }
         }
@@ -5450,6 +5700,7 @@ pub mod corefs {
             pub new_parent: u64,
             pub new_name: alloc::vec::Vec<u8>,
             pub flags: u32,
+            pub hold: Option<alloc::vec::Vec<u64>>,
         }
         impl Default for RenameT {
             fn default() -> Self {
@@ -5460,6 +5711,7 @@ pub mod corefs {
                     new_parent: 0,
                     new_name: Default::default(),
                     flags: 0,
+                    hold: None,
                 }
             }
         }
@@ -5483,6 +5735,7 @@ pub mod corefs {
                     _fbb.create_vector(x)
                 });
                 let flags = self.flags;
+                let hold = self.hold.as_ref().map(|x| _fbb.create_vector(x));
                 Rename::create(
                     _fbb,
                     &RenameArgs {
@@ -5492,6 +5745,7 @@ pub mod corefs {
                         new_parent,
                         new_name,
                         flags,
+                        hold,
                     },
                 )
             }
@@ -6037,6 +6291,229 @@ pub mod corefs {
                 ReadLinkReply::create(_fbb, &ReadLinkReplyArgs { target })
             }
         }
+        pub enum KnownAttrOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct KnownAttr<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for KnownAttr<'a> {
+            type Inner = KnownAttr<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> KnownAttr<'a> {
+            pub const VT_MODE: ::flatbuffers::VOffsetT = 4;
+            pub const VT_UID: ::flatbuffers::VOffsetT = 6;
+            pub const VT_GID: ::flatbuffers::VOffsetT = 8;
+            pub const VT_ATIME: ::flatbuffers::VOffsetT = 10;
+            pub const VT_MTIME: ::flatbuffers::VOffsetT = 12;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                KnownAttr { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args KnownAttrArgs,
+            ) -> ::flatbuffers::WIPOffset<KnownAttr<'bldr>> {
+                let mut builder = KnownAttrBuilder::new(_fbb);
+                builder.add_mtime(args.mtime);
+                builder.add_atime(args.atime);
+                builder.add_gid(args.gid);
+                builder.add_uid(args.uid);
+                builder.add_mode(args.mode);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> KnownAttrT {
+                let mode = self.mode();
+                let uid = self.uid();
+                let gid = self.gid();
+                let atime = self.atime();
+                let mtime = self.mtime();
+                KnownAttrT {
+                    mode,
+                    uid,
+                    gid,
+                    atime,
+                    mtime,
+                }
+            }
+
+            #[inline]
+            pub fn mode(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(KnownAttr::VT_MODE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn uid(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(KnownAttr::VT_UID, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn gid(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(KnownAttr::VT_GID, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn atime(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<i64>(KnownAttr::VT_ATIME, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn mtime(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<i64>(KnownAttr::VT_MTIME, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for KnownAttr<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u32>("mode", Self::VT_MODE, false)?
+                    .visit_field::<u32>("uid", Self::VT_UID, false)?
+                    .visit_field::<u32>("gid", Self::VT_GID, false)?
+                    .visit_field::<i64>("atime", Self::VT_ATIME, false)?
+                    .visit_field::<i64>("mtime", Self::VT_MTIME, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct KnownAttrArgs {
+            pub mode: u32,
+            pub uid: u32,
+            pub gid: u32,
+            pub atime: i64,
+            pub mtime: i64,
+        }
+        impl<'a> Default for KnownAttrArgs {
+            #[inline]
+            fn default() -> Self {
+                KnownAttrArgs {
+                    mode: 0,
+                    uid: 0,
+                    gid: 0,
+                    atime: 0,
+                    mtime: 0,
+                }
+            }
+        }
+
+        pub struct KnownAttrBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> KnownAttrBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_mode(&mut self, mode: u32) {
+                self.fbb_.push_slot::<u32>(KnownAttr::VT_MODE, mode, 0);
+            }
+            #[inline]
+            pub fn add_uid(&mut self, uid: u32) {
+                self.fbb_.push_slot::<u32>(KnownAttr::VT_UID, uid, 0);
+            }
+            #[inline]
+            pub fn add_gid(&mut self, gid: u32) {
+                self.fbb_.push_slot::<u32>(KnownAttr::VT_GID, gid, 0);
+            }
+            #[inline]
+            pub fn add_atime(&mut self, atime: i64) {
+                self.fbb_.push_slot::<i64>(KnownAttr::VT_ATIME, atime, 0);
+            }
+            #[inline]
+            pub fn add_mtime(&mut self, mtime: i64) {
+                self.fbb_.push_slot::<i64>(KnownAttr::VT_MTIME, mtime, 0);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> KnownAttrBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                KnownAttrBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<KnownAttr<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for KnownAttr<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("KnownAttr");
+                ds.field("mode", &self.mode());
+                ds.field("uid", &self.uid());
+                ds.field("gid", &self.gid());
+                ds.field("atime", &self.atime());
+                ds.field("mtime", &self.mtime());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct KnownAttrT {
+            pub mode: u32,
+            pub uid: u32,
+            pub gid: u32,
+            pub atime: i64,
+            pub mtime: i64,
+        }
+        impl Default for KnownAttrT {
+            fn default() -> Self {
+                Self {
+                    mode: 0,
+                    uid: 0,
+                    gid: 0,
+                    atime: 0,
+                    mtime: 0,
+                }
+            }
+        }
+        impl KnownAttrT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<KnownAttr<'b>> {
+                let mode = self.mode;
+                let uid = self.uid;
+                let gid = self.gid;
+                let atime = self.atime;
+                let mtime = self.mtime;
+                KnownAttr::create(
+                    _fbb,
+                    &KnownAttrArgs {
+                        mode,
+                        uid,
+                        gid,
+                        atime,
+                        mtime,
+                    },
+                )
+            }
+        }
         pub enum SetAttrFieldsOffset {}
         #[derive(Copy, Clone, PartialEq)]
 
@@ -6063,6 +6540,7 @@ pub mod corefs {
             pub const VT_ATIME: ::flatbuffers::VOffsetT = 14;
             pub const VT_MTIME: ::flatbuffers::VOffsetT = 16;
             pub const VT_CTIME: ::flatbuffers::VOffsetT = 18;
+            pub const VT_KNOWN: ::flatbuffers::VOffsetT = 20;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6071,13 +6549,16 @@ pub mod corefs {
             #[allow(unused_mut)]
             pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
                 _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-                args: &'args SetAttrFieldsArgs,
+                args: &'args SetAttrFieldsArgs<'args>,
             ) -> ::flatbuffers::WIPOffset<SetAttrFields<'bldr>> {
                 let mut builder = SetAttrFieldsBuilder::new(_fbb);
                 builder.add_ctime(args.ctime);
                 builder.add_mtime(args.mtime);
                 builder.add_atime(args.atime);
                 builder.add_size(args.size);
+                if let Some(x) = args.known {
+                    builder.add_known(x);
+                }
                 builder.add_gid(args.gid);
                 builder.add_uid(args.uid);
                 builder.add_mode(args.mode);
@@ -6094,6 +6575,7 @@ pub mod corefs {
                 let atime = self.atime();
                 let mtime = self.mtime();
                 let ctime = self.ctime();
+                let known = self.known().map(|x| alloc::boxed::Box::new(x.unpack()));
                 SetAttrFieldsT {
                     mask,
                     mode,
@@ -6103,6 +6585,7 @@ pub mod corefs {
                     atime,
                     mtime,
                     ctime,
+                    known,
                 }
             }
 
@@ -6162,6 +6645,16 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<i64>(SetAttrFields::VT_CTIME, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn known(&self) -> Option<KnownAttr<'a>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<KnownAttr>>(SetAttrFields::VT_KNOWN, None)
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for SetAttrFields<'_> {
@@ -6179,11 +6672,12 @@ pub mod corefs {
                     .visit_field::<i64>("atime", Self::VT_ATIME, false)?
                     .visit_field::<i64>("mtime", Self::VT_MTIME, false)?
                     .visit_field::<i64>("ctime", Self::VT_CTIME, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<KnownAttr>>("known", Self::VT_KNOWN, false)?
                     .finish();
                 Ok(())
             }
         }
-        pub struct SetAttrFieldsArgs {
+        pub struct SetAttrFieldsArgs<'a> {
             pub mask: u32,
             pub mode: u32,
             pub uid: u32,
@@ -6192,8 +6686,9 @@ pub mod corefs {
             pub atime: i64,
             pub mtime: i64,
             pub ctime: i64,
+            pub known: Option<::flatbuffers::WIPOffset<KnownAttr<'a>>>,
         }
-        impl<'a> Default for SetAttrFieldsArgs {
+        impl<'a> Default for SetAttrFieldsArgs<'a> {
             #[inline]
             fn default() -> Self {
                 SetAttrFieldsArgs {
@@ -6205,6 +6700,7 @@ pub mod corefs {
                     atime: 0,
                     mtime: 0,
                     ctime: 0,
+                    known: None,
                 }
             }
         }
@@ -6247,6 +6743,11 @@ pub mod corefs {
                 self.fbb_.push_slot::<i64>(SetAttrFields::VT_CTIME, ctime, 0);
             }
             #[inline]
+            pub fn add_known(&mut self, known: ::flatbuffers::WIPOffset<KnownAttr<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<KnownAttr>>(SetAttrFields::VT_KNOWN, known);
+            }
+            #[inline]
             pub fn new(
                 _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
             ) -> SetAttrFieldsBuilder<'a, 'b, A> {
@@ -6274,6 +6775,7 @@ pub mod corefs {
                 ds.field("atime", &self.atime());
                 ds.field("mtime", &self.mtime());
                 ds.field("ctime", &self.ctime());
+                ds.field("known", &self.known());
                 ds.finish()
             }
         }
@@ -6288,6 +6790,7 @@ pub mod corefs {
             pub atime: i64,
             pub mtime: i64,
             pub ctime: i64,
+            pub known: Option<alloc::boxed::Box<KnownAttrT>>,
         }
         impl Default for SetAttrFieldsT {
             fn default() -> Self {
@@ -6300,6 +6803,7 @@ pub mod corefs {
                     atime: 0,
                     mtime: 0,
                     ctime: 0,
+                    known: None,
                 }
             }
         }
@@ -6316,6 +6820,7 @@ pub mod corefs {
                 let atime = self.atime;
                 let mtime = self.mtime;
                 let ctime = self.ctime;
+                let known = self.known.as_ref().map(|x| x.pack(_fbb));
                 SetAttrFields::create(
                     _fbb,
                     &SetAttrFieldsArgs {
@@ -6327,6 +6832,7 @@ pub mod corefs {
                         atime,
                         mtime,
                         ctime,
+                        known,
                     },
                 )
             }
