@@ -11,7 +11,8 @@ use crate::key::Keys;
 use crate::namespace::Namespace;
 use crate::outside::Outside;
 use corefs_kv::KvEngine;
-use corefs_wire::Result;
+use corefs_wire::{InodeId, Result};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Findings that are told one by one; more are only counted.
@@ -96,6 +97,8 @@ pub struct Checked {
     pub bytes: u64,
     /// 1: everything was read at one snapshot.
     pub snapshots: u64,
+    /// Inodes that may have chunks: files, and what is still to be removed. Chunks of others are nobody's.
+    pub files: BTreeSet<InodeId>,
     pub findings: Vec<Finding>,
     /// Findings beyond [`FINDINGS_MAX`].
     pub untold: u64,

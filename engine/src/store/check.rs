@@ -8,7 +8,7 @@ use super::index::{DEDUP_BYTES, Index, TARGET_BYTES};
 use super::recovery::{Damage, Input, Need, READ_MAX, Recovery, RecoveryReport};
 use corefs_wire::checksum::crc32c;
 use corefs_wire::limits::BLOCK;
-use corefs_wire::{ChunkId, TargetId};
+use corefs_wire::{ChunkId, InodeId, TargetId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
@@ -76,6 +76,8 @@ pub struct CheckReport {
     pub findings: Vec<Finding>,
     pub targets: u64,
     pub chunks: u64,
+    /// How many chunks of each inode have bytes here.
+    pub inodes: BTreeMap<InodeId, u64>,
     /// Blocks that were read and compared.
     pub blocks: u64,
     /// What recovery found, if the slice can be opened.
@@ -192,6 +194,9 @@ impl Check {
             };
             at = Some((target, chunk));
             self.report.chunks += 1;
+            if store.index.chunk(target, chunk).is_some_and(|chunk| !chunk.removed()) {
+                *self.report.inodes.entry(chunk.inode).or_default() += 1;
+            }
             data_of(&store, target, chunk, &mut reads);
         }
         let need = CheckNeed::Read { offset: reads[0].offset, len: reads[0].crcs.len() * BLOCK };

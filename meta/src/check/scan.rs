@@ -12,7 +12,7 @@ use crate::once::Outcome;
 use crate::posix_acl::{self, Acl};
 use crate::session::Session;
 use corefs_kv::{Direction, Isolation, KeyRange, KvEngine, RangePage, Transaction};
-use corefs_wire::{Class, Result};
+use corefs_wire::{Class, InodeId, Result};
 use std::time::Duration;
 
 const PAGE: usize = 4096;
@@ -124,6 +124,7 @@ fn note(keys: &Keys, key: &[u8], value: &[u8], tree: &mut Tree, checked: &mut Ch
         }
         Key::Garbage(id) => {
             checked.garbage += 1;
+            checked.files.insert(id);
             tree.note_garbage(id.0, Garbage::decode(value)?, checked);
         }
         Key::Trimming(id) => tree.note_trimming(id.0, checked),
@@ -146,6 +147,9 @@ fn note_inode(id: u64, inode: &Inode, tree: &mut Tree, checked: &mut Checked) {
     checked.inodes += 1;
     checked.directories += u64::from(inode.is_directory());
     checked.bytes = checked.bytes.saturating_add(inode.size);
+    if inode.is_file() {
+        checked.files.insert(InodeId(id));
+    }
     if inode.is_file() && inode.layout.is_none() {
         checked.find(Damage::NoLayout, format!("inode-{id} is a file"));
     }

@@ -1,5 +1,7 @@
 //! `corefs fsck`: what a stopped cluster holds, verified to the last block and the last name.
 
+mod orphans;
+
 use crate::directory::{Directory, Shape};
 use crate::store::Store;
 use crate::{output, role};
@@ -13,20 +15,25 @@ use corefs_meta::check::{self, Checked};
 use corefs_meta::key::Keys;
 use corefs_meta::server::FILE_SYSTEM;
 use corefs_perf::progress::{Progress, Unit, Watch};
-use corefs_wire::{Error, ErrorCode, Result};
+use corefs_wire::{Error, ErrorCode, InodeId, Result};
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Check a stopped cluster (a directory of `corefs up`) or a stopped node (a directory of `corefs storage`): every superblock,
-/// journal, checkpoint, index and block of every slice, and the whole namespace. Changes nothing that is whole or damaged.
+/// journal, checkpoint, index and block of every slice, and the whole namespace.
 ///
-/// Exits with 0 when all is well and with 1 when anything is damaged, naming it.
+/// Exits with 0 when all is well and with 1 when anything is damaged, naming it. Chunks of files that aren't there (orphans) are named
+/// too; they only take room. Changes nothing but by `--remove-orphans`.
 #[derive(clap::Args)]
 pub struct Args {
     /// Directory of the cluster or the node.
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
+    /// Have the metadata servers remove the chunks of files that aren't there, once the cluster is up again.
+    #[arg(long)]
+    remove_orphans: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -39,9 +46,25 @@ struct Outcome {
     /// A sentence for each part, for people.
     said: Vec<String>,
     findings: Vec<String>,
+    /// Inodes that may have chunks, as far as the namespace was checked.
+    files: Option<BTreeSet<InodeId>>,
+    /// How many chunks of each inode the slices hold, all replicas counted.
+    chunks: BTreeMap<InodeId, u64>,
+    /// How many of the orphans are to be removed.
+    queued: Option<usize>,
 }
 
 impl Outcome {
+    /// Chunks of no inode take room that nobody gets back, and damage nothing.
+    fn orphans(&self) -> Vec<(InodeId, u64)> {
+        let Some(files) = &self.files else { return Vec::new() };
+        self.chunks
+            .iter()
+            .filter(|(inode, _)| !files.contains(inode))
+            .map(|(inode, chunks)| (*inode, *chunks))
+            .collect()
+    }
+
     fn part(&mut self, name: &str, counts: Value, findings: Vec<String>) {
         let state =
             if findings.is_empty() { "clean".to_owned() } else { format!("{} findings", findings.len()) };
@@ -70,6 +93,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
         for node in shape.iter().flat_map(Shape::running) {
             check_node(&format!("node-{node}"), &directory.node(node), &mut outcome, watch)?;
         }
+        if args.remove_orphans {
+            let orphans = outcome.orphans().into_iter().map(|(inode, _)| inode).collect();
+            let kv = shape.as_ref().and_then(|shape| shape.kv.as_deref());
+            outcome.queued = Some(remove_orphans(kv, &directory.kv(), orphans)?);
+        }
     } else {
         let what = format!(
             "{}: neither a cluster (cluster.toml) nor a node (node.toml) is here",
@@ -78,10 +106,22 @@ pub fn run(args: Args) -> Result<ExitCode> {
         return Err(Error::new(ErrorCode::BadConfig, what));
     }
     if args.json {
-        output::json(&json!({"clean": outcome.findings.is_empty(), "parts": outcome.parts}))?;
+        let orphans = outcome.orphans();
+        let orphans: Vec<_> =
+            orphans.iter().map(|(inode, chunks)| json!({"inode": inode.0, "chunks": chunks})).collect();
+        output::json(&json!({
+            "clean": outcome.findings.is_empty(), "parts": outcome.parts, "orphans": orphans,
+            "orphans to be removed": outcome.queued,
+        }))?;
     } else {
         outcome.said.iter().try_for_each(|line| output::line(line))?;
         outcome.findings.iter().try_for_each(|finding| output::line(&format!("DAMAGE {finding}")))?;
+        for (inode, chunks) in outcome.orphans() {
+            output::line(&format!("ORPHAN {inode}: no file has it, and {chunks} chunks take room"))?;
+        }
+        if let Some(queued) = outcome.queued {
+            output::line(&format!("{queued} of the orphans will be removed when the cluster is up"))?;
+        }
     }
     Ok(ExitCode::from(u8::from(!outcome.findings.is_empty())))
 }
@@ -106,6 +146,29 @@ fn check_embedded(path: &Path, outcome: &mut Outcome) -> Result<()> {
     Ok(())
 }
 
+/// Queues orphans in the store `kv`, or the embedded one in `path`; returns how many it may.
+fn remove_orphans(kv: Option<&str>, path: &Path, orphans: Vec<InodeId>) -> Result<usize> {
+    if orphans.is_empty() {
+        return Ok(0);
+    }
+    match kv.map(Store::parse).transpose()? {
+        None => {
+            let path = path.to_owned();
+            role::block_on("fsck", async move {
+                let store = Embedded::open(&path, embedded::Options { verify: false, ..Default::default() })?;
+                let outcome = orphans::queue(&store, &orphans).await;
+                store.close().await;
+                outcome
+            })
+        }
+        Some(Store::Served(_)) => Err(Error::new(ErrorCode::BadConfig, "the store is another process's")),
+        #[cfg(feature = "fdb")]
+        Some(Store::Fdb(place)) => {
+            role::block_on("fsck", async move { orphans::queue(&place.open(None).await?, &orphans).await })
+        }
+    }
+}
+
 /// The namespace in a store that sees to itself.
 #[cfg_attr(not(feature = "fdb"), expect(unused_variables, reason = "without FoundationDB it ends before"))]
 fn check_in(kv: &str, outcome: &mut Outcome) -> Result<()> {
@@ -125,6 +188,8 @@ fn check_in(kv: &str, outcome: &mut Outcome) -> Result<()> {
 }
 
 fn report_namespace(checked: &Checked, outcome: &mut Outcome) {
+    // An inode that can't be read would make orphans of its chunks.
+    outcome.files = checked.is_clean().then(|| checked.files.clone());
     let mut findings: Vec<String> = checked.findings.iter().map(ToString::to_string).collect();
     if checked.untold > 0 {
         findings.push(format!("and {} more", checked.untold));
@@ -164,6 +229,9 @@ fn check_node(name: &str, path: &Path, outcome: &mut Outcome, watch: Watch) -> R
         before += slice.extent.bytes;
         chunks += report.chunks;
         blocks += report.blocks;
+        for (inode, held) in &report.inodes {
+            *outcome.chunks.entry(*inode).or_default() += held;
+        }
         let place = format!("{} of {}", slice.index, disk.path().display());
         findings.extend(report.findings.iter().map(|finding| format!("{place}: {finding}")));
     }

@@ -29,6 +29,7 @@ fn a_whole_slice_has_no_findings() {
     let report = fsck(&resting().disk);
     assert_eq!(report.findings, []);
     assert_eq!((report.targets, report.chunks, report.blocks), (1, 1, 5));
+    assert_eq!(report.inodes, [(chunk(2).inode, 1)].into());
 }
 
 #[test]
