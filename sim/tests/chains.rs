@@ -21,6 +21,11 @@ fn at_least(counts: &BTreeMap<&'static str, u64>, expected: &[(&str, u64)]) {
     }
 }
 
+/// Lives of chains alone: whatever is done to metadata servers and clients of names moves none of their seeds.
+fn without_names() -> Config {
+    Config { servers: 0, namers: 0, ..Config::default() }
+}
+
 #[test]
 fn chains_of_three_keep_what_they_acknowledged() {
     let counts = all(Config::default(), 1..51);
@@ -83,43 +88,45 @@ fn so_do_chains_of_two_and_of_one() {
     all(Config { replicas: 1, ..Config::default() }, 200..206);
 }
 
+/// Its answer was lost: the others have the block as pending.
 #[test]
 fn a_damaged_block_that_only_the_tail_has_committed_is_repaired() {
-    // Its answer was lost: the others have the block as pending. In the second life the tail had to fill a new member first, which needed
-    // that block, and answered nothing before.
-    for seed in [2_026_112_630_436, 2_026_112_630_213] {
-        run(seed, Config::default()).unwrap();
-    }
+    run(1050, Config { fault_every: 1500, faults: 30, ..without_names() }).unwrap();
 }
 
 /// The only one that served had a damaged block. Whoever came back had the very same one, in an older version, and had it replaced part by part,
 /// until the filler came to the part that it couldn't read.
 #[test]
 fn a_fill_looks_at_everything_before_it_replaces_what_may_be_the_last_good_copy() {
-    run(2_026_112_707_118, Config::default()).unwrap();
+    run(150, Config { replicas: 2, fault_every: 1500, faults: 30, ..without_names() }).unwrap();
 }
 
 /// An earlier fill had ended half way. In the middle of the next one the chunk was what it had been at its beginning, just when a copy of the first
-/// part came: it was set back, and missed the second part from then on.
+/// part came: it was set back, and missed the second part from then on. The seed is of an earlier form of the simulation
+/// and doesn't come to that any more; that a permit is good once is a test of `engine::target::permits`.
 #[test]
 fn a_part_of_a_fill_that_comes_twice_sets_nothing_back() {
     run(2_026_112_947_093, Config { news: true, ..Config::default() }).unwrap();
 }
 
 /// Removed on the filler, there at the replica: the removal took the version of the filler's pending update, which was refused for ever.
+/// The seed is of an earlier form of the simulation and doesn't come to that any more; which version a removal has is a test of
+/// `engine::chain::fill`.
 #[test]
 fn a_removal_that_fills_leaves_room_for_the_next_update() {
     run(2_026_112_700_403, Config { news: true, ..Config::default() }).unwrap();
 }
 
+/// Whoever was asked for it took it for damaged. The seed is of an earlier form of the simulation and doesn't come to that any more.
 #[test]
 fn nobody_is_given_a_block_that_is_still_being_written() {
     run(2_026_112_650_039, Config::default()).unwrap();
 }
 
+/// It waited for a damaged block, and meanwhile its head was left out. The seed is of an earlier form of the simulation and doesn't come to
+/// that any more.
 #[test]
 fn an_update_that_was_held_begins_only_under_a_lease() {
-    // It waited for a damaged block, and meanwhile its head was left out.
     run(2_026_112_638_513, Config::default()).unwrap();
 }
 
@@ -131,6 +138,8 @@ fn faults_that_follow_each_other_quickly_find_recovery_at_work() {
 
 /// A replica that had said that it was filled couldn't read a block for an update, and was given the whole chunk once more, part by
 /// part. The manager had heard that it was filled: it came to serve with half of the chunk, and the rest read as zeros.
+/// The seeds are of an earlier form of the simulation and don't come to that any more: a block is repaired in place now, and nothing is filled
+/// because of it.
 #[test]
 fn a_replica_that_said_that_it_is_filled_takes_no_more_fills() {
     let quick = Config { fault_every: 1500, faults: 30, ..Config::default() };
@@ -143,8 +152,9 @@ fn a_replica_that_said_that_it_is_filled_takes_no_more_fills() {
 /// a head of the earlier version, what the others lacked, and shown it.
 #[test]
 fn an_update_that_was_prepared_while_its_chain_changed_is_not_committed_by_a_replica_that_had_become_last() {
-    for seed in [8, 220, 341] {
-        run(seed, Config::default()).unwrap();
+    run(249, Config { replicas: 2, ..without_names() }).unwrap();
+    for seed in [428, 545] {
+        run(seed, Config { fault_every: 1500, faults: 30, ..without_names() }).unwrap();
     }
 }
 
@@ -152,9 +162,8 @@ fn an_update_that_was_prepared_while_its_chain_changed_is_not_committed_by_a_rep
 /// waited for it for ever; or it was to be made again.
 #[test]
 fn a_target_is_not_removed_by_routing_that_came_late() {
-    for seed in [1, 191] {
-        run(seed, Config::default()).unwrap();
-    }
+    run(210, Config { news: true, ..without_names() }).unwrap();
+    run(411, Config { replicas: 2, ..without_names() }).unwrap();
 }
 
 /// Lives without a fault in which the last node has less room than the others.
