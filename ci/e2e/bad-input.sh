@@ -23,6 +23,13 @@ refuses 'holds' "$COREFS" up --dir "$work/mine"
 [ "$(cat "$work/mine/file")" = precious ] && [ "$(ls "$work/mine")" = file ] || die "a foreign directory was touched"
 refuses 'no manager\|unreachable\|refused' timeout 60 "$COREFS" fs --manager 127.0.0.1:1 ls /
 [ ! -e "$work/x/cluster.toml" ] || die "a refused start left a cluster behind"
+"$COREFS" storage --dir "$work/lonely" --manager 127.0.0.1:1 --capacity 1GiB >"$work/said" 2>&1 & lonely=$!
+sleep 1
+kill -0 $lonely || die "a node gave up although a manager may come: $(cat "$work/said")"
+kill -TERM $lonely
+for _ in $(seq 100); do kill -0 $lonely 2>/dev/null || break; sleep 0.1; done
+! kill -9 $lonely 2>/dev/null || die "a node that waits for a manager doesn't stop when it is told to"
+wait $lonely || die "a node that was told to stop while it waited ended with $?"
 
 up --capacity 1GiB
 refuses 'another corefs runs' "$COREFS" up --dir "$work/cluster"

@@ -5,6 +5,7 @@ use crate::{output, signals};
 use corefs_net::handshake::{Identity, Role, Secret};
 use corefs_net::{Address, Node, NodeConfig};
 use corefs_wire::{Error, ErrorCode, Result, Uuid};
+use futures_lite::future;
 use glommio::Placement;
 use std::future::Future;
 use std::path::Path;
@@ -18,7 +19,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const CONTROL_POOL: usize = 4 << 20;
 
 /// Runs a role until a stop signal. `start` brings it up and gives it with the address it serves on; `ready ADDRESS`
-/// is printed then; `stop` brings it down.
+/// is printed then; `stop` brings it down. One that is told to stop before it is ready, as while it waits for a manager, ends where it is:
+/// it has promised nothing yet.
 pub fn run<S, Start, Stop>(
     name: &str,
     start: Start,
@@ -31,7 +33,16 @@ where
 {
     let stopped = StopSignal::watch();
     block_on(name, async move {
-        let (server, address) = start.await?;
+        let started = async { Some(start.await) };
+        let given_up = async {
+            stopped.clone().await;
+            None
+        };
+        let Some(started) = future::or(started, given_up).await else {
+            tracing::info!("stopped before it was ready");
+            return Ok(ExitCode::SUCCESS);
+        };
+        let (server, address) = started?;
         output::line(&format!("ready {address}"))?;
         stopped.await;
         stop(server).await?;
