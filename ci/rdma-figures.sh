@@ -11,6 +11,7 @@ die() { echo "FAILED: $*"; tail -n 20 $dir/log/*.log /tmp/up.log; exit 1; }
 
 # start ARGUMENT...: the cluster, until it is ready; stop: its end.
 start() {
+  : >/tmp/up # the last one is ready no more
   corefs up --dir $dir --replicas 1 --cores 1 --capacity 1GiB "$@" >/tmp/up 2>/tmp/up.log & up=$!
   n=0; until grep -q '^ready ' /tmp/up; do n=$((n + 1)); [ $n -lt 600 ] || die "not ready"; kill -0 $up || die "corefs up ended"; sleep 0.2; done
   COREFS_MANAGER=$(sed -n 's/^ready manager=\([^ ]*\).*/\1/p' /tmp/up); export COREFS_MANAGER COREFS_SECRET_FILE=$dir/secret
