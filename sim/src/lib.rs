@@ -2,8 +2,8 @@
 //!
 //! | module | is |
 //! |---|---|
-//! | [`prng`], [`clock`] | seeded randomness and virtual time |
-//! | [`tasks`] | what is async, in virtual time |
+//! | [`prng`] | seeded randomness |
+//! | [`tasks`] | virtual time, and what is async in it |
 //! | [`disk`] | a disk that loses power between any two operations |
 //! | [`store`] | the chunk store under power cuts, against a model |
 //! | [`chain`] | whole clusters under every kind of fault |
@@ -11,7 +11,6 @@
 //! | [`recording`] | power-cut images of a recorded run of a real disk |
 
 pub mod chain;
-pub mod clock;
 pub mod disk;
 pub mod lives;
 pub mod prng;

@@ -13,6 +13,9 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
+/// A millisecond.
+pub const MILLI: Nanos = 1_000_000;
+
 /// Virtual time, and who waits for what moment of it. Clones are the same.
 #[derive(Clone, Default)]
 pub struct Timers(Rc<Moments>);

@@ -2,7 +2,7 @@
 //! the other end of a road that takes time and is cut now and then.
 
 use crate::prng::Prng;
-use crate::tasks::Timers;
+use crate::tasks::{MILLI, Timers};
 use corefs_engine::event::Nanos;
 use corefs_kv::Committed;
 use corefs_kv::mem::{Faults, Mem, Pace};
@@ -16,7 +16,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-const MILLI: Nanos = 1_000_000;
 /// Virtual time after which a process takes it that the store isn't reached.
 const PATIENCE: Nanos = 500 * MILLI;
 /// What goes wrong while the store is in trouble.

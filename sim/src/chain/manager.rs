@@ -6,7 +6,7 @@ use super::kv::{Outcomes, Road};
 use super::node::CLUSTER;
 use super::wire::Registry;
 use crate::prng::Prng;
-use crate::tasks::{Owner, Tasks, Timers};
+use crate::tasks::{MILLI, Owner, Tasks, Timers};
 use corefs_engine::event::Nanos;
 use corefs_kv::Pair;
 use corefs_kv::mem::{Faults, Mem};
@@ -24,7 +24,6 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
 
-const MILLI: Nanos = 1_000_000;
 /// As the real ones have them.
 pub const TERMS: Terms =
     Terms { lease_ms: 1000, margin_ms: 200, client_lease_ms: 15_000, forget_meta_ms: 60_000 };

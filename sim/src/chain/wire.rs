@@ -1,14 +1,13 @@
 //! Calls between processes that are tasks: late, or never. They come twice only if they are sent twice: connections don't repeat anything.
 
 use crate::prng::Prng;
-use crate::tasks::{Owner, Slot, Spawner, Timers};
+use crate::tasks::{MILLI, Owner, Slot, Spawner, Timers};
 use corefs_engine::event::Nanos;
 use futures_lite::future;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
 
-const MILLI: Nanos = 1_000_000;
 /// Who carries messages: nobody kills it.
 const CARRIER: Owner = Owner::MAX;
 

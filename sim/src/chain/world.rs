@@ -22,11 +22,11 @@ mod queue;
 
 use super::config::{Canary, Config, SLICE_BYTES};
 use super::manager::{Managers, TERMS, id, slices};
-use super::names::{self as names_of, Names};
+use super::names::{Ask as ChunkAsk, Names};
 use super::node::{Fetch, Forwarded, Job, Message, Question, Requester, Sent, SimNode};
 use super::truth::{Counts, Truth, WriteId};
 use crate::prng::Prng;
-use crate::tasks::Owner;
+use crate::tasks::{MILLI, Owner};
 use corefs_engine::event::{Ack, Ask, Nanos, Offer, Told};
 use corefs_engine::store::UpdateKind;
 use corefs_kv::mem::Faults;
@@ -44,7 +44,6 @@ use std::rc::Rc;
 
 /// Longest chunk in the simulation (bytes).
 const CHUNK: u32 = 5 * BLOCK as u32;
-const MILLI: Nanos = 1_000_000;
 /// Longest that a manager keeps a poll for routing (milliseconds), and after which a node asks again.
 const POLL_MS: u32 = 1000;
 const POLL_AGAIN: Nanos = 1500 * MILLI;
@@ -292,7 +291,7 @@ struct Client {
     /// Replicas that said that their bytes of the chunk are damaged.
     damaged: u32,
     /// What a metadata server wants done, if it is done for one.
-    ask: Option<names_of::Ask>,
+    ask: Option<ChunkAsk>,
 }
 
 /// A committed version, and the update that was pending with its version.

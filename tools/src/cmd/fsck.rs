@@ -111,7 +111,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             orphans.iter().map(|(inode, chunks)| json!({"inode": inode.0, "chunks": chunks})).collect();
         output::json(&json!({
             "clean": outcome.findings.is_empty(), "parts": outcome.parts, "orphans": orphans,
-            "orphans to be removed": outcome.queued,
+            "orphans_queued": outcome.queued,
         }))?;
     } else {
         outcome.said.iter().try_for_each(|line| output::line(line))?;

@@ -5,7 +5,7 @@ use super::{Common, LOCKS, count, directory, lock_name};
 use crate::chain::kv::Road;
 use crate::chain::manager::OwnClock;
 use crate::chain::names::Around;
-use crate::tasks::{Owner, Spawner};
+use crate::tasks::{MILLI, Owner, Spawner};
 use corefs_engine::event::Nanos;
 use corefs_meta::Namespace;
 use corefs_mgmtd::{Clock, ops};
@@ -17,7 +17,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 
-const MILLI: Nanos = 1_000_000;
 /// One attempt of a request, and of a question to a manager.
 const ATTEMPT: Nanos = 1000 * MILLI;
 /// The pause after an attempt that failed (milliseconds).

@@ -3,7 +3,7 @@
 use super::{Common, FS, count};
 use crate::chain::kv::Road;
 use crate::chain::manager::OwnClock;
-use crate::tasks::{Owner, Slot, Spawner};
+use crate::tasks::{MILLI, Owner, Slot, Spawner};
 use corefs_engine::event::Nanos;
 use corefs_kv::KeyRange;
 use corefs_meta::gc::{GcCursor, GcLimits};
@@ -19,7 +19,6 @@ use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-const MILLI: Nanos = 1_000_000;
 /// Between rounds over the garbage, and over what dead clients left (milliseconds).
 const GC_PAUSE_MS: u64 = 1000;
 const TIDY_PAUSE_MS: u64 = 3000;
