@@ -65,9 +65,11 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
         let beat = seen.as_ref().map_or(0, |(_, beat)| *beat) + 1;
         let (process, address) = (self.settings.process, self.settings.address.clone());
         let holder = Holder { epoch, process, address, released: false };
-        let keys = [rows::holder_key(), rows::beat_key()];
+        // The counters change with every change of everything else: one that the old primary still gets through before this take-over must be
+        // among what is loaded, though it touches neither holder nor beat.
+        let keys = [rows::holder_key(), rows::beat_key(), rows::counters_key()];
         let loaded = retry::run_repeatable(&self.engine, async |txn: &mut E::Txn| {
-            let found = read_lease(&txn.get_many(&keys, Isolation::Serializable).await?)?;
+            let found = read_lease(&txn.get_many(&keys, Isolation::Serializable).await?[..2])?;
             let mine = found.as_ref().is_some_and(|(found, _)| *found == holder);
             // If it is ours already, an earlier attempt happened although the store couldn't say so.
             if !mine && found != seen {
@@ -136,13 +138,19 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
         .await;
         match outcome {
             Ok(_) => {
+                let now_ms = self.clock.now_ms();
                 if let Some(leading) = &mut self.seat.borrow_mut().leading {
+                    if !leading.reign.runs(now_ms) {
+                        // Nobody was answered for a while, and so nobody could be heard.
+                        tracing::warn!("leads again after a while without a lease: everybody has a full lease to speak");
+                        leading.liveness.begin_anew(now_ms);
+                    }
                     leading.reign.renewed(sent_ms);
                 }
                 Ok(self.settings.lease_ms / 4)
             }
             Err(error) if error.code == ErrorCode::NotPrimary => {
-                self.step_down(&error);
+                self.step_down(epoch, &error);
                 Ok(0)
             }
             Err(error) => Err(error),
@@ -169,7 +177,7 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
     async fn release_because(&self, why: Error) -> Result<()> {
         let epoch = self.seat.borrow().leading.as_ref().map(|leading| leading.reign.epoch);
         let Some(epoch) = epoch else { return Ok(()) };
-        self.step_down(&why);
+        self.step_down(epoch, &why);
         retry::run_repeatable(&self.engine, async |txn: &mut E::Txn| {
             let found = txn.get(&rows::holder_key(), Isolation::Serializable).await?;
             let holder = self.check_holder(found.as_deref(), epoch)?;

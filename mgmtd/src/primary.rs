@@ -257,7 +257,7 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
         let (epoch, planned, value) = planned??;
         if planned.changes_rows() {
             if let Err(error) = self.store(epoch, &planned).await {
-                self.step_down(&error);
+                self.step_down(epoch, &error);
                 return Err(error);
             }
             count(&self.counts.changes);
@@ -320,9 +320,10 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
         }
     }
 
-    /// Leads no more: what is in memory is forgotten, and those who wait are told.
-    pub(crate) fn step_down(&self, why: &Error) {
-        if self.seat.borrow_mut().leading.take().is_some() {
+    /// Leads no more in the reign `epoch`: what is in memory is forgotten, and those who wait are told. A later reign of this process goes on.
+    pub(crate) fn step_down(&self, epoch: u64, why: &Error) {
+        let in_it = |leading: &mut Leading| leading.reign.epoch == epoch;
+        if self.seat.borrow_mut().leading.take_if(in_it).is_some() {
             tracing::warn!("steps down as primary: {why}");
             count(&self.counts.step_downs);
         }

@@ -51,7 +51,7 @@ async fn beat(manager: &Manager, names: &[u8]) {
 async fn settle(manager: &Manager, clock: &TestClock, names: &[u8]) {
     for _ in 0..2000 {
         clock.advance(260);
-        elect(manager, clock).await;
+        manager.step().await;
         beat(manager, names).await;
         manager.upkeep().await.unwrap();
         let moves = moving(manager, MovingChange::Look).await;
@@ -106,7 +106,7 @@ fn a_node_comes_another_one_goes_and_a_new_primary_goes_on() {
         change(&manager, 2, NodeChange::Empty, false).await.unwrap();
         assert!(moving(&manager, MovingChange::Pause).await.paused);
         clock.advance(260);
-        elect(&manager, &clock).await;
+        manager.step().await;
         beat(&manager, &[1, 2, 3, 4]).await;
         manager.upkeep().await.unwrap();
         assert_eq!(targets_on(&status(&manager).await, 2), 6, "nothing begins while it is paused");
@@ -117,7 +117,7 @@ fn a_node_comes_another_one_goes_and_a_new_primary_goes_on() {
         assert_eq!(alive.code, ErrorCode::NotPermitted);
         for _ in 0..8 {
             clock.advance(260);
-            elect(&manager, &clock).await;
+            manager.step().await;
             beat(&manager, &[1, 3, 4]).await;
             manager.upkeep().await.unwrap();
         }
@@ -151,7 +151,7 @@ fn what_waits_for_a_silent_node_is_not_forgotten() {
         // The new node is away, for so long that it is dead.
         for _ in 0..6 {
             clock.advance(260);
-            elect(&manager, &clock).await;
+            manager.step().await;
             beat(&manager, &[1, 2, 3]).await;
             manager.upkeep().await.unwrap();
         }

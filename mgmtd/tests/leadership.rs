@@ -306,6 +306,78 @@ fn a_change_that_arrives_after_a_take_over_does_not_happen() {
     });
 }
 
+/// The change of a primary that was slow arrives while another takes over. If it is stored, the new one must know of it: nobody else tells.
+#[test]
+fn what_is_stored_during_a_take_over_is_known_after_it() {
+    use corefs_kv::mem::Faults;
+    let mut stored = [0; 2];
+    for seed in 0..300 {
+        let clock = TestClock::default();
+        run(&clock, async {
+            let engine = Mem::with_faults(seed, Faults { yields: 600, ..Faults::default() });
+            let old = lead(&engine, &clock, 1, wanted(1, 1, 4)).await;
+            register_all(&old, 1, 1, 4).await;
+            let new = open(&engine, &clock, 2, Wanted::default()).await.unwrap();
+            new.step().await;
+            let mut change = Box::pin(renew_client(&old, 0));
+            if future::poll_once(change.as_mut()).await.is_some() {
+                return;
+            }
+            clock.advance(1300);
+            let first = match seed % 2 {
+                0 => future::zip(change, new.step()).await.0,
+                _ => future::zip(new.step(), change).await.1,
+            };
+            assert!(new.leads());
+            stored[usize::from(first.is_ok())] += 1;
+            let second = renew_client(&new, 0).await.unwrap();
+            assert_ne!(first, Ok(second), "a number given out twice (seed {seed})");
+            assert!(first.is_err() || alive(&new, &[1]).await == [true], "a client lost (seed {seed})");
+            // And what is answered is stored.
+            drop((old, new));
+            let third = lead(&engine, &clock, 3, Wanted::default()).await;
+            assert_eq!(alive(&third, &[second]).await, [true], "seed {seed}");
+        });
+    }
+    assert!(stored.iter().all(|count| *count > 5), "both orders came about: {stored:?}");
+}
+
+/// While the store is away no manager answers, so nobody can be heard. That is nobody's death.
+#[test]
+fn nobody_dies_of_a_store_that_was_away() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let manager = lead(&engine, &clock, 1, wanted(3, 3, 8)).await;
+        register_all(&manager, 3, 1, 4).await;
+        let client = renew_client(&manager, 0).await.unwrap();
+        let before = routing(&manager).await.unwrap();
+        engine.script([Some(corefs_kv::mem::Fault::Unavailable); 200]);
+        while clock.now_ms() < 20_000 {
+            let pause = manager.step().await;
+            assert!(manager.upkeep().await.is_err() || clock.now_ms() < 1000);
+            clock.sleep(pause.max(200)).await;
+        }
+        engine.script([]);
+        elect(&manager, &clock).await;
+        // One node is faster than the others, and than the client.
+        ops::node_heartbeat(&manager, heartbeat(1, 1, 1, 4)).await.unwrap();
+        manager.upkeep().await.unwrap();
+        assert_eq!(routing(&manager).await.unwrap().version, before.version, "nothing has changed");
+        assert_eq!(alive(&manager, &[client]).await, [true]);
+        // Who doesn't speak within a lease from now on is dead.
+        for _ in 0..5 {
+            clock.advance(300);
+            manager.step().await;
+            ops::node_heartbeat(&manager, heartbeat(1, 1, 1, 4)).await.unwrap();
+            manager.upkeep().await.unwrap();
+        }
+        let after = routing(&manager).await.unwrap();
+        let alive: Vec<u32> = after.nodes.values().filter(|node| node.alive).map(|node| node.id.0).collect();
+        assert_eq!(alive, [1]);
+    });
+}
+
 /// The generation in the counters row: a change planned on anything but the newest state isn't stored.
 #[test]
 fn a_change_planned_on_another_state_does_not_happen() {

@@ -138,6 +138,14 @@ impl Liveness {
         self.metas.insert(address.to_owned(), Heard { at_ms: now_ms, alive: true, spoke: false });
     }
 
+    /// Nobody could be heard for a while: whoever lived has a full lease from now on, as if this were a new primary.
+    pub fn begin_anew(&mut self, now_ms: u64) {
+        for heard in self.nodes.values_mut().chain(self.metas.values_mut()).filter(|heard| heard.alive) {
+            (heard.at_ms, heard.spoke) = (now_ms, false);
+        }
+        self.clients.values_mut().for_each(|at_ms| *at_ms = now_ms);
+    }
+
     /// A node registered or sent a heartbeat. Whether it had been dead or unknown: then routing changes.
     pub fn hear_node(&mut self, node: NodeId, slices: Vec<SliceHealth>, now_ms: u64) -> bool {
         let dead = |slices: &[SliceHealth]| slices.iter().map(|slice| slice.dead).collect::<Vec<_>>();
