@@ -142,7 +142,9 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
                 if let Some(leading) = &mut self.seat.borrow_mut().leading {
                     if !leading.reign.runs(now_ms) {
                         // Nobody was answered for a while, and so nobody could be heard.
-                        tracing::warn!("leads again after a while without a lease: everybody has a full lease to speak");
+                        tracing::warn!(
+                            "leads again after a while without a lease: everybody has a full lease to speak"
+                        );
                         leading.liveness.begin_anew(now_ms);
                     }
                     leading.reign.renewed(sent_ms);

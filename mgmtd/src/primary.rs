@@ -97,6 +97,11 @@ impl Leading {
         &self.liveness
     }
 
+    /// Which change was the last that is in here: what is stored under the same number is the same.
+    pub fn generation(&self) -> u64 {
+        self.numbers.generation
+    }
+
     pub fn version(&self) -> u64 {
         routing::version(self.reign.epoch, self.changes)
     }

@@ -109,6 +109,7 @@ pub struct Managers {
     outbox: Rc<RefCell<Vec<(usize, Reply)>>>,
     /// What is stored, and the store's version when that was looked at.
     pub state: State,
+    generation: u64,
     stored: Vec<Pair>,
     seen: u64,
     /// Reigns of processes that are no more, and how often they gave way.
@@ -199,6 +200,7 @@ impl Managers {
             timers,
             outbox: Rc::default(),
             state: State::new(Uuid::NIL, Default::default()),
+            generation: 0,
             stored: Vec::new(),
             seen: 0,
             ended: (0, 0),
@@ -382,12 +384,21 @@ impl Managers {
             return Ok(false);
         }
         self.stored = stored;
-        let Some((state, _, _)) = rows::from_pairs(&self.stored)? else {
+        let Some((state, numbers, _)) = rows::from_pairs(&self.stored)? else {
             return Err(Error::new(ErrorCode::Corrupt, "the cluster's rows are gone"));
         };
         state.check()?;
-        self.state = state;
+        (self.state, self.generation) = (state, numbers.generation);
         Ok(true)
+    }
+
+    /// Whoever leads has something else in memory than what is stored, though it knows of the last change.
+    pub fn astray(&self) -> Option<usize> {
+        let leader = self.leader()?;
+        let machine = self.machines.borrow()[leader].clone()?;
+        let same = machine
+            .leading(|leading, _| leading.generation() != self.generation || *leading.state() == self.state);
+        (same == Ok(false)).then_some(leader)
     }
 }
 

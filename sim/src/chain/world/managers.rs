@@ -17,6 +17,9 @@ impl World {
             self.note_members();
             self.compare(&before)?;
         }
+        if let (false, Some(manager)) = (replies.is_empty(), self.managers.astray()) {
+            return Err(format!("manager {manager} leads by other rows than those that are stored"));
+        }
         for (manager, reply) in replies {
             self.reply(manager, reply)?;
         }
