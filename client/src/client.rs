@@ -1,6 +1,7 @@
 //! The handle: connecting, and the inodes in use.
 
 mod connect;
+mod ends;
 mod keep;
 mod namespace;
 
@@ -8,7 +9,7 @@ use crate::Credentials;
 use crate::fs::Fs;
 use crate::ground::Ground;
 use crate::inode::Inode;
-use crate::meta::{Meta, Written};
+use crate::meta::Meta;
 use crate::route::pace::Hedge;
 use crate::storage::Storage;
 use crate::wait::Waiters;
@@ -16,7 +17,8 @@ use corefs_net::transport::Choice as Transport;
 use corefs_net::{Address, Bell, Buffer, Node, Pool, Secret};
 use corefs_wire::control::Call;
 use corefs_wire::routing::RoutingInfo;
-use corefs_wire::{Class, ClientId, Error, InodeId, Result, Uuid};
+use corefs_wire::{ClientId, Error, InodeId, Result, Uuid};
+use ends::Ends;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
@@ -129,7 +131,7 @@ pub(crate) struct Inner {
     leases: Waiters,
     lease_failure: RefCell<Option<Error>>,
     /// Sessions that nobody uses any more and that are still to be ended.
-    ends: RefCell<Vec<(InodeId, u64)>>,
+    pub ends: Rc<Ends>,
     /// The endpoint is ours to shut down.
     owns_node: bool,
 }
@@ -234,26 +236,9 @@ impl Inner {
         self.storage.client().0
     }
 
-    /// Has a session ended in the background that no handle is left for.
+    /// Has a session ended in the background that no handle is left for, and that has nothing to tell.
     pub fn end_later(&self, inode: InodeId, session: u64) {
-        if session != 0 {
-            self.ends.borrow_mut().push((inode, session));
-        }
-    }
-
-    /// Ends a session that no handle is left for: in the background, as long as no server can be reached.
-    pub async fn end(&self, inode: InodeId, session: u64) {
-        if session == 0 {
-            return;
-        }
-        match self.meta.close(&Credentials::root(), inode, session, Written::default(), None).await {
-            Err(error) if error.class() != Class::Fatal => {
-                tracing::debug!(%error, %inode, "ending a session");
-                self.end_later(inode, session);
-            }
-            // Ended already, or nothing that another attempt could mend.
-            Ok(_) | Err(_) => {}
-        }
+        self.ends.add(&self.meta, inode, session);
     }
 
     /// The inode, if it is open here.

@@ -12,8 +12,8 @@ use crate::ground::Ground;
 use crate::lock::Lock;
 use crate::{Attr, Changes, Credentials, Entry, Kind, Space};
 use corefs_wire::control::meta::{
-    AppendT, CallerT, CloseT, CreateT, GetAttrT, GetLockT, LinkT, LookupT, OpenT, ReadDirT, ReadLinkT,
-    RenameT, RmDirT, SetAttrT, SetLockT, StatFsT, SyncLengthT, UnlinkT, UnlinkedT,
+    AppendT, CallerT, CloseT, CreateT, EndSessionsT, GetAttrT, GetLockT, LinkT, LookupT, OpenT, ReadDirT,
+    ReadLinkT, RenameT, RmDirT, SessionNameT, SetAttrT, SetLockT, StatFsT, SyncLengthT, UnlinkT, UnlinkedT,
 };
 use corefs_wire::limits::NAME_MAX;
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
@@ -284,6 +284,18 @@ impl Meta {
         request.epoch = written.epoch;
         request.set = changes.map(|changes| Box::new(fields(&changes)));
         Attr::from_message(&self.0.ground.meta(inode.0, &request).await?.attr)
+    }
+
+    /// Ends sessions, at most [`SESSIONS_MAX`](corefs_wire::limits::SESSIONS_MAX), that have nothing to tell.
+    pub async fn end_sessions(&self, sessions: &[(InodeId, u64)]) -> Result<()> {
+        let Some((first, _)) = sessions.first() else { return Ok(()) };
+        let mut request = EndSessionsT::default();
+        request.caller = self.looking(&Credentials::root());
+        request.sessions = sessions
+            .iter()
+            .map(|(inode, session)| SessionNameT { inode: inode.0, session: *session })
+            .collect();
+        self.0.ground.meta(first.0, &request).await.map(drop)
     }
 
     /// Makes length and times of what was written durable; the session stays.

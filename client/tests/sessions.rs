@@ -89,7 +89,8 @@ fn open_files_are_made_known_again_under_a_new_lease() {
         writing.close().await.unwrap();
         reading.close().await.unwrap();
         assert_eq!(cluster.meta.inodes.borrow()[&inode.0].size, 12);
-        assert!(cluster.meta.sessions.borrow().is_empty(), "the new sessions end with the handles");
+        // The new sessions end with the handles.
+        until(client.node(), || cluster.meta.sessions.borrow().is_empty()).await;
         client.close().await.unwrap();
         cluster.stop().await;
     });
@@ -141,8 +142,34 @@ fn what_a_close_could_not_report_an_fsync_does() {
         let stored = cluster.meta.inodes.borrow()[&file.inode().0].clone();
         assert_eq!((stored.size, stored.mode), (3, 0o664));
         file.close().await.unwrap();
-        assert!(cluster.meta.sessions.borrow().is_empty());
         client.close().await.unwrap();
+        assert!(cluster.meta.sessions.borrow().is_empty());
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn files_that_are_closed_without_news_cost_no_commit_each() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = cluster.client().await;
+        for round in 0..100 {
+            let name = format!("file-{round}");
+            create(&client, name.as_bytes(), BUFFERED).await.close().await.unwrap();
+        }
+        until(client.node(), || cluster.meta.sessions.borrow().is_empty()).await;
+        let called = |name| cluster.meta.calls.borrow().iter().filter(|call| **call == name).count();
+        assert_eq!(called("meta.close"), 0);
+        assert!((1..50).contains(&called("meta.end_sessions")), "{}", called("meta.end_sessions"));
+        // One with news is told at once.
+        let file = create(&client, b"written", BUFFERED).await;
+        file.write_at(0, b"x").await.unwrap();
+        file.close().await.unwrap();
+        assert_eq!((called("meta.close"), cluster.meta.sessions.borrow().len()), (1, 0));
+        // A client that goes leaves none behind.
+        create(&client, b"last", BUFFERED).await.close().await.unwrap();
+        client.close().await.unwrap();
+        assert!(cluster.meta.sessions.borrow().is_empty());
         cluster.stop().await;
     });
 }
@@ -221,7 +248,7 @@ fn a_reader_among_many_is_held() {
         for file in files {
             file.close().await.unwrap();
         }
-        assert!(cluster.meta.sessions.borrow().is_empty());
+        until(client.node(), || cluster.meta.sessions.borrow().is_empty()).await;
         client.close().await.unwrap();
         cluster.stop().await;
     });

@@ -134,6 +134,32 @@ fn an_existing_name_is_refused_or_found() {
 }
 
 #[test]
+fn sessions_that_have_nothing_to_tell_end_together() {
+    over_fresh(async |client, _| {
+        let other = Client::new(client.fs.clone(), client.id + 1);
+        let (mut names, mut own) = (Vec::new(), Vec::new());
+        for name in [b"a", b"b", b"c"] {
+            let inode = client.create(ROOT, name, 0o644).await.unwrap().inode;
+            own.push((inode, client.open(inode, true, false).await.unwrap().session));
+            names.push((inode, own.last().unwrap().1));
+        }
+        let kept = (own[0].0, other.open(own[0].0, true, false).await.unwrap().session);
+        names.push(kept);
+        names.push((own[0].0, 12345));
+        client.end_sessions(&names).await.unwrap();
+        for (inode, session) in own {
+            assert_eq!(code(client.close(inode, session, 0).await), NoSuchSession);
+        }
+        other.close(kept.0, kept.1, 5).await.unwrap();
+        assert_eq!(client.stat(kept.0).await.unwrap().size, 5);
+        // Again, and none at all.
+        client.end_sessions(&names).await.unwrap();
+        client.end_sessions(&[]).await.unwrap();
+        assert_eq!(code(client.end_sessions(&[kept; 65]).await), InvalidArgument);
+    });
+}
+
+#[test]
 fn directories_count_and_keep_time() {
     over_fresh(async |client, world| {
         let dir = client.mkdir(ROOT, b"dir", 0o755).await.unwrap().inode;

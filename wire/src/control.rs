@@ -95,7 +95,7 @@ messages! {
          CheckClientsReply/CheckClientsReplyT, GetStatus/GetStatusT, Status/StatusT, Routing/RoutingT,
          ChangeNode/ChangeNodeT, ChangeMoving/ChangeMovingT, Moves/MovesT}
     meta::{Lookup/LookupT, AttrReply/AttrReplyT, GetAttr/GetAttrT, GetAttrReply/GetAttrReplyT, Create/CreateT,
-         CreateReply/CreateReplyT, Open/OpenT, OpenReply/OpenReplyT, Close/CloseT, SyncLength/SyncLengthT, Append/AppendT, AppendReply/AppendReplyT,
+         CreateReply/CreateReplyT, Open/OpenT, OpenReply/OpenReplyT, Close/CloseT, EndSessions/EndSessionsT, SyncLength/SyncLengthT, Append/AppendT, AppendReply/AppendReplyT,
          ReadDir/ReadDirT, ReadDirReply/ReadDirReplyT, Unlink/UnlinkT, Unlinked/UnlinkedT, RmDir/RmDirT, Rename/RenameT, Link/LinkT,
          ReadLink/ReadLinkT, ReadLinkReply/ReadLinkReplyT, SetAttr/SetAttrT, StatFs/StatFsT,
          StatFsReply/StatFsReplyT, Empty/EmptyT, GetXattr/GetXattrT, GetXattrReply/GetXattrReplyT,
@@ -154,6 +154,7 @@ calls! {
     0x0313 "meta.get_lock" meta::GetLockT => meta::GetLockReplyT;
     0x0314 "meta.set_lock" meta::SetLockT => meta::EmptyT;
     0x0315 "meta.append" meta::AppendT => meta::AppendReplyT;
+    0x0316 "meta.end_sessions" meta::EndSessionsT => meta::EmptyT;
 
     0x0401 "process.get" process::GetProcessT => process::ProcessT;
 

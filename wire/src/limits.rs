@@ -54,6 +54,8 @@ pub const XATTR_LIST_MAX: usize = 64 << 10;
 pub const LOCKS_MAX: usize = 1024;
 /// Most open files that a client names when a name goes.
 pub const HOLDS_MAX: usize = 64;
+/// Most sessions that one request ends.
+pub const SESSIONS_MAX: usize = 64;
 /// Most inodes in one batch stat.
 pub const ATTR_BATCH_MAX: usize = 1024;
 /// Most entries in one page of a directory, whatever the request asks for: a page with attributes fits a frame.

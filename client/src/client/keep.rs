@@ -60,16 +60,9 @@ async fn keep_sessions(weak: Weak<Inner>) {
                 }
             }
         }
-        end_sessions(&inner).await;
+        inner.ends.send(&inner.meta).await;
         drop(inner);
         sleep(ROUND).await;
-    }
-}
-
-/// Sessions that nobody uses any more.
-async fn end_sessions(inner: &Rc<Inner>) {
-    for (inode, session) in inner.ends.take() {
-        inner.end(inode, session).await;
     }
 }
 
@@ -135,6 +128,7 @@ pub async fn close(inner: &Rc<Inner>) -> Result<()> {
     for inode in inner.all_live() {
         outcome = outcome.and(close_inode(inner, &inode).await);
     }
+    inner.ends.finish(&inner.meta).await;
     inner.ground.closed.set(true);
     inner.ground.news.wake_all();
     if inner.owns_node {

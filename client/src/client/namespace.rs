@@ -59,6 +59,9 @@ impl Client {
 
     /// Changes attributes; what was written here before is written before.
     pub async fn set_attr(&self, who: &Credentials, inode: InodeId, changes: Changes) -> Result<Attr> {
+        if changes.size.is_some() {
+            self.0.end_first(inode).await;
+        }
         let Some(live) = self.0.live(inode) else { return self.0.meta.set_attr(who, inode, changes).await };
         if who.privileged && live.defer(&changes) {
             return Ok(live.attr());
@@ -87,6 +90,9 @@ impl Client {
 
     /// Opens a file that exists. `IsDirectory`, `NotSupported` for other kinds.
     pub async fn open(&self, who: &Credentials, inode: InodeId, options: OpenOptions) -> Result<File> {
+        if options.truncate {
+            self.0.end_first(inode).await;
+        }
         if options.truncate
             && let Some(live) = self.0.live(inode)
         {
@@ -159,6 +165,13 @@ impl Inner {
         }
     }
 
+    /// Ends what is to be ended of an inode before it is cut: with a session for writing all chains would have to be asked for bytes.
+    async fn end_first(&self, inode: InodeId) {
+        if self.ends.has(inode) {
+            self.ends.send(&self.meta).await;
+        }
+    }
+
     /// A handle of a file, sharing what is known of its inode. `session`: 0 if it has none; and under whose lease it was begun.
     fn handle(
         self: &Rc<Self>,
@@ -220,7 +233,7 @@ impl Inner {
         match open {
             Some(inode) if gone.session != 0 => {
                 if !inode.sessions.held(gone.session, of) {
-                    self.end(gone.inode, gone.session).await;
+                    self.end_later(gone.inode, gone.session);
                 }
             }
             Some(inode) if !inode.sessions.keep_it() => {
@@ -228,7 +241,7 @@ impl Inner {
                     tracing::debug!(%error, inode = %gone.inode, "holding an unlinked file");
                 }
             }
-            _ => self.end(gone.inode, gone.session).await,
+            _ => self.end_later(gone.inode, gone.session),
         }
     }
 
@@ -241,7 +254,7 @@ impl Inner {
             return Ok(());
         }
         // Closed meanwhile, or held by another operation as well: nobody would end this session later.
-        self.end(inode.id(), session).await;
+        self.end_later(inode.id(), session);
         Ok(())
     }
 }

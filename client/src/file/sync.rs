@@ -90,7 +90,7 @@ pub async fn close_handle(
     }
     inode.handles.set(inode.handles.get().saturating_sub(1));
     let hold = if inode.handles.get() == 0 { inode.sessions.take_hold() } else { 0 };
-    inner.end(inode.id(), hold).await;
+    inner.end_later(inode.id(), hold);
     outcome
 }
 
@@ -154,6 +154,10 @@ impl Inner {
             (None, None) => None,
             (pending, ctime) => Some(Changes { ctime, ..pending.unwrap_or_default() }),
         };
+        if unsynced == Unsynced::default() && changes.is_none() {
+            self.end_later(inode.id(), session.number);
+            return Ok(());
+        }
         let mut outcome = self.meta.close(who, inode.id(), session.number, written, changes).await;
         let forgotten = |outcome: &Result<Attr>| {
             outcome.as_ref().is_err_and(|error| error.code == ErrorCode::NoSuchSession)

@@ -3,9 +3,9 @@
 use crate::{Attr, Changes, Credentials, Entry, Known, Time};
 use corefs_wire::control::Call;
 use corefs_wire::control::meta::{
-    AppendT, AttrResultT, CallerT, CloseT, CreateT, DirEntryT, GetAttrT, GetLockT, GetXattrT, KnownAttrT,
-    LinkT, ListXattrT, LookupT, OpenT, ReadDirT, ReadLinkT, RemoveXattrT, RenameT, RmDirT, SetAttrFieldsT,
-    SetAttrT, SetLockT, SetXattrT, StatFsT, SyncLengthT, UnlinkT,
+    AppendT, AttrResultT, CallerT, CloseT, CreateT, DirEntryT, EndSessionsT, GetAttrT, GetLockT, GetXattrT,
+    KnownAttrT, LinkT, ListXattrT, LookupT, OpenT, ReadDirT, ReadLinkT, RemoveXattrT, RenameT, RmDirT,
+    SetAttrFieldsT, SetAttrT, SetLockT, SetXattrT, StatFsT, SyncLengthT, UnlinkT,
 };
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
 
@@ -41,7 +41,7 @@ macro_rules! repeat {
 }
 
 repeat! {
-    LookupT, GetAttrT, CreateT, OpenT, CloseT, SyncLengthT, AppendT, ReadDirT, UnlinkT, RmDirT, RenameT, LinkT, ReadLinkT,
+    LookupT, GetAttrT, CreateT, OpenT, CloseT, EndSessionsT, SyncLengthT, AppendT, ReadDirT, UnlinkT, RmDirT, RenameT, LinkT, ReadLinkT,
     SetAttrT, GetXattrT, ListXattrT, SetXattrT, RemoveXattrT, SetLockT, GetLockT,
 }
 

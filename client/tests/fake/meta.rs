@@ -3,9 +3,9 @@
 use super::{LAYOUT, answer};
 use corefs_net::{Node, Request, Responder, Service};
 use corefs_wire::control::meta::{
-    AppendReplyT, AppendT, AttrReplyT, AttrResultT, AttrT, CallerT, CloseT, CreateReplyT, CreateT,
-    GetAttrReplyT, GetAttrT, Kind, KnownAttrT, LookupT, OpenReplyT, OpenT, ReadLinkReplyT, ReadLinkT,
-    SetAttrFieldsT, SetAttrT, SyncLengthT, UnlinkT, UnlinkedT,
+    AppendReplyT, AppendT, AttrReplyT, AttrResultT, AttrT, CallerT, CloseT, CreateReplyT, CreateT, EmptyT,
+    EndSessionsT, GetAttrReplyT, GetAttrT, Kind, KnownAttrT, LookupT, OpenReplyT, OpenT, ReadLinkReplyT,
+    ReadLinkT, SetAttrFieldsT, SetAttrT, SyncLengthT, UnlinkT, UnlinkedT,
 };
 use corefs_wire::control::{Call, Message};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -292,6 +292,14 @@ impl Service for Meta {
                     }
                 },
             ),
+            EndSessionsT::OP if self.refusing.get() => responder.err(&Error::from(ErrorCode::NotReady)),
+            EndSessionsT::OP => answer::<EndSessionsT>(&request, responder, |asked| {
+                self.calls.borrow_mut().push(EndSessionsT::NAME);
+                self.sessions
+                    .borrow_mut()
+                    .retain(|session| !asked.sessions.iter().any(|ended| ended.session == *session));
+                Ok(EmptyT::default())
+            }),
             _ => responder.err(&Error::from(ErrorCode::UnknownOperation)),
         }
     }

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 /// `BLKDISCARD` of `linux/fs.h`.
 const BLKDISCARD: libc::c_ulong = 0x1277;
 
+/// How much is settled by one write (bytes).
+const SETTLE_BYTES: usize = 1 << 20;
+
 /// An open disk. The lock is held as long as it lives.
 #[derive(Debug)]
 pub struct DiskFile {
@@ -116,6 +119,22 @@ impl BlockingDisk for DiskFile {
     fn flush(&mut self) -> Result<()> {
         self.file.sync_data().map_err(|error| self.error(error))
     }
+
+    /// Space of a file that was allocated and never written is marked so by ext4 and XFS: the first write of a block changes the mark, and the
+    /// next flush commits their journal with it, which takes several times as long as the flush alone. So all of it is written once.
+    fn settle(&mut self, offset: u64, bytes: u64) -> Result<()> {
+        let metadata = self.file.metadata().map_err(|error| self.error(error))?;
+        if !metadata.is_file() {
+            return Ok(());
+        }
+        let zeros = Pages::new(SETTLE_BYTES);
+        let end = offset + bytes;
+        for at in (offset..end).step_by(SETTLE_BYTES) {
+            let len = (end - at).min(SETTLE_BYTES as u64) as usize;
+            self.file.write_all_at(&zeros.bytes()[..len], at).map_err(|error| self.error(error))?;
+        }
+        Ok(())
+    }
 }
 
 fn open(path: &Path, create: bool) -> Result<File> {
@@ -186,6 +205,20 @@ mod tests {
         disk.read_at(8192, &mut found).unwrap();
         assert_eq!((disk.bytes(), found), (1 << 20, [7; 8192]));
         assert_eq!(disk.read_at(1 << 20, &mut found).unwrap_err().code, ErrorCode::DiskError);
+    }
+
+    #[test]
+    fn what_is_settled_is_zeros_and_nothing_else_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut disk = DiskFile::create(&dir.path().join("disk"), 4 << 20).unwrap();
+        disk.write_at(0, &vec![7; 4 << 20]).unwrap();
+        let settled = 8192..(1 << 20) + 12288;
+        disk.settle(settled.start, settled.end - settled.start).unwrap();
+        let mut found = vec![1; 4 << 20];
+        disk.read_at(0, &mut found).unwrap();
+        let range = settled.start as usize..settled.end as usize;
+        assert!(found[range.clone()].iter().all(|byte| *byte == 0));
+        assert!(found[..range.start].iter().chain(&found[range.end..]).all(|byte| *byte == 7));
     }
 
     #[test]

@@ -65,4 +65,9 @@ pub trait BlockingDisk {
     fn read_at(&mut self, offset: u64, to: &mut [u8]) -> Result<()>;
     fn write_at(&mut self, offset: u64, from: &[u8]) -> Result<()>;
     fn flush(&mut self) -> Result<()>;
+
+    /// Gives bytes their place for good, so that a later write of them changes nothing else that a flush would have to keep. What they hold is lost.
+    fn settle(&mut self, _offset: u64, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
 }

@@ -22,6 +22,7 @@
 mod append;
 mod close;
 mod create;
+mod end_sessions;
 mod get_attr;
 mod get_lock;
 mod get_xattr;

@@ -83,6 +83,7 @@ impl<E: KvEngine> Desk<E> {
             meta::SyncLengthT::OP => carry(body, async |request| names.sync_length(&request).await).await,
             meta::AppendT::OP => carry(body, async |request| names.append(&request).await).await,
             meta::ReadDirT::OP => carry(body, async |request| names.read_dir(&request).await).await,
+            meta::EndSessionsT::OP => carry(body, async |request| names.end_sessions(&request).await).await,
             meta::UnlinkT::OP => carry(body, async |request| names.unlink(&request).await).await,
             meta::RmDirT::OP => carry(body, async |request| names.rmdir(&request).await).await,
             meta::RenameT::OP => carry(body, async |request| names.rename(&request).await).await,

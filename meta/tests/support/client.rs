@@ -167,6 +167,13 @@ impl<E: KvEngine> Client<E> {
         self.send_close(self.close_request(inode, session, length)).await
     }
 
+    pub async fn end_sessions(&self, names: &[(u64, u64)]) -> Result<EmptyT> {
+        let mut request = EndSessionsT::default();
+        request.caller = self.caller();
+        request.sessions = names.iter().map(|&(inode, session)| SessionNameT { inode, session }).collect();
+        self.fs.end_sessions(&request).await
+    }
+
     pub async fn sync(&self, inode: u64, session: u64, length: u64, epoch: u32) -> Result<AttrT> {
         let mut request = SyncLengthT::default();
         (request.caller, request.inode, request.session) = (self.caller(), inode, session);

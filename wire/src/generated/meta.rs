@@ -213,6 +213,155 @@ pub mod corefs {
         }
 
         impl ::flatbuffers::SimpleToVerifyInSlice for LockKind {}
+        // struct SessionName, aligned to 8
+        #[repr(transparent)]
+        #[derive(Clone, Copy, PartialEq)]
+        pub struct SessionName(pub [u8; 16]);
+        impl Default for SessionName {
+            fn default() -> Self {
+                Self([0; 16])
+            }
+        }
+        impl ::core::fmt::Debug for SessionName {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+                f.debug_struct("SessionName")
+                    .field("inode", &self.inode())
+                    .field("session", &self.session())
+                    .finish()
+            }
+        }
+
+        impl ::flatbuffers::SimpleToVerifyInSlice for SessionName {}
+        impl<'a> ::flatbuffers::Follow<'a> for SessionName {
+            type Inner = &'a SessionName;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { <&'a SessionName>::follow(buf, loc) }
+            }
+        }
+        impl<'a> ::flatbuffers::Follow<'a> for &'a SessionName {
+            type Inner = &'a SessionName;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { ::flatbuffers::follow_cast_ref::<SessionName>(buf, loc) }
+            }
+        }
+        impl<'b> ::flatbuffers::Push for SessionName {
+            type Output = SessionName;
+            #[inline]
+            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+                let src = unsafe {
+                    ::core::slice::from_raw_parts(
+                        self as *const SessionName as *const u8,
+                        <Self as ::flatbuffers::Push>::size(),
+                    )
+                };
+                dst.copy_from_slice(src);
+            }
+            #[inline]
+            fn alignment() -> ::flatbuffers::PushAlignment {
+                ::flatbuffers::PushAlignment::new(8)
+            }
+        }
+
+        impl<'a> ::flatbuffers::Verifiable for SessionName {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.in_buffer::<Self>(pos)
+            }
+        }
+
+        impl<'a> SessionName {
+            #[allow(clippy::too_many_arguments)]
+            pub fn new(inode: u64, session: u64) -> Self {
+                let mut s = Self([0; 16]);
+                s.set_inode(inode);
+                s.set_session(session);
+                s
+            }
+
+            pub fn inode(&self) -> u64 {
+                let mut mem =
+                    ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[0..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_inode(&mut self, x: u64) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[0..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn session(&self) -> u64 {
+                let mut mem =
+                    ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[8..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_session(&mut self, x: u64) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[8..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn unpack(&self) -> SessionNameT {
+                SessionNameT {
+                    inode: self.inode(),
+                    session: self.session(),
+                }
+            }
+        }
+
+        #[derive(Debug, Clone, PartialEq, Default)]
+        pub struct SessionNameT {
+            pub inode: u64,
+            pub session: u64,
+        }
+        impl SessionNameT {
+            pub fn pack(&self) -> SessionName {
+                SessionName::new(self.inode, self.session)
+            }
+        }
+
         pub enum CallerOffset {}
         #[derive(Copy, Clone, PartialEq)]
 
@@ -3419,6 +3568,192 @@ pub mod corefs {
                         epoch,
                     },
                 )
+            }
+        }
+        pub enum EndSessionsOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct EndSessions<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for EndSessions<'a> {
+            type Inner = EndSessions<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> EndSessions<'a> {
+            pub const VT_CALLER: ::flatbuffers::VOffsetT = 4;
+            pub const VT_SESSIONS: ::flatbuffers::VOffsetT = 6;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                EndSessions { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args EndSessionsArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<EndSessions<'bldr>> {
+                let mut builder = EndSessionsBuilder::new(_fbb);
+                if let Some(x) = args.sessions {
+                    builder.add_sessions(x);
+                }
+                if let Some(x) = args.caller {
+                    builder.add_caller(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> EndSessionsT {
+                let caller = {
+                    let x = self.caller();
+                    alloc::boxed::Box::new(x.unpack())
+                };
+                let sessions = {
+                    let x = self.sessions();
+                    x.iter().map(|t| t.unpack()).collect()
+                };
+                EndSessionsT { caller, sessions }
+            }
+
+            #[inline]
+            pub fn caller(&self) -> Caller<'a> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Caller>>(EndSessions::VT_CALLER, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn sessions(&self) -> ::flatbuffers::Vector<'a, SessionName> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, SessionName>>>(
+                            EndSessions::VT_SESSIONS,
+                            None,
+                        )
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for EndSessions<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Caller>>("caller", Self::VT_CALLER, true)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, SessionName>>>(
+                        "sessions",
+                        Self::VT_SESSIONS,
+                        true,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct EndSessionsArgs<'a> {
+            pub caller: Option<::flatbuffers::WIPOffset<Caller<'a>>>,
+            pub sessions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, SessionName>>>,
+        }
+        impl<'a> Default for EndSessionsArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                EndSessionsArgs {
+                    caller: None,   // required field
+                    sessions: None, // required field
+                }
+            }
+        }
+
+        pub struct EndSessionsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> EndSessionsBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_caller(&mut self, caller: ::flatbuffers::WIPOffset<Caller<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Caller>>(EndSessions::VT_CALLER, caller);
+            }
+            #[inline]
+            pub fn add_sessions(
+                &mut self,
+                sessions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, SessionName>>,
+            ) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(EndSessions::VT_SESSIONS, sessions);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> EndSessionsBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                EndSessionsBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<EndSessions<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, EndSessions::VT_CALLER, "caller");
+                self.fbb_.required(o, EndSessions::VT_SESSIONS, "sessions");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for EndSessions<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("EndSessions");
+                ds.field("caller", &self.caller());
+                ds.field("sessions", &self.sessions());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct EndSessionsT {
+            pub caller: alloc::boxed::Box<CallerT>,
+            pub sessions: alloc::vec::Vec<SessionNameT>,
+        }
+        impl Default for EndSessionsT {
+            fn default() -> Self {
+                Self {
+                    caller: Default::default(),
+                    sessions: Default::default(),
+                }
+            }
+        }
+        impl EndSessionsT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<EndSessions<'b>> {
+                let caller = Some({
+                    let x = &self.caller;
+                    x.pack(_fbb)
+                });
+                let sessions = Some({
+                    let x = &self.sessions;
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack()).collect();
+                    _fbb.create_vector(&w)
+                });
+                EndSessions::create(_fbb, &EndSessionsArgs { caller, sessions })
             }
         }
         pub enum SyncLengthOffset {}
