@@ -18,6 +18,7 @@ pub mod format;
 mod layer;
 pub mod lock;
 pub mod log;
+mod memory;
 pub mod oneshot;
 mod recent;
 pub mod snapshots;
@@ -56,7 +57,8 @@ const LOG_BYTES: u64 = 8 << 20;
 /// How a store is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Memory for pages of the file (bytes).
+    /// Memory for pages of the file (bytes): an eighth of the machine's or of the control group's unless set, and at least 256 MiB. It is
+    /// taken as it fills.
     pub cache_bytes: usize,
     /// Verify the checksum of every page on opening: reads the whole file. Without it damage done to a cleanly closed
     /// file is found later, and in the tree's own pages maybe by a panic. After a crash every page is verified anyway.
@@ -69,7 +71,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: 256 << 20, verify: true, log_bytes: LOG_BYTES, clock: Clock::monotonic() }
+        Self { cache_bytes: memory::pages(), verify: true, log_bytes: LOG_BYTES, clock: Clock::monotonic() }
     }
 }
 

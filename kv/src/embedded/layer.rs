@@ -4,6 +4,7 @@
 
 use super::format::{ABOUT, PAIRS, VERSION_ROW, open, translate};
 use super::recent::{Change, Changes, Recent};
+use super::snapshots::too_old;
 use crate::contract::{Direction, KeyRange, Pair, RangePage, RangeRead};
 use crate::store::{Found, ReadBatch, fill_page};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -11,6 +12,9 @@ use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable};
 use std::cmp::Ordering;
 use std::iter::Peekable;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+/// Rows that are taken in while readers wait: some 20 us.
+const ROWS_AT_ONCE: usize = 32;
 
 pub struct Layer {
     tree: ReadOnlyTable<&'static [u8], &'static [u8]>,
@@ -39,14 +43,22 @@ impl Layer {
 
     /// Takes in what a group did at `version`. Nobody will read at a version before `oldest`.
     pub fn take_in(&self, changes: Changes, version: u64, oldest: u64) {
-        let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
-        for (key, change) in changes {
-            recent.put(key, change, version, oldest);
+        let mut changes = changes.into_iter().peekable();
+        while changes.peek().is_some() {
+            // Nobody reads at this version yet, so it needn't be all at once.
+            let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
+            for (key, change) in changes.by_ref().take(ROWS_AT_ONCE) {
+                recent.put(key, change, version, oldest);
+            }
         }
     }
 
     pub fn read(&self, version: u64, batch: &ReadBatch<'_>) -> Result<Found> {
         let recent = self.recent();
+        // Whoever stood still between being let in and here.
+        if version < recent.oldest() {
+            return Err(too_old(version));
+        }
         let get = |key: &&[u8]| match recent.get(key, version) {
             Some(value) => Ok(value.map(<[u8]>::to_vec)),
             None => self.get_below(key),

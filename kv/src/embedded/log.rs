@@ -41,7 +41,7 @@ const COVERED: usize = 8;
 const REMOVED: u32 = u32::MAX;
 /// The file grows by so much (bytes): its length changes seldom, and flushes needn't write it.
 const GROWTH: u64 = 1 << 20;
-/// A longer file is no log of ours (bytes): not read into memory.
+/// A longer file is no log of ours (bytes), and isn't read into memory. A record is shorter, so that its length fits into four bytes.
 const LENGTH_MAX: u64 = 1 << 30;
 
 /// A log that is being written.
@@ -60,12 +60,7 @@ impl Log {
     /// A log whose records before are needed no more: the tree that is durable has them, and names `life`.
     pub fn begin(file: Box<dyn StorageBackend>, life: u64, limit: u64) -> Result<Self> {
         let length = file.len()?;
-        Ok(Self { file, life, at: 0, length, limit, record: Vec::new() })
-    }
-
-    /// Whether there are records that the tree needs.
-    pub fn is_empty(&self) -> bool {
-        self.at == 0
+        Ok(Self { file, life, at: 0, length, limit: limit.min(LENGTH_MAX), record: Vec::new() })
     }
 
     /// Makes what a group did at `version` durable. `false`: there is no room, and nothing was written. After an error nobody knows
@@ -73,7 +68,7 @@ impl Log {
     pub fn append(&mut self, version: u64, changes: &Changes) -> Result<bool> {
         self.encode(version, changes);
         let end = self.at + self.record.len() as u64;
-        if end > self.limit || self.record.len() - HEADER > REMOVED as usize {
+        if end > self.limit {
             return Ok(false);
         }
         if end > self.length {
@@ -387,7 +382,7 @@ mod tests {
     fn records_of_the_lap_before_are_no_damage() {
         // Four fit; the fifth goes into the tree, and the sixth is the first again.
         let (mut log, disk) = written(11..16, 4 * BLOCK as u64);
-        assert!(log.is_empty());
+        assert_eq!(log.at, 0);
         assert_eq!(read(&disk, 15).unwrap(), [0; 0]);
         assert!(log.append(16, &changes(16)).unwrap());
         assert_eq!(read(&disk, 15).unwrap(), [16]);

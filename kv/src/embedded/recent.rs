@@ -32,7 +32,11 @@ struct Row {
 }
 
 #[derive(Default)]
-pub struct Recent(BTreeMap<Box<[u8]>, Row>);
+pub struct Recent {
+    rows: BTreeMap<Box<[u8]>, Row>,
+    /// Rows of versions before it may be gone.
+    oldest: u64,
+}
 
 impl Row {
     /// What a reader at `version` sees; `None`: what the tree has.
@@ -55,18 +59,14 @@ impl Row {
 }
 
 impl Recent {
-    /// Rows held.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// The oldest version that can still be read.
+    pub fn oldest(&self) -> u64 {
+        self.oldest
     }
 
     /// The value of `key` at `version`, the inner `None` when it was removed; the outer one: ask the tree.
     pub fn get(&self, key: &[u8], version: u64) -> Option<Option<&[u8]>> {
-        self.0.get(key)?.at(version)
+        self.rows.get(key)?.at(version)
     }
 
     /// Rows of a range that isn't empty as they were at `version`, in the order of their keys.
@@ -76,27 +76,28 @@ impl Recent {
         version: u64,
     ) -> impl DoubleEndedIterator<Item = (&[u8], Option<&[u8]>)> {
         let bounds = (Bound::Included(range.begin.as_slice()), Bound::Excluded(range.end.as_slice()));
-        let rows = self.0.range::<[u8], _>(bounds);
+        let rows = self.rows.range::<[u8], _>(bounds);
         rows.filter_map(move |(key, row)| row.at(version).map(|value| (key.as_ref(), value)))
     }
 
     /// Every row as it is now, in the order of their keys. Removed ones only where the tree may have them.
     pub fn newest(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
-        let rows = self.0.iter().filter(|(_, row)| row.below || row.value.is_some());
+        let rows = self.rows.iter().filter(|(_, row)| row.below || row.value.is_some());
         rows.map(|(key, row)| (key.as_ref(), row.value.as_deref()))
     }
 
     /// Takes in a change at `version`, which is newer than all before. Nobody will read at a version before `oldest`.
     pub fn put(&mut self, key: Vec<u8>, change: Change, version: u64, oldest: u64) {
+        self.oldest = self.oldest.max(oldest);
         let forgotten = change == Change::Forget;
         let value = match change {
             Change::Set(value) => Some(value.into_boxed_slice()),
             Change::Remove | Change::Forget => None,
         };
-        let Some(row) = self.0.get_mut(key.as_slice()) else {
+        let Some(row) = self.rows.get_mut(key.as_slice()) else {
             if !forgotten {
                 let row = Row { version, value, older: Vec::new(), below: true };
-                self.0.insert(key.into_boxed_slice(), row);
+                self.rows.insert(key.into_boxed_slice(), row);
             }
             return;
         };
@@ -108,7 +109,7 @@ impl Recent {
         row.prune(oldest);
         let unseen = row.older.iter().all(|(_, value)| value.is_none());
         if !row.below && row.value.is_none() && unseen {
-            self.0.remove(key.as_slice());
+            self.rows.remove(key.as_slice());
         }
     }
 }
@@ -143,13 +144,13 @@ mod tests {
             set(&mut recent, b"hot", version as u8, version, version - 1);
             assert_eq!(recent.get(b"hot", version - 1).is_some(), version > 11);
         }
-        assert!(recent.0[b"hot".as_slice()].older.len() <= 1);
+        assert!(recent.rows[b"hot".as_slice()].older.len() <= 1);
         // A reader holds on to version 99.
         for version in 100..120 {
             set(&mut recent, b"hot", version as u8, version, 99);
         }
         assert_eq!(recent.get(b"hot", 99), Some(Some([99].as_slice())));
-        assert_eq!(recent.0[b"hot".as_slice()].older.len(), 20);
+        assert_eq!(recent.rows[b"hot".as_slice()].older.len(), 20);
     }
 
     #[test]
@@ -162,10 +163,10 @@ mod tests {
         let mut recent = Recent::default();
         set(&mut recent, b"reply", 1, 11, 10);
         recent.put(b"reply".to_vec(), Change::Forget, 13, 12);
-        assert!(!recent.is_empty(), "the value is what readers at 12 see");
+        assert!(!recent.rows.is_empty(), "the value is what readers at 12 see");
         recent.put(b"reply".to_vec(), Change::Forget, 14, 13);
-        assert!(recent.is_empty());
+        assert!(recent.rows.is_empty());
         recent.put(b"reply".to_vec(), Change::Forget, 15, 14);
-        assert!(recent.is_empty());
+        assert!(recent.rows.is_empty());
     }
 }

@@ -147,7 +147,7 @@ impl Snapshots {
     }
 }
 
-fn too_old(version: u64) -> Error {
+pub(super) fn too_old(version: u64) -> Error {
     Error::mismatch(ErrorCode::KvTooOld, 0, version, "the snapshot is gone")
 }
 
