@@ -49,7 +49,7 @@ struct EmbeddedBench<const LOG_BYTES: u64> {
 }
 
 /// What a process has.
-const LOG_BYTES: u64 = 8 << 20;
+const LOG_BYTES: u64 = 2 << 20;
 /// A few commits: the tree is written all the time.
 const SMALL_LOG_BYTES: u64 = 16 << 10;
 
