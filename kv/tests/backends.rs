@@ -42,20 +42,33 @@ fn mem_in_a_storm_of_faults_is_still_serializable() {
     }
 }
 
-#[derive(Default)]
-struct EmbeddedBench {
+/// The embedded store with a log that holds that much.
+struct EmbeddedBench<const LOG_BYTES: u64> {
     directories: RefCell<Vec<TempDir>>,
     hand: RefCell<Option<Hand>>,
 }
 
-impl Bench for EmbeddedBench {
+/// What a process has.
+const LOG_BYTES: u64 = 2 << 20;
+/// A few commits: the tree is written all the time.
+const SMALL_LOG_BYTES: u64 = 16 << 10;
+
+impl<const LOG_BYTES: u64> Default for EmbeddedBench<LOG_BYTES> {
+    fn default() -> Self {
+        Self { directories: RefCell::default(), hand: RefCell::default() }
+    }
+}
+
+impl<const LOG_BYTES: u64> Bench for EmbeddedBench<LOG_BYTES> {
     type Engine = Embedded;
     const NAME: &str = "embedded";
 
     async fn fresh(&self) -> Embedded {
         let directory = tempfile::tempdir().unwrap();
         let (clock, hand) = Clock::standing();
-        let engine = Embedded::open(directory.path(), Options { clock, ..Options::default() }).unwrap();
+        let engine =
+            Embedded::open(directory.path(), Options { clock, log_bytes: LOG_BYTES, ..Options::default() })
+                .unwrap();
         self.directories.borrow_mut().push(directory);
         *self.hand.borrow_mut() = Some(hand);
         engine
@@ -69,5 +82,10 @@ impl Bench for EmbeddedBench {
 
 #[test]
 fn embedded() {
-    block_on(check_all(&EmbeddedBench::default()));
+    block_on(check_all(&EmbeddedBench::<LOG_BYTES>::default()));
+}
+
+#[test]
+fn embedded_with_a_small_log() {
+    block_on(check_all(&EmbeddedBench::<SMALL_LOG_BYTES>::default()));
 }

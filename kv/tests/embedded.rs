@@ -234,7 +234,7 @@ impl StorageBackend for Failing {
 fn a_failed_flush_is_the_death_of_the_store() {
     let broken = Arc::new(AtomicBool::new(false));
     let backend = Failing { disk: InMemoryBackend::new(), broken: broken.clone() };
-    let engine = Embedded::open_with_backend(backend, Options::default()).unwrap();
+    let engine = Embedded::open_with_backends(InMemoryBackend::new(), backend, Options::default()).unwrap();
     block_on(async {
         set(&engine, b"k", b"1").await;
         let mut reader = engine.begin();

@@ -1,7 +1,7 @@
-//! Power cuts under the embedded store: a recording disk keeps every write and flush of a real workload; then, for
-//! each moment, what a disk with a volatile cache may hold after losing power is rebuilt and opened.
+//! Power cuts under the embedded store: a recording disk keeps every write and flush of a real workload to its two files, tree and log; then,
+//! for each moment, what a disk with a volatile cache may hold after losing power is rebuilt and opened.
 //!
-//! Such an image has everything flushed before the cut, and of what was written since an arbitrary subset of 512-byte
+//! Such an image has of each file everything that was flushed before the cut, and of what was written since an arbitrary subset of 512-byte
 //! sectors. Each must open, and hold exactly what the store held after some commit, at or after the last one
 //! that had been acknowledged.
 
@@ -17,68 +17,94 @@ use std::sync::{Arc, Mutex};
 
 const SECTOR: usize = 512;
 
+/// So small that the workload fills it several times.
+const LOG_BYTES: u64 = 48 << 10;
+
+fn options() -> Options {
+    Options { log_bytes: LOG_BYTES, ..Options::default() }
+}
+
+/// The files, which are numbers.
+const TREE: usize = 0;
+const LOG: usize = 1;
+
+/// What was done to which file.
 #[derive(Clone, Debug)]
 enum Event {
-    Write(usize, Vec<u8>),
-    Length(usize),
-    Flush,
+    Write(usize, usize, Vec<u8>),
+    Length(usize, usize),
+    Flush(usize),
 }
+
+impl Event {
+    fn file(&self) -> usize {
+        match self {
+            Self::Write(file, ..) | Self::Length(file, _) | Self::Flush(file) => *file,
+        }
+    }
+}
+
+/// The bytes of both files.
+type Image = [Vec<u8>; 2];
 
 #[derive(Default, Debug)]
 struct Disk {
-    bytes: Vec<u8>,
+    bytes: Image,
     log: Vec<Event>,
-    /// The canary: flushes do nothing.
-    lying: bool,
+    /// The canary: flushes of that file do nothing.
+    lying: Option<usize>,
+}
+
+/// A file of a disk.
+#[derive(Clone, Debug)]
+struct Shared {
+    disk: Arc<Mutex<Disk>>,
+    file: usize,
 }
 
 impl Disk {
-    fn of(bytes: Vec<u8>) -> Shared {
-        Shared(Arc::new(Mutex::new(Self { bytes, ..Self::default() })))
+    fn of(bytes: Image, lying: Option<usize>) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self { bytes, lying, ..Self::default() }))
     }
 }
 
-#[derive(Clone, Debug)]
-struct Shared(Arc<Mutex<Disk>>);
-
-impl Shared {
-    fn events(&self) -> usize {
-        self.0.lock().unwrap().log.len()
-    }
+fn open(disk: &Arc<Mutex<Disk>>) -> corefs_wire::Result<Embedded> {
+    let file = |file| Shared { disk: disk.clone(), file };
+    Embedded::open_with_backends(file(TREE), file(LOG), options())
 }
 
 impl StorageBackend for Shared {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().bytes.len() as u64)
+        Ok(self.disk.lock().unwrap().bytes[self.file].len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let disk = self.0.lock().unwrap();
-        let stored = disk.bytes.get(offset as usize..offset as usize + out.len());
+        let disk = self.disk.lock().unwrap();
+        let stored = disk.bytes[self.file].get(offset as usize..offset as usize + out.len());
         out.copy_from_slice(stored.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        disk.bytes.resize(len as usize, 0);
-        disk.log.push(Event::Length(len as usize));
+        let mut disk = self.disk.lock().unwrap();
+        disk.bytes[self.file].resize(len as usize, 0);
+        disk.log.push(Event::Length(self.file, len as usize));
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        if !disk.lying {
-            disk.log.push(Event::Flush);
+        let mut disk = self.disk.lock().unwrap();
+        if disk.lying != Some(self.file) {
+            disk.log.push(Event::Flush(self.file));
         }
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
+        let mut disk = self.disk.lock().unwrap();
         let offset = offset as usize;
-        disk.bytes[offset..offset + data.len()].copy_from_slice(data);
-        disk.log.push(Event::Write(offset, data.to_vec()));
+        disk.bytes[self.file][offset..offset + data.len()].copy_from_slice(data);
+        disk.log.push(Event::Write(self.file, offset, data.to_vec()));
         Ok(())
     }
 }
@@ -125,17 +151,17 @@ struct Recording {
 }
 
 /// Runs the workload: single commits, then groups of concurrent ones.
-fn record(lying: bool) -> Recording {
-    let disk = Disk::of(Vec::new());
-    disk.0.lock().unwrap().lying = lying;
-    let engine = Embedded::open_with_backend(disk.clone(), Options::default()).unwrap();
-    let opened = disk.events();
+fn record(lying: Option<usize>) -> Recording {
+    let disk = Disk::of(Image::default(), lying);
+    let engine = open(&disk).unwrap();
+    let events = || disk.lock().unwrap().log.len();
+    let opened = events();
     let commit = async |number: u32| {
         let mut txn = engine.begin();
         let step = Step { number };
         step.write(&mut txn);
         let stamp = txn.commit().await.unwrap().versionstamp.unwrap();
-        (stamp, step, disk.events())
+        (stamp, step, events())
     };
     let mut acknowledged: Vec<(Versionstamp, Step, usize)> = Vec::new();
     block_on(async {
@@ -163,34 +189,35 @@ fn record(lying: bool) -> Recording {
         }
         version = stamp.version();
     }
-    let log = std::mem::take(&mut disk.0.lock().unwrap().log);
+    let log = std::mem::take(&mut disk.lock().unwrap().log);
     Recording { log, states }
 }
 
-fn apply(image: &mut Vec<u8>, event: &Event) {
+fn apply(image: &mut Image, event: &Event) {
+    let file = &mut image[event.file()];
     match event {
-        Event::Write(offset, data) => {
-            image.resize(image.len().max(offset + data.len()), 0);
-            image[*offset..offset + data.len()].copy_from_slice(data);
+        Event::Write(_, offset, data) => {
+            file.resize(file.len().max(offset + data.len()), 0);
+            file[*offset..offset + data.len()].copy_from_slice(data);
         }
-        Event::Length(length) => image.resize(*length, 0),
-        Event::Flush => {}
+        Event::Length(_, length) => file.resize(*length, 0),
+        Event::Flush(_) => {}
     }
 }
 
 /// Applies a subset of what was not flushed: nothing, or each sector with a chance.
-fn apply_some(image: &mut Vec<u8>, events: &[Event], random: &mut Prng) {
+fn apply_some<'a>(image: &mut Image, events: impl Iterator<Item = &'a Event>, random: &mut Prng) {
     let chance = [0, 100, 500, 900, 1000][random.below(5) as usize];
     for event in events {
         match event {
-            Event::Length(_) if random.per_mille(chance) => apply(image, event),
-            Event::Write(offset, data) => {
+            Event::Length(..) if random.per_mille(chance) => apply(image, event),
+            Event::Write(file, offset, data) => {
                 let mut from = 0;
                 while from < data.len() {
                     let sector_end = (offset + from) / SECTOR * SECTOR + SECTOR;
                     let to = data.len().min(sector_end - offset);
                     if random.per_mille(chance) {
-                        apply(image, &Event::Write(offset + from, data[from..to].to_vec()));
+                        apply(image, &Event::Write(*file, offset + from, data[from..to].to_vec()));
                     }
                     from = to;
                 }
@@ -200,9 +227,9 @@ fn apply_some(image: &mut Vec<u8>, events: &[Event], random: &mut Prng) {
     }
 }
 
-fn reopen(image: Vec<u8>) -> Result<Map, String> {
+fn reopen(image: Image) -> Result<Map, String> {
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        let engine = Embedded::open_with_backend(Disk::of(image), Options::default())?;
+        let engine = open(&Disk::of(image, None))?;
         block_on(async {
             let pairs = engine.begin().range_all(&KeyRange::all(), usize::MAX, Isolation::Snapshot).await;
             engine.close().await;
@@ -216,22 +243,27 @@ fn reopen(image: Vec<u8>) -> Result<Map, String> {
     }
 }
 
-/// Cuts the power at every event, and tries `images` images of each. The number of images, and what was wrong.
-fn replay(recording: &Recording, images: u64) -> (usize, Vec<String>) {
-    let mut flushed = Vec::new();
-    let mut flushed_upto = 0;
+/// Cuts the power at every event of what was done to a disk that held `before`, and tries `images` images of each. The number of images,
+/// and what was wrong.
+fn replay(before: &Image, recording: &Recording, images: u64) -> (usize, Vec<String>) {
+    let log = &recording.log;
+    let mut flushed = before.clone();
+    let mut flushed_upto = [0; 2];
     let mut tried = 0;
     let mut wrong = Vec::new();
-    for cut in 0..=recording.log.len() {
-        if cut > 0 && matches!(recording.log[cut - 1], Event::Flush) {
-            recording.log[flushed_upto..cut].iter().for_each(|event| apply(&mut flushed, event));
-            flushed_upto = cut;
+    for cut in 0..=log.len() {
+        if let Some(Event::Flush(file)) = cut.checked_sub(1).map(|last| &log[last]) {
+            let written = log[flushed_upto[*file]..cut].iter().filter(|event| event.file() == *file);
+            written.for_each(|event| apply(&mut flushed, event));
+            flushed_upto[*file] = cut;
         }
         let acknowledged = recording.states.iter().rposition(|(_, position)| *position <= cut);
         for seed in 0..images {
             let mut image = flushed.clone();
             let mut random = Prng::new((cut as u64) << 8 | seed);
-            apply_some(&mut image, &recording.log[flushed_upto..cut], &mut random);
+            let volatile = log[..cut].iter().enumerate();
+            let volatile = volatile.filter(|(at, event)| *at >= flushed_upto[event.file()]);
+            apply_some(&mut image, volatile.map(|(_, event)| event), &mut random);
             tried += 1;
             let outcome = match reopen(image) {
                 Ok(map) => {
@@ -254,18 +286,56 @@ fn replay(recording: &Recording, images: u64) -> (usize, Vec<String>) {
     (tried, wrong)
 }
 
-#[test]
-fn no_acknowledged_commit_is_lost_and_none_is_torn() {
-    let recording = record(false);
-    assert!(recording.states.len() > 40, "the workload made {} versions", recording.states.len());
-    let (tried, wrong) = replay(&recording, 2);
+fn expect_none(tried: usize, wrong: &[String]) {
     assert!(wrong.is_empty(), "{} of {tried} images: {:#?}", wrong.len(), &wrong[..wrong.len().min(5)]);
-    println!("{tried} images of {} events", recording.log.len());
-    assert!(tried > 500);
 }
 
 #[test]
-fn canary_a_flush_that_does_nothing_is_caught() {
-    let (tried, wrong) = replay(&record(true), 1);
+fn no_acknowledged_commit_is_lost_and_none_is_torn() {
+    let recording = record(None);
+    assert!(recording.states.len() > 40, "the workload made {} versions", recording.states.len());
+    let flushes =
+        |file| recording.log.iter().filter(|event| matches!(event, Event::Flush(at) if *at == file)).count();
+    let (merges, records) = (flushes(TREE), flushes(LOG));
+    assert!(merges > 6 && records > 20, "{merges} flushes of the tree, {records} of the log");
+    let (tried, wrong) = replay(&Image::default(), &recording, 3);
+    println!("{tried} images of {} events", recording.log.len());
+    expect_none(tried, &wrong);
+    assert!(tried > 500);
+}
+
+/// Power that fails again while what the log has goes into the tree.
+#[test]
+fn an_opening_that_is_cut_short_loses_nothing() {
+    let recording = record(None);
+    let mut opened = 0;
+    // Every seventh state, as the disk had it when it was acknowledged, or a little later.
+    for (at, (_, position)) in recording.states.iter().enumerate().skip(1).step_by(7) {
+        let mut before = Image::default();
+        recording.log[..*position].iter().for_each(|event| apply(&mut before, event));
+        let disk = Disk::of(before.clone(), None);
+        let engine = open(&disk).unwrap();
+        let log = disk.lock().unwrap().log.clone();
+        drop(engine);
+        let mut states = recording.states[at..].to_vec();
+        states.iter_mut().for_each(|(_, position)| *position = usize::MAX);
+        states[0].1 = 0;
+        let opening = Recording { log, states };
+        let (tried, wrong) = replay(&before, &opening, 3);
+        expect_none(tried, &wrong);
+        opened += tried;
+    }
+    assert!(opened > 50, "only {opened} images");
+}
+
+#[test]
+fn canary_a_flush_of_the_log_that_does_nothing_is_caught() {
+    let (tried, wrong) = replay(&Image::default(), &record(Some(LOG)), 1);
+    assert!(wrong.len() > tried / 10, "only {} of {tried} images were found wrong", wrong.len());
+}
+
+#[test]
+fn canary_a_flush_of_the_tree_that_does_nothing_is_caught() {
+    let (tried, wrong) = replay(&Image::default(), &record(Some(TREE)), 1);
     assert!(wrong.len() > tried / 10, "only {} of {tried} images were found wrong", wrong.len());
 }

@@ -1,8 +1,10 @@
 //! What `corefs fsck` asks of a store that nobody has open.
 
-use super::STORE_FILE;
-use super::format::{ABOUT, FORMAT, FORMAT_ROW, PAIRS, VERSION_ROW, open, translate};
+use super::format::{PAIRS, open, translate};
 use super::lock::DirectoryLock;
+use super::log::{self, LogFile};
+use super::tree::{About, catch_up};
+use super::{LOG_FILE, STORE_FILE};
 use corefs_wire::limits::KV_KEY_MAX;
 use corefs_wire::{Error, ErrorCode, Result};
 use redb::{Builder, Database, ReadableDatabase, ReadableTable};
@@ -24,7 +26,7 @@ pub struct Report {
 }
 
 /// Verifies the store in `directory`: redb's checksum of every page and its accounts of free pages, then the checksum
-/// of every pair, and the store's own rows. Recovers the file first when its process died.
+/// of every pair, and the store's own rows. Recovers the file first when its process died, and takes in what its log has.
 ///
 /// Errors: `DirectoryInUse`, `NotFound` when there is no store, `KvIo`. Damage is no error but in the report.
 pub fn check(directory: &Path) -> Result<Report> {
@@ -34,8 +36,10 @@ pub fn check(directory: &Path) -> Result<Report> {
     }
     let _lock = DirectoryLock::take(directory)?;
     let mut report = Report::default();
-    let outcome =
-        Builder::new().open(&path).map_err(translate).and_then(|database| walk(database, &mut report));
+    let outcome = Builder::new()
+        .open(&path)
+        .map_err(translate)
+        .and_then(|database| walk(database, directory, &mut report));
     match outcome {
         Err(error) if matches!(error.code, ErrorCode::Corrupt | ErrorCode::BadFormat) => {
             report.damage.push(format!("{}: {}", path.display(), error.message));
@@ -46,19 +50,23 @@ pub fn check(directory: &Path) -> Result<Report> {
     }
 }
 
-fn walk(mut database: Database, report: &mut Report) -> Result<()> {
+fn walk(mut database: Database, directory: &Path, report: &mut Report) -> Result<()> {
     if !database.check_integrity().map_err(translate)? {
         report.damage.push("pages or their accounts were inconsistent, and have been repaired".into());
     }
-    let read = database.begin_read().map_err(translate)?;
-    let about = read.open_table(ABOUT).map_err(translate)?;
-    let row = |name: &str| Ok::<_, Error>(about.get(name).map_err(translate)?.map(|row| row.value()));
-    match (row(FORMAT_ROW)?, row(VERSION_ROW)?) {
-        (Some(FORMAT), Some(version)) => report.version = version,
-        (format, version) => {
-            report.damage.push(format!("the rows about the store say {format:?}, {version:?}"))
-        }
+    let about = About::read(&database)?;
+    if about.format.is_none() {
+        report.damage.push("the store has no rows about itself".into());
     }
+    report.version = about.version;
+    match replay(&database, about, directory) {
+        Ok(version) => report.version = version,
+        Err(error) if error.code == ErrorCode::Corrupt => {
+            report.damage.push(format!("{LOG_FILE}: {}", error.message));
+        }
+        Err(error) => return Err(error),
+    }
+    let read = database.begin_read().map_err(translate)?;
     let pairs = read.open_table(PAIRS).map_err(translate)?;
     let mut damaged = 0usize;
     for pair in pairs.iter().map_err(translate)? {
@@ -79,4 +87,16 @@ fn walk(mut database: Database, report: &mut Report) -> Result<()> {
         report.damage.push(format!("and {} more damaged pairs", damaged - NAMED_MAX));
     }
     Ok(())
+}
+
+/// Takes in what the log has and the tree hasn't. The newest version.
+fn replay(database: &Database, about: About, directory: &Path) -> Result<u64> {
+    if about.life == 0 {
+        return Ok(about.version);
+    }
+    let log = LogFile::open(directory)?.ok_or_else(log::missing)?;
+    match about.waiting(&log)? {
+        Some(waiting) => catch_up(database, about, &waiting),
+        None => Ok(about.version),
+    }
 }

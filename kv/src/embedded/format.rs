@@ -1,10 +1,11 @@
-//! What lies in the redb file.
+//! What lies in the redb file, which has what was committed up to some version; the [log](super::log) has the rest.
 //!
 //! | table | key | value |
 //! |---|---|---|
 //! | `pairs` | the key | CRC (4 bytes, little-endian), then the value |
-//! | `about` | `format` | 1 |
-//! | `about` | `version` | the version of the newest commit; raised by [`REOPEN_STEP`] whenever the store is opened |
+//! | `about` | `format` | 2; 1 was without a log and is read as well |
+//! | `about` | `version` | the version of the newest commit that is in the file; raised by [`REOPEN_STEP`] whenever the store is opened |
+//! | `about` | `log` | the life whose records the log has; 0 or absent: everything is in the file |
 //!
 //! The CRC covers key and value. redb's own page checksums are only verified when it recovers or checks a file, not
 //! when it reads, so the CRC is what keeps a rotten page from becoming a wrong answer. What it can't see is a
@@ -18,8 +19,11 @@ pub const PAIRS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("pairs");
 pub const ABOUT: TableDefinition<&str, u64> = TableDefinition::new("about");
 pub const FORMAT_ROW: &str = "format";
 pub const VERSION_ROW: &str = "version";
-/// The format that this build writes and reads.
-pub const FORMAT: u64 = 1;
+pub const LIFE_ROW: &str = "log";
+/// The format that this build writes.
+pub const FORMAT: u64 = 2;
+/// The oldest that it reads.
+pub const FORMAT_OLDEST: u64 = 1;
 
 /// Versions skipped at each opening, so that no version of an earlier life, acknowledged or not, comes again.
 pub const REOPEN_STEP: u64 = 1_000_000;

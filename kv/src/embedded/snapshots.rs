@@ -1,16 +1,14 @@
 //! The snapshots that transactions read from, by version.
 //!
-//! A redb read transaction is a snapshot, but while one lives redb can't reuse any page freed since: so one is
-//! opened only when somebody asks for the newest version, shared by all who ask for the same, and closed when the last
-//! of them is done, or five seconds after anybody was given it, whether they are done or not.
+//! A version is read from the [`Layer`] that was the newest when it was. While one lives redb can't reuse any page freed since its tree
+//! was written, and the rows of a version stay in memory: so a version is held only once somebody asks for it, shared by all who ask for the
+//! same, and let go when the last of them is done, or five seconds after anybody was given it, whether they are done or not.
 
-use super::format::{ABOUT, PAIRS, VERSION_ROW, open, translate};
+use super::layer::Layer;
 use crate::bounds::TRANSACTION_AGE_MAX;
 use crate::clock::Clock;
-use crate::contract::{Direction, RangePage, RangeRead};
-use crate::store::{Found, ReadBatch, fill_page};
+use crate::store::{Found, ReadBatch};
 use corefs_wire::{Error, ErrorCode, Result};
-use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,10 +16,8 @@ use std::time::Duration;
 /// Versions open at once. Live transactions spread over as many commits as happen while they run.
 pub const SNAPSHOTS_MAX: usize = 512;
 
-type Pairs = ReadOnlyTable<&'static [u8], &'static [u8]>;
-
 struct Held {
-    pairs: Arc<Pairs>,
+    layer: Arc<Layer>,
     users: usize,
     /// When it was last given to somebody.
     given: Duration,
@@ -29,8 +25,8 @@ struct Held {
 
 struct State {
     /// Or why there is none any more.
-    database: Result<Arc<Database>>,
-    /// The newest durable version.
+    layer: Result<Arc<Layer>>,
+    /// The newest durable version, which is of that layer.
     newest: u64,
     held: BTreeMap<u64, Held>,
 }
@@ -67,8 +63,8 @@ impl Drop for Snapshot {
 }
 
 impl Snapshots {
-    pub fn new(database: Arc<Database>, newest: u64, clock: Clock) -> Self {
-        Self { state: Mutex::new(State { database: Ok(database), newest, held: BTreeMap::new() }), clock }
+    pub fn new(layer: Arc<Layer>, newest: u64, clock: Clock) -> Self {
+        Self { state: Mutex::new(State { layer: Ok(layer), newest, held: BTreeMap::new() }), clock }
     }
 
     /// No code that may panic runs under the lock with the state half changed.
@@ -80,35 +76,38 @@ impl Snapshots {
     pub fn take(self: &Arc<Self>) -> Result<Snapshot> {
         let now = self.clock.now();
         let mut state = self.lock();
-        let database = state.database.clone()?;
-        let newest = state.newest;
-        let version = if state.held.contains_key(&newest) {
-            newest
-        } else {
+        let layer = state.layer.clone()?;
+        let version = state.newest;
+        if !state.held.contains_key(&version) {
             state.expire(now);
             if state.held.len() >= SNAPSHOTS_MAX {
                 let (limit, actual) = (SNAPSHOTS_MAX as u64, state.held.len() as u64);
                 let what = "too many versions are being read";
                 return Err(Error::mismatch(ErrorCode::KvUnavailable, limit, actual, what));
             }
-            // A commit that is durable but not yet announced may be in it: it is known by the version it holds.
-            let (version, pairs) = open_newest(&database)?;
-            state.held.entry(version).or_insert(Held { pairs: Arc::new(pairs), users: 0, given: now });
-            version
-        };
-        let held = state.held.get_mut(&version).expect("it was there or has been put there");
+        }
+        let held = state.held.entry(version).or_insert_with(|| Held { layer, users: 0, given: now });
         held.users += 1;
         held.given = now;
         Ok(Snapshot { version, snapshots: self.clone() })
     }
 
-    /// `version` is durable. Snapshots that nobody uses are closed.
-    pub fn announce(&self, version: u64) {
+    /// `version` is durable, in the layer there is or in a new one. Snapshots that nobody uses are closed.
+    pub fn announce(&self, version: u64, layer: Option<Arc<Layer>>) {
         let now = self.clock.now();
         let mut state = self.lock();
         state.newest = version;
+        if let (Ok(newest), Some(layer)) = (&mut state.layer, layer) {
+            *newest = layer;
+        }
         state.held.retain(|held_version, held| held.users > 0 || *held_version >= version);
         state.expire(now);
+    }
+
+    /// The oldest version that is read, or will be.
+    pub fn oldest(&self) -> u64 {
+        let state = self.lock();
+        state.held.keys().next().map_or(state.newest, |held| state.newest.min(*held))
     }
 
     pub fn newest(&self) -> u64 {
@@ -120,42 +119,35 @@ impl Snapshots {
         self.lock().held.len()
     }
 
-    /// Gives up the database: no more snapshots, and no more reads from those there are, because of `why`. The first
+    /// Gives up the layers: no more snapshots, and no more reads from those there are, because of `why`. The first
     /// reason stays.
     pub fn close(&self, why: Error) {
-        let (database, held) = {
+        let (layer, held) = {
             let mut state = self.lock();
-            let why = state.database.as_ref().map_or_else(Clone::clone, |_| why);
-            (std::mem::replace(&mut state.database, Err(why)), std::mem::take(&mut state.held))
+            let why = state.layer.as_ref().map_or_else(Clone::clone, |_| why);
+            (std::mem::replace(&mut state.layer, Err(why)), std::mem::take(&mut state.held))
         };
         drop(held);
-        drop(database);
+        drop(layer);
     }
 
     pub fn read(&self, version: u64, batch: &ReadBatch<'_>) -> Result<Found> {
-        let pairs = {
+        let layer = {
             let state = self.lock();
-            if let Err(why) = &state.database {
+            if let Err(why) = &state.layer {
                 return Err(why.clone());
             }
             let held = state.held.get(&version).ok_or_else(|| too_old(version))?;
             if version != state.newest && self.clock.now().saturating_sub(held.given) > TRANSACTION_AGE_MAX {
                 return Err(too_old(version));
             }
-            held.pairs.clone()
+            held.layer.clone()
         };
-        let get = |key: &&[u8]| {
-            let stored = pairs.get(*key).map_err(translate)?;
-            stored.map(|stored| open(key, stored.value()).map(<[u8]>::to_vec)).transpose()
-        };
-        Ok(Found {
-            values: batch.keys.iter().map(get).collect::<Result<_>>()?,
-            pages: batch.ranges.iter().map(|read| page(&pairs, read)).collect::<Result<_>>()?,
-        })
+        layer.read(version, batch)
     }
 }
 
-fn too_old(version: u64) -> Error {
+pub(super) fn too_old(version: u64) -> Error {
     Error::mismatch(ErrorCode::KvTooOld, 0, version, "the snapshot is gone")
 }
 
@@ -165,32 +157,5 @@ impl State {
         self.held.retain(|version, held| {
             *version >= newest || now.saturating_sub(held.given) <= TRANSACTION_AGE_MAX
         });
-    }
-}
-
-fn open_newest(database: &Database) -> Result<(u64, Pairs)> {
-    let read = database.begin_read().map_err(translate)?;
-    let about = read.open_table(ABOUT).map_err(translate)?;
-    let version = about.get(VERSION_ROW).map_err(translate)?.map(|row| row.value());
-    let version = version.ok_or_else(|| Error::new(ErrorCode::Corrupt, "the store has lost its version"))?;
-    Ok((version, read.open_table(PAIRS).map_err(translate)?))
-}
-
-type Guard<'a> = redb::AccessGuard<'a, &'static [u8]>;
-type StoredPair<'a> = Result<(Guard<'a>, Guard<'a>), redb::StorageError>;
-
-fn page(pairs: &Pairs, read: &RangeRead) -> Result<RangePage> {
-    if read.range.is_empty() {
-        return Ok(RangePage::default());
-    }
-    let (begin, end) = (read.range.begin.as_slice(), read.range.end.as_slice());
-    let found = ReadableTable::range::<&[u8]>(pairs, begin..end).map_err(translate)?;
-    let pair = |found: StoredPair<'_>| {
-        let (key, stored) = found.map_err(translate)?;
-        Ok((key.value().to_vec(), open(key.value(), stored.value())?.to_vec()))
-    };
-    match read.direction {
-        Direction::Forward => fill_page(found.map(pair), read.limit),
-        Direction::Reverse => fill_page(found.rev().map(pair), read.limit),
     }
 }

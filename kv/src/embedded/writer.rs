@@ -1,17 +1,21 @@
 //! The commit thread: the only place of this crate where work crosses threads.
 //!
-//! Transactions that wait are taken together, judged one after the other, and those that pass are written in **one**
-//! durable redb transaction under one version, each with its place in it. So a flush of the disk is shared by all that
-//! arrived during the one before. Nobody hears of success before it is durable.
+//! Transactions that wait are taken together, judged one after the other, and those that pass are written as **one** durable record of the
+//! log under one version, each with its place in it. So a flush of the disk is shared by all that arrived during the one before. Nobody
+//! hears of success before it is durable. A group for which the log has no room goes into the tree with all that was logged.
 //!
 //! Invariants: versions rise by one with each group that wrote; what the resolver knows to be written is durable,
 //! or about to be and nobody has been told, or the store is dead. A failed write or flush is the death of the store:
 //! what the disk holds then is unknown, so everything later is refused until it is opened again.
 
-use super::format::{ABOUT, PAIRS, VERSION_ROW, closed, translate};
+use super::format::closed;
+use super::layer::Layer;
+use super::log::Log;
 use super::oneshot;
+use super::recent::Changes;
 use super::snapshots::Snapshots;
 use super::staged::Staged;
+use super::tree::{self, Failed};
 use crate::bounds;
 use crate::clock::Clock;
 use crate::contract::{Committed, Versionstamp};
@@ -20,7 +24,7 @@ use crate::resolver::{Resolver, Written};
 use crate::store::Commit;
 use crate::window::Window;
 use corefs_wire::{Error, ErrorCode, Result};
-use redb::{Database, WriteTransaction};
+use redb::Database;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,7 +58,7 @@ pub enum Job {
 pub struct Counters {
     /// Transactions that committed.
     pub commits: AtomicU64,
-    /// Durable redb transactions: flushes.
+    /// Durable records of the log and transactions of the tree: flushes.
     pub groups: AtomicU64,
     /// Transactions refused for a conflict.
     pub conflicts: AtomicU64,
@@ -97,8 +101,18 @@ impl From<Error> for Failure {
     }
 }
 
+/// What the store keeps its rows in.
+pub struct Files {
+    pub database: Database,
+    pub log: Log,
+    /// The number by which the tree knows the log's records.
+    pub life: u64,
+    /// The newest.
+    pub layer: Arc<Layer>,
+}
+
 pub struct Writer {
-    database: Arc<Database>,
+    files: Files,
     snapshots: Arc<Snapshots>,
     counters: Arc<Counters>,
     clock: Clock,
@@ -114,14 +128,14 @@ type Accepted = (Versionstamp, oneshot::Sender<Outcome>);
 
 impl Writer {
     pub fn new(
-        database: Arc<Database>,
+        files: Files,
         snapshots: Arc<Snapshots>,
         counters: Arc<Counters>,
         clock: Clock,
         version: u64,
     ) -> Self {
         Self {
-            database,
+            files,
             snapshots,
             counters,
             clock,
@@ -158,7 +172,7 @@ impl Writer {
             }
         }
         self.snapshots.close(closed());
-        drop(self.database);
+        self.close();
         for job in jobs.try_iter() {
             if let Job::Commit(_, reply) = job {
                 reply.send(Err(closed()));
@@ -201,21 +215,23 @@ impl Writer {
         }
         self.expire();
         let mut accepted = Vec::with_capacity(group.len());
-        let written = self.write_group(group, &mut accepted);
-        let written = match written {
+        let staged = self.stage(group, &mut accepted);
+        let changes = match staged {
             // Nothing was written, so nothing needs to be durable.
             Ok(None) => return,
-            Ok(Some(transaction)) => transaction,
+            Ok(Some(changes)) => changes,
             // One damaged value is no reason to stop: only who needs it fails, and nothing of the group happened.
             Err(failure) if failure.error.code == ErrorCode::Corrupt => return refuse(failure, accepted),
             Err(failure) => return self.die(failure.error, ErrorCode::KvIo, accepted),
         };
-        if let Err(error) = written.commit() {
-            return self.die(translate(error), ErrorCode::KvUnknownCommit, accepted);
-        }
+        let layer = match self.files.write(self.version + 1, changes, self.snapshots.oldest()) {
+            Ok(layer) => layer,
+            Err(Failed::Before(error)) => return self.die(error, ErrorCode::KvIo, accepted),
+            Err(Failed::Unknown(error)) => return self.die(error, ErrorCode::KvUnknownCommit, accepted),
+        };
         self.window.superseded(self.version, self.clock.now(), ());
         self.version += 1;
-        self.snapshots.announce(self.version);
+        self.snapshots.announce(self.version, layer);
         self.counters.groups.fetch_add(1, Ordering::Relaxed);
         self.counters.commits.fetch_add(accepted.len() as u64, Ordering::Relaxed);
         for (stamp, reply) in accepted {
@@ -223,13 +239,12 @@ impl Writer {
         }
     }
 
-    /// Judges the transactions in their order, answers those refused, and writes those `accepted` into one redb
-    /// transaction that is ready to commit.
-    fn write_group(
+    /// Judges the transactions in their order, answers those refused, and gathers what those `accepted` write.
+    fn stage(
         &mut self,
         group: Vec<(Commit, oneshot::Sender<Outcome>)>,
         accepted: &mut Vec<Accepted>,
-    ) -> Result<Option<WriteTransaction>, Failure> {
+    ) -> Result<Option<Changes>, Failure> {
         let version = self.version + 1;
         let mut passed = Vec::with_capacity(group.len());
         for (commit, reply) in group {
@@ -245,19 +260,13 @@ impl Writer {
         if passed.is_empty() {
             return Ok(None);
         }
-        let transaction = self.database.begin_write().map_err(translate)?;
-        {
-            let mut staged = Staged::new(transaction.open_table(PAIRS).map_err(translate)?);
-            for (place, mutations) in passed.into_iter().enumerate() {
-                for mutation in mutations {
-                    staged.apply(mutation).map_err(|error| Failure { error, place: Some(place) })?;
-                }
+        let mut staged = Staged::new(&self.files.layer);
+        for (place, mutations) in passed.into_iter().enumerate() {
+            for mutation in mutations {
+                staged.apply(mutation).map_err(|error| Failure { error, place: Some(place) })?;
             }
-            staged.finish()?;
-            let mut about = transaction.open_table(ABOUT).map_err(translate)?;
-            about.insert(VERSION_ROW, version).map_err(translate)?;
         }
-        Ok(Some(transaction))
+        Ok(Some(staged.finish()))
     }
 
     fn judge(&self, commit: &Commit) -> Result<()> {
@@ -283,6 +292,17 @@ impl Writer {
         stamped
     }
 
+    /// Leaves a tree that needs no log, unless the store is dead.
+    fn close(self) {
+        let Self { files, version, dead, .. } = self;
+        if dead.is_none() {
+            let merged = tree::merge(&files.database, version, 0, &files.layer.recent(), &Changes::new());
+            if let Err(Failed::Before(error) | Failed::Unknown(error)) = merged {
+                tracing::warn!(%error, "the key-value store is closed as if its process had died: its log has what its tree lacks");
+            }
+        }
+    }
+
     fn expire(&mut self) {
         let now = self.clock.now();
         while let Some((oldest, ())) = self.window.pop_expired(now) {
@@ -306,6 +326,22 @@ impl Writer {
         let dead = Error::new(ErrorCode::KvIo, format!("the store failed before: {error}"));
         self.snapshots.close(dead.clone());
         self.dead = Some(dead);
+    }
+}
+
+impl Files {
+    /// Makes what a group did at `version` durable and readable. Gives the new layer when one has begun.
+    fn write(&mut self, version: u64, changes: Changes, oldest: u64) -> Result<Option<Arc<Layer>>, Failed> {
+        if self.log.append(version, &changes).map_err(Failed::Unknown)? {
+            self.layer.take_in(changes, version, oldest);
+            return Ok(None);
+        }
+        tree::merge(&self.database, version, self.life, &self.layer.recent(), &changes)?;
+        // From here on the group is durable; who can't read it is told that nobody knows.
+        let (layer, _) = Layer::open(&self.database).map_err(Failed::Unknown)?;
+        self.layer = Arc::new(layer);
+        self.log.restart();
+        Ok(Some(self.layer.clone()))
     }
 }
 

@@ -1,0 +1,428 @@
+//! The log in front of the tree: what makes a group durable before the tree has it.
+//!
+//! A file of records, one a group, each at the next multiple of [`BLOCK`] bytes and filled up with zeros to the one after, so that no
+//! block is written again that an acknowledged commit lies in:
+//!
+//! ```text
+//!  0        4        8               16              24       28       32
+//!  +--------+--------+---------------+---------------+--------+--------+---------------------- - -
+//!  | magic  | CRC    | life          | version       | bytes  | rows   | rows: key length (4), value length (4), key, value
+//!  +--------+--------+---------------+---------------+--------+--------+---------------------- - -
+//! ```
+//!
+//! Numbers are little-endian; the CRC-32C covers everything after it up to `bytes` bytes of rows; a value length of [`REMOVED`] says that
+//! the key is removed.
+//!
+//! When a record doesn't fit, its group goes into the tree with all that was logged, durably, and the next record is the first again: it is
+//! written over old ones. So a reader has to know which records are of now. Those of the number of the **life** that the tree names (a
+//! random one for each opening) and of versions above the tree's are. Their versions rise by one.
+//!
+//! **What may be wrong at the end.** A record is only written when the one before is durable. So after a power cut at most the last one
+//! is torn, nobody was told of it, and it is dropped. A record that can't be read with one of a later version behind it was durable
+//! once: the log is damaged, and what was acknowledged is lost, which is an error and not the end of the log. Damage to the very last
+//! record looks like a torn one.
+
+use super::LOG_FILE;
+use super::recent::{Change, Changes};
+use corefs_wire::checksum::crc32c;
+use corefs_wire::{Error, ErrorCode, Result};
+use redb::StorageBackend;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// Records begin at multiples of it. What drives and page caches write at once is at most as large.
+pub const BLOCK: usize = 4096;
+const MAGIC: u32 = u32::from_le_bytes(*b"KVlg");
+const HEADER: usize = 32;
+/// Where what the CRC covers begins.
+const COVERED: usize = 8;
+const REMOVED: u32 = u32::MAX;
+/// The file grows by so much (bytes): its length changes seldom, and flushes needn't write it.
+const GROWTH: u64 = 1 << 20;
+/// A longer file is no log of ours (bytes), and isn't read into memory. A record is shorter, so that its length fits into four bytes.
+const LENGTH_MAX: u64 = 1 << 30;
+
+/// A log that is being written.
+pub struct Log {
+    file: Box<dyn StorageBackend>,
+    life: u64,
+    /// Where the next record goes.
+    at: u64,
+    length: u64,
+    /// How far records may go.
+    limit: u64,
+    record: Vec<u8>,
+}
+
+impl Log {
+    /// A log whose records before are needed no more: the tree that is durable has them, and names `life`.
+    pub fn begin(file: Box<dyn StorageBackend>, life: u64, limit: u64) -> Result<Self> {
+        let length = file.len()?;
+        Ok(Self { file, life, at: 0, length, limit: limit.min(LENGTH_MAX), record: Vec::new() })
+    }
+
+    /// Makes what a group did at `version` durable. `false`: there is no room, and nothing was written. After an error nobody knows
+    /// whether the record is there.
+    pub fn append(&mut self, version: u64, changes: &Changes) -> Result<bool> {
+        self.encode(version, changes);
+        let end = self.at + self.record.len() as u64;
+        if end > self.limit {
+            return Ok(false);
+        }
+        if end > self.length {
+            let length = end.next_multiple_of(GROWTH);
+            self.file.set_len(length)?;
+            self.length = length;
+        }
+        self.file.write(self.at, &self.record)?;
+        self.file.sync_data()?;
+        self.at = end;
+        Ok(true)
+    }
+
+    /// The tree is durable with everything that was logged: the next record is the first.
+    pub fn restart(&mut self) {
+        self.at = 0;
+    }
+
+    fn encode(&mut self, version: u64, changes: &Changes) {
+        let record = &mut self.record;
+        record.clear();
+        record.resize(HEADER, 0);
+        for (key, change) in changes {
+            let value = match change {
+                Change::Set(value) => Some(value),
+                Change::Remove | Change::Forget => None,
+            };
+            // Both are far below 4 GiB: the contract's limits.
+            record.extend_from_slice(&(key.len() as u32).to_le_bytes());
+            record.extend_from_slice(&value.map_or(REMOVED, |value| value.len() as u32).to_le_bytes());
+            record.extend_from_slice(key);
+            record.extend_from_slice(value.map_or(&[], Vec::as_slice));
+        }
+        let bytes = (record.len() - HEADER) as u32;
+        record[..4].copy_from_slice(&MAGIC.to_le_bytes());
+        record[8..16].copy_from_slice(&self.life.to_le_bytes());
+        record[16..24].copy_from_slice(&version.to_le_bytes());
+        record[24..28].copy_from_slice(&bytes.to_le_bytes());
+        record[28..32].copy_from_slice(&(changes.len() as u32).to_le_bytes());
+        let crc = crc32c(&record[COVERED..]);
+        record[4..8].copy_from_slice(&crc.to_le_bytes());
+        record.resize(record.len().next_multiple_of(BLOCK), 0);
+    }
+}
+
+/// What a log holds above a tree.
+pub struct Waiting {
+    bytes: Vec<u8>,
+    /// Where the rows of each record lie, and its version; in their order.
+    records: Vec<(u64, std::ops::Range<usize>)>,
+}
+
+/// A record whose checksum is right.
+struct Header {
+    version: u64,
+    /// Of its rows.
+    bytes: usize,
+}
+
+impl Waiting {
+    /// Reads what `life` has logged above `version`, which is the tree's. `Corrupt` when something in between is missing.
+    pub fn read(file: &dyn StorageBackend, life: u64, version: u64) -> Result<Self> {
+        let length = file.len()?;
+        if length > LENGTH_MAX {
+            let what = "the log is longer than any that is written";
+            return Err(Error::mismatch(ErrorCode::Corrupt, LENGTH_MAX, length, what));
+        }
+        let mut bytes = vec![0; length as usize];
+        file.read(0, &mut bytes)?;
+        let mut records = Vec::new();
+        let mut at = 0;
+        let mut last = None;
+        while let Some(header) = header(&bytes, at, life) {
+            if last.is_some_and(|last| header.version != last + 1) {
+                break;
+            }
+            let rows = at + HEADER..at + HEADER + header.bytes;
+            at = rows.end.next_multiple_of(BLOCK);
+            last = Some(header.version);
+            if header.version > version {
+                records.push((header.version, rows));
+            }
+        }
+        let known = last.unwrap_or(version).max(version);
+        let first = records.first().map_or(version + 1, |(first, _)| *first);
+        let beyond = (at..bytes.len()).step_by(BLOCK).filter_map(|at| header(&bytes, at, life));
+        let beyond = beyond.map(|header| header.version).max().unwrap_or(0);
+        if first != version + 1 || beyond > known {
+            let newest = known.max(beyond);
+            let what = format!(
+                "the log is damaged: the tree has version {version}, and of the commits up to {newest} that were acknowledged since, \
+                 some can't be read any more. Restore the store from a backup"
+            );
+            return Err(Error::mismatch(ErrorCode::Corrupt, version + 1, first.max(beyond), what));
+        }
+        Ok(Self { bytes, records })
+    }
+
+    /// The version of the last record.
+    pub fn newest(&self) -> Option<u64> {
+        self.records.last().map(|(version, _)| *version)
+    }
+
+    /// Every row of all records, in the order in which they were written. `None`: removed.
+    pub fn rows(&self) -> impl Iterator<Item = Result<(&[u8], Option<&[u8]>)>> {
+        self.records.iter().flat_map(|(_, place)| Rows { rest: &self.bytes[place.clone()] })
+    }
+}
+
+/// The record at `at`, if there is a whole one of `life`.
+fn header(bytes: &[u8], at: usize, life: u64) -> Option<Header> {
+    let record = bytes.get(at..)?;
+    let word = |at: usize| record.get(at..)?.first_chunk().map(|word| u32::from_le_bytes(*word));
+    let long = |at: usize| record.get(at..)?.first_chunk().map(|long| u64::from_le_bytes(*long));
+    if word(0)? != MAGIC || long(8)? != life {
+        return None;
+    }
+    let rows = word(24)? as usize;
+    let covered = record.get(COVERED..HEADER + rows)?;
+    (word(4)? == crc32c(covered)).then_some(Header { version: long(16)?, bytes: rows })
+}
+
+struct Rows<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Rows<'a> {
+    fn take(&mut self, length: u32) -> Result<&'a [u8]> {
+        let (taken, rest) = self.rest.split_at_checked(length as usize).ok_or_else(malformed)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn row(&mut self) -> Result<(&'a [u8], Option<&'a [u8]>)> {
+        let (lengths, rest) = self.rest.split_first_chunk::<8>().ok_or_else(malformed)?;
+        self.rest = rest;
+        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| lengths[at + byte]));
+        let key = self.take(word(0))?;
+        let value = if word(4) == REMOVED { None } else { Some(self.take(word(4))?) };
+        Ok((key, value))
+    }
+}
+
+impl<'a> Iterator for Rows<'a> {
+    type Item = Result<(&'a [u8], Option<&'a [u8]>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let row = self.row();
+        if row.is_err() {
+            self.rest = &[];
+        }
+        Some(row)
+    }
+}
+
+/// The checksum was right, so whoever wrote it wrote something else than we do.
+fn malformed() -> Error {
+    Error::new(ErrorCode::Corrupt, "a record of the log has rows that end early")
+}
+
+/// The file of the log isn't there, and the tree needs it.
+pub fn missing() -> Error {
+    let what = format!(
+        "{LOG_FILE} is missing, and with it what was acknowledged last. Restore the store from a backup, all its files together"
+    );
+    Error::new(ErrorCode::Corrupt, what)
+}
+
+/// A log in a file of its own.
+#[derive(Debug)]
+pub struct LogFile(File);
+
+impl LogFile {
+    /// That of the store in `directory`, if there is one.
+    pub fn open(directory: &Path) -> Result<Option<Self>> {
+        match OpenOptions::new().read(true).write(true).open(directory.join(LOG_FILE)) {
+            Ok(file) => Ok(Some(Self(file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub fn create(directory: &Path) -> Result<Self> {
+        let mut options = OpenOptions::new();
+        Ok(Self(options.read(true).write(true).create_new(true).open(directory.join(LOG_FILE))?))
+    }
+}
+
+impl StorageBackend for LogFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(out, offset)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.0.set_len(length)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redb::backends::InMemoryBackend;
+    use std::sync::Arc;
+
+    const LIFE: u64 = 0x1234;
+
+    #[derive(Clone, Debug)]
+    struct Disk(Arc<InMemoryBackend>);
+
+    impl StorageBackend for Disk {
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.0.read(offset, out)
+        }
+        fn set_len(&self, length: u64) -> io::Result<()> {
+            self.0.set_len(length)
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            self.0.sync_data()
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.0.write(offset, data)
+        }
+    }
+
+    fn changes(number: u8) -> Changes {
+        let set = Change::Set(vec![number; usize::from(number) * 100]);
+        Changes::from([(vec![number], set), (b"gone".to_vec(), Change::Remove)])
+    }
+
+    /// A log with records of those versions, and its disk.
+    fn written(versions: std::ops::Range<u64>, limit: u64) -> (Log, Disk) {
+        let disk = Disk(Arc::new(InMemoryBackend::new()));
+        let mut log = Log::begin(Box::new(disk.clone()), LIFE, limit).unwrap();
+        for version in versions {
+            if !log.append(version, &changes(version as u8)).unwrap() {
+                log.restart();
+            }
+        }
+        (log, disk)
+    }
+
+    fn read(disk: &Disk, version: u64) -> Result<Vec<u64>> {
+        let waiting = Waiting::read(disk, LIFE, version)?;
+        let rows: Vec<_> = waiting.rows().collect::<Result<_>>()?;
+        let versions: Vec<u64> = waiting.records.iter().map(|(version, _)| *version).collect();
+        let expected = versions.iter().flat_map(|version| changes(*version as u8));
+        for ((key, value), (expected, change)) in rows.into_iter().zip(expected) {
+            assert_eq!((key, value.is_none()), (expected.as_slice(), change == Change::Remove));
+        }
+        Ok(versions)
+    }
+
+    fn flip(disk: &Disk, at: u64) {
+        let mut byte = [0];
+        disk.read(at, &mut byte).unwrap();
+        disk.write(at, &[byte[0] ^ 1]).unwrap();
+    }
+
+    #[test]
+    fn records_above_the_tree_are_read() {
+        let (_, disk) = written(11..20, 1 << 20);
+        assert_eq!(read(&disk, 10).unwrap(), (11..20).collect::<Vec<_>>());
+        assert_eq!(read(&disk, 17).unwrap(), [18, 19]);
+        assert_eq!(read(&disk, 19).unwrap(), [0; 0]);
+        assert_eq!(read(&disk, 1_000).unwrap(), [0; 0]);
+        assert_eq!(Waiting::read(&disk, LIFE + 1, 10).unwrap().newest(), None, "another life's");
+    }
+
+    #[test]
+    fn a_torn_end_is_dropped_and_damage_before_it_is_an_error() {
+        for (version, at) in [(11, 0), (14, 3)] {
+            let (_, disk) = written(11..15, 1 << 20);
+            flip(&disk, at * BLOCK as u64 + 200);
+            match version {
+                14 => assert_eq!(read(&disk, 10).unwrap(), [11, 12, 13]),
+                _ => {
+                    let error = read(&disk, 10).unwrap_err();
+                    assert_eq!(error.code, ErrorCode::Corrupt);
+                    assert!(error.message.contains("backup"), "{error}");
+                    assert_eq!(read(&disk, 14).unwrap(), [0; 0], "the tree has them all");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_tree_that_is_older_than_the_log_is_an_error() {
+        let (_, disk) = written(11..15, 1 << 20);
+        assert_eq!(read(&disk, 9).unwrap_err().code, ErrorCode::Corrupt);
+    }
+
+    #[test]
+    fn records_of_the_lap_before_are_no_damage() {
+        // Four fit; the fifth goes into the tree, and the sixth is the first again.
+        let (mut log, disk) = written(11..16, 4 * BLOCK as u64);
+        assert_eq!(log.at, 0);
+        assert_eq!(read(&disk, 15).unwrap(), [0; 0]);
+        assert!(log.append(16, &changes(16)).unwrap());
+        assert_eq!(read(&disk, 15).unwrap(), [16]);
+        // It was torn.
+        flip(&disk, 100);
+        assert_eq!(read(&disk, 15).unwrap(), [0; 0]);
+    }
+
+    #[test]
+    fn every_flipped_byte_of_a_record_is_noticed() {
+        let (_, disk) = written(11..12, 1 << 20);
+        let covered = HEADER
+            + changes(11)
+                .iter()
+                .map(|(key, change)| match change {
+                    Change::Set(value) => 8 + key.len() + value.len(),
+                    _ => 8 + key.len(),
+                })
+                .sum::<usize>();
+        for at in 0..covered {
+            flip(&disk, at as u64);
+            assert_eq!(Waiting::read(&disk, LIFE, 10).unwrap().newest(), None, "byte {at}");
+            flip(&disk, at as u64);
+        }
+        assert_eq!(read(&disk, 10).unwrap(), [11]);
+    }
+
+    /// The bytes are for ever.
+    #[test]
+    fn golden_bytes() {
+        let disk = Disk(Arc::new(InMemoryBackend::new()));
+        let mut log = Log::begin(Box::new(disk.clone()), 0x0102_0304_0506_0708, BLOCK as u64).unwrap();
+        let changes =
+            Changes::from([(b"a".to_vec(), Change::Set(b"xy".to_vec())), (b"b".to_vec(), Change::Remove)]);
+        assert!(log.append(7, &changes).unwrap());
+        let mut bytes = [0; 56];
+        disk.read(0, &mut bytes).unwrap();
+        assert_eq!(&bytes[..4], b"KVlg");
+        assert_eq!(&bytes[8..32], [8, 7, 6, 5, 4, 3, 2, 1, 7, 0, 0, 0, 0, 0, 0, 0, 20, 0, 0, 0, 2, 0, 0, 0]);
+        assert_eq!(&bytes[32..52], b"\x01\0\0\0\x02\0\0\0axy\x01\0\0\0\xFF\xFF\xFF\xFFb");
+        assert_eq!(bytes[4..8], crc32c(&bytes[8..52]).to_le_bytes());
+    }
+}
