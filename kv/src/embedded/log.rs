@@ -74,6 +74,8 @@ impl Log {
         if end > self.length {
             let length = end.next_multiple_of(GROWTH);
             self.file.set_len(length)?;
+            // Written once: else the file system would note with each flush that another part of a hole was filled.
+            self.file.write(self.length, &vec![0; (length - self.length) as usize])?;
             self.length = length;
         }
         self.file.write(self.at, &self.record)?;
