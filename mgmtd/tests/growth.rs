@@ -213,6 +213,67 @@ fn a_plan_with_what_does_not_exist_yet_is_that_of_what_then_exists() {
     });
 }
 
+/// Each of the slices that stay could take one of the targets, but for a few bytes.
+#[test]
+fn a_node_is_not_emptied_without_room_for_all_of_it_and_the_bytes_that_lack_are_told() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::default();
+        let manager = lead(&engine, &clock, 1, wanted(3, 2, 8)).await;
+        register(&manager, &[1, 2, 3]).await;
+        beat(&manager, &[1, 2, 3]).await;
+        let say = async |spare: u64| {
+            let status = status(&manager).await;
+            for node in &status.nodes {
+                let mut request = NodeHeartbeatT::default();
+                (request.node, request.incarnation, request.slices) = (node.node, 1, node.slices.clone());
+                for slice in &mut request.slices {
+                    slice.used = slice.capacity - slice.capacity / 64 - spare;
+                }
+                for target in status.routing.targets.iter().filter(|target| target.node == node.node) {
+                    let mut health = TargetHealthT::default();
+                    (health.target, health.used) = (target.id, 1 << 20);
+                    request.targets.push(health);
+                }
+                ops::node_heartbeat(&manager, request).await.unwrap();
+            }
+        };
+        // One fits on each of eight slices; not a ninth.
+        say((1 << 20) + 1).await;
+        assert_eq!(change(&manager, 3, NodeChange::Empty, true).await.unwrap().moves.len(), 8);
+        say(1 << 20).await;
+        let before = status(&manager).await;
+        let refused = change(&manager, 3, NodeChange::Empty, false).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::TooFewNodes);
+        assert!(refused.message.contains(&format!("{} bytes", 8 << 20)), "{}", refused.message);
+        assert_eq!(status(&manager).await.nodes, before.nodes);
+    });
+}
+
+/// Whoever has emptied a disk to take it out doesn't get it filled again by taking another one into use.
+#[test]
+fn an_emptied_disk_comes_into_use_again_only_with_its_whole_node() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::default();
+        let manager = lead(&engine, &clock, 1, wanted(4, 2, 8)).await;
+        register(&manager, &[1, 2, 3, 4]).await;
+        beat(&manager, &[1, 2, 3, 4]).await;
+        let mut request = ChangeNodeT::default();
+        (request.node, request.change, request.slices) = (1, NodeChange::Empty, vec![0]);
+        ops::change_node(&manager, request).await.unwrap();
+        let standings = async || -> Vec<Standing> {
+            status(&manager).await.nodes[0].slices.iter().map(|slice| slice.standing).collect()
+        };
+        let some = [Standing::Leaving, Standing::Active, Standing::Active, Standing::Active];
+        change(&manager, 1, NodeChange::Use, false).await.unwrap();
+        assert_eq!(standings().await, some);
+        change(&manager, 1, NodeChange::Empty, false).await.unwrap();
+        change(&manager, 1, NodeChange::Use, false).await.unwrap();
+        assert_eq!(standings().await, [Standing::Active; 4]);
+    });
+}
+
 #[test]
 fn nonsense_is_refused_and_changes_nothing() {
     let clock = TestClock::default();

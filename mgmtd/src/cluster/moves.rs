@@ -16,8 +16,11 @@
 //!
 //! Placement of a new cluster has all chains before it and a better method ([`placement`](super::placement)).
 
+mod even;
+mod place;
 mod plan;
 mod shares;
+mod space;
 
 pub use plan::{Plan, Planned, plan};
 
@@ -27,8 +30,10 @@ use super::state::{Chain, Member, Node, Standing, State};
 use super::transition::Public;
 use corefs_wire::limits::MEMBERS_MAX;
 use corefs_wire::{ChainId, Error, ErrorCode, NodeId, Result, SliceIndex, TargetId};
+use place::Need;
 use shares::Shares;
-use std::cmp::Reverse;
+use space::Space;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Members that are on their way to one node at a time, at most.
@@ -50,7 +55,7 @@ pub fn next(state: &State, liveness: &Liveness) -> Vec<Step> {
     if state.moving.paused || !state.formed() || is_quiet(state) {
         return Vec::new();
     }
-    Planner::new(state, liveness, ARRIVALS_MAX).steps()
+    Planner::new(state, liveness, ARRIVALS_MAX, Space::of(state, liveness)).steps()
 }
 
 /// Nobody wants anything to move, which is how it is nearly always: seen without counting who carries what.
@@ -69,7 +74,21 @@ pub fn is_done(state: &State, liveness: &Liveness) -> bool {
     let busy = |chain: &Chain| chain.members.iter().any(|member| member.leaving) || !is_settled(chain);
     unheard(state, liveness).is_none()
         && !state.chains.values().any(busy)
-        && Planner::new(state, liveness, usize::MAX).steps().is_empty()
+        && Planner::new(state, liveness, usize::MAX, Space::of(state, liveness)).steps().is_empty()
+}
+
+/// How many targets are to leave their slices and have no other place, or nobody to be copied from, as things are: what a plan would call
+/// stuck, for much less.
+pub fn stuck(state: &State, liveness: &Liveness) -> usize {
+    let leaving = |member: &Member| {
+        state.standing(member.node, member.slice) == Some(Standing::Leaving) && !member.leaving
+    };
+    let unserved = |chain: &&Chain| chain.members.iter().all(|member| member.state != Public::Serving);
+    let unserved = state.chains.values().filter(unserved).flat_map(|chain| &chain.members);
+    let mut planner = Planner::new(state, liveness, usize::MAX, Space::of(state, liveness));
+    planner.mend_all();
+    let placeless = planner.unplaced.iter().filter(|need| need.leaves.is_some());
+    placeless.count() + unserved.filter(|member| leaving(member)).count()
 }
 
 /// A node in use that is dead, or has not spoken since this manager leads.
@@ -96,7 +115,13 @@ pub fn ready(state: &State, liveness: &Liveness) -> Result<()> {
 pub fn apply(state: &mut State, step: Step) {
     match step {
         Step::Add { chain, leaves, node, slice } => {
+            let together = |state: &State| {
+                state.chains.get(&chain).is_some_and(|chain| domains::shares_one(state, chain))
+            };
+            let before = together(state);
             let _target = state.add_member(chain, leaves, node, slice);
+            // A domain was given up that may be back: then they are taken apart again.
+            state.moving.balance |= !before && together(state) && domains::are_enough(state);
         }
         Step::Drop { chain, target } => {
             if let Some(chain) = state.chains.get_mut(&chain) {
@@ -131,21 +156,10 @@ fn bytes_of(chain: &Chain, liveness: &Liveness) -> u64 {
     chain.members.iter().filter_map(used).max().unwrap_or(0)
 }
 
-/// What speaks against a place, the weightiest first: members of the chain in its failure domain, what the node would carry, chains that
-/// it shares with the others; and the chain.
-type Rank = (usize, u128, u64, ChainId);
-
-/// A chain that needs a new member, in the place of one if one is to leave.
-struct Need<'a> {
-    id: ChainId,
-    chain: &'a Chain,
-    leaves: Option<&'a Member>,
-}
-
 struct Planner<'a> {
     state: &'a State,
-    liveness: &'a Liveness,
     shares: Shares,
+    space: Space,
     /// There are failure domains for all replicas of a chain.
     apart: bool,
     /// Members on their way to a node.
@@ -154,11 +168,15 @@ struct Planner<'a> {
     /// The chains of which each node holds a member that stays; and those that have something to do already.
     chains: BTreeMap<NodeId, Vec<ChainId>>,
     taken: BTreeSet<ChainId>,
+    /// Chains that need a member, and have no place for it, or wait for one.
+    unplaced: Vec<Need<'a>>,
     out: Vec<Step>,
+    /// How many chains and slices were looked at, beside going through all of them once: what a plan costs.
+    looked: Cell<usize>,
 }
 
 impl<'a> Planner<'a> {
-    fn new(state: &'a State, liveness: &'a Liveness, arrivals_max: usize) -> Self {
+    fn new(state: &'a State, liveness: &'a Liveness, arrivals_max: usize, space: Space) -> Self {
         let mut arrivals = BTreeMap::new();
         let mut chains: BTreeMap<NodeId, Vec<ChainId>> = BTreeMap::new();
         for (id, member) in state.members().filter(|(_, member)| !member.leaving) {
@@ -170,12 +188,38 @@ impl<'a> Planner<'a> {
                 *arrivals.entry(member.node).or_default() += 1;
             }
         }
-        let (shares, taken, out) = (Shares::of(state), BTreeSet::new(), Vec::new());
-        let apart = domains::enough(state, liveness);
-        Self { state, liveness, shares, apart, arrivals, arrivals_max, chains, taken, out }
+        Self {
+            state,
+            shares: Shares::of(state),
+            space,
+            apart: domains::enough(state, liveness),
+            arrivals,
+            arrivals_max,
+            chains,
+            taken: BTreeSet::new(),
+            unplaced: Vec::new(),
+            out: Vec::new(),
+            looked: Cell::new(0),
+        }
+    }
+
+    fn look(&self, at: usize) {
+        self.looked.set(self.looked.get() + at);
     }
 
     fn steps(mut self) -> Vec<Step> {
+        self.work();
+        self.out
+    }
+
+    fn work(&mut self) {
+        self.mend_all();
+        if self.state.moving.balance && self.out.is_empty() {
+            self.even_out();
+        }
+    }
+
+    fn mend_all(&mut self) {
         let mut needs = Vec::new();
         for (id, chain) in &self.state.chains {
             if let Some(leaves) = self.mend(*id, chain) {
@@ -183,10 +227,6 @@ impl<'a> Planner<'a> {
             }
         }
         self.place(needs);
-        if self.state.moving.balance && self.out.is_empty() {
-            self.even_out();
-        }
-        self.out
     }
 
     /// Whether a chain needs a new member, and in whose place, so that it has the number of members it should have, all of them
@@ -230,79 +270,41 @@ impl<'a> Planner<'a> {
             self.shares.take(leaves.node, leaves.slice);
         }
         self.shares.put(node, slice);
+        self.space.promise(chain, node, slice);
         *self.arrivals.entry(node).or_default() += 1;
         let leaves = leaves.map(|member| member.target);
         self.taken.insert(chain);
         self.out.push(Step::Add { chain, leaves, node, slice });
     }
 
-    /// Gives chains the members they need, the best of all places first. When that one has enough to do, the rest waits: that is
-    /// better than a place that the target has to leave again.
-    fn place(&mut self, mut needs: Vec<Need<'a>>) {
-        while let Some((at, node, slice)) = self.best(&needs)
-            && !self.is_busy(node)
-        {
-            let Need { id, leaves, .. } = needs.swap_remove(at);
-            self.add(id, leaves, node, slice);
-        }
-    }
-
-    fn best(&self, needs: &[Need<'a>]) -> Option<(usize, NodeId, SliceIndex)> {
-        // Nodes by what they would carry: the first few are enough for most.
-        let mut nodes: Vec<(u128, NodeId)> =
-            self.state.nodes.keys().map(|node| (self.shares.relative(*node, 1), *node)).collect();
-        nodes.sort_unstable();
-        let mut best: Option<(Rank, (usize, NodeId, SliceIndex))> = None;
-        for (at, Need { id, chain, leaves }) in needs.iter().enumerate() {
-            // Where one leaves, another one is no more than there was.
-            let before = leaves.map_or(0, |leaves| self.domain_repeats(chain, Some(leaves), leaves.node));
-            let same = leaves.map(|leaves| (self.shares.relative(leaves.node, 0), leaves.node));
-            for (load, node) in same.into_iter().chain(nodes.iter().copied()) {
-                if best.as_ref().is_some_and(|((domain, least, ..), _)| (*domain, *least) < (0, load)) {
-                    break;
-                }
-                let Some(slice) = self.room(chain, *leaves, node, |_, _| true) else { continue };
-                let domain = self.domain_repeats(chain, *leaves, node);
-                if self.apart && domain > before {
-                    continue;
-                }
-                let rank = (domain, load, self.shared(chain, *leaves, node), *id);
-                if best.as_ref().is_none_or(|(least, _)| rank < *least) {
-                    best = Some((rank, (at, node, slice)));
-                }
-            }
-        }
-        best.map(|(_, best)| best)
-    }
-
     fn is_busy(&self, node: NodeId) -> bool {
         self.arrivals.get(&node).is_some_and(|arrivals| *arrivals >= self.arrivals_max)
     }
 
-    /// A slice of the node, of those that `suit` (disk, slice), that may take a member of the chain: the one with the least load.
-    fn room(
+    /// Whether the chain has a member on that node, other than one that leaves.
+    fn has_member(&self, chain: &Chain, leaves: Option<&Member>, node: NodeId) -> bool {
+        let is_other = |member: &&Member| leaves.is_none_or(|leaves| leaves.target != member.target);
+        chain.members.iter().filter(is_other).any(|member| member.node == node)
+    }
+
+    /// Whether the node can take a member of the chain.
+    fn takes(&self, id: ChainId, leaves: Option<&Member>, node: NodeId) -> bool {
+        self.space.has_room(node, self.space.bytes(id))
+            && !self.has_member(&self.state.chains[&id], leaves, node)
+    }
+
+    /// Of the slices of the node that `suit` (disk, slice) and have room for a member of the chain the one with the least load.
+    fn slice_for(
         &self,
-        chain: &Chain,
-        leaves: Option<&Member>,
+        id: ChainId,
         node: NodeId,
-        suit: impl Fn(u16, SliceIndex) -> bool,
+        suits: impl Fn(u16, SliceIndex) -> bool,
     ) -> Option<SliceIndex> {
-        let there = chain
-            .members
-            .iter()
-            .any(|member| member.node == node && leaves.is_none_or(|leaves| leaves.target != member.target));
-        if there || !self.liveness.node(node).is_some_and(|heard| heard.alive && heard.spoke) {
-            return None;
-        }
-        let needs = bytes_of(chain, self.liveness);
-        let reported = self.liveness.slices(node);
-        let fits = |slice: &SliceIndex| {
-            let health = reported.get(usize::from(slice.0));
-            health.is_some_and(|health| !health.dead && health.capacity.saturating_sub(health.used) > needs)
-        };
-        let slices = self.shares.slices(node).filter(|(disk, slice)| suit(*disk, *slice));
-        let slices = slices.map(|(_, slice)| slice).filter(fits);
-        slices.min_by_key(|slice| self.shares.relative_slice(node, *slice, 1))
+        let bytes = self.space.bytes(id);
+        self.shares.emptiest(node, |disk, slice| {
+            self.look(1);
+            suits(disk, slice) && self.space.fits(node, slice, bytes)
+        })
     }
 
     /// Members that would share the failure domain of one on that node.
@@ -313,152 +315,6 @@ impl<'a> Planner<'a> {
             return 0;
         }
         others(chain, leaves).filter(|member| domain(&member.node) == ours).count()
-    }
-
-    /// Chains that the node would share with the other members.
-    fn shared(&self, chain: &Chain, leaves: Option<&Member>, node: NodeId) -> u64 {
-        others(chain, leaves).map(|member| self.shares.pairs(member.node, node)).sum()
-    }
-
-    /// Takes apart what shares a failure domain; moves from who has too much to who has too little, first between nodes, then between
-    /// slices of a node; then hands heads on.
-    fn even_out(&mut self) {
-        if self.apart && domains::repeats(self.state) > 0 && self.take_apart() {
-            return;
-        }
-        let quotas = self.shares.node_quotas();
-        while self.move_between_nodes(&quotas) {}
-        if self.out.is_empty() && self.state.chains.values().all(is_settled) {
-            while self.move_within_a_node() {}
-        }
-        if self.out.is_empty() && self.state.chains.values().all(is_settled) {
-            self.hand_on_heads();
-        }
-    }
-
-    /// Moves members that share a failure domain with another one of their chain into domains of their own, whatever that does to shares:
-    /// those are evened out afterwards. Whether there is anything to move, perhaps later.
-    fn take_apart(&mut self) -> bool {
-        let mut any = false;
-        for (id, chain) in &self.state.chains {
-            let repeats = |member: &&Member| self.domain_repeats(chain, Some(member), member.node) > 0;
-            let fullest =
-                staying(chain).filter(repeats).max_by_key(|member| self.shares.relative(member.node, 0));
-            let Some(leaves) = fullest.filter(|_| self.is_free(*id)) else { continue };
-            let places = self.state.nodes.keys().filter_map(|node| {
-                let alone = self.domain_repeats(chain, Some(leaves), *node) == 0;
-                let slice = self.room(chain, Some(leaves), *node, |_, _| alone)?;
-                Some((self.shares.relative(*node, 1), *node, slice))
-            });
-            if let Some((_, node, slice)) = places.min() {
-                any = true;
-                if !self.is_busy(node) {
-                    self.add(*id, Some(leaves), node, slice);
-                }
-            }
-        }
-        any
-    }
-
-    fn is_free(&self, chain: ChainId) -> bool {
-        !self.taken.contains(&chain) && is_settled(&self.state.chains[&chain])
-    }
-
-    /// The chains of a node.
-    fn chains_of(&self, node: NodeId) -> impl Iterator<Item = (ChainId, &'a Chain)> {
-        let ids = self.chains.get(&node).map_or(&[][..], Vec::as_slice);
-        ids.iter().map(|id| (*id, &self.state.chains[id]))
-    }
-
-    /// One move between the two nodes for which it is worth most; false if there are none, or if that has to wait.
-    fn move_between_nodes(&mut self, quotas: &BTreeMap<NodeId, u64>) -> bool {
-        let (full, free) = self.shares.uneven_nodes(quotas);
-        let pairs = full.iter().flat_map(|from| free.iter().map(|to| (*from, *to)));
-        for (from, to) in pairs {
-            let movable = self.chains_of(from).filter_map(|(id, chain)| {
-                let leaves = staying(chain).find(|member| member.node == from)?;
-                let slice = self.room(chain, Some(leaves), to, |_, _| true)?;
-                let before = self.domain_repeats(chain, Some(leaves), from);
-                let after = self.domain_repeats(chain, Some(leaves), to);
-                let full = Reverse(self.shares.relative_slice(from, leaves.slice, 0));
-                let rank = (!self.is_free(id), after, full, self.shared(chain, Some(leaves), to));
-                (after <= before).then_some((rank, id, leaves, slice))
-            });
-            if let Some((rank, id, leaves, slice)) = movable.min_by_key(|(rank, id, ..)| (*rank, *id)) {
-                let now = !rank.0 && !self.is_busy(to);
-                if now {
-                    self.add(id, Some(leaves), to, slice);
-                }
-                return now;
-            }
-        }
-        false
-    }
-
-    /// One move between disks of a node, or between slices of a disk.
-    fn move_within_a_node(&mut self) -> bool {
-        let nodes: Vec<NodeId> =
-            self.state.nodes.keys().copied().filter(|node| !self.is_busy(*node)).collect();
-        for node in nodes {
-            for (from, to) in self.shares.uneven_disks(node) {
-                let from = |slice| self.shares.disk(node, slice) == Some(from);
-                if let Some((id, leaves, slice)) = self.movable(node, from, |disk, _| disk == to) {
-                    self.add(id, Some(leaves), node, slice);
-                    return true;
-                }
-            }
-            for (from, to) in self.shares.uneven_slices(node) {
-                let from = |slice| slice == from;
-                if let Some((id, leaves, slice)) = self.movable(node, from, |_, slice| slice == to) {
-                    self.add(id, Some(leaves), node, slice);
-                    return true;
-                }
-            }
-        }
-        false
-    }
-
-    /// A member on the fullest of the slices `from` of a node that may go to one of the others that `suit`.
-    fn movable(
-        &self,
-        node: NodeId,
-        from: impl Fn(SliceIndex) -> bool,
-        suit: impl Fn(u16, SliceIndex) -> bool + Copy,
-    ) -> Option<(ChainId, &'a Member, SliceIndex)> {
-        let movable = self.chains_of(node).filter_map(|(id, chain)| {
-            let on = |member: &&Member| member.node == node && from(member.slice);
-            let leaves = staying(chain).find(on).filter(|_| self.is_free(id))?;
-            let slice = self.room(chain, Some(leaves), node, suit)?;
-            Some((Reverse(self.shares.relative_slice(node, leaves.slice, 0)), id, leaves, slice))
-        });
-        let (_, id, leaves, slice) = movable.min_by_key(|(full, id, ..)| (*full, *id))?;
-        Some((id, leaves, slice))
-    }
-
-    /// Hands heads on to nodes that have fewer than their share. Who isn't next yet comes closer, so that it is soon.
-    fn hand_on_heads(&mut self) {
-        let mut heads: BTreeMap<NodeId, u64> = BTreeMap::new();
-        for chain in self.state.chains.values() {
-            *heads.entry(chain.members[0].node).or_default() += 1;
-        }
-        for (id, chain) in &self.state.chains {
-            // Few at a time: while a head goes to the end of its chain, there is one less to read from.
-            if self.out.len() >= self.arrivals_max {
-                break;
-            }
-            let head = chain.members[0].node;
-            let of = |node: NodeId| heads.get(&node).copied().unwrap_or(0);
-            let gain = |(at, member): (usize, &Member)| {
-                let gain = self.shares.gain(of(head), head, of(member.node), member.node)?;
-                Some((gain, Reverse(at), member.node))
-            };
-            let best = chain.members.iter().enumerate().skip(1).filter_map(gain).max();
-            if let Some((.., node)) = best {
-                heads.entry(head).and_modify(|heads| *heads -= 1);
-                *heads.entry(node).or_default() += 1;
-                self.out.push(Step::Rotate { chain: *id });
-            }
-        }
     }
 }
 

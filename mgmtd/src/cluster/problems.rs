@@ -92,8 +92,9 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
         );
     }
     growth_problems(state, liveness, &mut say);
-    domain_problems(state, liveness, &mut say);
+    domain_problems(state, &mut say);
     chain_problems(state, &mut say);
+    missing_replicas(state, liveness, &mut say);
     let silent: Vec<&str> =
         state.metas.keys().filter(|address| !liveness.meta_alive(address)).map(String::as_str).collect();
     if silent.len() == state.metas.len() {
@@ -115,8 +116,12 @@ fn few<T: AsRef<str>>(names: &[T]) -> String {
 
 /// What came and isn't used, what should move and can't, and what was stopped.
 fn growth_problems(state: &State, liveness: &Liveness, say: &mut impl FnMut(String, &str)) {
-    let unused =
-        |(_, node): &(&NodeId, &Node)| node.slices.iter().any(|slice| slice.standing == Standing::Spare);
+    // A dead one is of no use to anybody.
+    let dead = |id: NodeId, at: usize| liveness.slices(id).get(at).is_some_and(|health| health.dead);
+    let unused = |(id, node): &(&NodeId, &Node)| {
+        let mut slices = node.slices.iter().enumerate();
+        slices.any(|(at, slice)| slice.standing == Standing::Spare && !dead(**id, at))
+    };
     let spare: Vec<String> = state.nodes.iter().filter(unused).map(|(id, _)| id.0.to_string()).collect();
     if state.formed() && !spare.is_empty() {
         let remedy = format!("take them into use: corefs node add {}", spare[0]);
@@ -129,7 +134,7 @@ fn growth_problems(state: &State, liveness: &Liveness, say: &mut impl FnMut(Stri
         state.standing(member.node, member.slice) == Some(Standing::Leaving) && !member.leaving
     };
     if state.members().any(|member| leaving(&member)) && !state.moving.paused {
-        let stuck = moves::plan(state, liveness).stuck.len();
+        let stuck = moves::stuck(state, liveness);
         if stuck > 0 {
             say(
                 format!("{stuck} targets are to leave their slices and have no other place"),
@@ -140,15 +145,15 @@ fn growth_problems(state: &State, liveness: &Liveness, say: &mut impl FnMut(Stri
 }
 
 /// Chains that lose two copies when one failure domain does.
-fn domain_problems(state: &State, liveness: &Liveness, say: &mut impl FnMut(String, &str)) {
+fn domain_problems(state: &State, say: &mut impl FnMut(String, &str)) {
     let repeats = domains::repeats(state);
     if repeats == 0 {
         return;
     }
-    let remedy = if !domains::enough(state, liveness) {
+    let remedy = if !domains::are_enough(state) {
         "add a node in another domain: corefs storage --manager ADDR --dir DIR --domain NAME, then corefs node add N"
     } else if state.moving.balance {
-        "nothing: they move apart; see how far that is: corefs moves"
+        "nothing: they move apart when nodes of all domains are there; see how far that is: corefs moves"
     } else {
         "have them moved apart: corefs moves balance"
     };
@@ -189,6 +194,41 @@ fn chain_problems(state: &State, say: &mut impl FnMut(String, &str)) {
     }
 }
 
+/// Replicas that nobody fills, though their nodes and slices live: all others are said already, each by its reason.
+fn missing_replicas(state: &State, liveness: &Liveness, say: &mut impl FnMut(String, &str)) {
+    let served = |chain: &&Chain| chain.members.iter().any(|member| member.state == Public::Serving);
+    let missing = |member: &&Member| {
+        let health = liveness.slices(member.node).get(usize::from(member.slice.0));
+        member.state == Public::Offline
+            && !member.leaving
+            && liveness.node_alive(member.node)
+            && !health.is_some_and(|health| health.dead)
+    };
+    let members = state.chains.values().filter(served).flat_map(|chain| &chain.members);
+    let failed = |member: &&Member| liveness.target(member.target).is_some_and(|health| health.failed);
+    let (full, away): (Vec<&Member>, Vec<&Member>) = members.filter(missing).partition(failed);
+    let nodes = |members: &[&Member]| {
+        let nodes: BTreeSet<NodeId> = members.iter().map(|member| member.node).collect();
+        few(&nodes.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    if !full.is_empty() {
+        say(
+            format!(
+                "{} replicas can't be filled, for want of room on their slices: of {}",
+                full.len(),
+                nodes(&full)
+            ),
+            "delete files: corefs fs rm PATH; they are tried again every ten seconds",
+        );
+    }
+    if !away.is_empty() {
+        say(
+            format!("{} replicas are missing, and aren't filled yet: of {}", away.len(), nodes(&away)),
+            "nothing: it is tried again; see which: corefs chain ls --broken",
+        );
+    }
+}
+
 fn usable_nodes(state: &State, liveness: &Liveness) -> usize {
     let usable = |id: &NodeId| {
         let slices = liveness.slices(*id);
@@ -200,7 +240,7 @@ fn usable_nodes(state: &State, liveness: &Liveness) -> usize {
 #[cfg(test)]
 mod tests {
     use super::super::formation::Formation;
-    use super::super::liveness::{SliceHealth, tests::TERMS};
+    use super::super::liveness::{SliceHealth, TargetHealth, tests::TERMS};
     use super::super::state::{Meta, tests::formed};
     use super::*;
     use corefs_wire::Uuid;
@@ -276,6 +316,56 @@ mod tests {
             said.contains(&format!("{} chains", state.chains.len())) && said.contains("--domain NAME"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn a_replica_that_is_missing_is_a_problem_whatever_its_reason() {
+        let mut state = formed(2, 2);
+        let mut liveness = Liveness::new(TERMS);
+        state.metas.insert("127.0.0.1:7".into(), Meta { incarnation: 1 });
+        liveness.hear_meta("127.0.0.1:7", 0);
+        for node in 1..=2 {
+            liveness.hear_node(NodeId(node), vec![SliceHealth::default(); 8], 0);
+        }
+        assert!(texts(&state, &liveness, 1).is_empty());
+        let away = {
+            let member = &mut state.chains.values_mut().next().unwrap().members[1];
+            member.state = Public::Offline;
+            *member
+        };
+        let found = texts(&state, &liveness, 1);
+        assert!(found.len() == 1 && found[0].contains("1 replicas are missing"), "{found:?}");
+        let failed = TargetHealth { failed: true, ..TargetHealth::default() };
+        liveness.hear_targets(away.node, [(away.target, failed)].into(), 0);
+        let found = texts(&state, &liveness, 1);
+        assert!(found.len() == 1 && found[0].contains("want of room"), "{found:?}");
+        // A dead slice is said by itself, and says why.
+        let mut slices = vec![SliceHealth::default(); 8];
+        slices[usize::from(away.slice.0)].dead = true;
+        liveness.hear_node(away.node, slices, 0);
+        let found = texts(&state, &liveness, 1);
+        assert!(found.len() == 1 && found[0].contains("dead"), "{found:?}");
+    }
+
+    #[test]
+    fn a_dead_slice_that_was_never_used_is_not_to_be_used() {
+        let mut state = formed(2, 2);
+        let mut liveness = Liveness::new(TERMS);
+        let slices = |dead| vec![SliceHealth { dead, ..SliceHealth::default() }; 9];
+        for node in 1..=2 {
+            liveness.hear_node(NodeId(node), slices(false), 0);
+        }
+        let known = state.nodes.get_mut(&NodeId(1)).unwrap();
+        known
+            .slices
+            .push(super::super::state::Slice { standing: Standing::Spare, ..known.slices[0].clone() });
+        let said =
+            |liveness: &Liveness| texts(&state, liveness, 1).iter().any(|text| text.contains("hold nothing"));
+        assert!(said(&liveness));
+        let mut dead = slices(false);
+        dead[8].dead = true;
+        liveness.hear_node(NodeId(1), dead, 0);
+        assert!(!said(&liveness));
     }
 
     #[test]

@@ -8,7 +8,8 @@ use crate::cluster::state::State;
 use crate::primary::Primary;
 use corefs_kv::KvEngine;
 use corefs_wire::control::mgmtd::{ChangeMovingT, MoveT, MovesT, MovingChange, StuckT};
-use corefs_wire::{Result, TargetId};
+use corefs_wire::{ChainId, NodeId, Result, TargetId};
+use std::collections::BTreeMap;
 
 /// Pauses, resumes, or has shares evened out; with `dry_run`, or when asked to look only, nothing changes. `InvalidArgument` for a change that
 /// isn't known; `NotReady` while this manager hasn't heard of all nodes since it leads, because what moves isn't known then.
@@ -57,13 +58,14 @@ pub(super) fn to_message(state: &State, liveness: &Liveness, plan: &Plan) -> Mov
         (out.bytes, out.begun) = (planned.bytes, planned.begun);
         out
     };
-    let node_of = |target: TargetId| {
-        let mut members = state.members();
-        members.find(|(_, member)| member.target == target).map_or(0, |(_, member)| member.node.0)
+    let nodes: BTreeMap<TargetId, NodeId> = match plan.stuck.is_empty() {
+        true => BTreeMap::new(),
+        false => state.members().map(|(_, member)| (member.target, member.node)).collect(),
     };
-    let stuck = |(chain, target): &(corefs_wire::ChainId, TargetId)| {
+    let stuck = |(chain, target): &(ChainId, TargetId)| {
         let mut out = StuckT::default();
-        (out.chain, out.target, out.node) = (chain.0, target.0, node_of(*target));
+        (out.chain, out.target) = (chain.0, target.0);
+        out.node = nodes.get(target).map_or(0, |node| node.0);
         out
     };
     let mut out = MovesT::default();

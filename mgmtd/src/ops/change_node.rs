@@ -5,6 +5,7 @@ use super::assumed;
 use super::change_moving::to_message;
 use super::invalid;
 use crate::clock::Clock;
+use crate::cluster::domains;
 use crate::cluster::liveness::Liveness;
 use crate::cluster::moves::{self, Plan};
 use crate::cluster::state::{Node, Standing, State};
@@ -12,7 +13,8 @@ use crate::cluster::transition::Public;
 use crate::primary::Primary;
 use corefs_kv::KvEngine;
 use corefs_wire::control::mgmtd::{ChangeNodeT, MovesT, NodeChange};
-use corefs_wire::{Error, ErrorCode, NodeId, Result, SliceIndex};
+use corefs_wire::{Error, ErrorCode, NodeId, Result, SliceIndex, TargetId};
+use std::collections::BTreeSet;
 
 /// Errors: `InvalidArgument` for a node or slice that isn't there, or a change that isn't known; `NotReady` while the cluster
 /// has no chains, and while this manager hasn't heard of all nodes since it leads; `TooFewNodes` when targets of what is to be emptied have no other place, or nobody serves their chains; `NotEmpty`
@@ -78,9 +80,10 @@ fn change(state: &mut State, liveness: &Liveness, request: &ChangeNodeT) -> Resu
             Ok(moves::plan(state, liveness))
         }
         NodeChange::Empty => {
+            let before = state.clone();
             slices.for_each(|slice| state.set_standing(id, slice, Standing::Leaving));
             let plan = moves::plan(state, liveness);
-            refuse_stuck(state, &plan, id)?;
+            refuse_stuck(state, liveness, &plan, id, &before)?;
             Ok(plan)
         }
         NodeChange::Forget => {
@@ -101,8 +104,8 @@ fn change(state: &mut State, liveness: &Liveness, request: &ChangeNodeT) -> Resu
     }
 }
 
-/// What of a node comes into use when nobody says which of its slices: those that nobody has used yet; if there are none, those that are
-/// being emptied. Dead ones don't.
+/// What of a node comes into use when nobody says which of its slices: those that nobody has used yet; if there are none, and the whole
+/// node is being emptied, all of it again. Of a node that is in use somebody may want to take an emptied disk out. Dead ones don't.
 fn unused(node: &Node, id: NodeId, liveness: &Liveness) -> Vec<SliceIndex> {
     let dead =
         |slice: &SliceIndex| liveness.slices(id).get(usize::from(slice.0)).is_some_and(|health| health.dead);
@@ -112,35 +115,46 @@ fn unused(node: &Node, id: NodeId, liveness: &Liveness) -> Vec<SliceIndex> {
         slices.filter(|slice| !dead(slice)).collect::<Vec<_>>()
     };
     let spare = of(Standing::Spare);
-    if spare.is_empty() { of(Standing::Leaving) } else { spare }
+    let used = node.slices.iter().any(|slice| slice.standing == Standing::Active);
+    if spare.is_empty() && !used { of(Standing::Leaving) } else { spare }
 }
 
-/// Says why targets of a node would stay where they are.
-fn refuse_stuck(state: &State, plan: &Plan, id: NodeId) -> Result<()> {
-    let ours = |target| {
-        let mut members = state.members();
-        members.any(|(_, member)| member.target == target && member.node == id)
-    };
-    let stuck: Vec<_> = plan.stuck.iter().filter(|(_, target)| ours(*target)).collect();
-    if stuck.is_empty() {
+/// Says why targets of a node would stay where they are, or those of another one that is being emptied.
+fn refuse_stuck(state: &State, liveness: &Liveness, plan: &Plan, id: NodeId, before: &State) -> Result<()> {
+    let here = state.members().filter(|(_, member)| member.node == id).map(|(_, member)| member.target);
+    let here: BTreeSet<TargetId> = here.collect();
+    let ours = plan.stuck.iter().filter(|(_, target)| here.contains(target)).count();
+    // What was stuck before is nobody's fault now.
+    let more = || plan.stuck.len() > moves::plan(before, liveness).stuck.len();
+    if plan.stuck.is_empty() || ours == 0 && !more() {
         return Ok(());
     }
     let served = |chain| {
         let members = &state.chains[chain].members;
         members.iter().any(|member| member.state == Public::Serving)
     };
-    let unserved = stuck.iter().filter(|(chain, _)| !served(chain)).count();
+    let unserved =
+        plan.stuck.iter().filter(|(chain, target)| here.contains(target) && !served(chain)).count();
     let text = if unserved > 0 {
         format!(
             "{id} can't be emptied: nobody serves {unserved} of its chains, so there is nothing to copy from; start the nodes that \
              hold them"
         )
+    } else if plan.lacking > 0 {
+        format!(
+            "{id} can't be emptied: {} targets would have no other place, because the nodes and disks that may take them have no room for \
+             {} bytes of theirs; add a node (corefs node add) or a disk (corefs disk add) that large, or delete files (corefs fs rm)",
+            plan.stuck.len(),
+            plan.lacking
+        )
     } else {
         format!(
-            "{id} can't be emptied: {} of its targets have no other place, because no other node that is alive and in use, has room \
-             and holds no replica of the same chain, nor is in a failure domain with one; add a node first (corefs node add)",
-            stuck.len()
+            "{id} can't be emptied: {} targets would have no other place, because no other node that is alive and in use \
+             holds no replica of the same chain, nor is in a failure domain with one (a domain whose nodes are all silent counts as \
+             lost after {} minutes); add a node first (corefs node add)",
+            plan.stuck.len(),
+            domains::GONE_MS / 60_000
         )
     };
-    Err(Error::mismatch(ErrorCode::TooFewNodes, 0, stuck.len() as u64, text))
+    Err(Error::mismatch(ErrorCode::TooFewNodes, 0, plan.stuck.len() as u64, text))
 }

@@ -1,5 +1,6 @@
 //! All that is still to move, before it does: what people are shown.
 
+use super::space::Space;
 use super::{Planner, Step, apply, staying};
 use crate::cluster::liveness::Liveness;
 use crate::cluster::state::{Member, Standing, State};
@@ -34,6 +35,8 @@ pub struct Plan {
     pub rotations: u64,
     /// Members on slices that are to be emptied, for which there is no other place.
     pub stuck: Vec<(ChainId, TargetId)>,
+    /// Bytes of those for which there would be a place if there were room.
+    pub lacking: u64,
 }
 
 /// What [`next`](super::next) will do until nothing is left to do, if nothing else changes.
@@ -46,6 +49,7 @@ pub fn plan(state: &State, liveness: &Liveness) -> Plan {
     state.moving.paused = false;
     let counts = |member: &Member| member.state == Public::Serving || member.leaving;
     let (before, sizes) = (loads(&state, counts), sizes(&state, liveness));
+    let mut space = Space::of(&state, liveness);
     let begun: Vec<ChainId> = state.chains.keys().copied().collect();
     for id in begun {
         let chain = &state.chains[&id];
@@ -53,14 +57,18 @@ pub fn plan(state: &State, liveness: &Liveness) -> Plan {
         for comes in staying(chain).filter(|member| member.state != Public::Serving) {
             if let Some(leaves) = leave.next() {
                 let to = (comes.node, comes.slice);
-                let planned = planned(&state, liveness, id, Some(leaves), to);
+                let planned = planned(&space, id, Some(leaves), to);
                 out.moves.push(Planned { begun: true, ..planned });
             }
         }
-        settle(&mut state, id);
+        settle(&mut state, id, &mut space, liveness);
     }
     for _ in 0..ROUNDS_MAX {
-        let steps = Planner::new(&state, liveness, usize::MAX).steps();
+        let mut planner = Planner::new(&state, liveness, usize::MAX, space);
+        planner.work();
+        let steps = std::mem::take(&mut planner.out);
+        out.lacking = planner.lacking();
+        space = planner.space;
         if steps.is_empty() {
             break;
         }
@@ -69,7 +77,7 @@ pub fn plan(state: &State, liveness: &Liveness) -> Plan {
                 Step::Add { chain, leaves, node, slice } => {
                     let leaving = |member: &&Member| Some(member.target) == leaves;
                     let found = state.chains[&chain].members.iter().find(leaving);
-                    out.moves.push(planned(&state, liveness, chain, found, (node, slice)));
+                    out.moves.push(planned(&space, chain, found, (node, slice)));
                     chain
                 }
                 Step::Drop { chain, .. } => chain,
@@ -79,7 +87,7 @@ pub fn plan(state: &State, liveness: &Liveness) -> Plan {
                 }
             };
             apply(&mut state, step);
-            settle(&mut state, chain);
+            settle(&mut state, chain, &mut space, liveness);
         }
     }
     let after = loads(&state, |_| true);
@@ -98,11 +106,12 @@ pub fn plan(state: &State, liveness: &Liveness) -> Plan {
 }
 
 /// A chain after everything that has begun with it went well, and everybody came back. One that nobody serves stays as it is.
-fn settle(state: &mut State, id: ChainId) {
+fn settle(state: &mut State, id: ChainId, space: &mut Space, liveness: &Liveness) {
     let Some(chain) = state.chains.get_mut(&id) else { return };
     if chain.members.iter().all(|member| member.state != Public::Serving) {
         return;
     }
+    chain.members.iter().filter(|member| member.leaving).for_each(|left| space.give_back(id, left, liveness));
     chain.members.retain(|member| !member.leaving);
     chain.members.iter_mut().for_each(|member| member.state = Public::Serving);
     chain.last_set = chain.members.iter().map(|member| member.target).collect();
@@ -132,14 +141,7 @@ fn sizes(state: &State, liveness: &Liveness) -> BTreeMap<(NodeId, SliceIndex), V
     out
 }
 
-fn planned(
-    state: &State,
-    liveness: &Liveness,
-    chain: ChainId,
-    leaves: Option<&Member>,
-    to: (NodeId, SliceIndex),
-) -> Planned {
-    let bytes = super::bytes_of(&state.chains[&chain], liveness);
+fn planned(space: &Space, chain: ChainId, leaves: Option<&Member>, to: (NodeId, SliceIndex)) -> Planned {
     let from = leaves.map(|member| (member.target, member.node, member.slice));
-    Planned { chain, from, to, bytes, begun: false }
+    Planned { chain, from, to, bytes: space.bytes(chain), begun: false }
 }

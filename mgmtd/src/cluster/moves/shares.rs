@@ -21,30 +21,51 @@ impl Load {
     fn relative(self, more: u64) -> u128 {
         (u128::from(self.targets + more) << 64) / u128::from(self.capacity.max(1))
     }
+
+    /// Whether it would carry less than another one for each unit of capacity, if either got one more.
+    fn carries_less(self, than: Self) -> bool {
+        let times =
+            |load: Self, other: Self| u128::from(load.targets + 1) * u128::from(other.capacity.max(1));
+        times(self, than) < times(than, self)
+    }
+}
+
+/// What a node, its disks and its slices carry.
+#[derive(Default)]
+struct OfNode {
+    load: Load,
+    /// By the disks' numbers, which the slices name.
+    disks: Vec<(u16, Load)>,
+    /// By their numbers: which of `disks` each is on.
+    slices: Vec<(usize, Load)>,
 }
 
 /// The loads of nodes, disks and slices. Members that are to leave don't count, those on their way do.
 pub(super) struct Shares {
-    nodes: BTreeMap<NodeId, Load>,
-    disks: BTreeMap<(NodeId, u16), Load>,
-    slices: BTreeMap<(NodeId, SliceIndex), (u16, Load)>,
+    nodes: BTreeMap<NodeId, OfNode>,
     pairs: BTreeMap<(NodeId, NodeId), u64>,
     chains: u64,
 }
 
 impl Shares {
     pub(super) fn of(state: &State) -> Self {
-        let (nodes, disks, slices, pairs) = Default::default();
-        let mut out = Self { nodes, disks, slices, pairs, chains: state.chains.len() as u64 };
+        let (nodes, pairs) = Default::default();
+        let mut out = Self { nodes, pairs, chains: state.chains.len() as u64 };
         for (id, node) in &state.nodes {
-            for (index, slice) in node.slices.iter().enumerate() {
+            let disks: BTreeSet<u16> = node.slices.iter().map(|slice| slice.disk).collect();
+            let mut of_node = OfNode {
+                disks: disks.into_iter().map(|disk| (disk, Load::default())).collect(),
+                ..OfNode::default()
+            };
+            for slice in &node.slices {
                 let used = slice.standing == Standing::Active;
                 let capacity = if used { (slice.capacity / UNIT).max(1) } else { 0 };
-                out.nodes.entry(*id).or_default().capacity += capacity;
-                out.disks.entry((*id, slice.disk)).or_default().capacity += capacity;
-                let load = Load { targets: 0, capacity };
-                out.slices.insert((*id, SliceIndex(index as u16)), (slice.disk, load));
+                let at = of_node.disks.partition_point(|(disk, _)| *disk < slice.disk);
+                of_node.load.capacity += capacity;
+                of_node.disks[at].1.capacity += capacity;
+                of_node.slices.push((at, Load { targets: 0, capacity }));
             }
+            out.nodes.insert(*id, of_node);
         }
         for chain in state.chains.values() {
             for member in staying(chain) {
@@ -66,34 +87,47 @@ impl Shares {
     }
 
     fn count(&mut self, node: NodeId, slice: SliceIndex, change: impl Fn(u64) -> u64) {
-        let Some((disk, load)) = self.slices.get_mut(&(node, slice)) else { return };
-        load.targets = change(load.targets);
-        for load in [self.disks.get_mut(&(node, *disk)), self.nodes.get_mut(&node)].into_iter().flatten() {
+        let Some(of_node) = self.nodes.get_mut(&node) else { return };
+        let Some((disk, load)) = of_node.slices.get_mut(usize::from(slice.0)) else { return };
+        for load in [load, &mut of_node.disks[*disk].1, &mut of_node.load] {
             load.targets = change(load.targets);
         }
     }
 
-    /// Slices of the node that are in use, with their disks.
-    pub(super) fn slices(&self, node: NodeId) -> impl Iterator<Item = (u16, SliceIndex)> {
-        let used = self.of_node(node).filter(|(.., load)| load.capacity > 0);
-        used.map(|(slice, disk, _)| (disk, slice))
-    }
-
-    fn of_node(&self, node: NodeId) -> impl Iterator<Item = (SliceIndex, u16, Load)> {
-        let of_node = self.slices.range((node, SliceIndex(0))..=(node, SliceIndex(u16::MAX)));
-        of_node.map(|((_, slice), (disk, load))| (*slice, *disk, *load))
+    /// Of the slices of a node that are in use and `suit` (their disk, and their number) the one that carries least.
+    pub(super) fn emptiest(
+        &self,
+        node: NodeId,
+        suits: impl Fn(u16, SliceIndex) -> bool,
+    ) -> Option<SliceIndex> {
+        let of_node = self.nodes.get(&node)?;
+        let disks: Vec<u128> = of_node.disks.iter().map(|(_, load)| load.relative(1)).collect();
+        let mut least: Option<(u128, Load, SliceIndex)> = None;
+        for (index, (disk, load)) in (0..).map(SliceIndex).zip(&of_node.slices) {
+            let better = least.is_none_or(|(least, than, _)| {
+                disks[*disk] < least || disks[*disk] == least && load.carries_less(than)
+            });
+            if load.capacity > 0 && better && suits(of_node.disks[*disk].0, index) {
+                least = Some((disks[*disk], *load, index));
+            }
+        }
+        least.map(|(.., index)| index)
     }
 
     /// How full a node would be with `more` targets than now, compared with others.
     pub(super) fn relative(&self, node: NodeId, more: u64) -> u128 {
-        self.nodes.get(&node).copied().unwrap_or_default().relative(more)
+        self.nodes.get(&node).map_or(Load::default(), |of_node| of_node.load).relative(more)
     }
 
-    /// How full a slice's disk and the slice itself would be with `more` targets than now, compared with others of the node.
-    pub(super) fn relative_slice(&self, node: NodeId, slice: SliceIndex, more: u64) -> (u128, u128) {
-        let (disk, load) = self.slices.get(&(node, slice)).copied().unwrap_or_default();
-        let disk = self.disks.get(&(node, disk)).copied().unwrap_or_default();
-        (disk.relative(more), load.relative(more))
+    /// How full a slice's disk and the slice itself are, compared with others of the node.
+    pub(super) fn relative_slice(&self, node: NodeId, slice: SliceIndex) -> (u128, u128) {
+        let of_node = self.nodes.get(&node);
+        let found = of_node.and_then(|of_node| {
+            let (disk, load) = of_node.slices.get(usize::from(slice.0))?;
+            Some((of_node.disks[*disk].1, *load))
+        });
+        let (disk, load) = found.unwrap_or_default();
+        (disk.relative(0), load.relative(0))
     }
 
     /// Chains that two nodes share.
@@ -104,49 +138,68 @@ impl Shares {
     /// By how much it evens things out when a node that has `from_has` of something gives one to another that has `to_has`; `None`:
     /// it doesn't.
     pub(super) fn gain(&self, from_has: u64, from: NodeId, to_has: u64, to: NodeId) -> Option<u128> {
-        let of = |targets, node| Load { targets, ..self.nodes.get(&node).copied().unwrap_or_default() };
+        let load = |node| self.nodes.get(&node).map_or(Load::default(), |of_node| of_node.load);
+        let of = |targets, node| Load { targets, ..load(node) };
         gain(of(from_has, from), of(to_has, to))
+    }
+
+    fn loads(&self) -> BTreeMap<NodeId, Load> {
+        self.nodes.iter().map(|(id, of_node)| (*id, of_node.load)).collect()
     }
 
     /// How many of all targets each node should have. Stays the same while targets only move.
     pub(super) fn node_quotas(&self) -> BTreeMap<NodeId, u64> {
-        quotas(&self.nodes, self.chains)
+        quotas(&self.loads(), self.chains)
     }
 
     /// Nodes that have more than their share, and those that have less, each with those that differ most first.
-    pub(super) fn uneven_nodes(&self, quotas: &BTreeMap<NodeId, u64>) -> (Vec<NodeId>, Vec<NodeId>) {
-        uneven(&self.nodes, quotas)
+    pub(super) fn uneven_nodes(&self, quotas: &BTreeMap<NodeId, u64>) -> Uneven<NodeId> {
+        uneven(&self.loads(), quotas)
     }
 
-    /// Pairs of disks of a node of which the first has more than its share and the second less.
-    pub(super) fn uneven_disks(&self, node: NodeId) -> Vec<(u16, u16)> {
-        let of_node = self.disks.range((node, 0)..=(node, u16::MAX));
-        let disks = of_node.map(|((_, disk), load)| (*disk, *load)).collect();
-        pairs(uneven(&disks, &quotas(&disks, u64::MAX)))
+    /// Disks of a node that have more than their share, and those that have less.
+    pub(super) fn uneven_disks(&self, node: NodeId) -> Uneven<u16> {
+        let disks = self.nodes.get(&node).into_iter().flat_map(|of_node| &of_node.disks);
+        uneven_of(disks.copied())
     }
 
-    /// Pairs of slices of one disk of which the first has more than its share and the second less.
-    pub(super) fn uneven_slices(&self, node: NodeId) -> Vec<(SliceIndex, SliceIndex)> {
-        let disks: BTreeSet<u16> = self.of_node(node).map(|(_, disk, _)| disk).collect();
-        let of_disk = |disk: u16| {
-            let slices = self.of_node(node).filter(|(_, on, _)| *on == disk);
-            let slices = slices.map(|(slice, _, load)| (slice, load)).collect();
-            pairs(uneven(&slices, &quotas(&slices, u64::MAX)))
-        };
-        disks.into_iter().flat_map(of_disk).collect()
+    /// For each disk of a node its slices that have more than their share, and those that have less.
+    pub(super) fn uneven_slices(&self, node: NodeId) -> Vec<Uneven<SliceIndex>> {
+        let Some(of_node) = self.nodes.get(&node) else { return Vec::new() };
+        let mut by_disk = vec![Vec::new(); of_node.disks.len()];
+        for (index, (disk, load)) in (0..).map(SliceIndex).zip(&of_node.slices) {
+            by_disk[*disk].push((index, *load));
+        }
+        by_disk.into_iter().map(|slices| uneven_of(slices.into_iter())).collect()
     }
 
     pub(super) fn disk(&self, node: NodeId, slice: SliceIndex) -> Option<u16> {
-        self.slices.get(&(node, slice)).map(|(disk, _)| *disk)
+        let of_node = self.nodes.get(&node)?;
+        let (disk, _) = of_node.slices.get(usize::from(slice.0))?;
+        Some(of_node.disks[*disk].0)
     }
 }
 
-fn pairs<K: Copy>((full, free): (Vec<K>, Vec<K>)) -> Vec<(K, K)> {
-    full.iter().flat_map(|from| free.iter().map(|to| (*from, *to))).collect()
+/// Who has more than its share, and who has less; those that differ most first.
+pub(super) type Uneven<K> = (Vec<K>, Vec<K>);
+
+/// The same of those that share everything they have among themselves.
+fn uneven_of<K: Copy + Ord>(loads: impl Iterator<Item = (K, Load)> + Clone) -> Uneven<K> {
+    // Mostly they are equal, and so is what they carry: seen without dividing anything.
+    let used = || loads.clone().filter(|(_, load)| load.capacity > 0).map(|(_, load)| load);
+    let range = |of: fn(Load) -> u64| Some((used().map(of).min()?, used().map(of).max()?));
+    let even = |(least, most): (u64, u64)| most - least <= 1;
+    let equal = range(|load| load.capacity).is_none_or(|(least, most)| least == most);
+    // What is on those that aren't in use is to go elsewhere, and belongs to the shares already.
+    let others = loads.clone().any(|(_, load)| load.capacity == 0 && load.targets > 0);
+    if equal && !others && range(|load| load.targets).is_none_or(even) {
+        return (Vec::new(), Vec::new());
+    }
+    let loads: BTreeMap<K, Load> = loads.collect();
+    uneven(&loads, &quotas(&loads, u64::MAX))
 }
 
-/// Who has more than its share, and who has less; those that differ most first.
-fn uneven<K: Copy + Ord>(loads: &BTreeMap<K, Load>, quotas: &BTreeMap<K, u64>) -> (Vec<K>, Vec<K>) {
+fn uneven<K: Copy + Ord>(loads: &BTreeMap<K, Load>, quotas: &BTreeMap<K, u64>) -> Uneven<K> {
     let differing = |more: bool| {
         let of = |(key, load): (&K, &Load)| {
             let quota = quotas.get(key).copied().unwrap_or(0);

@@ -127,7 +127,8 @@ fn a_new_node_gets_its_share_and_nothing_moves_twice() {
     assert_eq!((world.moved, world.rotated as u64), (24, plan.rotations));
     assert!(world.heads().values().all(|heads| (7..=9).contains(heads)), "{:?}", world.heads());
     let slices = Shares::of(&world.state);
-    assert!(world.state.nodes.keys().all(|node| slices.uneven_slices(*node).is_empty()));
+    let even = |node: &NodeId| slices.uneven_slices(*node).iter().all(|(full, _)| full.is_empty());
+    assert!(world.state.nodes.keys().all(even));
 }
 
 /// Also when there are more slices than targets.
@@ -194,6 +195,65 @@ fn a_node_whose_targets_fit_nowhere_is_said_to_be_stuck() {
     let plan = plan(&world.state, &world.liveness);
     assert_eq!((plan.moves.len(), plan.stuck.len()), (0, 32));
     assert_eq!(next(&world.state, &world.liveness), []);
+}
+
+impl World {
+    /// Every replica has so many bytes, and slices have room for `slots` of them, of which those that are there use up theirs.
+    fn size(&mut self, bytes: u64, slots: u64) {
+        for (id, node) in &self.state.nodes {
+            let here =
+                self.state.members().filter(|(_, member)| member.node == *id).map(|(_, member)| member);
+            let here: Vec<&Member> = here.collect();
+            let slice = |at: u16| {
+                let used = here.iter().filter(|member| member.slice == SliceIndex(at)).count() as u64 * bytes;
+                // What a move leaves free comes on top.
+                SliceHealth { capacity: slots * bytes * 64 / 63 + 64, used, ..SliceHealth::default() }
+            };
+            self.liveness.hear_node(*id, (0..node.slices.len() as u16).map(slice).collect(), 0);
+            let has =
+                |member: &&Member| (member.target, TargetHealth { used: bytes, ..TargetHealth::default() });
+            self.liveness.hear_targets(*id, here.iter().map(has).collect(), 0);
+        }
+    }
+}
+
+/// 96 targets on slices that hold 4 each: of two nodes 64, of three 96.
+#[test]
+fn a_node_is_not_emptied_into_room_that_is_promised_to_others() {
+    let mut world = World::new(formed(3, 2));
+    let slots = |world: &World| world.state.members().count() as u64 / 16;
+    let enough = slots(&world);
+    world.size(1 << 20, enough - 1);
+    world.stand(3, 0..8, Standing::Leaving);
+    let stuck = plan(&world.state, &world.liveness);
+    // Room for one less on each slice of two nodes.
+    assert_eq!((stuck.stuck.len(), stuck.lacking), (16, 16 << 20), "{} move", stuck.moves.len());
+    assert_eq!(super::stuck(&world.state, &world.liveness), 16);
+    world.size(1 << 20, enough);
+    let fits = plan(&world.state, &world.liveness);
+    assert_eq!((fits.stuck.len(), fits.lacking), (0, 0));
+    assert_eq!(super::stuck(&world.state, &world.liveness), 0);
+}
+
+/// A slice that has room for one doesn't get two, also not while the first one is on its way.
+#[test]
+fn room_is_promised_to_one_at_a_time() {
+    let mut world = World::new(formed(4, 1));
+    let on =
+        |world: &World, node| world.state.members().filter(|(_, member)| member.node == NodeId(node)).count();
+    world.size(1 << 20, 1);
+    world.stand(1, 0..8, Standing::Leaving);
+    for node in 2..=4 {
+        world.stand(node, 0..8, Standing::Spare);
+    }
+    world.stand(4, 7..8, Standing::Active);
+    let one = SliceHealth { capacity: (1 << 20) * 64 / 63 + 64, ..SliceHealth::default() };
+    world.liveness.hear_node(NodeId(4), vec![one; 8], 0);
+    let before = on(&world, 4);
+    for _ in 0..3 {
+        world.begin();
+        assert_eq!(on(&world, 4), before + 1);
+    }
 }
 
 #[test]
@@ -342,18 +402,131 @@ fn no_move_puts_two_replicas_into_one_domain_where_there_are_enough() {
 #[test]
 fn a_rack_that_is_lost_can_be_emptied_node_by_node() {
     let mut world = racked(&[1, 1, 2, 2, 3, 3], 3);
-    for (id, node) in world.state.nodes.clone() {
-        if id < NodeId(5) {
-            let health = |_: &_| SliceHealth { capacity: 1 << 40, ..SliceHealth::default() };
-            world.liveness.hear_node(id, node.slices.iter().map(health).collect(), 5000);
-        }
-    }
-    world.liveness.expire(5000);
-    reconfigure(&mut world.state, &world.liveness, None);
+    world.silent_but_for(1..5, 5000);
     world.stand(5, 0..4, Standing::Leaving);
+    assert!(!plan(&world.state, &world.liveness).stuck.is_empty(), "it may be back soon");
+    world.silent_but_for(1..5, domains::GONE_MS);
     assert!(plan(&world.state, &world.liveness).stuck.is_empty());
     world.run_while_unsettled();
     assert_eq!(world.loads()[&5], 0);
+}
+
+impl World {
+    /// Only these nodes say something at that time: others may be dead by then.
+    fn silent_but_for(&mut self, nodes: std::ops::Range<u32>, now_ms: u64) {
+        for id in nodes.map(NodeId) {
+            let health = |_: &_| SliceHealth { capacity: 1 << 40, ..SliceHealth::default() };
+            let slices = self.state.nodes[&id].slices.iter().map(health).collect();
+            self.liveness.hear_node(id, slices, now_ms);
+        }
+        self.liveness.expire(now_ms);
+        reconfigure(&mut self.state, &self.liveness, None);
+        self.state.check().unwrap();
+    }
+}
+
+/// The other node of the rack restarts while one is emptied.
+#[test]
+fn a_node_that_is_away_for_a_while_puts_no_replicas_together() {
+    let mut world = racked(&[1, 1, 2, 2, 3, 3], 3);
+    world.stand(5, 0..4, Standing::Leaving);
+    world.begin();
+    world.silent_but_for(1..6, 5000);
+    world.run_while_unsettled();
+    assert!(domains::repeats(&world.state) == 0 && world.loads()[&5] > 0, "{:?}", world.loads());
+    assert!(super::stuck(&world.state, &world.liveness) > 0, "they wait for it");
+    world.silent_but_for(1..7, 6000);
+    world.run();
+    assert_eq!(
+        (world.loads()[&5], domains::repeats(&world.state), world.state.moving.balance),
+        (0, 0, false)
+    );
+}
+
+/// One that is away for long is given up, and what was put together then is taken apart when it is back, though nobody says so.
+#[test]
+fn what_had_to_share_a_domain_is_taken_apart_when_there_are_enough_again() {
+    let mut world = racked(&[1, 1, 2, 2, 3, 3], 3);
+    world.stand(5, 0..4, Standing::Leaving);
+    world.silent_but_for(1..6, domains::GONE_MS);
+    world.run_while_unsettled();
+    assert!(domains::repeats(&world.state) > 0 && world.loads()[&5] == 0, "{:?}", world.loads());
+    world.silent_but_for(1..7, domains::GONE_MS + 1000);
+    for _ in 0..1000 {
+        world.begin();
+        world.fill();
+    }
+    assert_eq!(domains::repeats(&world.state), 0);
+    assert!(is_done(&world.state, &world.liveness));
+}
+
+/// As many nodes as there may be, each with that many targets and slices; of each target the next nodes have the others.
+fn large(nodes: u32, targets: u32, slices: u16, replicas: u32) -> State {
+    let formation = Formation { nodes, replicas, targets_per_node: targets, ..Formation::default() };
+    let mut state = State::new(Uuid([9; 16]), formation);
+    for id in 1..=nodes {
+        let mut node = node(id as u8, 1, 1);
+        let slice = crate::cluster::state::Slice { standing: Standing::Active, ..node.slices[0].clone() };
+        node.slices =
+            (0..slices).map(|at| crate::cluster::state::Slice { disk: at / 64, ..slice.clone() }).collect();
+        state.nodes.insert(NodeId(id), node);
+    }
+    let mut table = Vec::new();
+    for chain in 0..u64::from(nodes * targets / replicas) {
+        let member = |replica: u64| {
+            let step = 1 + chain / u64::from(nodes) % 7;
+            let node = (chain + replica * step) % u64::from(nodes);
+            let slice =
+                SliceIndex((chain / u64::from(nodes) * u64::from(replicas) + replica) as u16 % slices);
+            let target = TargetId(chain * u64::from(replicas) + replica + 1);
+            Member::new(target, NodeId(node as u32 + 1), slice, Public::Serving)
+        };
+        let members: Vec<Member> = (0..u64::from(replicas)).map(member).collect();
+        let last_set = members.iter().map(|member| member.target).collect();
+        state.chains.insert(ChainId(chain + 1), Chain { version: 1, members, last_set });
+        table.push(ChainId(chain + 1));
+    }
+    state.tables.insert((1, 1), table);
+    (state.counters.node, state.counters.target) = (nodes + 1, 1 << 40);
+    state.counters.chain = state.chains.len() as u64 + 1;
+    state
+}
+
+/// Nobody is served while the manager thinks: what it looks at grows with what moves, and not with its square.
+#[test]
+fn a_plan_for_the_largest_cluster_takes_few_looks() {
+    const NODES: u32 = 128;
+    const TARGETS: u32 = 256;
+    const SLICES: u16 = 320;
+    let mut world = World::new(large(NODES, TARGETS, SLICES, 2));
+    let check = |world: &World, arrivals_max: usize| {
+        let space = Space::of(&world.state, &world.liveness);
+        let mut planner = Planner::new(&world.state, &world.liveness, arrivals_max, space);
+        planner.work();
+        (planner.out.len(), planner.looked.get())
+    };
+    // For each move the slices of one node, and the chains of one or the few that wait for it.
+    let each = SLICES as usize + 2 * TARGETS as usize;
+    let all = (NODES * TARGETS) as usize;
+    world.stand(1, 0..SLICES, Standing::Leaving);
+    for arrivals_max in [ARRIVALS_MAX, usize::MAX] {
+        let (moves, looked) = check(&world, arrivals_max);
+        assert!(moves >= 250 && looked <= moves * each + all, "{moves} moves, {looked} looks");
+    }
+    // Shares that differ, as when a node comes.
+    world.stand(1, 0..SLICES, Standing::Active);
+    for chain in world.state.chains.values_mut() {
+        chain.members.retain(|member| member.node != NodeId(1));
+    }
+    world.state.formation.replicas = 1;
+    world.state.chains.values_mut().for_each(|chain| chain.members.truncate(1));
+    world.state.moving.balance = true;
+    let (moves, looked) = check(&world, usize::MAX);
+    assert!(moves > 100 && looked <= moves * each + all, "{moves} moves, {looked} looks");
+    // A replica more of everything.
+    world.state.formation.replicas = 2;
+    let (moves, looked) = check(&world, usize::MAX);
+    assert!(moves > 10_000 && looked <= moves * each + all, "{moves} moves, {looked} looks");
 }
 
 /// What comes and goes, on nodes of how many GiB a slice.
