@@ -292,19 +292,20 @@ pub fn follow(
 ) -> Result<()> {
     let Some(shape) = directory.shape()? else { return Ok(()) };
     let before: Vec<u32> = cluster.shape.running().collect();
+    (cluster.shape.added, cluster.shape.removed) = (shape.added, shape.removed.clone());
+    for node in before.iter().filter(|node| shape.removed.contains(node)) {
+        let name = format!("storage node-{node}");
+        say(format!("stopping {name}: it was removed"));
+        cluster.supervisor.retire(&name);
+    }
     for node in shape.running().filter(|node| !before.contains(node)) {
         let (name, log, mut args) = storage(directory, wishes, &shape, &cluster.manager, node);
         say(format!("starting {name}"));
         args.extend(log_filter());
-        // One that can't be started isn't tried again until `corefs up` is.
-        cluster.shape.added += 1;
-        cluster.supervisor.start(Spec { name, args, log })?;
-    }
-    for node in before.into_iter().filter(|node| shape.removed.contains(node)) {
-        let name = format!("storage node-{node}");
-        say(format!("stopping {name}: it was removed"));
-        cluster.shape.removed.push(node);
-        cluster.supervisor.retire(&name).into_iter().for_each(&mut *say);
+        // Without waiting: the others are looked after meanwhile. One that can't even be forked isn't tried again until `corefs up` is.
+        if let Err(error) = cluster.supervisor.launch(Spec { name, args, log }) {
+            say(error.to_string());
+        }
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use corefs_wire::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -57,6 +58,8 @@ impl Shape {
 /// An opened and locked cluster directory.
 pub struct Directory {
     root: PathBuf,
+    /// DIR/run, held open: see [`Directory::kv_address`].
+    run: File,
     // The lock lasts as long as this file is open, so the kernel gives it back however this process ends.
     _lock: File,
 }
@@ -82,7 +85,8 @@ impl Directory {
         for part in ["kv", "log", "run"] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(root.join(part)).map_err(of)?;
         }
-        Ok(Self { root, _lock: lock })
+        let run = File::open(root.join("run")).map_err(of)?;
+        Ok(Self { root, run, _lock: lock })
     }
 
     pub fn root(&self) -> &Path {
@@ -105,10 +109,14 @@ impl Directory {
         self.root.join("secret")
     }
 
-    /// The socket of the embedded store. A path too long for a socket's 108 bytes gets a loopback port instead.
+    /// The socket of the embedded store. It stays where it is when the store is started again: its managers know no other. A path too
+    /// long for a socket's 108 bytes is named by the directory that this process holds open, which lives as long as all of its roles.
     pub fn kv_address(&self) -> String {
         let path = self.root.join("run").join("kv.sock");
-        if path.as_os_str().len() < 100 { format!("unix:{}", path.display()) } else { "127.0.0.1:0".into() }
+        if path.as_os_str().len() < 100 {
+            return format!("unix:{}", path.display());
+        }
+        format!("unix:/proc/{}/fd/{}/kv.sock", std::process::id(), self.run.as_raw_fd())
     }
 
     /// The shape this cluster was made with, `None` for a new one.
@@ -158,20 +166,33 @@ fn has_room(root: &Path, shape: &Shape) -> Result<()> {
     Err(Error::new(ErrorCode::NoSpace, what))
 }
 
+/// What the cluster in `root` is made of now. Errors: those of [`add_node`] but `NoSpace`.
+pub fn running_shape(root: &Path, manager: &str) -> Result<Shape> {
+    read_shape_of(root, manager)
+}
+
 /// Writes down that the cluster in `root` hasn't that node any more, which the `corefs up` that runs on it then stops. `node` is the
-/// number that the manager knows it by. Where its directory is. Errors: as for [`add_node`], and `InvalidArgument` if the node isn't here.
+/// number that the manager knows it by. Where its directory is; also if that was written down before. Errors: as for [`add_node`], and
+/// `InvalidArgument` if the node isn't here.
 pub fn remove_node(root: &Path, manager: &str, node: u32) -> Result<PathBuf> {
     change(root, manager, |shape| {
         let path = |number: u32| root.join(format!("node-{number}"));
         let is_it = |number: &u32| {
             corefs_engine::server::home::node_of(&path(*number)) == Some(corefs_wire::NodeId(node))
         };
-        let Some(number) = shape.running().find(is_it) else {
-            let what = format!("{}: node-{node} isn't one of this directory", root.display());
-            return Err(Error::new(ErrorCode::InvalidArgument, what));
-        };
-        shape.removed.push(number);
-        Ok(path(number))
+        let found = shape.running().find(is_it);
+        if let Some(number) = found {
+            shape.removed.push(number);
+            return Ok(path(number));
+        }
+        // The same command was given before, and didn't come to its end.
+        shape.removed.iter().find(|number| is_it(number)).map(|number| path(*number)).ok_or_else(|| {
+            let what = format!(
+                "{}: node-{node} isn't one of this directory; one that is stopped is removed without --dir",
+                root.display()
+            );
+            Error::new(ErrorCode::InvalidArgument, what)
+        })
     })
 }
 
@@ -285,5 +306,47 @@ mod tests {
         std::fs::write(dir.path().join("thesis.tex"), "").unwrap();
         let error = Directory::open(dir.path()).err().unwrap();
         assert!(error.message.contains("thesis.tex"), "{error}");
+    }
+
+    #[test]
+    fn a_long_path_has_a_socket_that_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("long".repeat(40));
+        let directory = Directory::open(&root).unwrap();
+        let address = directory.kv_address();
+        let path = address.strip_prefix("unix:").unwrap();
+        assert!(path.len() < 100 && address.parse::<corefs_net::Address>().is_ok(), "{address}");
+        let _listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+        assert!(root.join("run/kv.sock").exists());
+        assert_eq!(directory.kv_address(), address);
+    }
+
+    #[test]
+    fn a_node_is_removed_again_by_the_same_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("cluster");
+        let directory = Directory::open(&root).unwrap();
+        let manager = "127.0.0.1:1";
+        let shape = Shape {
+            nodes: 2,
+            cores: 1,
+            replicas: 1,
+            targets: 32,
+            chunk_size: 65536,
+            capacity: 1 << 30,
+            manager: manager.into(),
+            kv: None,
+            added: 0,
+            removed: vec![],
+        };
+        directory.create(&shape).unwrap();
+        let plan = corefs_engine::server::home::Plan { disks: &[], capacity: 64 << 20, cores: 1 };
+        let mut home = corefs_engine::server::home::Home::open(&directory.node(2), &plan).unwrap();
+        home.join(corefs_wire::NodeId(7), corefs_wire::Uuid([3; 16])).unwrap();
+        for _ in 0..2 {
+            assert_eq!(remove_node(&root, manager, 7).unwrap(), root.join("node-2"));
+            assert_eq!(read_shape(&root).unwrap().unwrap().removed, [2]);
+        }
+        assert_eq!(remove_node(&root, manager, 8).unwrap_err().code, ErrorCode::InvalidArgument);
     }
 }

@@ -4,6 +4,9 @@
 //! A role tells that it serves by a line `ready ADDRESS` on its standard output. One that dies is reported and
 //! started again, with a growing pause. When the supervisor itself dies, the kernel ends its children
 //! (PR_SET_PDEATHSIG), so no orphan keeps a directory locked.
+//!
+//! Once the cluster serves, nothing here waits: a role that comes or goes is seen to by [`Supervisor::look`], so that the
+//! others are kept running and a stop signal is heard meanwhile.
 
 use crate::signals;
 use corefs_wire::{Error, ErrorCode, Result};
@@ -37,16 +40,40 @@ struct Role {
     child: Child,
     /// What it says on standard output, until it dies.
     lines: Option<mpsc::Receiver<String>>,
+    /// It was never ready yet, and nobody waits for that.
+    coming: bool,
     started: Instant,
     pause: Duration,
     /// Set while it is dead: when to start it again.
     restart_at: Option<Instant>,
 }
 
+impl Role {
+    fn new(spec: Spec, child: Child, lines: mpsc::Receiver<String>, coming: bool) -> Self {
+        let pause = Duration::from_millis(100);
+        Self { spec, child, lines: Some(lines), coming, started: Instant::now(), pause, restart_at: None }
+    }
+
+    /// Whether it has become ready since this was asked last.
+    fn has_come(&mut self) -> bool {
+        let ready = |lines: &mpsc::Receiver<String>| lines.try_iter().any(|line| line.starts_with("ready "));
+        let come = self.coming && self.lines.as_ref().is_some_and(ready);
+        self.coming &= !come;
+        come
+    }
+}
+
+/// A role that was told to stop for good, and is killed if it still runs then.
+struct Leaving {
+    role: Role,
+    until: Instant,
+}
+
 /// The running roles, in the order in which they were started.
 pub struct Supervisor {
     program: PathBuf,
     roles: Vec<Role>,
+    leaving: Vec<Leaving>,
 }
 
 impl Supervisor {
@@ -54,7 +81,7 @@ impl Supervisor {
     pub fn new() -> Result<Self> {
         let program =
             std::env::current_exe().map_err(|error| Error::from(error).of("finding my own binary"))?;
-        Ok(Self { program, roles: Vec::new() })
+        Ok(Self { program, roles: Vec::new(), leaving: Vec::new() })
     }
 
     /// Starts a role and waits until it's ready. Returns the address it named.
@@ -62,15 +89,7 @@ impl Supervisor {
         let (mut child, lines) = spawn(&self.program, &spec)?;
         match wait_line(&mut child, &lines, "ready ", Duration::from_secs(READY_SECONDS)) {
             Ok(address) => {
-                let started = Instant::now();
-                self.roles.push(Role {
-                    spec,
-                    child,
-                    lines: Some(lines),
-                    started,
-                    pause: Duration::from_millis(100),
-                    restart_at: None,
-                });
+                self.roles.push(Role::new(spec, child, lines, false));
                 Ok(address)
             }
             Err(why) => {
@@ -79,6 +98,13 @@ impl Supervisor {
                 Err(did_not_start(&spec, &why))
             }
         }
+    }
+
+    /// Starts a role without waiting for it: [`look`](Self::look) says when it is ready, and starts it again if it dies before.
+    pub fn launch(&mut self, spec: Spec) -> Result<()> {
+        let (child, lines) = spawn(&self.program, &spec)?;
+        self.roles.push(Role::new(spec, child, lines, true));
+        Ok(())
     }
 
     /// Waits until a role that is ready says one thing more: a line that begins with `prefix`. Returns the rest of it.
@@ -98,35 +124,47 @@ impl Supervisor {
         running.map(|role| (role.spec.name.clone(), role.child.id())).collect()
     }
 
-    /// One look at all roles: reports those that died, starts again those whose pause is over.
+    /// One look at all roles: reports those that died or became ready, starts again those whose pause is over.
     pub fn look(&mut self, report: &mut dyn FnMut(String)) {
         for role in &mut self.roles {
             if let Some(at) = role.restart_at {
                 if Instant::now() >= at {
                     restart(&self.program, role, report);
                 }
-            } else if let Ok(Some(status)) = role.child.try_wait() {
+                continue;
+            }
+            if role.has_come() {
+                report(format!("{} is ready", role.spec.name));
+            }
+            if let Ok(Some(status)) = role.child.try_wait() {
                 if role.started.elapsed() > Duration::from_secs(60) {
                     role.pause = Duration::from_millis(100);
+                }
+                if role.coming {
+                    report(did_not_start(&role.spec, &Failure::Told(format!("it {}", died(status)))).message);
                 }
                 report(format!("{} {}; starting it again in {:?}", role.spec.name, died(status), role.pause));
                 role.restart_at = Some(Instant::now() + role.pause);
                 role.pause = (role.pause * 2).min(PAUSE_MAX);
             }
         }
+        self.leaving.retain_mut(|leaving| {
+            if Instant::now() >= leaving.until {
+                let _dead_already = leaving.role.child.kill();
+            }
+            let Ok(Some(status)) = leaving.role.child.try_wait() else { return true };
+            complain(&leaving.role, Some(status)).into_iter().for_each(&mut *report);
+            false
+        });
     }
 
-    /// Stops a role for good. What did not go cleanly, if anything.
-    pub fn retire(&mut self, name: &str) -> Option<String> {
-        let at = self.roles.iter().position(|role| role.spec.name == name)?;
+    /// Stops a role for good, without waiting for it: [`look`](Self::look) says what did not go cleanly, if anything.
+    pub fn retire(&mut self, name: &str) {
+        let Some(at) = self.roles.iter().position(|role| role.spec.name == name) else { return };
         let mut role = self.roles.remove(at);
-        if role.restart_at.is_some() {
-            return None;
-        }
-        match end(&mut role.child, Duration::from_secs(STOP_SECONDS)) {
-            Some(status) if status.success() => None,
-            Some(status) => Some(format!("{name} {}", died(status))),
-            None => Some(format!("{name} could not be waited for")),
+        if role.restart_at.is_none() {
+            ask_to_end(&mut role.child);
+            self.leaving.push(Leaving { role, until: Instant::now() + Duration::from_secs(STOP_SECONDS) });
         }
     }
 
@@ -138,14 +176,14 @@ impl Supervisor {
     fn stop_all(&mut self) -> Vec<String> {
         let mut complaints = Vec::new();
         for mut role in self.roles.drain(..).rev() {
-            if role.restart_at.is_some() {
-                continue;
+            if role.restart_at.is_none() {
+                let ended = end(&mut role.child, Duration::from_secs(STOP_SECONDS));
+                complaints.extend(complain(&role, ended));
             }
-            match end(&mut role.child, Duration::from_secs(STOP_SECONDS)) {
-                Some(status) if status.success() => {}
-                Some(status) => complaints.push(format!("{} {}", role.spec.name, died(status))),
-                None => complaints.push(format!("{} could not be waited for", role.spec.name)),
-            }
+        }
+        for Leaving { mut role, until } in self.leaving.drain(..) {
+            let ended = end(&mut role.child, until.saturating_duration_since(Instant::now()));
+            complaints.extend(complain(&role, ended));
         }
         complaints
     }
@@ -156,6 +194,15 @@ impl Drop for Supervisor {
         for complaint in self.stop_all() {
             tracing::warn!("{complaint}");
         }
+    }
+}
+
+/// What did not go cleanly when a role was stopped.
+fn complain(role: &Role, ended: Option<ExitStatus>) -> Option<String> {
+    match ended {
+        Some(status) if status.success() => None,
+        Some(status) => Some(format!("{} {}", role.spec.name, died(status))),
+        None => Some(format!("{} could not be waited for", role.spec.name)),
     }
 }
 
@@ -213,7 +260,17 @@ fn spawn(program: &Path, spec: &Spec) -> Result<(Child, mpsc::Receiver<String>)>
     Ok((child, lines))
 }
 
-fn did_not_start(spec: &Spec, why: &str) -> Error {
+/// Why a role isn't ready.
+enum Failure {
+    /// A stop signal came meanwhile: it was taken, and whoever waited has to stop.
+    Interrupted,
+    Told(String),
+}
+
+fn did_not_start(spec: &Spec, why: &Failure) -> Error {
+    let Failure::Told(why) = why else {
+        return Error::new(ErrorCode::ShuttingDown, format!("interrupted while {} was starting", spec.name));
+    };
     let said = last_lines(&spec.log, 5);
     let what = format!("{} did not start: {why}\n{said}(its whole log: {})", spec.name, spec.log.display());
     Error::new(ErrorCode::Os, what)
@@ -225,7 +282,7 @@ fn wait_line(
     lines: &mpsc::Receiver<String>,
     prefix: &str,
     limit: Duration,
-) -> Result<String, String> {
+) -> Result<String, Failure> {
     let deadline = Instant::now() + limit;
     loop {
         match lines.recv_timeout(Duration::from_millis(50)) {
@@ -236,15 +293,15 @@ fn wait_line(
             }
             Err(_) => {
                 if let Ok(Some(status)) = child.try_wait() {
-                    return Err(format!("it {}", died(status)));
+                    return Err(Failure::Told(format!("it {}", died(status))));
                 }
             }
         }
         if Instant::now() > deadline {
-            return Err(format!("not ready after {} s", limit.as_secs()));
+            return Err(Failure::Told(format!("not ready after {} s", limit.as_secs())));
         }
         if signals::wait_for(Duration::ZERO) {
-            return Err("interrupted".into());
+            return Err(Failure::Interrupted);
         }
     }
 }
@@ -254,8 +311,7 @@ fn end(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     if let Ok(Some(status)) = child.try_wait() {
         return Some(status);
     }
-    // SAFETY: the child hasn't been waited for, so its pid is still its own.
-    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    ask_to_end(child);
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
         if let Ok(Some(status)) = child.try_wait() {
@@ -265,6 +321,14 @@ fn end(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     }
     child.kill().ok()?;
     child.wait().ok()
+}
+
+/// SIGTERM, unless it has ended.
+fn ask_to_end(child: &mut Child) {
+    if let Ok(None) = child.try_wait() {
+        // SAFETY: the child hasn't been waited for, so its pid is still its own.
+        unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    }
 }
 
 fn died(status: ExitStatus) -> String {
@@ -290,7 +354,7 @@ mod tests {
     fn shell(script: &str, log: &Path) -> (Supervisor, Spec) {
         let spec =
             Spec { name: "test role".into(), args: vec!["-c".into(), script.into()], log: log.to_owned() };
-        (Supervisor { program: "/bin/sh".into(), roles: Vec::new() }, spec)
+        (Supervisor { program: "/bin/sh".into(), roles: Vec::new(), leaving: Vec::new() }, spec)
     }
 
     #[test]
@@ -318,5 +382,47 @@ mod tests {
         let (mut supervisor, spec) = shell("echo the reason >&2; exit 3", &dir.path().join("log"));
         let error = supervisor.start(spec).unwrap_err();
         assert!(error.message.contains("exit code 3") && error.message.contains("the reason"), "{error}");
+    }
+
+    /// Looks until `count` lines were said.
+    fn said(supervisor: &mut Supervisor, count: usize) -> Vec<String> {
+        let mut said = Vec::new();
+        while said.len() < count {
+            supervisor.look(&mut |line| said.push(line));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        said
+    }
+
+    #[test]
+    fn nothing_waits_for_a_role_that_is_launched_or_retired() {
+        let dir = tempfile::tempdir().unwrap();
+        let go = dir.path().join("go");
+        // The first one takes until `go` is there, and stops only when it is gone again.
+        let script = format!(
+            "trap 'while [ -e {0} ]; do sleep 0.01; done; exit 0' TERM; until [ -e {0} ]; do sleep 0.01; done; \
+             echo ready there; while :; do sleep 0.01; done",
+            go.display()
+        );
+        let (mut supervisor, spec) = shell(&script, &dir.path().join("log"));
+        supervisor.launch(Spec { name: "slow".into(), ..spec.clone() }).unwrap();
+        let dies = Spec { name: "dying".into(), args: vec!["-c".into(), "exit 3".into()], ..spec };
+        supervisor.launch(dies).unwrap();
+        // That the other one died is seen while the slow one isn't ready.
+        let lines = said(&mut supervisor, 2);
+        assert!(lines[0].contains("dying did not start: it ended with exit code 3"), "{lines:?}");
+        supervisor.retire("dying");
+        std::fs::write(&go, "").unwrap();
+        while !said(&mut supervisor, 1).contains(&"slow is ready".to_owned()) {}
+        supervisor.retire("slow");
+        assert_eq!(supervisor.pids(), []);
+        supervisor.look(&mut |line| panic!("{line}"));
+        assert_eq!(supervisor.leaving.len(), 1, "it was waited for");
+        std::fs::remove_file(&go).unwrap();
+        while !supervisor.leaving.is_empty() {
+            supervisor.look(&mut |line| panic!("{line}"));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(supervisor.stop(), [""; 0]);
     }
 }

@@ -218,6 +218,7 @@ impl Job<'_> {
         std::fs::create_dir(path).map_err(|error| Error::from(error).of(path.display()))?;
         match cluster::mount(directory, cluster, path) {
             Ok(()) => Ok(true),
+            Err(error) if error.code == ErrorCode::ShuttingDown => Err(error),
             Err(error) => {
                 // Said in either form of the report: a row that is missing must not look like one that passed.
                 eprintln!("corefs: the mount is skipped, because {error}");
