@@ -285,6 +285,29 @@ fn a_peer_that_takes_no_replies_is_given_up() {
     until_given_up(&mut town);
 }
 
+/// It takes a little now and then, of much that was sent together: 2 MiB in 9 s, as over a slow link.
+#[test]
+fn a_peer_that_takes_replies_slowly_is_not_given_up() {
+    let mut town = Town::<Here<Tcp>>::new();
+    let mut socket = town.opened();
+    let conn = town.server.sink.opened.last().unwrap().0;
+    for n in 0..32 {
+        town.server.net.send(conn, Kind::Reply, 1, n, 0, b"", Some(vec![0; 1 << 20].into())).unwrap();
+    }
+    let mut some = vec![0; 2 << 20];
+    while town.server.net.queued(conn) > 0 {
+        let before = town.server.net.queued(conn);
+        town.read_exact(&mut socket, &mut some).unwrap();
+        town.server.until("the kernel to take more", |server| server.net.queued(conn) < before);
+        for _ in 0..90 {
+            town.server.later += Duration::from_millis(100);
+            town.turn();
+        }
+    }
+    assert!(town.server.net.is_open(conn));
+    town.check_neighbour();
+}
+
 /// Each byte is a sign of life, however late it comes.
 #[test]
 fn a_peer_that_goes_on_is_not_given_up() {
