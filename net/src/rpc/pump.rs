@@ -217,6 +217,12 @@ impl Pump {
         self.ring.alarm()
     }
 
+    /// Puts something else in the place of the ring, which no kernel takes for one.
+    #[cfg(test)]
+    pub fn break_ring(&self) {
+        self.ring.break_it();
+    }
+
     /// The second half of a turn, after everybody who was woken by [`take`](Self::take) has run: what they queued leaves. Sleeps if
     /// nothing is left to do, until `timer` at most. `false` when the node has shut down. For a thread of its own.
     pub fn end_turn(&mut self, timer: Option<Instant>) -> bool {
