@@ -51,6 +51,7 @@ mod window;
 mod work;
 
 pub use connect::Patience;
+pub use library::outlive_devices;
 
 use crate::address::Address;
 use crate::buffer::{Buffer, Payload, Pool};
