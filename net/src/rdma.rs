@@ -203,6 +203,8 @@ impl Rdma {
             short: false,
             now,
             next_scan: now,
+            scanned: Vec::new(),
+            next_looks: now,
             config,
         };
         Ok(Self { tcp: Tcp::new(inner.config.tcp.clone()), inner })

@@ -377,6 +377,30 @@ fn an_answer_of_a_later_version_is_declined() {
     assert!(matches!(client.net.way(conn), Way::Tcp(why) if why.contains("version")));
 }
 
+/// As by a shard that has just been started, or is at a long turn.
+#[test]
+fn an_offer_that_is_answered_too_late_leads_to_tcp() {
+    if !is_there() {
+        return;
+    }
+    let (mut client, conn, mut raw) = offered(|_| {});
+    client.later = Duration::from_secs(6);
+    let (header, _) = raw.hear(&mut client).unwrap();
+    assert_eq!(header.op(), op::DECLINE);
+    client.until("to open", |client| client.net.is_open(conn) && client.sink.opened.len() == 1);
+    assert!(matches!(client.net.way(conn), Way::Tcp(why) if why.contains("not answered")));
+    // The answer leads to nothing, and what comes behind it is taken.
+    let terms = terms(&client).encode();
+    raw.say(Kind::Request, op::ANSWER, &terms);
+    raw.say(Kind::Request, 0x0001, b"by TCP");
+    client.until("the frame by TCP", |client| !client.sink.frames.is_empty());
+    assert_eq!((client.sink.frames.len(), client.sink.frames[0].body.as_slice()), (1, b"by TCP".as_slice()));
+    // Where there must be RDMA, that is the end.
+    let (mut client, _, mut raw) = offered(|config| config.choice = Choice::Firm);
+    client.later = Duration::from_secs(6);
+    assert_eq!(raw.last_words(&mut client), Some(ErrorCode::Unreachable));
+}
+
 #[test]
 fn a_path_that_does_not_work_is_given_up() {
     if !is_there() {
