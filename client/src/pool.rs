@@ -238,7 +238,7 @@ fn start_shard(options: ClientOptions, core: Option<usize>) -> Result<(Shard, Jo
     }
 }
 
-/// A shard's life: connect, serve until the bell rings, close.
+/// A shard's life: connect, serve until the bell rings, close. If its ring fails, nothing can be written any more.
 async fn live(options: ClientOptions, started: mpsc::SyncSender<Result<Remote>>) -> Result<()> {
     let client = match Client::connect(options).await {
         Ok(client) => client,
@@ -250,8 +250,18 @@ async fn live(options: ClientOptions, started: mpsc::SyncSender<Result<Remote>>)
     let bell = Bell::new();
     SHARD.set(Some((client.clone(), bell.clone())));
     let _ = started.send(Ok(client.node().remote()));
-    bell.wait().await;
-    let outcome = client.close().await;
+    let asked = async {
+        bell.wait().await;
+        true
+    };
+    let failed = async {
+        client.node().stopped().await;
+        false
+    };
+    let outcome = match futures_lite::future::or(asked, failed).await {
+        true => client.close().await,
+        false => Err(Error::new(ErrorCode::Internal, "a client's thread has lost its ring")),
+    };
     SHARD.take();
     outcome
 }

@@ -25,6 +25,7 @@ pub mod bell;
 pub mod buffer;
 pub mod contract;
 pub mod costs;
+mod debt;
 pub mod executor;
 pub mod handshake;
 pub mod heap;

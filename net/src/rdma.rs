@@ -51,6 +51,7 @@ mod window;
 mod work;
 
 pub use connect::Patience;
+pub use library::outlive_devices;
 
 use crate::address::Address;
 use crate::buffer::{Buffer, Payload, Pool};
@@ -202,6 +203,8 @@ impl Rdma {
             short: false,
             now,
             next_scan: now,
+            scanned: Vec::new(),
+            next_looks: now,
             config,
         };
         Ok(Self { tcp: Tcp::new(inner.config.tcp.clone()), inner })

@@ -193,6 +193,15 @@ impl Ring {
         self.parking.alarm.clone()
     }
 
+    /// Puts something else in the place of its descriptor, so that the kernel takes nothing any more.
+    #[cfg(test)]
+    pub(crate) fn break_it(&self) {
+        use std::os::fd::AsRawFd;
+        let other = std::fs::File::open("/dev/null").unwrap();
+        // SAFETY: a plain system call; the ring's memory stays mapped, and the descriptor is closed as that of the other file.
+        assert!(unsafe { libc::dup2(other.as_raw_fd(), self.ring.as_raw_fd()) } >= 0);
+    }
+
     /// Whether the alarm was raised since the last time: look into the mailboxes then.
     pub fn heard_alarm(&self) -> bool {
         self.parking.alarm.heard()

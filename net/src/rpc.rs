@@ -396,6 +396,11 @@ impl Node {
             self.0.state.set(State::Stopping);
             self.wake();
         }
+        self.stopped().await;
+    }
+
+    /// Until it has shut down, or has ended because its ring failed.
+    pub async fn stopped(&self) {
         self.0.stopped.get().await;
     }
 }

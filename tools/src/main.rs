@@ -89,6 +89,8 @@ fn main() -> ExitCode {
     // Before any thread exists, so that every thread inherits it: stop signals are taken by one thread alone.
     signals::block();
     limits::open_many_files();
+    #[cfg(feature = "rdma")]
+    corefs_net::rdma::outlive_devices();
     let cli = Cli::parse();
     if let Err(error) = output::start_log(&cli.log) {
         return output::fail(&error);

@@ -488,8 +488,8 @@ pub fn try_ways(path: &Path) -> Result<Vec<(Way, Result<()>)>> {
     Ok(survey.ways(Choice::Auto).into_iter().map(tried).collect())
 }
 
-/// Reads the first block by a way, on a ring of its own, and the usual way before and after: an error, or other bytes than both, and the way
-/// isn't to be taken. Whether its commands may name registered memory.
+/// Reads the first block by a way, and the last, on a ring of its own: an error, or other bytes than the usual way reads, and the way isn't to be taken. A disk
+/// that was formatted has a superblock at either end, so that another disk, or a wrong place on it, is noticed. Whether its commands may name registered memory.
 fn try_way(way: Way, survey: &Survey, open: &DiskFile) -> Result<bool> {
     let wakes = match way {
         Way::Plain => return Ok(true),
@@ -498,38 +498,60 @@ fn try_way(way: Way, survey: &Survey, open: &DiskFile) -> Result<bool> {
     };
     let namespace = survey.passthrough.as_ref().ok().filter(|_| way != Way::Polled);
     let pool = Pool::new(TRIAL_BYTES)?;
-    let buffer = pool.get(BLOCK).ok_or_else(|| Error::from(ErrorCode::Overloaded))?;
+    let mut buffer = pool.get(BLOCK).ok_or_else(|| Error::from(ErrorCode::Overloaded))?;
     // After the memory, so that it is dropped, and drained, before that.
     let mut drives = DriveRing::new(TRIAL_ENTRIES, wakes)?;
     drives.register_pool(&pool);
     let file = drives.add_file(namespace.map_or(open.fd(), Namespace::fd));
-    let (mut usual, mut expected) = (open.share()?, vec![0; BLOCK]);
-    usual.read_at(0, &mut expected)?;
+    let mut usual = open.share()?;
+    let last = (usual.bytes() / BLOCK as u64).saturating_sub(1) * BLOCK as u64;
     let mut fixed = true;
+    for offset in [0, last] {
+        try_block(&mut usual, &mut buffer, offset, |buffer| {
+            let read = read_block(&mut drives, file, namespace, buffer, offset)?;
+            if read == -libc::EINVAL && namespace.is_some() && drives.forget_fixed_commands() {
+                fixed = false;
+                return read_block(&mut drives, file, namespace, buffer, offset);
+            }
+            Ok(read)
+        })?;
+    }
+    Ok(fixed)
+}
+
+/// Reads a block by `read`, and the usual way before and after. What is in the buffer before that is nothing of what is expected, so that a read which
+/// moves nothing doesn't pass on a disk of zeros.
+fn try_block(
+    usual: &mut DiskFile,
+    buffer: &mut Buffer,
+    offset: u64,
+    mut read: impl FnMut(&Buffer) -> Result<i32>,
+) -> Result<()> {
+    let mut expected = vec![0; BLOCK];
+    usual.read_at(offset, &mut expected)?;
     for _ in 0..TRIALS {
-        let mut read = read_first(&mut drives, file, namespace, &buffer)?;
-        if read == -libc::EINVAL && namespace.is_some() && drives.forget_fixed_commands() {
-            fixed = false;
-            read = read_first(&mut drives, file, namespace, &buffer)?;
-        }
+        let before = buffer.get_mut().ok_or_else(|| Error::from(ErrorCode::Internal))?;
+        before.iter_mut().zip(&expected).for_each(|(to, expected)| *to = !expected);
+        let read = read(buffer)?;
         if read != BLOCK as i32 {
             return Err(disk_error((-read).max(0)));
         }
         let before = std::mem::replace(&mut expected, vec![0; BLOCK]);
-        usual.read_at(0, &mut expected)?;
+        usual.read_at(offset, &mut expected)?;
         if buffer.as_slice() == before || buffer.as_slice() == expected {
-            return Ok(fixed);
+            return Ok(());
         }
     }
     Err(Error::new(ErrorCode::DiskError, "it reads other bytes than the block device"))
 }
 
-/// Reads the first block into `buffer`, of whose memory the ring knows, and waits for it: what came of that.
-fn read_first(
+/// Reads a block into `buffer`, of whose memory the ring knows, and waits for it: what came of that.
+fn read_block(
     drives: &mut DriveRing,
     file: File,
     namespace: Option<&Namespace>,
     buffer: &Buffer,
+    offset: u64,
 ) -> Result<i32> {
     let begun = drives.begin(Token::new(Source::DISK, 0), 0);
     let memory = buffer.as_mut_ptr();
@@ -537,9 +559,9 @@ fn read_first(
     unsafe {
         match namespace {
             Some(namespace) => {
-                command_all(drives, begun, file, namespace, Transfer::Read, (memory, BLOCK as u32), 0);
+                command_all(drives, begun, file, namespace, Transfer::Read, (memory, BLOCK as u32), offset);
             }
-            None => drives.read(begun, file, memory, BLOCK as u32, 0),
+            None => drives.read(begun, file, memory, BLOCK as u32, offset),
         }
     }
     let (until, mut completed) = (Instant::now() + TRIAL, Vec::new());
@@ -627,6 +649,34 @@ pub fn disk_error(number: i32) -> Error {
 mod tests {
     use super::*;
     use corefs_net::RingConfig;
+
+    /// A command that does nothing, and one that reads another place, read what a new disk has: zeros.
+    #[test]
+    fn a_way_that_reads_nothing_or_elsewhere_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = DiskFile::create(&dir.path().join("disk"), 1 << 20).unwrap();
+        let pool = Pool::new(1 << 20).unwrap();
+        let mut buffer = pool.get(BLOCK).unwrap();
+        let mut other = file.share().unwrap();
+        let mut try_with = |file: &mut DiskFile, offset, read: &mut dyn FnMut(&Buffer)| {
+            try_block(file, &mut buffer, offset, |buffer| {
+                read(buffer);
+                Ok(BLOCK as i32)
+            })
+        };
+        assert!(try_with(&mut file, 0, &mut |_| {}).is_err(), "nothing was moved");
+        let mut from = |offset, buffer: &Buffer| {
+            // SAFETY: nobody else looks at it.
+            let to = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr(), BLOCK) };
+            other.read_at(offset, to).unwrap();
+        };
+        try_with(&mut file, 0, &mut |buffer| from(0, buffer)).unwrap();
+        // With a superblock at the end, its place is known.
+        file.write_at((1 << 20) - BLOCK as u64, &[7; BLOCK]).unwrap();
+        let last = (1 << 20) - BLOCK as u64;
+        assert!(try_with(&mut file, last, &mut |buffer| from(0, buffer)).is_err());
+        try_with(&mut file, last, &mut |buffer| from(last, buffer)).unwrap();
+    }
 
     /// The disks of a shard, with these files.
     fn shard(files: &[&DiskFile]) -> Disks {

@@ -15,7 +15,7 @@ use corefs_net::{Buffer, ConnId, Flow, FrameSink, Peer, Placement, Pool, heap};
 use corefs_wire::data::{self, ReadEntry, UpdateReply, op};
 use corefs_wire::error::decode_error;
 use corefs_wire::frame::{Header, Kind};
-use corefs_wire::limits::{BLOCK, CONNECTION_REQUESTS_MAX, SHARD_OPERATIONS_MAX};
+use corefs_wire::limits::{BLOCK, CONNECTION_REQUESTS_MAX, FRAME_DATA_MAX, SHARD_OPERATIONS_MAX};
 use corefs_wire::{Error, ErrorCode, Result, SliceIndex};
 use std::collections::VecDeque;
 use zerocopy::IntoBytes;
@@ -77,6 +77,11 @@ pub struct Desk {
     pub fetched: Vec<(u64, Buffer)>,
     /// Connections whose payload waits for memory.
     waiting: Vec<ConnId>,
+    /// One of them waits for memory that reads may have, and not for other updates to arrive.
+    short: bool,
+    /// Bytes of memory that reads have whose replies aren't on their way, and so many they may come to: see [`hold_reads`](Self::hold_reads).
+    reading: usize,
+    reading_max: usize,
     /// Bytes of the pool in use at the end of the last turn.
     in_use_before: usize,
     /// By the connection's index.
@@ -103,6 +108,9 @@ impl Desk {
             arriving_before: 0,
             fetched: Vec::new(),
             waiting: Vec::new(),
+            short: false,
+            reading: 0,
+            reading_max: usize::MAX,
             in_use_before: 0,
             accounts: Vec::new(),
         }
@@ -115,7 +123,31 @@ impl Desk {
 
     /// Memory for a client's read.
     fn claim_read(&self, len: usize) -> Option<Buffer> {
+        if self.reading + len > self.reading_max {
+            return None;
+        }
         self.claim(len, 4)
+    }
+
+    /// While an update waits for memory, reads get no more than an eighth of it, what waits to be sent included. Reads that wait take whatever
+    /// comes free; an update that is passed on may have less of the pool than they, and would wait for as long as they go on.
+    fn hold_reads(&mut self, queued: impl Fn(ConnId) -> usize) {
+        self.short &= !self.waiting.is_empty();
+        if !self.short {
+            self.reading_max = usize::MAX;
+            return;
+        }
+        let mut sending = 0;
+        for (index, account) in self.accounts.iter_mut().enumerate().filter(|(_, account)| account.queued > 0)
+        {
+            account.queued = queued(ConnId { index: index as u32, generation: account.generation });
+            sending += account.queued;
+        }
+        self.reading_max = (self.pool.capacity() / 8).saturating_sub(sending);
+        if self.reading + sending == 0 {
+            // However small the pool is.
+            self.reading_max = self.reading_max.max(FRAME_DATA_MAX);
+        }
     }
 
     /// Memory for an update. The fewer replicas come after this one, the more of the pool it may use: an update waits only for
@@ -192,8 +224,16 @@ impl Desk {
         has > 0 && has + len > eighth
     }
 
+    /// A read has so much memory from now on.
+    #[inline]
+    pub(super) fn reads_with(&mut self, conn: ConnId, len: usize) {
+        self.account(conn).reading += len;
+        self.reading += len;
+    }
+
     /// A read has given its memory to its reply, or back; so many bytes wait to be sent on its connection.
     pub fn read_over(&mut self, conn: ConnId, len: usize, queued: usize) {
+        self.reading -= len;
         let account = self.accounts.get_mut(conn.index as usize);
         let Some(account) = account.filter(|account| account.generation == conn.generation) else { return };
         account.reading = account.reading.saturating_sub(len);
@@ -202,6 +242,7 @@ impl Desk {
 
     /// Once a turn: whoever waited for memory tries again. `queued`: bytes that wait to be sent on a connection.
     pub fn feed(&mut self, queued: impl Fn(ConnId) -> usize) {
+        self.hold_reads(&queued);
         while let Some(waiting) = self.starved.pop_front() {
             if let Err(waiting) = self.try_again(waiting, &queued) {
                 match self.is_greedy(waiting.requester.conn, waiting.entry.length.get() as usize) {
@@ -223,6 +264,7 @@ impl Desk {
         let changed = in_use != self.in_use_before || self.arriving != self.arriving_before;
         if !self.waiting.is_empty() && changed {
             self.resume.append(&mut self.waiting);
+            self.short = false;
         }
         (self.in_use_before, self.arriving_before) = (in_use, self.arriving);
     }
@@ -300,7 +342,7 @@ impl Desk {
         let slice = SliceIndex(0);
         let began = self.now;
         let (target, chunk) = (entry.target(), entry.chunk());
-        self.account(requester.conn).reading += buffer.len();
+        self.reads_with(requester.conn, buffer.len());
         let read =
             ReadOp { requester, began, target, chunk, buffer, slice, plan: None, left: 0, failed: None };
         let op = self.ops.insert(Op::Read(read));
@@ -456,7 +498,8 @@ impl FrameSink for Desk {
         let (offset, blocks) = block::placement(update.offset.get(), update.length.get());
         let behind = self.targets.behind(update.target());
         let (len, of_client) = (blocks * BLOCK, update.flags & data::FORWARDED == 0);
-        let buffer = match !of_client || self.may_arrive(len) {
+        let may_arrive = !of_client || self.may_arrive(len);
+        let buffer = match may_arrive {
             true => self.claim_update(len, behind),
             false => None,
         };
@@ -470,6 +513,7 @@ impl FrameSink for Desk {
             }
             None => {
                 self.counters.starved += 1;
+                self.short |= may_arrive;
                 self.waiting.push(conn);
                 Placement::Wait
             }

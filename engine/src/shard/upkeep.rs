@@ -184,7 +184,7 @@ impl Desk {
                 let requester = Requester { conn, request: header.request() };
                 let (target, chunk, slice) = (entry.target(), entry.chunk(), SliceIndex(0));
                 let began = self.now;
-                self.account(conn).reading += buffer.len();
+                self.reads_with(conn, buffer.len());
                 let read = ReadOp {
                     requester,
                     began,

@@ -75,6 +75,8 @@ pub struct Cluster {
     /// Targets that have left their chains.
     pub left: BTreeSet<TargetId>,
     pub record: bool,
+    /// Warmed-up reads may not ask for memory.
+    strict: bool,
     /// Of nodes that are started from now on.
     pub scrub_rate: u64,
     pub lease_at_start: bool,
@@ -88,15 +90,26 @@ impl Cluster {
 
     /// The same on a drive, which is overwritten.
     pub fn start_on(dir: &Path, shape: Shape, drive: Option<&Path>, way: Choice) -> Self {
-        Self::launch_all(dir, shape, drive, way, true).unwrap()
+        Self::launch_all(dir, shape, drive, way, (true, true)).unwrap()
+    }
+
+    /// For so many reads that wait that their queues may grow at any time.
+    pub fn start_for_crowds(dir: &Path, shape: Shape) -> Self {
+        Self::launch_all(dir, shape, None, Choice::Auto, (true, false)).unwrap()
     }
 
     /// What was started on a drive before, by another process.
     pub fn continue_on(dir: &Path, shape: Shape, drive: &Path, way: Choice) -> Result<Self> {
-        Self::launch_all(dir, shape, Some(drive), way, false)
+        Self::launch_all(dir, shape, Some(drive), way, (false, true))
     }
 
-    fn launch_all(dir: &Path, shape: Shape, drive: Option<&Path>, way: Choice, format: bool) -> Result<Self> {
+    fn launch_all(
+        dir: &Path,
+        shape: Shape,
+        drive: Option<&Path>,
+        way: Choice,
+        (format, strict): (bool, bool),
+    ) -> Result<Self> {
         let mut cluster = Self {
             shape,
             dir: dir.to_path_buf(),
@@ -109,6 +122,7 @@ impl Cluster {
             states: BTreeMap::new(),
             left: BTreeSet::new(),
             record: false,
+            strict,
             scrub_rate: 0,
             lease_at_start: true,
         };
@@ -164,7 +178,7 @@ impl Cluster {
             scrub_rate: self.scrub_rate,
             pool_bytes: 16 << 20,
             record: self.record.then(|| self.dir.join(format!("record-{node}"))),
-            strict: true,
+            strict: self.strict,
         };
         let (started, wait) = mpsc::channel();
         let thread = std::thread::spawn(move || {

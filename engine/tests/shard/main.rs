@@ -1,6 +1,7 @@
 //! Real shards over real sockets and files.
 
 mod chains;
+mod crowded;
 mod disks;
 mod faults;
 mod filling;

@@ -10,13 +10,13 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use zerocopy::IntoBytes;
 
-fn send(socket: &mut TcpStream, kind: Kind, op: u16, body: &[u8], data_len: usize) {
+pub fn send(socket: &mut TcpStream, kind: Kind, op: u16, body: &[u8], data_len: usize) {
     let header = Header::new(kind, op, u64::MAX, 0, body, data_len);
     socket.write_all(&[header.as_bytes(), body].concat()).unwrap();
 }
 
 /// A connection to the head's shard that has done its handshake, and nobody reads from it.
-fn stranger(client: &Client) -> TcpStream {
+pub fn stranger(client: &Client) -> TcpStream {
     let identity = Identity { role: Role::Client, id: 77, incarnation: 1, cluster: CLUSTER, secret: None };
     let address = client.address(HEAD);
     let Address::Tcp(to) = &address else { panic!("shards of these tests listen on TCP") };
@@ -43,7 +43,7 @@ fn stranger(client: &Client) -> TcpStream {
 }
 
 /// Waits until a counter is what it should be.
-fn wait_for(cluster: &Cluster, name: &str, right: impl Fn(u64) -> bool) {
+pub fn wait_for(cluster: &Cluster, name: &str, right: impl Fn(u64) -> bool) {
     let began = std::time::Instant::now();
     while !right(cluster.counter(1, name)) {
         assert!(began.elapsed() < PATIENCE, "{name} is {}", cluster.counter(1, name));

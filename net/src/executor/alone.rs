@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
@@ -36,6 +37,8 @@ type TimerKey = (Instant, u64);
 struct Rouse {
     thread: Thread,
     alarm: OnceLock<Alarm>,
+    /// The turn loop has ended: nobody hears the alarm any more, and the thread parks.
+    deaf: AtomicBool,
 }
 
 impl Wake for Rouse {
@@ -45,7 +48,12 @@ impl Wake for Rouse {
 
     fn wake_by_ref(self: &Arc<Self>) {
         match self.alarm.get() {
-            Some(alarm) => alarm.raise(),
+            Some(alarm) => {
+                alarm.raise();
+                if self.deaf.load(Ordering::SeqCst) {
+                    self.thread.unpark();
+                }
+            }
             None => self.thread.unpark(),
         }
     }
@@ -71,7 +79,11 @@ impl Drop for Marked {
 
 /// Runs `root`, and whatever it spawns, until it is done. At most one endpoint may live on the thread.
 pub fn run<T: 'static>(root: impl Future<Output = T> + 'static) -> T {
-    let rouse = Arc::new(Rouse { thread: std::thread::current(), alarm: OnceLock::new() });
+    let rouse = Arc::new(Rouse {
+        thread: std::thread::current(),
+        alarm: OnceLock::new(),
+        deaf: AtomicBool::new(false),
+    });
     let alone = Rc::new(Alone {
         tasks: LocalExecutor::new(),
         timers: RefCell::default(),
@@ -82,7 +94,7 @@ pub fn run<T: 'static>(root: impl Future<Output = T> + 'static) -> T {
     let nested = CURRENT.replace(Some(Rc::clone(&alone)));
     assert!(nested.is_none(), "one executor a thread");
     let _marked = Marked;
-    let waker = Waker::from(rouse);
+    let waker = Waker::from(Arc::clone(&rouse));
     let mut main = pin!(alone.tasks.run(root));
     loop {
         let mut pump = alone.pump.take();
@@ -96,6 +108,10 @@ pub fn run<T: 'static>(root: impl Future<Output = T> + 'static) -> T {
             (Some(mut pump), Poll::Pending) => {
                 if pump.end_turn(alone.next_timer()) {
                     *alone.pump.borrow_mut() = Some(pump);
+                } else {
+                    rouse.deaf.store(true, Ordering::SeqCst);
+                    // Whoever didn't see that had raised the alarm before, and what it did is seen by the next poll.
+                    let _ = rouse.alarm.get().is_some_and(Alarm::is_raised);
                 }
             }
             (None, Poll::Pending) if alone.pump.borrow().is_some() => {}
@@ -165,6 +181,8 @@ impl Alone {
 #[cfg(test)]
 mod tests {
     use crate::executor::{run_alone, sleep, spawn};
+    use crate::{Identity, Node, NodeConfig, Role};
+    use corefs_wire::Uuid;
     use futures_lite::future::{pending, yield_now, zip};
     use std::rc::Rc;
     use std::sync::mpsc;
@@ -230,6 +248,27 @@ mod tests {
             yield_now().await;
         });
         assert_eq!((Rc::strong_count(&given), Rc::strong_count(&kept)), (1, 1));
+    }
+
+    #[test]
+    fn a_thread_whose_ring_has_failed_is_still_woken() {
+        const ROUNDS: u32 = 50;
+        let found = run_alone(async move {
+            let identity =
+                Identity { role: Role::Client, id: 1, incarnation: 1, cluster: Uuid([1; 16]), secret: None };
+            let node = Node::start(NodeConfig { pool_bytes: 1 << 20, ..NodeConfig::new(identity) }).unwrap();
+            super::current().unwrap().pump.borrow().as_ref().unwrap().break_ring();
+            node.stopped().await;
+            let mut found = 0;
+            for round in 0..ROUNDS {
+                let (give, take) = async_channel_of_one();
+                let thread = std::thread::spawn(move || give(round));
+                found += u32::from(take.await == round);
+                thread.join().unwrap();
+            }
+            found
+        });
+        assert_eq!(found, ROUNDS);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::costs::Costs;
 use crate::handshake::{Peer, capability};
 use crate::place::Network;
 use crate::tcp::{ConnId, Tcp};
-use corefs_wire::frame::Header;
+use corefs_wire::frame::{Header, Kind};
 use corefs_wire::limits::CONNECTION_SEND_MAX;
 use corefs_wire::{Error, ErrorCode};
 use std::collections::VecDeque;
@@ -71,6 +71,10 @@ pub(super) struct Inner {
     pub(super) short: bool,
     pub(super) now: Instant,
     pub(super) next_scan: Instant,
+    /// The list that a scan takes, so that none is made each time.
+    pub(super) scanned: Vec<ConnId>,
+    /// When connections are to be looked at that are owed something: each tenth of a second, however often memory is looked for.
+    pub(super) next_looks: Instant,
 }
 
 /// Something to be done with a TCP connection.
@@ -104,6 +108,8 @@ pub(super) struct Entry {
     pub(super) why: Option<String>,
     /// The sink has heard of it.
     pub(super) known: bool,
+    /// It goes by TCP, but an offer may still be answered, which leads to nothing.
+    pub(super) unanswered: bool,
     pub(super) stage: Stage,
     /// When the present stage must be over.
     pub(super) deadline: Option<Instant>,
@@ -121,6 +127,7 @@ impl Entry {
             address,
             why: None,
             known: !accepted,
+            unanswered: false,
             stage: Stage::Greeting,
             deadline: None,
             dirty: false,
@@ -237,11 +244,17 @@ impl Inner {
     pub(super) fn flush(&mut self, conn: ConnId) {
         let Some(entry) = self.entry_mut(conn) else { return };
         entry.dirty = false;
+        let accepted = entry.accepted;
         let Some(lane) = entry.stage.lane_mut() else { return };
         match lane.flush() {
             Ok(news) => {
-                let short = lane.is_short();
+                let (short, owed) = (lane.is_short(), accepted && lane.is_owed() || !lane.is_idle());
                 self.errands.extend(news.map(|news| Errand::Say(conn, setup::op::NEWS, 0, news)));
+                if owed && !self.timed && !self.short {
+                    // Mostly it is over by then, and nobody is woken for it now.
+                    self.next_scan = self.next_scan.max(self.now + TICK);
+                }
+                self.timed |= owed;
                 if short {
                     self.short = true;
                     self.next_scan = self.next_scan.min(self.now + SHORT);
@@ -296,7 +309,8 @@ impl Inner {
     /// The queue pair failed, or the peer did what it may not.
     pub(super) fn broken(&mut self, conn: ConnId, error: Error) {
         let Some(entry) = self.entry_mut(conn) else { return };
-        if matches!(entry.stage, Stage::Proving(_)) && !entry.accepted && error.code != ErrorCode::BadFrame {
+        let unproved = matches!(entry.stage, Stage::Offered(_) | Stage::Proving(_));
+        if unproved && !entry.accepted && error.code != ErrorCode::BadFrame {
             return self.fall_back(conn, &error);
         }
         self.drop_lane(conn);
@@ -336,28 +350,49 @@ impl Inner {
         }
     }
 
-    /// Looks at all deadlines, and at everybody who waits for memory.
+    /// Looks at all deadlines, at everybody who waits for memory, and at everybody who is owed something.
     pub(super) fn scan(&mut self, tcp: &Tcp) {
         self.next_scan = self.now + TICK;
         self.timed = false;
         self.short = false;
-        for conn in tcp.connections().collect::<Vec<_>>() {
+        let looks = self.now >= self.next_looks;
+        if looks {
+            self.next_looks = self.now + TICK;
+        }
+        let mut all = std::mem::take(&mut self.scanned);
+        all.extend(tcp.connections());
+        for conn in all.drain(..) {
             let now = self.now;
             let Some(entry) = self.entry_mut(conn) else { continue };
             let late = entry.deadline.is_some_and(|deadline| deadline <= now);
             let waits = entry.deadline.is_some();
-            let lane = entry.stage.lane_mut();
-            let (recalls, short) =
-                lane.map_or((None, false), |lane| (lane.end_recalls(now), lane.is_short()));
-            if late {
-                self.too_late(conn);
-            } else {
-                self.timed |= waits;
+            let (accepted, open) = (entry.accepted, matches!(entry.stage, Stage::Open(_)));
+            let Some(lane) = entry.stage.lane_mut() else {
+                self.end_stage(conn, late, waits);
+                continue;
+            };
+            let (recalls, short) = (lane.end_recalls(now), lane.is_short());
+            let worn = lane.is_worn().then_some("the peer doesn't answer for what was granted to it");
+            // One that is closing has its deadline.
+            if open && let Some(why) = worn.or_else(|| looks.then(|| lane.look(accepted)).flatten()) {
+                self.broken(conn, lost(why.to_string()));
+                continue;
             }
-            self.timed |= recalls == Some(true);
+            let owed = open && (accepted && lane.is_owed() || !lane.is_idle());
+            self.end_stage(conn, late, waits);
+            self.timed |= owed || recalls == Some(true);
             if short || recalls.is_some() {
                 self.touch(conn);
             }
+        }
+        self.scanned = all;
+    }
+
+    /// Ends a stage whose time is over.
+    fn end_stage(&mut self, conn: ConnId, late: bool, waits: bool) {
+        match late {
+            true => self.too_late(conn),
+            false => self.timed |= waits,
         }
     }
 }
@@ -381,6 +416,14 @@ impl<S: FrameSink> FrameSink for Filter<'_, S> {
     }
 
     fn frame(&mut self, conn: ConnId, header: &Header, body: &[u8], data: Option<Buffer>) -> Flow {
+        if let Some(entry) = self.inner.entry_mut(conn)
+            && entry.unanswered
+            && header.kind() == Kind::Request
+            && header.op() == setup::op::ANSWER
+        {
+            entry.unanswered = false;
+            return Flow::Continue;
+        }
         match self.inner.entry(conn).map(|entry| &entry.stage) {
             Some(Stage::Plain) => return self.sink.frame(conn, header, body, data),
             // The first thing that is said decides what the connection is, so what follows waits for that.

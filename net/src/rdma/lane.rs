@@ -25,6 +25,7 @@ use super::setup::{self, Terms};
 use super::shared::SharedReceives;
 use crate::buffer::{Buffer, Payload, Pool};
 use crate::costs::Costs;
+use crate::debt::Debt;
 use crate::tcp::ConnCounters;
 use corefs_wire::{Error, ErrorCode, Result};
 use inbox::Inbox;
@@ -123,6 +124,10 @@ pub struct Lane {
     lends: bool,
     counters: ConnCounters,
     completions: u64,
+    /// Credits and releases that the peer has given so far; what it owes of them, and what the device owes.
+    given: u64,
+    taking: Debt,
+    working: Debt,
     ended: Rc<Cell<Costs>>,
 }
 
@@ -182,6 +187,9 @@ impl Lane {
             lends: plan.lends,
             counters: ConnCounters::default(),
             completions: 0,
+            given: 0,
+            taking: Debt::default(),
+            working: Debt::default(),
             ended: plan.ended,
         };
         let full = || Error::new(ErrorCode::Overloaded, "no memory for another RDMA connection");
@@ -288,6 +296,10 @@ impl Lane {
 
     fn received(&mut self, buffer: Buffer, len: usize) -> Result<()> {
         self.heard = true;
+        if self.inbox.over {
+            self.spare.push(buffer);
+            return Ok(());
+        }
         let beyond = || Error::new(ErrorCode::BadFrame, "RDMA: a message without a credit");
         self.allowed = self.allowed.checked_sub(1).ok_or_else(beyond)?;
         self.counters.receives += 1;
@@ -322,6 +334,7 @@ impl Lane {
         let bad = |what: &str| Error::new(ErrorCode::BadFrame, format!("RDMA message: {what}"));
         let Some(theirs) = self.theirs else { return Err(bad("before the terms")) };
         self.credits += u32::from(message.credits);
+        self.given += u64::from(message.credits);
         if self.credits > theirs.receives.into() {
             return Err(bad("credits for more messages than there is room for"));
         }
@@ -330,6 +343,7 @@ impl Lane {
             let Some(at) = at else { return Err(bad("a release of what wasn't open")) };
             let (slot, bytes) = self.sources.swap_remove(at);
             self.source_bytes -= bytes;
+            self.given += 1;
             self.to_shut.push(slot);
         }
         for grant in message.grants() {
@@ -378,6 +392,28 @@ impl Lane {
     /// Whether the peer's device has everything that was queued.
     pub fn is_sent(&self) -> bool {
         self.queued() == 0 && self.pair.is_idle()
+    }
+
+    /// Whether the device has ended everything that was handed to it.
+    pub fn is_idle(&self) -> bool {
+        self.pair.is_idle()
+    }
+
+    /// Whether the peer keeps memory of this side until it goes on: it gives no credits for what is queued, or doesn't read what was opened to it. What is
+    /// queued while there are credits is this side's own want.
+    pub fn is_owed(&self) -> bool {
+        self.credits == 0 && self.outbox.has_items() || !self.sources.is_empty()
+    }
+
+    /// Looks whether what is owed has moved since the last look; why the connection is to be ended, if it hasn't for too many. What the peer sends doesn't
+    /// count: it may ask for ever and take nothing.
+    pub fn look(&mut self, accepted: bool) -> Option<&'static str> {
+        let owed = accepted && self.is_owed();
+        if self.taking.look(owed, self.given) {
+            return Some("the peer takes no replies");
+        }
+        let stuck = self.working.look(!self.pair.is_idle(), self.pair.retired_so_far());
+        stuck.then_some("the RDMA device ends nothing that it was given")
     }
 
     /// The queue pair's number.

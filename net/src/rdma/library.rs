@@ -26,6 +26,9 @@ macro_rules! functions {
         impl Library {
             /// Opens it. `Os`, with what to install, where it is missing or too old.
             pub fn open() -> Result<Rc<Self>> {
+                if !outlive_devices() {
+                    tracing::debug!("{DISASSOCIATED} isn't set: what a device that breaks has of this process's memory is lost");
+                }
                 // SAFETY: the library's initialisers register drivers and do nothing else.
                 let handle = unsafe { libloading::Library::new(NAME) }.map_err(missing)?;
                 $(
@@ -36,6 +39,25 @@ macro_rules! functions {
             }
         }
     };
+}
+
+/// What lets objects of a device be destroyed whose kernel part is gone with it (ibv_open_device(3)). Otherwise the library passes the kernel's EIO on, and whoever
+/// is told so can't know that the device has let go of the memory. The condition is kept: a context belongs to one thread, which asks for no event while it
+/// destroys something.
+const DISASSOCIATED: &str = "RDMAV_ALLOW_DISASSOC_DESTROY";
+
+/// Has the library destroy objects of devices that are gone. To be called at the start of a program: it does nothing once there are other threads, since these
+/// may be reading the environment. Whether it is so now.
+pub fn outlive_devices() -> bool {
+    if std::env::var_os(DISASSOCIATED).is_some() {
+        return true;
+    }
+    let alone = std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
+    if alone {
+        // SAFETY: this is the only thread, so nobody reads the environment meanwhile, and nobody can start another one.
+        unsafe { std::env::set_var(DISASSOCIATED, "1") };
+    }
+    alone
 }
 
 fn missing(error: libloading::Error) -> Error {
@@ -99,4 +121,18 @@ pub(super) fn made<T>(what: &str, pointer: *mut T) -> Result<*mut T> {
 /// And for those that return 0 or an error number.
 pub(super) fn done(what: &str, result: c_int) -> Result<()> {
     if result == 0 { Ok(()) } else { Err(failed(what, result.abs())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_is_left_alone_while_there_are_other_threads() {
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || wait.recv());
+        assert!(!outlive_devices() && std::env::var_os(DISASSOCIATED).is_none());
+        drop(done);
+        assert!(other.join().unwrap().is_err());
+    }
 }

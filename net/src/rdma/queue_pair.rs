@@ -6,6 +6,7 @@
 //! - What a peer may reach through a [window](super::window) is the queue pair's until the invalidation has completed, or as above.
 //! - Requests complete in the order in which they were queued. Only the last of those that are posted together asks for a completion, which
 //!   stands for all before it: one doorbell and one completion a turn.
+//! - A window whose key a peer may still hold isn't bound again.
 //! - There are never more requests than the queues have places ([`QueuePair::room`]), and never more windows than were asked for.
 //!
 //! How it comes to be connected, and the states it is in, is in [`connect`](super::connect).
@@ -168,6 +169,11 @@ impl QueuePair {
         self.sends.is_empty()
     }
 
+    /// Requests that have been retired so far.
+    pub fn retired_so_far(&self) -> u64 {
+        self.first
+    }
+
     /// Whether the device can read these bytes where they are.
     #[inline]
     pub fn reaches(&self, bytes: &[u8]) -> bool {
@@ -306,6 +312,15 @@ impl QueuePair {
         true
     }
 
+    /// The peer may still use the key of this window, which is shut, or about to be; or it has said that it won't.
+    pub fn set_spent(&mut self, slot: u64, spent: bool) {
+        let window = &mut self.windows[slot as usize];
+        let was = std::mem::replace(&mut window.spent, spent);
+        if was && !spent && window.state == State::Free {
+            self.free_windows.push(slot as u16);
+        }
+    }
+
     fn queue(&mut self, operation: Operation, pieces: &[sys::ibv_sge], posted: Posted) {
         assert!(self.room() > 0, "the send queue is full");
         let number = self.first + self.sends.len() as u64;
@@ -382,7 +397,9 @@ impl QueuePair {
         let Some(slot) = shuts else { return Some((tag, held)) };
         let window = &mut self.windows[usize::from(slot)];
         window.state = State::Free;
-        self.free_windows.push(slot);
+        if !window.spent {
+            self.free_windows.push(slot);
+        }
         Some((tag, std::mem::replace(&mut window.held, Held::Nothing)))
     }
 

@@ -4,7 +4,7 @@
 //!            offer          answer            something came by the queue pair
 //!  Greeting -------> Offered -------> Proving --------------------------------> Open --> Draining --> Over
 //!     |  \-> Expecting --------------^   |
-//!     \--------------\--------------------\--> Plain  (no RDMA at one end, refused, declined, or the path doesn't work)
+//!     \--------------\--------------------\--> Plain  (no RDMA at one end, refused, declined, not answered, or the path doesn't work)
 //! ```
 
 use super::connections::{Errand, Inner};
@@ -120,8 +120,10 @@ impl Inner {
 
     /// Frames go by TCP, which the other side is told.
     pub(super) fn decline(&mut self, conn: ConnId, why: &str) {
+        let offered = self.entry(conn).is_some_and(|entry| matches!(entry.stage, Stage::Offered(_)));
         self.drop_lane(conn);
         if let Some(entry) = self.entry_mut(conn) {
+            entry.unanswered = offered;
             entry.why = Some(why.to_string());
         }
         self.errands.push_back(Errand::Say(conn, op::DECLINE, 0, Vec::new()));
@@ -140,6 +142,10 @@ impl Inner {
         let Some(entry) = self.entry_mut(conn) else { return };
         let accepted = entry.accepted;
         match entry.stage {
+            Stage::Offered(_) if !accepted => {
+                let error = Error::new(ErrorCode::TimedOut, "the offer was not answered in time");
+                self.fall_back(conn, &error);
+            }
             Stage::Proving(_) if !accepted => {
                 let error = Error::new(ErrorCode::TimedOut, "nothing came by the queue pair in time");
                 self.fall_back(conn, &error);

@@ -2,7 +2,8 @@
 //!
 //! A window of type 2B (InfiniBand Architecture, 10.6.7.2; RFC 7306 has the same for iWARP) belongs to a queue pair. Bound to a range of a
 //! [`Region`](super::memory::Region), it has a key that lets that queue pair's peer, and nobody else, write or read that range and nothing else.
-//! Invalidated, the key opens nothing. Each binding has another key: the last byte counts.
+//! Invalidated, the key opens nothing. Each binding has another key: the last byte counts. That is few: a peer that may hold an old key must not find its window
+//! in use again, see [`Window::spent`].
 
 use super::library::made;
 use super::memory::Domain;
@@ -35,6 +36,8 @@ pub(super) struct Window {
     /// Owned until the window is known to be shut.
     pub held: Held,
     pub state: State,
+    /// It was shut without the peer's word that it won't use the key. After 255 more bindings that would be the key of somebody else's memory, so there are none.
+    pub spent: bool,
     domain: Rc<Domain>,
 }
 
@@ -56,7 +59,14 @@ impl Window {
         let raw = made("ibv_alloc_mw", unsafe { alloc(domain.raw(), sys::IBV_MW_TYPE_2) })?;
         // SAFETY: the window has just been made.
         let key = unsafe { (*raw).rkey };
-        Ok(Self { raw, key, held: Held::Nothing, state: State::Free, domain: Rc::clone(domain) })
+        Ok(Self {
+            raw,
+            key,
+            held: Held::Nothing,
+            state: State::Free,
+            spent: false,
+            domain: Rc::clone(domain),
+        })
     }
 
     /// The key of the next binding.

@@ -59,7 +59,7 @@ impl Alarm {
         self.is_raised() && self.0.raised.swap(false, Ordering::SeqCst)
     }
 
-    pub(super) fn is_raised(&self) -> bool {
+    pub(crate) fn is_raised(&self) -> bool {
         self.0.raised.load(Ordering::SeqCst)
     }
 

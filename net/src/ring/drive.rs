@@ -9,7 +9,8 @@
 //! Invariants
 //! - A transfer completes once, under its token, when all its pieces have. Its result is that of [`Completion`], but an error of
 //!   the drive itself is negative and below [`STATUS`]: see [`drive_status`].
-//! - A command that the drive refuses for now is tried again a few times, as the kernel's block layer would: commands pass that by.
+//! - A command that the drive refuses for now, or that the kernel cancelled because it reset the drive, is tried again a few times, as the kernel's block
+//!   layer would: commands pass that by.
 //! - As of the core's ring: memory that a transfer names is the transfer's until then; what finds no room waits in order.
 //! - A drive's commands can't be cancelled. Dropping the ring waits for them, so drop it before the memory.
 
@@ -33,15 +34,25 @@ const FILES: u32 = 64;
 const DO_NOT_RETRY: i32 = 0x4000;
 /// So often a command is tried again: as often as the kernel's block layer does (nvme_core.max_retries).
 const RETRIES: u8 = 5;
+/// How long a command waits that was cancelled, or found no way to its drive, and twice as long each further time: 0.6 s in all. A drive that is being reset
+/// may refuse what comes meanwhile, and the tries are few.
+const PAUSE: Duration = Duration::from_millis(20);
 /// Completions that are taken at a time.
 const REAPED: usize = 32;
 /// In the name of an entry: it is a command, which is kept until it has completed.
 const COMMAND: u64 = 1 << 63;
 
-/// Whether a command that ended with this status, and was tried again so often, is to be tried again: aborted commands, because the controller was reset, paths
-/// that failed, and whatever else the drive doesn't say that it is of no use.
-fn is_tried_again(status: i32, tries: u8) -> bool {
-    status > 0 && status & DO_NOT_RETRY == 0 && tries < RETRIES
+/// Whether a command that ended so, and was tried again so often, is to be tried again: aborted commands, paths that failed, and whatever else the drive doesn't
+/// say that it is of no use; and what the kernel cancelled, as it does with all that is in flight when it resets a controller. That gives EINTR and no status
+/// (Linux, drivers/nvme/host/ioctl.c: `nvme_uring_cmd_end_io` of what is NVME_REQ_CANCELLED).
+fn is_tried_again(result: i32, tries: u8) -> bool {
+    let for_now = result == -libc::EINTR || result > 0 && result & DO_NOT_RETRY == 0;
+    for_now && tries < RETRIES
+}
+
+/// Whether what stood in the way takes its time to go: a command was cancelled, or its status is of the path to the drive (status code type 3).
+fn is_paused(result: i32) -> bool {
+    result < 0 || result & 0x700 == 0x300
 }
 
 /// The drive's own status in a completion's result, if it is one: for NVMe its type and code, as in the completion queue
@@ -90,6 +101,8 @@ pub struct DriveRing {
     ring: IoUring<squeue::Entry128, cqueue::Entry32>,
     /// Entries that the drives get when others have completed, oldest first.
     waiting: VecDeque<squeue::Entry128>,
+    /// Commands that are tried again, and not before these times.
+    paused: Vec<(Instant, squeue::Entry128)>,
     /// Entries that were handed over, or are about to be, and haven't completed; and how many may be.
     flying: u32,
     entries: u32,
@@ -117,6 +130,7 @@ impl DriveRing {
         Ok(Self {
             ring,
             waiting: VecDeque::new(),
+            paused: Vec::new(),
             flying: 0,
             entries,
             transfers: Slab::with_capacity(entries as usize),
@@ -265,6 +279,11 @@ impl DriveRing {
         if self.transfers.is_empty() {
             return Ok(());
         }
+        if !self.paused.is_empty() {
+            let now = Instant::now();
+            let due = self.paused.extract_if(.., |(at, _)| *at <= now);
+            self.waiting.extend(due.map(|(_, entry)| entry));
+        }
         loop {
             while let Some(entry) = self.waiting.pop_front() {
                 // SAFETY: it was pushed under the promise of `push`, which holds until it completes.
@@ -298,7 +317,8 @@ impl DriveRing {
     /// Whether somebody has to go on asking.
     #[inline]
     pub(super) fn must_be_asked(&self) -> bool {
-        !self.transfers.is_empty() && (self.wakes == Wakes::Polled || self.refused)
+        let asks = self.wakes == Wakes::Polled || self.refused || !self.paused.is_empty();
+        asks && !self.transfers.is_empty()
     }
 
     /// What becomes readable when something has completed; `None` if nothing is to be waited for.
@@ -384,9 +404,14 @@ impl DriveRing {
                 let at = (name & !COMMAND) as usize;
                 let command = &mut self.commands[at];
                 if is_tried_again(result, command.tries) {
+                    let (entry, pause) = (command.entry.clone(), PAUSE * (1 << command.tries));
                     command.tries += 1;
                     self.retries += 1;
-                    return self.waiting.push_back(command.entry.clone());
+                    match is_paused(result) {
+                        true => self.paused.push((Instant::now() + pause, entry)),
+                        false => self.waiting.push_back(entry),
+                    }
+                    return;
                 }
                 self.commands.remove(at).transfer
             }
@@ -418,15 +443,19 @@ mod tests {
     use super::*;
     use crate::ring::Source;
 
-    /// Aborted by the host, because the controller was reset; and an unrecovered read error that won't go away.
+    /// Not ready for now; aborted by the host; and an unrecovered read error that won't go away.
+    const NOT_READY: i32 = 0x82;
     const ABORTED: i32 = 0x371;
     const LOST: i32 = 0x4281;
 
     #[test]
     fn a_command_is_tried_again_unless_the_drive_says_that_it_is_of_no_use() {
-        assert!(is_tried_again(ABORTED, 0) && is_tried_again(0x370, 4) && is_tried_again(0x82, 0));
+        assert!(is_tried_again(ABORTED, 0) && is_tried_again(0x370, 4) && is_tried_again(NOT_READY, 0));
+        assert!(is_tried_again(-libc::EINTR, 0), "the controller was reset");
         assert!(!is_tried_again(ABORTED, RETRIES) && !is_tried_again(LOST, 0));
+        assert!(!is_tried_again(-libc::EINTR, RETRIES));
         assert!(!is_tried_again(0, 0) && !is_tried_again(-libc::EIO, 0), "no status of a drive");
+        assert!(is_paused(ABORTED) && is_paused(-libc::EINTR) && !is_paused(NOT_READY));
     }
 
     #[test]
@@ -436,27 +465,60 @@ mod tests {
             return;
         };
         let mut out = Vec::new();
-        let mut transfer = |statuses: &[i32], ends: i32| {
+        let mut transfer = |results: &[i32], ends: i32| {
             let begun = ring.begin(Token::new(Source::DISK, 7), 0);
             let file = File::Plain(-1);
             // SAFETY: it names no memory, and is never handed to the kernel.
             unsafe { ring.command(begun, file, 0, [0; 80], (std::ptr::null(), 0)) };
             ring.ring.submission().sync();
-            for status in statuses {
+            for result in results {
                 assert!(out.is_empty());
                 let name = COMMAND | ring.commands.iter().next().unwrap().0 as u64;
                 ring.waiting.clear();
-                ring.settle(name, *status, &mut out);
-                assert_eq!(ring.waiting.len(), usize::from(out.is_empty()));
+                ring.paused.clear();
+                ring.settle(name, *result, &mut out);
+                let again = ring.waiting.len() + ring.paused.len();
+                assert_eq!(again, usize::from(out.is_empty()));
+                assert_eq!(!ring.paused.is_empty(), ring.must_be_asked(), "nothing else wakes it");
             }
             assert_eq!(out.pop().map(|completion| completion.result), Some(ends));
             assert!(ring.commands.is_empty() && ring.transfers.is_empty());
         };
         transfer(&[0], 0);
-        transfer(&[ABORTED, ABORTED, 0], 0);
+        transfer(&[NOT_READY, ABORTED, 0], 0);
+        transfer(&[-libc::EINTR, NOT_READY, -libc::EINTR, 0], 0);
         transfer(&[ABORTED; RETRIES as usize + 1], -STATUS - ABORTED);
+        transfer(&[-libc::EINTR; RETRIES as usize + 1], -libc::EINTR);
         transfer(&[LOST], -STATUS - LOST);
         transfer(&[-libc::EIO], -libc::EIO);
-        assert_eq!((ring.commanded(), ring.retries()), (5, 2 + u64::from(RETRIES)));
+        assert_eq!((ring.commanded(), ring.retries()), (7, 5 + 2 * u64::from(RETRIES)));
+    }
+
+    #[test]
+    fn a_paused_command_is_handed_over_when_its_time_has_come() {
+        let Ok(mut ring) = DriveRing::new(8, Wakes::ByInterrupt) else {
+            println!("skipped, because this kernel has no rings for drives");
+            return;
+        };
+        let mut out = Vec::new();
+        let begun = ring.begin(Token::new(Source::DISK, 7), 0);
+        // As if no place had been free, and it had been handed over and cancelled then.
+        ring.flying = ring.entries;
+        // SAFETY: it names no memory.
+        unsafe { ring.command(begun, File::Plain(-1), 0, [0; 80], (std::ptr::null(), 0)) };
+        ring.waiting.clear();
+        ring.flying = 0;
+        let name = COMMAND | ring.commands.iter().next().unwrap().0 as u64;
+        ring.settle(name, -libc::EINTR, &mut out);
+        let began = Instant::now();
+        while out.is_empty() {
+            ring.turn(&mut out).unwrap();
+        }
+        assert_eq!(
+            out.pop().map(|completion| completion.result),
+            Some(-libc::EBADF),
+            "there is no such file"
+        );
+        assert!(began.elapsed() >= PAUSE / 2 && ring.paused.is_empty() && ring.in_flight() == 0);
     }
 }

@@ -140,9 +140,14 @@ impl FrameSink for Inlet<'_> {
                 Place::Given(buffer, offset) => return Placement::Into { buffer, offset },
                 Place::Nowhere => return Placement::Discard,
                 Place::Any => {
-                    if let Some(here) = here {
-                        return Placement::Here(here);
-                    }
+                    // What it would wait for may be behind it: replies that have their places, and whose end frees them.
+                    let own = || self.inner.pool.get(header.data_len());
+                    return match here {
+                        Some(here) => Placement::Here(here),
+                        None => {
+                            own().map_or(Placement::Discard, |buffer| Placement::Into { buffer, offset: 0 })
+                        }
+                    };
                 }
             }
         }
@@ -210,6 +215,12 @@ impl Pump {
 
     pub fn alarm(&self) -> Alarm {
         self.ring.alarm()
+    }
+
+    /// Puts something else in the place of the ring, which no kernel takes for one.
+    #[cfg(test)]
+    pub fn break_ring(&self) {
+        self.ring.break_it();
     }
 
     /// The second half of a turn, after everybody who was woken by [`take`](Self::take) has run: what they queued leaves. Sleeps if

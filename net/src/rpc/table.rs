@@ -164,13 +164,16 @@ impl Table {
     /// Where the data of the reply to `request` on `from` go.
     pub fn place(&mut self, from: ConnId, request: u64, data_len: usize) -> Place {
         match self.state(request) {
-            Some(State::Waiting { conn, place, .. }) if *conn == from => match place.take() {
-                Some((buffer, offset)) if offset <= buffer.len() && data_len <= buffer.len() - offset => {
-                    Place::Given(buffer, offset)
+            Some(State::Waiting { conn, place, .. }) if *conn == from => {
+                let fits = |(buffer, offset): &mut (Buffer, usize)| {
+                    *offset <= buffer.len() && data_len <= buffer.len() - *offset
+                };
+                match place.take_if(fits) {
+                    Some((buffer, offset)) => Place::Given(buffer, offset),
+                    None if place.is_some() => Place::Nowhere,
+                    None => Place::Any,
                 }
-                Some(_) => Place::Nowhere,
-                None => Place::Any,
-            },
+            }
             _ => Place::Nowhere,
         }
     }
@@ -184,6 +187,8 @@ impl Table {
         debug_assert_eq!(*conn, from);
         let outcome = if header.status() != 0 {
             Err(decode_error(header.status(), body))
+        } else if header.data_len() > 0 && data.is_none() && place.is_none() {
+            Err(Error::new(ErrorCode::Overloaded, "no memory for the data of a reply that had no place"))
         } else if header.data_len() > 0 && data.is_none() {
             Err(Error::new(ErrorCode::BadFrame, "the reply has more data than its place holds"))
         } else {

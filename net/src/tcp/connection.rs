@@ -15,6 +15,7 @@ use super::{ConnCounters, ConnId, token};
 use crate::address::Address;
 use crate::buffer::Pool;
 use crate::contract::{Flow, FrameSink};
+use crate::debt::Debt;
 use crate::handshake::{self, Handshake, Identity, Message, Peer, Step, op};
 use crate::ring::{Completion, Ring};
 use corefs_wire::error::{decode_error, encode_error};
@@ -27,26 +28,6 @@ use zerocopy::IntoBytes;
 
 /// An accepted connection with more than this queued takes no further requests: its peer doesn't read.
 const THROTTLE: usize = CONNECTION_SEND_MAX / 8;
-
-/// Looks in a row at which an accepted peer may be found to owe something and to have moved no byte, before it is given up: 10 s
-/// at least, at one look in a tenth of a second. Not by the clock, so that a process that stood still itself blames nobody.
-const STALLED_LOOKS: u32 = 100;
-
-/// What a peer owes.
-#[derive(Default)]
-struct Debt {
-    moved: u64,
-    looks: u32,
-}
-
-impl Debt {
-    /// Whether it has been owed for too long, while so many bytes in all have moved.
-    fn look(&mut self, owed: bool, moved: u64) -> bool {
-        self.looks = if owed && moved == self.moved { self.looks + 1 } else { 0 };
-        self.moved = moved;
-        self.looks > STALLED_LOOKS
-    }
-}
 
 pub struct Connection {
     socket: OwnedFd,

@@ -1,12 +1,16 @@
 //! What waits to be sent on a connection. Two batches: frames are queued into one while the kernel sends the other.
 //!
 //! Headers and bodies are copied back to back into one byte buffer; payloads stay where they are and are held until the
-//! kernel has taken them. A batch leaves in one gathered write unless it has more pieces than the kernel takes.
+//! kernel has taken them. A batch leaves in one gathered write unless it has more pieces than the kernel takes, or more bytes
+//! than a slow peer takes in good time.
 
 use crate::buffer::Payload;
 
 /// Pieces of one gathered write (IOV_MAX).
 const PIECES_MAX: usize = 1024;
+/// A gathered write ends with the piece that makes it so long: it completes only as a whole, so that until then nobody sees that the
+/// peer goes on, and no payload is free. A peer that takes a tenth of this in a second isn't given up (bytes).
+const SEND_BYTES: usize = 1 << 20;
 /// A byte buffer that grew beyond this for a large body is given back afterwards.
 const KEEP_BYTES: usize = 256 << 10;
 
@@ -14,7 +18,7 @@ const KEEP_BYTES: usize = 256 << 10;
 pub struct Outbox {
     queued: Batch,
     flying: Batch,
-    /// Bytes of `flying` that the kernel has taken.
+    /// Bytes of the first part of `flying` that the kernel has taken.
     taken: usize,
     in_flight: bool,
     pieces: Vec<libc::iovec>,
@@ -25,6 +29,10 @@ pub struct Outbox {
 struct Batch {
     bytes: Vec<u8>,
     parts: Vec<Part>,
+    /// The kernel has all of so many parts, and so many of `bytes` with them.
+    gone: usize,
+    gone_bytes: usize,
+    /// Bytes of the other parts.
     total: usize,
 }
 
@@ -32,6 +40,15 @@ enum Part {
     /// So many of `bytes`, in order.
     Bytes(usize),
     Payload(Payload),
+}
+
+impl Part {
+    fn len(&self) -> usize {
+        match self {
+            Self::Bytes(len) => *len,
+            Self::Payload(payload) => payload.len(),
+        }
+    }
 }
 
 impl Outbox {
@@ -103,6 +120,8 @@ impl Outbox {
         if self.taken == self.flying.total {
             self.taken = 0;
             self.flying.clear();
+        } else {
+            self.taken = self.flying.let_go(self.taken);
         }
     }
 }
@@ -114,14 +133,32 @@ impl Batch {
             self.bytes = Vec::new();
         }
         self.parts.clear();
-        self.total = 0;
+        (self.gone, self.gone_bytes, self.total) = (0, 0, 0);
     }
 
-    /// The pieces from byte `skip` of the batch on, at most [`PIECES_MAX`].
+    /// Drops the parts of which the kernel has taken everything; how much it has taken of the first that is left. Something is.
+    fn let_go(&mut self, mut taken: usize) -> usize {
+        for part in &mut self.parts[self.gone..] {
+            let len = part.len();
+            if taken < len {
+                break;
+            }
+            taken -= len;
+            self.total -= len;
+            self.gone += 1;
+            match part {
+                Part::Bytes(len) => self.gone_bytes += *len,
+                Part::Payload(_) => *part = Part::Bytes(0),
+            }
+        }
+        taken
+    }
+
+    /// The pieces behind the first `skip` bytes that are left, at most [`PIECES_MAX`], and no more once they have [`SEND_BYTES`].
     fn gather(&self, mut skip: usize, pieces: &mut Vec<libc::iovec>) {
         pieces.clear();
-        let mut at = 0;
-        for part in &self.parts {
+        let (mut at, mut len) = (self.gone_bytes, 0);
+        for part in &self.parts[self.gone..] {
             let bytes = match part {
                 Part::Bytes(len) => {
                     at += len;
@@ -133,11 +170,12 @@ impl Batch {
                 skip -= bytes.len();
                 continue;
             }
-            if pieces.len() == PIECES_MAX {
+            if pieces.len() == PIECES_MAX || len >= SEND_BYTES {
                 return;
             }
             let rest = &bytes[skip..];
             skip = 0;
+            len += rest.len();
             pieces.push(libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() });
         }
     }
@@ -192,6 +230,25 @@ mod tests {
         assert_eq!((pool.in_use(), outbox.len()), (4096, 11));
         outbox.sent(11);
         assert_eq!((pool.in_use(), outbox.len()), (0, 0));
+    }
+
+    #[test]
+    fn much_leaves_in_turns_and_each_payload_is_held_until_it_is_sent() {
+        const FRAMES: usize = 5;
+        let pool = Pool::new(4 << 20).unwrap();
+        let mut outbox = Outbox::default();
+        for n in 0..FRAMES as u8 {
+            let mut buffer = pool.get(SEND_BYTES / 2).unwrap();
+            buffer.get_mut().unwrap().fill(n);
+            outbox.push(&[n], b"", Some(buffer.into()));
+        }
+        let mut found = Vec::new();
+        for sent in [2, 4, FRAMES] {
+            found.extend(take(&mut outbox, usize::MAX));
+            assert_eq!(pool.in_use(), (FRAMES - sent) * SEND_BYTES / 2, "after {sent} frames");
+        }
+        let expected = (0..FRAMES as u8).flat_map(|n| vec![n; 1 + SEND_BYTES / 2]);
+        assert!(outbox.is_empty() && found.into_iter().eq(expected));
     }
 
     #[test]

@@ -48,6 +48,28 @@ fn data_that_do_not_fit_their_place_touch_nothing() {
     });
 }
 
+/// Memory that it would wait for is that of the replies behind it.
+#[test]
+fn a_reply_without_a_place_does_not_wait_for_memory_and_holds_up_nobody() {
+    run(|| async {
+        let (_server, _, address) = serve();
+        let client = Node::start(config()).unwrap();
+        let conn = client.connection(&address).await.unwrap();
+        let without = client.expect(conn, None).unwrap().within(LONG);
+        let all: Vec<_> = std::iter::from_fn(|| client.pool().get(4096)).collect();
+        let len = corefs_net::tcp::LENT_MAX + 1;
+        let data = vec![5; len];
+        client.post(conn, Kind::Request, op::ECHO, without.request_id(), b"", Some(data.into())).unwrap();
+        assert_eq!(without.await.unwrap_err().code, ErrorCode::Overloaded);
+        let behind = client.call(&address, op::ECHO, b"behind", None, LONG).await.unwrap();
+        assert_eq!(&*behind.body, b"behind");
+        drop(all);
+        let data = vec![6; len];
+        let again = client.call(&address, op::ECHO, b"", Some(data.into()), LONG).await.unwrap();
+        assert_eq!(again.data.unwrap()[..len], vec![6; len]);
+    });
+}
+
 #[test]
 fn a_dropped_expectation_discards_its_late_reply() {
     run(|| async {

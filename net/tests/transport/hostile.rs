@@ -33,6 +33,7 @@ struct Town<S: Scene> {
 impl<S: Scene> Town<S> {
     fn new() -> Self {
         let (mut server, mut client) = (World::<S::Server>::plain(), World::<S::Client>::plain());
+        server.may_end = true;
         let address = server.net.listen(&S::Server::local()).unwrap();
         let conn = open(&mut client, &mut server, &address);
         Self { server, client, conn, address, asked: 0 }
@@ -174,7 +175,7 @@ pub fn violations_after_the_handshake_end_that_connection_alone<S: Scene>() {
         town.check_neighbour();
     }
     let mut server = town.server;
-    server.until("all to be forgotten", |server| server.sink.closed.len() == cases_count);
+    server.until_ends("all to be forgotten", |server| server.sink.closed.len() == cases_count);
     let served = server.sink.frames.iter().filter(|frame| frame.data.is_some()).count();
     assert_eq!((served, server.in_use()), (cases_count, 0), "each good frame was served before");
 }
@@ -190,7 +191,7 @@ pub fn peers_that_stop_anywhere_leave_nothing_behind<S: Scene>() {
             town.turn();
         }
         drop(socket);
-        town.server.until("the end", |server| server.sink.closed.len() > before);
+        town.server.until_ends("the end", |server| server.sink.closed.len() > before);
         assert_eq!(town.server.in_use(), 0, "cut after {length} bytes");
         town.check_neighbour();
     }
@@ -238,7 +239,7 @@ pub fn a_peer_that_never_reads_is_held_back_and_then_refused<S: Scene>() {
     town.server.net.close(conn);
     town.server.later = Duration::from_secs(6);
     let gone = |server: &mut World<S::Server>| server.sink.closed.iter().any(|(closed, _)| *closed == conn);
-    town.server.until("patience to end", gone);
+    town.server.until_ends("patience to end", gone);
     town.check_neighbour();
 }
 
@@ -254,7 +255,7 @@ fn until_given_up(town: &mut Town<Here<Tcp>>) {
         town.server.later += Duration::from_millis(100);
         town.turn();
     }
-    town.server.until("the end", |server| server.sink.closed.len() > before);
+    town.server.until_ends("the end", |server| server.sink.closed.len() > before);
     town.check_neighbour();
 }
 
@@ -282,6 +283,29 @@ fn a_peer_that_takes_no_replies_is_given_up() {
         std::mem::replace(&mut queued, server.net.queued(conn)) == server.net.queued(conn)
     });
     until_given_up(&mut town);
+}
+
+/// It takes a little now and then, of much that was sent together: 2 MiB in 9 s, as over a slow link.
+#[test]
+fn a_peer_that_takes_replies_slowly_is_not_given_up() {
+    let mut town = Town::<Here<Tcp>>::new();
+    let mut socket = town.opened();
+    let conn = town.server.sink.opened.last().unwrap().0;
+    for n in 0..32 {
+        town.server.net.send(conn, Kind::Reply, 1, n, 0, b"", Some(vec![0; 1 << 20].into())).unwrap();
+    }
+    let mut some = vec![0; 2 << 20];
+    while town.server.net.queued(conn) > 0 {
+        let before = town.server.net.queued(conn);
+        town.read_exact(&mut socket, &mut some).unwrap();
+        town.server.until("the kernel to take more", |server| server.net.queued(conn) < before);
+        for _ in 0..90 {
+            town.server.later += Duration::from_millis(100);
+            town.turn();
+        }
+    }
+    assert!(town.server.net.is_open(conn));
+    town.check_neighbour();
 }
 
 /// Each byte is a sign of life, however late it comes.
@@ -336,6 +360,6 @@ pub fn random_garbage_from_many_peers_harms_nobody<S: Scene>() {
     }
     town.check_neighbour();
     let mut server = town.server;
-    server.until("all to be forgotten", |server| server.net.live() == 2);
+    server.until_ends("all to be forgotten", |server| server.net.live() == 2);
     assert_eq!(server.in_use(), 0);
 }

@@ -1,6 +1,6 @@
 //! Connections come, are refused, go, and their ids with them.
 
-use crate::world::{CLUSTER, Scene, Setting, Tested, World, open, pair, until};
+use crate::world::{CLUSTER, Scene, Setting, Tested, World, open, pair, until, until_ends};
 use corefs_net::{Address, Transport};
 use corefs_wire::frame::Kind;
 use corefs_wire::{ErrorCode, Uuid};
@@ -11,7 +11,7 @@ fn refusal<S: Scene>(client: Setting, server: Setting) -> ErrorCode {
     let (mut server, mut client) = (World::<S::Server>::with(server), World::<S::Client>::with(client));
     let address = server.net.listen(&S::Server::local()).unwrap();
     client.net.connect(&address).unwrap();
-    until(&mut client, &mut server, "the refusal", |client, server| {
+    until_ends(&mut client, &mut server, "the refusal", |client, server| {
         client.sink.closed.len() == 1 && server.net.live() == 1
     });
     assert!(server.sink.opened.is_empty() && server.sink.closed.is_empty() && client.sink.opened.is_empty());
@@ -71,7 +71,8 @@ pub fn nobody_there_is_said_so<S: Scene>() {
     let mut client = World::<S::Client>::plain();
     for address in [address, Address::Unix("/nonexistent/socket".into())] {
         let conn = client.net.connect(&address).unwrap();
-        client.until("the failure", |client| client.sink.closed.iter().any(|(closed, _)| *closed == conn));
+        client
+            .until_ends("the failure", |client| client.sink.closed.iter().any(|(closed, _)| *closed == conn));
         assert_eq!(client.sink.closed.last().unwrap().1.code, ErrorCode::Unreachable);
     }
     assert_eq!(client.net.live(), 0);
@@ -94,7 +95,7 @@ pub fn a_peer_that_never_answers_the_handshake_is_given_up<S: Scene>() {
     let address = server.net.listen(&S::Server::local()).unwrap();
     let Address::Tcp(socket) = address else { panic!() };
     let _silent = std::net::TcpStream::connect(socket).unwrap();
-    until(&mut client, &mut server, "the connections", |client, server| {
+    until_ends(&mut client, &mut server, "the connections", |client, server| {
         server.net.live() == 2 && client.net.live() == 1
     });
     for _ in 0..100 {
@@ -103,7 +104,7 @@ pub fn a_peer_that_never_answers_the_handshake_is_given_up<S: Scene>() {
     }
     assert_eq!((client.net.live(), server.net.live()), (1, 2), "there is time yet");
     (client.later, server.later) = (Duration::from_secs(6), Duration::from_secs(6));
-    until(&mut client, &mut server, "both to give up", |client, server| {
+    until_ends(&mut client, &mut server, "both to give up", |client, server| {
         client.net.live() == 0 && server.net.live() == 1
     });
     assert_eq!(client.sink.closed[0].1.code, ErrorCode::Unreachable);
@@ -117,7 +118,7 @@ pub fn closing_sends_what_is_queued_first<S: Scene>() {
     assert!(!client.net.is_open(conn));
     let refused = client.net.send(conn, Kind::Request, 1, 1, 0, b"", None).unwrap_err();
     assert_eq!(refused.code, ErrorCode::ConnectionLost);
-    until(&mut client, &mut server, "both to close", |client, server| {
+    until_ends(&mut client, &mut server, "both to close", |client, server| {
         client.sink.closed.len() == 1 && server.sink.closed.len() == 1
     });
     assert_eq!(server.sink.frames[0].body, b"last words");
@@ -131,7 +132,7 @@ pub fn a_stale_id_is_harmless<S: Scene>() {
     let (mut server, mut client, old) = pair::<S>();
     let address = client.sink.opened[0].1.address.clone();
     client.net.close(old);
-    until(&mut client, &mut server, "the end", |client, _| client.net.live() == 0);
+    until_ends(&mut client, &mut server, "the end", |client, _| client.net.live() == 0);
     let new = open(&mut client, &mut server, &address);
     assert_eq!(new.index, old.index, "the slot is used again");
     assert!(!client.net.is_open(old) && client.net.is_open(new));
@@ -156,7 +157,7 @@ pub fn many_connections_talk_at_once_and_the_bound_holds<S: Scene>() {
         client.sink.opened.len() == BOUND && server.sink.opened.len() == BOUND
     });
     client.net.connect(&address).unwrap();
-    until(&mut client, &mut server, "the refusal", |client, _| client.sink.closed.len() == 1);
+    until_ends(&mut client, &mut server, "the refusal", |client, _| client.sink.closed.len() == 1);
     for round in 0..5 {
         for conn in &conns {
             client.send(*conn, round, &conn.index.to_le_bytes(), &[conn.index as u8; 3000]);
@@ -176,10 +177,10 @@ pub fn listening_can_stop_while_connections_stay<S: Scene>() {
     let (mut server, mut client, conn) = pair::<S>();
     let address = client.sink.opened[0].1.address.clone();
     server.net.stop_listening(&mut server.ring);
-    until(&mut client, &mut server, "the listener to go", |_, server| server.net.live() == 1);
+    until_ends(&mut client, &mut server, "the listener to go", |_, server| server.net.live() == 1);
     client.net.connect(&address).unwrap();
     client.send(conn, 1, b"hello", b"");
-    until(&mut client, &mut server, "refusal and frame", |client, server| {
+    until_ends(&mut client, &mut server, "refusal and frame", |client, server| {
         client.sink.closed.len() == 1 && server.sink.frames.len() == 1
     });
     assert_eq!(client.sink.closed[0].1.code, ErrorCode::Unreachable);
@@ -200,6 +201,6 @@ pub fn dropping_everything_in_the_middle_of_it_is_sound<S: Scene>() {
             drop(ring);
         }
         drop(sink);
-        client.until("the end", |client| client.sink.closed.len() == 1);
+        client.until_ends("the end", |client| client.sink.closed.len() == 1);
     }
 }

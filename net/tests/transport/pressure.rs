@@ -1,6 +1,6 @@
 //! Back-pressure: waiting for buffers, pausing, resuming.
 
-use crate::world::{Policy, Scene, World, pair, until};
+use crate::world::{Policy, Scene, World, pair, until, until_ends};
 use corefs_net::{Flow, Transport};
 use corefs_wire::ErrorCode;
 use corefs_wire::frame::Kind;
@@ -76,7 +76,7 @@ pub fn a_waiting_connection_can_be_closed<S: Scene>() {
     until(&mut client, &mut server, "the question", |_, server| server.sink.asked == 1);
     let accepted = server.sink.opened[0].0;
     server.net.close(accepted);
-    until(&mut client, &mut server, "the end", |client, server| {
+    until_ends(&mut client, &mut server, "the end", |client, server| {
         !client.sink.closed.is_empty() && !server.sink.closed.is_empty()
     });
 }
@@ -99,6 +99,6 @@ pub fn a_buffer_goes_back_when_its_connection_ends_in_the_middle<S: Scene>() {
     client.send(conn, 1, b"", &vec![1; 1 << 20]);
     until(&mut client, &mut server, "the placement", |_, server| server.in_use() > 0);
     drop::<World<S::Client>>(client);
-    server.until("the end", |server| server.sink.closed.len() == 1);
+    server.until_ends("the end", |server| server.sink.closed.len() == 1);
     assert!(server.in_use() == 0 || !server.sink.frames.is_empty());
 }

@@ -8,6 +8,7 @@ mod resting;
 mod setup;
 mod shared;
 mod steady;
+mod stopped;
 
 use crate::world::{Setting, Tested};
 use corefs_net::rdma::{Patience, Rdma, RdmaConfig};

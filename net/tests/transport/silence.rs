@@ -1,6 +1,6 @@
 //! Peers that are gone without a word: a machine that lost its power sends nothing, and whoever awaits nothing of it would keep its connection for ever.
 
-use crate::world::{World, open, until};
+use crate::world::{World, open, until_ends};
 use corefs_net::{Address, Tcp};
 use std::os::fd::RawFd;
 
@@ -89,7 +89,7 @@ fn a_peer_that_vanishes_without_a_word_is_missed_though_nothing_is_awaited() {
     let address = server.net.listen(&"127.0.0.1:0".parse().unwrap()).unwrap();
     open(&mut client, &mut server, &address);
     loopback(false);
-    until(&mut client, &mut server, "both ends to miss the other", |client, server| {
+    until_ends(&mut client, &mut server, "both ends to miss the other", |client, server| {
         client.sink.closed.len() == 1 && server.sink.closed.len() == 1
     });
     assert_eq!((client.net.live(), server.net.live()), (0, 1), "only the listener is left");

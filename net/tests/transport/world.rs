@@ -183,6 +183,8 @@ pub struct World<T> {
     watched: bool,
     /// Added to the clock, to make time pass.
     pub later: Duration,
+    /// Connections of this end may end at any time: its peers are badly behaved.
+    pub may_end: bool,
 }
 
 impl<T: Tested> World<T> {
@@ -211,6 +213,7 @@ impl<T: Tested> World<T> {
             #[cfg(feature = "rdma")]
             watched: false,
             later: Duration::ZERO,
+            may_end: false,
         }
     }
 
@@ -265,25 +268,53 @@ impl<T: Tested> World<T> {
         self.net.send(conn, Kind::Request, 9, request, 0, body, Some(data.to_vec().into())).unwrap();
     }
 
-    /// Turns this world until `done`.
+    /// Turns this world until `done`. A connection that ends meanwhile will not bring what is awaited: the test fails at once, and says why it ended.
     pub fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let before = self.sink.closed.len();
+        self.until_ends(what, |world| done(world) || world.check_ends(what, before));
+    }
+
+    /// The same for what connections may end before, or what is an end itself.
+    pub fn until_ends(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let started = Instant::now();
         while !done(self) {
             self.turn();
             std::thread::yield_now();
-            assert!(started.elapsed() < PATIENCE, "waited in vain for: {what}");
+            let closed = &self.sink.closed;
+            assert!(started.elapsed() < PATIENCE, "waited in vain for: {what}; ended have: {closed:?}");
         }
+    }
+
+    /// No connection has ended since so many had, unless it may. Nothing that is waited for has happened by that.
+    fn check_ends(&self, what: &str, before: usize) -> bool {
+        let ended = &self.sink.closed[before..];
+        assert!(ended.is_empty() || self.may_end, "a connection ended instead of: {what}: {ended:?}");
+        false
     }
 }
 
-/// Turns both until `done`.
+/// Turns both until `done`, as [`World::until`].
 pub fn until<A: Tested, B: Tested>(
     a: &mut World<A>,
     b: &mut World<B>,
     what: &str,
     mut done: impl FnMut(&mut World<A>, &mut World<B>) -> bool,
 ) {
+    let before = b.sink.closed.len();
     a.until(what, |a| {
+        b.turn();
+        done(a, b) || b.check_ends(what, before)
+    });
+}
+
+/// The same as [`World::until_ends`].
+pub fn until_ends<A: Tested, B: Tested>(
+    a: &mut World<A>,
+    b: &mut World<B>,
+    what: &str,
+    mut done: impl FnMut(&mut World<A>, &mut World<B>) -> bool,
+) {
+    a.until_ends(what, |a| {
         b.turn();
         done(a, b)
     });

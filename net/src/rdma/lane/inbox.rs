@@ -88,6 +88,8 @@ pub struct Inbox {
     held_back: Vec<Buffer>,
     /// Everything is thrown away.
     discards: bool,
+    /// The peer has said Bye. What may follow are credits and answers of a peer of an earlier version, and of no use any more.
+    pub over: bool,
 }
 
 impl Inbox {
@@ -115,6 +117,7 @@ impl Lane {
             self.spare.push(buffer);
             self.inbox.items.push_back(Item::Bye);
             self.allowed = 0;
+            self.inbox.over = true;
             return Ok(());
         }
         if self.inbox.discards {
@@ -234,7 +237,8 @@ impl Lane {
         }
         self.spare.append(&mut self.inbox.held_back);
         let items = bye.then_some(Item::Bye).into_iter().collect();
-        self.inbox = Inbox { items, first, discards: true, ..Inbox::default() };
+        let over = self.inbox.over;
+        self.inbox = Inbox { items, first, discards: true, over, ..Inbox::default() };
     }
 
     /// Hands what has come to the sink, as far as that wants it. `true` when the peer has said that nothing more comes.

@@ -51,11 +51,18 @@ pub struct Outbox {
     grants: VecDeque<Grant>,
     loose: usize,
     kept: Vec<Vec<u8>>,
+    /// Bye was said: the peer takes nothing more, not even news.
+    over: bool,
 }
 
 impl Outbox {
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether a frame waits, or a part of one.
+    pub fn has_items(&self) -> bool {
+        !self.items.is_empty()
     }
 
     pub fn grant(&mut self, grant: Grant) {
@@ -124,8 +131,11 @@ impl Lane {
             self.put_greeting();
         }
         while !self.greeting && self.can_send() && self.compose() {}
-        self.tell_recalls();
-        let must = !self.releases.is_empty() || self.owed * 2 >= u32::from(self.ours.receives);
+        if !self.outbox.over {
+            self.tell_recalls();
+        }
+        let owes = !self.releases.is_empty() || self.owed * 2 >= u32::from(self.ours.receives);
+        let must = owes && !self.outbox.over;
         let mut by_tcp = None;
         if must {
             if self.can_send() {
@@ -193,6 +203,7 @@ impl Lane {
         let mut frame = match item {
             Item::Bye => {
                 self.put(Kind::Bye, Data::None, 0, 0, &[], None);
+                self.outbox.over = true;
                 return true;
             }
             Item::Frame(frame) => frame,

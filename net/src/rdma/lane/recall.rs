@@ -3,7 +3,8 @@
 //! A peer that has been told of a grant may write there at any time, and one that writes to a window which is shut loses its queue pair. So it is asked first: it
 //! forgets the grant and says so, behind whatever it has written before. Then the window is shut, and only when that is done the buffer is free. A shard whose
 //! disk hangs answers that at once. Whoever doesn't answer in time, or doesn't know the question, has its window shut all the same: a write that
-//! comes then ends the connection, and lands nowhere.
+//! comes then ends the connection, and lands nowhere. Such a window isn't used again before the answer, since keys are few; when as many are idle so as may be open
+//! at a time, the connection ends.
 
 use super::super::message::{Data, Kind};
 use super::super::setup::GRANTS_MAX;
@@ -22,6 +23,8 @@ pub struct Recalls {
     /// Requests whose grants the peer is to forget, and those of its grants that we have forgotten.
     ask: Vec<u64>,
     answer: Vec<u64>,
+    /// Requests that the peer owes an answer for, and the slots of the windows that were shut without it.
+    pub unanswered: Vec<(u64, u64)>,
 }
 
 impl Lane {
@@ -51,9 +54,16 @@ impl Lane {
         }
         while let Some(at) = self.open.iter().position(|open| open.until.is_some_and(|until| until <= now)) {
             let open = self.open.swap_remove(at);
+            self.pair.set_spent(open.slot, true);
+            self.recalls.unanswered.push((open.request, open.slot));
             self.to_shut.push(open.slot);
         }
         Some(self.open.iter().any(|open| open.until.is_some()))
+    }
+
+    /// Whether so many windows were shut without the peer's word that none may be left.
+    pub fn is_worn(&self) -> bool {
+        self.recalls.unanswered.len() >= self.ours.grants.into()
     }
 
     /// The peer takes its grants back, or says that it won't use these of ours.
@@ -72,6 +82,9 @@ impl Lane {
             {
                 let open = self.open.swap_remove(at);
                 self.to_shut.push(open.slot);
+            } else if let Some(at) = self.recalls.unanswered.iter().position(|(late, _)| *late == request) {
+                let (_, slot) = self.recalls.unanswered.swap_remove(at);
+                self.pair.set_spent(slot, false);
             }
         }
         if self.recalls.answer.len() > ANSWERS_MAX {

@@ -256,6 +256,43 @@ fn messages_that_break_the_rules_end_their_connection_alone() {
     assert_eq!(town.server.pool.in_use(), 0);
 }
 
+/// Peers of earlier versions give credits even then. All of it is found at once.
+#[test]
+fn what_follows_a_bye_takes_nothing_from_what_came_before() {
+    let Some(mut town) = Town::new() else { return };
+    let (conn, accepted) = town.open();
+    town.server.log.frames.clear();
+    town.say(conn, &encoded(&plain(MessageKind::Frame, Data::None), &frame(Kind::Request, 5, b"", 0), b""));
+    town.say(conn, &encoded(&plain(MessageKind::Bye, Data::None), b"", b""));
+    town.say(conn, &encoded(&plain(MessageKind::News, Data::None), b"", b""));
+    town.say(conn, &encoded(&plain(MessageKind::Recalled, Data::None), &7u64.to_le_bytes(), b""));
+    // All of it is with the server's device before the server looks.
+    while !town.hostile.lane(conn).pair.is_idle() {
+        town.hostile.turn();
+    }
+    town.until("the end", |town| town.server.log.closed.iter().any(|(conn, _)| *conn == accepted));
+    assert!(town.server.log.frames.iter().any(|(from, request, _)| (*from, *request) == (accepted, 5)));
+    assert_eq!(town.check_end(accepted).code, ErrorCode::ConnectionLost);
+}
+
+/// Both owe the other credits when they close, and have taken back what they had granted.
+#[test]
+fn after_its_bye_an_end_says_nothing_more() {
+    let Some(mut town) = Town::new() else { return };
+    let (conn, accepted) = town.open();
+    for request in 0..40 {
+        town.server.net.send(accepted, Kind::Reply, 1, request, 0, b"", None).unwrap();
+    }
+    town.hostile.net.close(conn);
+    town.hostile.turn();
+    town.server.turn();
+    town.until("both ends", |town| {
+        town.server.log.closed.iter().any(|(closed, _)| *closed == accepted)
+            && town.hostile.log.closed.iter().any(|(closed, _)| *closed == conn)
+    });
+    assert_eq!(town.check_end(accepted).code, ErrorCode::ConnectionLost);
+}
+
 #[test]
 fn messages_beyond_credits_and_receives_end_their_connection_alone() {
     let Some(mut town) = Town::new() else { return };
@@ -462,6 +499,38 @@ fn keys_that_were_not_given_open_nothing() {
         town.until("the buffer", |town| !town.server.lane(accepted).pair.is_bound(to.slot));
         write(town, conn, to);
     });
+}
+
+/// A window's keys come round: the peer may hold one of 256.
+#[test]
+fn a_window_that_was_shut_without_a_word_is_not_used_again() {
+    let Some(mut town) = Town::new() else { return };
+    let (_, accepted) = town.open();
+    let to = granted(&mut town, accepted, 4096);
+    town.server.net.send(accepted, Kind::Request, 1, 77, 0, b"", None).unwrap();
+    let late = Instant::now() + Duration::from_secs(3);
+    let until_free = |town: &mut Town, slot: u64| {
+        while town.server.lane(accepted).pair.is_bound(slot) {
+            town.server.net.inner.touch(accepted);
+            town.server.turn();
+        }
+    };
+    // The other end stands still.
+    town.server.turn();
+    assert!(town.server.lane(accepted).revoke(77, Instant::now()));
+    town.server.turn();
+    assert_eq!(town.server.lane(accepted).end_recalls(late), Some(false));
+    until_free(&mut town, to.slot);
+    assert_eq!(town.server.pool.in_use(), 0, "its memory is free");
+    for _ in 0..300 {
+        let next = granted(&mut town, accepted, 4096);
+        assert!(next.slot != to.slot && next.key != to.key);
+        assert!(!town.server.lane(accepted).revoke(77, Instant::now()), "it was never told");
+        until_free(&mut town, next.slot);
+    }
+    // Its word comes late.
+    town.until("the answer", |town| town.server.lane(accepted).recalls.unanswered.is_empty());
+    assert_eq!(granted(&mut town, accepted, 4096).slot, to.slot);
 }
 
 #[test]

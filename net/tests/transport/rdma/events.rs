@@ -2,7 +2,7 @@
 //!
 //! `COREFS_TEST_RDMA_LINK` names the interface of the device, which is taken down: in a guest.
 
-use crate::world::{Tested, World, identity, open, until};
+use crate::world::{Tested, World, identity, open, until, until_ends};
 use corefs_net::rdma::{Choice, Rdma, RdmaConfig};
 use corefs_net::transport::Way;
 use corefs_net::{ConnId, TcpConfig};
@@ -33,7 +33,7 @@ fn open_by_rdma(client: &mut World<Rdma>, server: &mut World<Rdma>, address: &co
         }
         client.net.close(conn);
         let closed = client.sink.closed.len();
-        until(client, server, "the end", |client, _| client.sink.closed.len() > closed);
+        until_ends(client, server, "the end", |client, _| client.sink.closed.len() > closed);
         assert!(started.elapsed() < Duration::from_secs(60), "RDMA isn't tried again");
     }
 }
@@ -52,7 +52,7 @@ fn connections_end_with_their_port_and_come_back_to_it() {
         let (ours, theirs) = (client.sink.closed.len(), server.sink.closed.len());
         set(&link, "down");
         let down = Instant::now();
-        until(&mut client, &mut server, "both ends to be told", |client, server| {
+        until_ends(&mut client, &mut server, "both ends to be told", |client, server| {
             client.sink.closed.len() >= ours + 3 && server.sink.closed.len() >= theirs + 3
         });
         println!("round {round}: told after {:?}", down.elapsed());
@@ -82,7 +82,7 @@ fn connections_end_with_their_port_and_come_back_to_it() {
         let closed = client.sink.closed.len();
         client.net.close(again);
         client.net.close(plain);
-        until(&mut client, &mut server, "the ends", |client, server| {
+        until_ends(&mut client, &mut server, "the ends", |client, server| {
             client.sink.closed.len() == closed + 2 && server.net.live() == 1
         });
     }
@@ -107,7 +107,7 @@ fn a_device_that_is_taken_out_is_let_go_and_used_again_when_it_is_back() {
         let (ours, theirs) = (client.sink.closed.len(), server.sink.closed.len());
         // Returns when nobody has the device open any more.
         let mut taken_out = rdma(&["delete", &device]);
-        until(&mut client, &mut server, "the device to be let go", |client, server| {
+        until_ends(&mut client, &mut server, "the device to be let go", |client, server| {
             let told = client.sink.closed.len() >= ours + 3 && server.sink.closed.len() >= theirs + 3;
             told && taken_out.try_wait().unwrap().is_some()
         });
@@ -135,7 +135,7 @@ fn a_device_that_is_taken_out_is_let_go_and_used_again_when_it_is_back() {
         let closed = client.sink.closed.len();
         client.net.close(again);
         client.net.close(plain);
-        until(&mut client, &mut server, "the ends", |client, server| {
+        until_ends(&mut client, &mut server, "the ends", |client, server| {
             client.sink.closed.len() == closed + 2 && server.net.live() == 1
         });
     }

@@ -368,7 +368,7 @@ fn the_end_of_a_connection_gives_everything_back() {
     }
     assert_eq!(client.sink.pool.in_use(), 10 * 4096);
     drop(server);
-    client.until("the end", |client| client.sink.closed.len() == 1);
+    client.until_ends("the end", |client| client.sink.closed.len() == 1);
     assert_eq!(client.sink.pool.in_use(), 0);
     let buffer = client.sink.pool.get(10).unwrap();
     assert!(client.net.grant(conn, 99, buffer, 0).is_err(), "a connection that is gone takes nothing");

@@ -1,12 +1,12 @@
 //! How connections come to their queue pairs, or don't: peers without RDMA, peers that say garbage, and bounds.
 
 use super::{config, is_there};
-use crate::world::{Here, Tested, World, identity, open, pair, until};
+use crate::world::{Here, Tested, World, identity, open, pair, until, until_ends};
 use corefs_net::handshake::{Handshake, Step, capability};
 use corefs_net::rdma::setup::{KINDS, Terms, op};
 use corefs_net::rdma::{Choice, Rdma, RdmaConfig};
 use corefs_net::transport::Way;
-use corefs_net::{Address, Tcp, TcpConfig};
+use corefs_net::{Address, ConnId, Tcp, TcpConfig};
 use corefs_wire::ErrorCode;
 use corefs_wire::error::decode_error;
 use corefs_wire::frame::{HEADER, Header, Kind};
@@ -49,7 +49,7 @@ fn without_devices_everything_goes_by_tcp() {
     let buffer = client.sink.pool.get(10).unwrap();
     assert!(client.net.grant(conn, 1, buffer, 0).is_err());
     client.net.close(conn);
-    until(&mut client, &mut server, "the end", |client, server| {
+    until_ends(&mut client, &mut server, "the end", |client, server| {
         client.sink.closed.len() == 1 && server.sink.closed.len() == 1
     });
 }
@@ -105,7 +105,7 @@ fn who_is_firm_does_not_fall_back() {
     let mut client = world(firm);
     let address = server.net.listen(&Rdma::local()).unwrap();
     client.net.connect(&address).unwrap();
-    until(&mut client, &mut server, "the refusal", |client, server| {
+    until_ends(&mut client, &mut server, "the refusal", |client, server| {
         client.sink.closed.len() == 1 && server.net.live() == 1
     });
     assert_eq!(client.sink.closed[0].1.code, ErrorCode::Unreachable);
@@ -117,7 +117,7 @@ fn who_is_firm_does_not_fall_back() {
     until_both(&mut client, &mut server, "to open", |client, _| client.net.is_open(conn));
     client.net.insist();
     client.net.connect(&address).unwrap();
-    until_both(&mut client, &mut server, "the refusal", |client, _| client.sink.closed.len() == 1);
+    until_ends(&mut client, &mut server, "the refusal", |client, _| client.sink.closed.len() == 1);
     let error = &client.sink.closed[0].1;
     assert_eq!(error.code, ErrorCode::Unreachable);
     assert!(error.message.contains("the other side offers no RDMA: `corefs doctor`"), "{error}");
@@ -146,7 +146,7 @@ fn beyond_the_bound_of_queue_pairs_connections_stay_on_tcp() {
         until(&mut client, &mut server, "both frames", |_, server| server.sink.frames.len() == 2);
         // A place that is free is used again.
         client.net.close(first);
-        until(&mut client, &mut server, "the end", |client, server| {
+        until_ends(&mut client, &mut server, "the end", |client, server| {
             client.sink.closed.len() == 1 && server.sink.closed.len() == 1
         });
         let third = open(&mut client, &mut server, &address);
@@ -334,12 +334,9 @@ fn later_listener() -> (std::net::TcpListener, Address) {
     (listener, address)
 }
 
-#[test]
-fn an_answer_of_a_later_version_is_declined() {
-    if !is_there() {
-        return;
-    }
-    let mut client = World::<Rdma>::plain();
+/// A client that has made an offer to a listener that is able to go by RDMA, its connection, and the other end of that.
+fn offered(change: impl FnOnce(&mut RdmaConfig)) -> (World<Rdma>, ConnId, Raw) {
+    let mut client = world(change);
     let (listener, address) = later_listener();
     let conn = client.net.connect(&address).unwrap();
     let mut taken = None;
@@ -354,7 +351,7 @@ fn an_answer_of_a_later_version_is_declined() {
     loop {
         let (header, body) = raw.hear(&mut client).unwrap();
         if header.op() == op::OFFER {
-            break;
+            return (client, conn, raw);
         }
         match handshake.message(&identity, header.op(), &body).unwrap() {
             Step::Send(message) | Step::Done(Some(message), _) => {
@@ -363,6 +360,14 @@ fn an_answer_of_a_later_version_is_declined() {
             Step::Done(None, _) => panic!("an acceptor has the last word"),
         }
     }
+}
+
+#[test]
+fn an_answer_of_a_later_version_is_declined() {
+    if !is_there() {
+        return;
+    }
+    let (mut client, conn, mut raw) = offered(|_| {});
     let mut later = terms(&client).encode();
     later[0] = 0xEE;
     raw.say(Kind::Request, op::ANSWER, &later);
@@ -370,6 +375,30 @@ fn an_answer_of_a_later_version_is_declined() {
     assert_eq!(header.op(), op::DECLINE);
     client.until("to open", |client| client.net.is_open(conn));
     assert!(matches!(client.net.way(conn), Way::Tcp(why) if why.contains("version")));
+}
+
+/// As by a shard that has just been started, or is at a long turn.
+#[test]
+fn an_offer_that_is_answered_too_late_leads_to_tcp() {
+    if !is_there() {
+        return;
+    }
+    let (mut client, conn, mut raw) = offered(|_| {});
+    client.later = Duration::from_secs(6);
+    let (header, _) = raw.hear(&mut client).unwrap();
+    assert_eq!(header.op(), op::DECLINE);
+    client.until("to open", |client| client.net.is_open(conn) && client.sink.opened.len() == 1);
+    assert!(matches!(client.net.way(conn), Way::Tcp(why) if why.contains("not answered")));
+    // The answer leads to nothing, and what comes behind it is taken.
+    let terms = terms(&client).encode();
+    raw.say(Kind::Request, op::ANSWER, &terms);
+    raw.say(Kind::Request, 0x0001, b"by TCP");
+    client.until("the frame by TCP", |client| !client.sink.frames.is_empty());
+    assert_eq!((client.sink.frames.len(), client.sink.frames[0].body.as_slice()), (1, b"by TCP".as_slice()));
+    // Where there must be RDMA, that is the end.
+    let (mut client, _, mut raw) = offered(|config| config.choice = Choice::Firm);
+    client.later = Duration::from_secs(6);
+    assert_eq!(raw.last_words(&mut client), Some(ErrorCode::Unreachable));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Many connections that share receives: the memory of each, and that nothing is lost where more is promised than is there.
 
 use super::is_there;
-use crate::world::{Tested, World, until};
+use crate::world::{Tested, World, until, until_ends};
 use corefs_net::rdma::{Rdma, RdmaConfig};
 use corefs_net::{ConnId, TcpConfig};
 use corefs_wire::frame::Kind;
@@ -78,7 +78,7 @@ fn many_connections_take_less_memory_each_and_lose_nothing() {
     for conn in &conns {
         client.net.close(*conn);
     }
-    until(&mut client, &mut server, "the ends", |client, server| {
+    until_ends(&mut client, &mut server, "the ends", |client, server| {
         client.sink.closed.len() == MANY && server.sink.closed.len() == MANY
     });
     println!("after they were closed: {:.0} KiB in all", kib(server.net.messages_in_use(), 1));
@@ -143,7 +143,7 @@ fn connections_that_end_in_the_middle_leave_the_others_their_receives() {
         let ended = server.sink.closed.len();
         drop(other);
         steady.send(conn, round, b"steady", &[3; 2000]);
-        until(&mut steady, &mut server, "the frame, and the end of the other", |_, server| {
+        until_ends(&mut steady, &mut server, "the frame, and the end of the other", |_, server| {
             server.sink.closed.len() > ended
                 && server
                     .sink
