@@ -71,6 +71,15 @@ fi
 disks "leaving:0" "in use:8" "in use:8"
 cmp "$work/data" <(head -c 40000000 "$work/data") || die "a refused disk was changed"
 
+# Somebody thinks better of it, twice.
+"$COREFS" disk use 0 --dir "$dir" --wait | tail -n 1
+"$COREFS" disk ls --dir "$dir" --json | python3 -c '
+import json, sys
+found = sorted((disk["state"], disk["targets"]) for disk in json.load(sys.stdin)["disks"])
+assert found == [("in use", 5), ("in use", 5), ("in use", 6)], found' || die "a disk that was emptied isn't in use again"
+"$COREFS" disk drain 0 --dir "$dir" --wait | tail -n 1
+disks "leaving:0" "in use:8" "in use:8"
+
 # The disk that was emptied is taken out, and one that is in use is lost while its node is away.
 pid=$(pgrep -P "$up_pid" -f 'corefs storage .*node-1( |$)')
 rm "$dir/disk-0" "$work/third"

@@ -63,6 +63,17 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Take a disk into use that was emptied, or is being emptied.
+    Use {
+        /// The disk's number, as `ls` shows it.
+        disk: usize,
+        #[command(flatten)]
+        place: Place,
+        #[command(flatten)]
+        change: Change,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Add a disk in the place of one that is dead, or that is to be taken out.
     ///
     /// Copies come from the other replicas if the old disk is dead. Take it out when `ls` shows no targets on it.
@@ -111,6 +122,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Command::Drain { disk, place, change, common } => {
             let slices = slices_of(&place.dir, disk)?;
             node::apply(number(&place.dir)?, slices, NodeChange::Empty, &change, &common)
+        }
+        Command::Use { disk, place, change, common } => {
+            let slices = slices_of(&place.dir, disk)?;
+            node::apply(number(&place.dir)?, slices, NodeChange::Use, &change, &common)
         }
     }
 }
