@@ -15,6 +15,7 @@ use corefs_wire::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -57,6 +58,8 @@ impl Shape {
 /// An opened and locked cluster directory.
 pub struct Directory {
     root: PathBuf,
+    /// DIR/run, held open: see [`Directory::kv_address`].
+    run: File,
     // The lock lasts as long as this file is open, so the kernel gives it back however this process ends.
     _lock: File,
 }
@@ -82,7 +85,8 @@ impl Directory {
         for part in ["kv", "log", "run"] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(root.join(part)).map_err(of)?;
         }
-        Ok(Self { root, _lock: lock })
+        let run = File::open(root.join("run")).map_err(of)?;
+        Ok(Self { root, run, _lock: lock })
     }
 
     pub fn root(&self) -> &Path {
@@ -105,10 +109,14 @@ impl Directory {
         self.root.join("secret")
     }
 
-    /// The socket of the embedded store. A path too long for a socket's 108 bytes gets a loopback port instead.
+    /// The socket of the embedded store. It stays where it is when the store is started again: its managers know no other. A path too
+    /// long for a socket's 108 bytes is named by the directory that this process holds open, which lives as long as all of its roles.
     pub fn kv_address(&self) -> String {
         let path = self.root.join("run").join("kv.sock");
-        if path.as_os_str().len() < 100 { format!("unix:{}", path.display()) } else { "127.0.0.1:0".into() }
+        if path.as_os_str().len() < 100 {
+            return format!("unix:{}", path.display());
+        }
+        format!("unix:/proc/{}/fd/{}/kv.sock", std::process::id(), self.run.as_raw_fd())
     }
 
     /// The shape this cluster was made with, `None` for a new one.
