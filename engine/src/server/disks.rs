@@ -65,7 +65,7 @@ impl Looking {
         let (file, wanted) = (disk.share()?, slices.clone());
         std::thread::spawn(move || answer.send(format(file, &wanted, node, cluster)));
         if let Err(error) = awaited.await.and_then(|formatted| formatted) {
-            home.borrow_mut().forget_fresh_disk()?;
+            home.borrow_mut().forget_fresh_disk(position)?;
             return Err(error);
         }
         home.borrow_mut().formatted(|disk| disk == position)?;

@@ -167,13 +167,24 @@ impl Home {
         opened.into_iter().map(tolerate).collect()
     }
 
+    /// The disks as they are, for who only looks: `None` for one that holds no stores yet, which isn't made either. Errors as above.
+    pub fn formatted_disks(&self) -> Vec<Option<Result<DiskFile>>> {
+        let one = |at: usize| (!self.is_fresh(at)).then(|| self.open_formatted(at));
+        (0..self.record.disks.len()).map(one).collect()
+    }
+
     /// Opens one disk.
     fn open_disk(&self, at: usize) -> Result<DiskFile> {
+        if !self.is_fresh(at) {
+            return self.open_formatted(at);
+        }
+        let disk = &self.record.disks[at];
+        DiskFile::create(&self.dir.join(&disk.path), disk.size)
+    }
+
+    fn open_formatted(&self, at: usize) -> Result<DiskFile> {
         let disk = &self.record.disks[at];
         let path = self.dir.join(&disk.path);
-        if self.is_fresh(at) {
-            return DiskFile::create(&path, disk.size);
-        }
         let file = DiskFile::open(&path)?;
         if file.bytes() < disk.size {
             let what = format!("{} is smaller than it was; bring back the whole disk", path.display());
@@ -207,10 +218,11 @@ impl Home {
         Ok((self.record.disks.len() - 1, file))
     }
 
-    /// A disk that was added and couldn't be formatted is no disk of the node.
-    pub fn forget_fresh_disk(&mut self) -> Result<()> {
-        self.record.disks.retain(|disk| !disk.fresh);
-        self.save()
+    /// The disk that was added last, at `position`, couldn't be formatted: it is no disk of the node. Managers haven't heard of it. They
+    /// have of others that are fresh (one that was added before a start, and wasn't there then), and count slices by their order.
+    pub fn forget_fresh_disk(&mut self, position: usize) -> Result<()> {
+        let last = position + 1 == self.record.disks.len();
+        if last && self.record.disks.pop_if(|disk| disk.fresh).is_some() { self.save() } else { Ok(()) }
     }
 
     /// The disk that people want this node to take, as [`request`] wrote it down.
@@ -440,8 +452,24 @@ mod tests {
         assert_eq!(there, [true, false]);
         home.formatted(|disk| there[disk]).unwrap();
         assert!(home.is_fresh(1) && !home.is_fresh(0));
-        home.forget_fresh_disk().unwrap();
-        assert_eq!(home.slices(), slices);
+        // The managers know that one by now. Another one that can't be formatted is forgotten alone.
+        let (both, third) = (home.slices(), dir.path().join("third"));
+        assert_eq!(home.add_disk(&third, 64 << 20).unwrap().0, 2);
+        home.forget_fresh_disk(1).unwrap();
+        assert_eq!(home.slices().len(), 24);
+        home.forget_fresh_disk(2).unwrap();
+        assert_eq!(home.slices(), both);
+        home.formatted(|_| true).unwrap();
+        home.forget_fresh_disk(1).unwrap();
+        assert_eq!(home.slices(), both);
+        // Who only looks makes nothing, and hears of each disk that can't be opened.
+        home.add_disk(&dir.path().join("fourth"), 64 << 20).unwrap();
+        std::fs::remove_file(dir.path().join("fourth")).unwrap();
+        let looked = home.formatted_disks();
+        assert!(matches!(&looked[..], [Some(Ok(_)), Some(Err(_)), None]), "{looked:?}");
+        assert!(!dir.path().join("fourth").exists());
+        drop(looked);
+        home.forget_fresh_disk(2).unwrap();
         let file = std::fs::OpenOptions::new().write(true).open(path.join("disk-0")).unwrap();
         file.set_len(1 << 20).unwrap();
         assert_eq!(home.open_disks().unwrap_err().code, ErrorCode::BadFormat);
