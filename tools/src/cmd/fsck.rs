@@ -82,6 +82,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let watch = if args.json { Watch::Nothing } else { Watch::terminal() };
     let mut outcome = Outcome::default();
     if args.dir.join("node.toml").exists() {
+        if args.remove_orphans {
+            let what = "--remove-orphans: a node alone doesn't know which files there are; name the cluster's directory";
+            return Err(Error::new(ErrorCode::BadConfig, what));
+        }
         check_node("node", &args.dir, &mut outcome, watch)?;
     } else if args.dir.join("cluster.toml").exists() {
         let directory = Directory::open(&args.dir)?;
@@ -91,7 +95,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
             Some(kv) => check_in(kv, &mut outcome)?,
         }
         for node in shape.iter().flat_map(Shape::running) {
-            check_node(&format!("node-{node}"), &directory.node(node), &mut outcome, watch)?;
+            let name = format!("node-{node}");
+            // The others are checked all the same.
+            if let Err(error) = check_node(&name, &directory.node(node), &mut outcome, watch) {
+                outcome.part(&name, json!({}), vec![format!("not checked: {error}")]);
+            }
         }
         if args.remove_orphans {
             let orphans = outcome.orphans().into_iter().map(|(inode, _)| inode).collect();
@@ -213,12 +221,17 @@ fn check_node(name: &str, path: &Path, outcome: &mut Outcome, watch: Watch) -> R
         outcome.part(name, json!({}), vec![]);
         return Ok(());
     }
-    let mut disks: Vec<Option<DiskFile>> = home.open_disks()?;
+    let (mut disks, mut findings): (Vec<Option<DiskFile>>, Vec<String>) = (Vec::new(), Vec::new());
+    for (at, disk) in home.formatted_disks().into_iter().enumerate() {
+        let opened = disk.transpose().unwrap_or_else(|error| {
+            findings.push(format!("disk {at} can't be opened: {error}"));
+            None
+        });
+        disks.push(opened);
+    }
     // A disk that was added and not formatted yet holds nothing.
     let slices: Vec<_> = home.slices().into_iter().filter(|slice| !home.is_fresh(slice.disk)).collect();
     let (mut chunks, mut blocks) = (0, 0);
-    let lost = (0..disks.len()).filter(|disk| disks[*disk].is_none());
-    let mut findings: Vec<String> = lost.map(|disk| format!("disk {disk} can't be opened")).collect();
     let total: u64 = slices.iter().map(|slice| slice.extent.bytes).sum();
     let mut progress = Progress::new(watch, format!("checking {name}"), total, Unit::Bytes);
     let mut before = 0;
