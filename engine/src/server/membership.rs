@@ -69,7 +69,8 @@ pub fn cluster(registered: &NodeRegisteredT) -> Result<Uuid> {
     bytes.map(Uuid).map_err(|_| Error::new(ErrorCode::BadFrame, "the manager's cluster is no uuid"))
 }
 
-/// Registers with whichever manager leads. Waits for one as long as it takes; only what waiting can't heal is an error.
+/// Registers with whichever manager leads. Waits for one as long as it takes; only what waiting can't heal is an error: what the one that
+/// leads says, and what all say that say anything.
 pub async fn register(control: &Node, managers: &[Address], member: &Member) -> Result<Registered> {
     let mut request = RegisterNodeT::default();
     request.node = member.node.map_or(0, |node| node.0);
@@ -79,23 +80,42 @@ pub async fn register(control: &Node, managers: &[Address], member: &Member) -> 
     request.shards.clone_from(&member.shards);
     request.slices.clone_from(&member.slices);
     for round in 0u32.. {
-        let mut last = None;
+        let mut refusals = Vec::new();
         for manager in managers {
             let sent = boottime();
             match control.ask(manager, &request, ANSWER).await {
                 Ok(reply) => return Ok(Registered { reply, sent }),
-                Err(error) if error.class() == Class::Fatal => return Err(error.of(manager)),
-                Err(error) => last = Some((manager, error)),
+                Err(error) => refusals.push(error.of(manager)),
             }
         }
-        if round % ROUNDS_PER_LINE == ROUNDS_PER_LINE - 1
-            && let Some((manager, error)) = last
-        {
-            tracing::warn!(%manager, %error, "no manager takes this node in; still trying");
+        let last_of_a_line = round % ROUNDS_PER_LINE == ROUNDS_PER_LINE - 1;
+        if let Some(at) = hopeless(&refusals, last_of_a_line) {
+            return Err(refusals.swap_remove(at));
+        }
+        if last_of_a_line && let Some(error) = refusals.last() {
+            tracing::warn!(%error, "no manager takes this node in; still trying");
         }
         control.sleep(PAUSE).await;
     }
     unreachable!("the rounds have no end")
+}
+
+/// The position of the refusal of a round, one of each manager, that waiting can't heal. One that we can't even talk to (it is of another
+/// version while a cluster is upgraded, or its address is wrong) may be one of several: another one may lead. If the others are silent, they
+/// have until `patience_ends` to say something.
+fn hopeless(refusals: &[Error], patience_ends: bool) -> Option<usize> {
+    let of_a_stranger = |error: &Error| {
+        use ErrorCode::{AuthenticationFailed, BadFrame, UnknownOperation, VersionMismatch, WrongCluster};
+        [AuthenticationFailed, BadFrame, UnknownOperation, VersionMismatch, WrongCluster]
+            .contains(&error.code)
+    };
+    let silent = |error: &Error| matches!(error.code, ErrorCode::Unreachable | ErrorCode::TimedOut);
+    let fatal = |error: &Error| error.class() == Class::Fatal;
+    if let Some(at) = refusals.iter().position(|error| fatal(error) && !of_a_stranger(error)) {
+        return Some(at);
+    }
+    let only_strangers = refusals.iter().all(|error| fatal(error) || (patience_ends && silent(error)));
+    refusals.iter().position(fatal).filter(|_| only_strangers)
 }
 
 /// The outcome of the first of some futures to end, which is taken out.
@@ -341,5 +361,29 @@ impl Membership {
                 tracing::error!(shard = %core.shard, %error, "the shard doesn't hear of its lease");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_manager_that_cannot_be_talked_to_keeps_no_node_out() {
+        use ErrorCode::{InvalidArgument, NotPrimary, Unreachable, VersionMismatch};
+        let check = |codes: &[ErrorCode], patience_ends, expected| {
+            let refusals: Vec<Error> = codes.iter().map(|code| Error::from(*code)).collect();
+            assert_eq!(hopeless(&refusals, patience_ends), expected, "{codes:?}");
+        };
+        check(&[VersionMismatch], false, Some(0));
+        check(&[VersionMismatch, VersionMismatch], false, Some(0));
+        // Another one may lead, or will.
+        check(&[VersionMismatch, NotPrimary], true, None);
+        check(&[Unreachable, VersionMismatch], false, None);
+        check(&[Unreachable, VersionMismatch], true, Some(1));
+        // Only whoever leads says that.
+        check(&[NotPrimary, InvalidArgument, Unreachable], false, Some(1));
+        check(&[Unreachable, NotPrimary], true, None);
+        check(&[], true, None);
     }
 }
