@@ -151,6 +151,12 @@ impl Client {
         connect::connect(options).await
     }
 
+    /// One call to whichever manager leads, for who wants nothing else: without a lease and without routing, so also of a cluster
+    /// that has no chains yet. Errors: those of [`connect`](Self::connect), and of the call.
+    pub async fn ask_managers<C: Call>(options: ClientOptions, request: &C) -> Result<C::Reply> {
+        connect::ask_managers(options, request).await
+    }
+
     /// A client inside a server. Nothing is fetched before it is needed.
     pub fn connect_internal(options: InternalOptions) -> Self {
         connect::internal(options)

@@ -4,6 +4,7 @@
 mod fake;
 
 use corefs_client::{Changes, Client, CreateOptions, Credentials, File, Kind, OpenOptions, Time};
+use corefs_wire::control::mgmtd::{EndClientT, GetStatusT};
 use corefs_wire::{ErrorCode, InodeId, ROOT_INODE};
 use fake::{CHUNK, Cluster, run, until};
 use std::time::Duration;
@@ -22,6 +23,21 @@ const DIRECT: CreateOptions = CreateOptions { direct: true, ..BUFFERED };
 
 async fn create(client: &Client, name: &[u8], options: CreateOptions) -> File {
     client.create(&ROOT, ROOT_INODE, name, options).await.unwrap().0
+}
+
+#[test]
+fn who_only_asks_the_managers_needs_neither_lease_nor_routing() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        // As before there are chains.
+        cluster.manager.refusing.set(true);
+        cluster.manager.routing.borrow_mut().version = 0;
+        Client::ask_managers(cluster.options(), &EndClientT::default()).await.unwrap();
+        assert_eq!((cluster.manager.renewals.get(), cluster.manager.fetches.get()), (0, 0));
+        let refused = Client::ask_managers(cluster.options(), &GetStatusT::default()).await;
+        assert_eq!(refused.unwrap_err().code, ErrorCode::UnknownOperation);
+        cluster.stop().await;
+    });
 }
 
 /// A file of one chunk that is open for reading, and whose name has gone.

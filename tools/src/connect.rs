@@ -2,7 +2,10 @@
 
 use crate::role;
 use corefs_client::{Client, ClientOptions};
+use corefs_net::Node;
+use corefs_net::handshake::Role;
 use corefs_wire::Result;
+use corefs_wire::control::Call;
 use std::future::Future;
 use std::path::PathBuf;
 
@@ -37,6 +40,29 @@ impl Cluster {
         }
         options.name = name.to_owned();
         Ok(options)
+    }
+
+    /// One call to whichever manager leads, also of a cluster that has no chains yet.
+    pub fn ask_manager<C: Call + 'static>(&self, name: &str, request: C) -> Result<C::Reply>
+    where
+        C::Reply: 'static,
+    {
+        let options = self.options(name)?;
+        role::block_on(name, async move { Client::ask_managers(options, &request).await })
+    }
+
+    /// Runs `work` with an endpoint on this thread, for who asks certain processes.
+    pub fn with_node<T: 'static, F>(&self, name: &str, work: impl FnOnce(Node) -> F + 'static) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let secret = role::secret(self.secret_file.as_deref())?;
+        role::block_on(name, async move {
+            let node = role::endpoint(Role::Client, secret)?;
+            let result = work(node.clone()).await;
+            node.shutdown().await;
+            result
+        })
     }
 
     /// Runs `work` with a client on this thread, and closes the client: what `work` wrote is durable afterwards.

@@ -9,6 +9,7 @@ use crate::wait::Waiters;
 use corefs_net::handshake::{Identity, Role};
 use corefs_net::process::boot_ms;
 use corefs_net::{Node, NodeConfig};
+use corefs_wire::control::Call;
 use corefs_wire::control::mgmtd::{ClientLeaseT, RenewClientT};
 use corefs_wire::{Class, ClientId, Error, ErrorCode, Result, Uuid};
 use std::cell::Cell;
@@ -17,6 +18,28 @@ use std::rc::Rc;
 use std::time::Duration;
 
 pub async fn connect(options: ClientOptions) -> Result<Client> {
+    let node = endpoint(&options)?;
+    let client = match begin(node.clone(), &options).await {
+        Ok(client) => client,
+        Err(error) => {
+            node.shutdown().await;
+            return Err(error);
+        }
+    };
+    keep::start(&client.0);
+    Ok(client)
+}
+
+pub async fn ask_managers<C: Call>(options: ClientOptions, request: &C) -> Result<C::Reply> {
+    let node = endpoint(&options)?;
+    let ground = Ground::new(node.clone(), options.managers, options.deadline, seed());
+    let reply = ground.manager(request).await;
+    node.shutdown().await;
+    reply
+}
+
+/// Where a client's connections end.
+fn endpoint(options: &ClientOptions) -> Result<Node> {
     if options.managers.is_empty() {
         return Err(Error::new(ErrorCode::BadConfig, "no manager's address was given"));
     }
@@ -34,16 +57,7 @@ pub async fn connect(options: ClientOptions) -> Result<Client> {
     config.transport = options.transport;
     // One more than the pool lets in: the message that ends a shard always finds room.
     config.mailbox = crate::pool::MAILBOX + 1;
-    let node = Node::start(config)?;
-    let client = match begin(node.clone(), &options).await {
-        Ok(client) => client,
-        Err(error) => {
-            node.shutdown().await;
-            return Err(error);
-        }
-    };
-    keep::start(&client.0);
-    Ok(client)
+    Node::start(config)
 }
 
 async fn begin(node: Node, options: &ClientOptions) -> Result<Client> {

@@ -5,6 +5,7 @@ mod screen;
 use super::node;
 use crate::connect::Cluster;
 use crate::output;
+use corefs_net::Address;
 use corefs_wire::control::mgmtd::{ChainT, FillT, GetStatusT, NodeStatusT, StatusT, TargetState};
 use corefs_wire::control::process::{CounterT, GetProcessT, ProcessT, ShardCountersT};
 use corefs_wire::{Result, Uuid};
@@ -19,7 +20,8 @@ use std::time::Duration;
 pub struct Args {
     #[command(flatten)]
     cluster: Cluster,
-    /// Show instead what each storage node, shard and metadata server has counted and used.
+    /// Show instead what each process and shard has counted and used: the managers that were named, storage nodes, metadata servers, and the
+    /// key-value store if it can be reached from here.
     #[arg(long)]
     counters: bool,
     /// Print JSON.
@@ -42,19 +44,21 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 /// Asks the manager.
 pub fn fetch(cluster: &Cluster) -> Result<StatusT> {
-    cluster.with_client("corefs status", |client| async move { client.manager(&GetStatusT::default()).await })
+    cluster.ask_manager("corefs status", GetStatusT::default())
 }
 
 /// How long a process may take to say what it has counted.
 const ASK: Duration = Duration::from_secs(3);
 
 fn counters(args: &Args) -> Result<ExitCode> {
-    let processes = args.cluster.with_client("corefs status", |client| async move {
-        let routing = client.routing();
-        let controls = routing.nodes.values().map(|node| &node.control).chain(&routing.metas);
+    let status = fetch(&args.cluster)?;
+    let managers = args.cluster.manager.clone();
+    let processes = args.cluster.with_node("corefs status", |node| async move {
+        let (routing, kv) = (&status.routing, near(&status.kv));
+        let nodes = routing.nodes.iter().map(|node| &node.control);
         let mut processes = Vec::new();
-        for address in controls {
-            let asked = client.node().ask(&address.parse()?, &GetProcessT::default(), ASK).await;
+        for address in managers.iter().chain(nodes).chain(&routing.metas).chain(&kv) {
+            let asked = node.ask(&address.parse()?, &GetProcessT::default(), ASK).await;
             processes.push((address.clone(), asked));
         }
         Ok(processes)
@@ -70,6 +74,16 @@ fn counters(args: &Args) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::from(if silent == 0 { 0 } else { 3 }))
+}
+
+/// The key-value store, unless it is FoundationDB, or behind a socket of another machine.
+fn near(kv: &str) -> Option<String> {
+    let here = match kv.parse::<Address>() {
+        Ok(Address::Unix(path)) => path.exists(),
+        Ok(Address::Tcp(_)) => true,
+        Err(_) => false,
+    };
+    here.then(|| kv.to_owned())
 }
 
 fn process_json(address: &str, asked: &Result<ProcessT>) -> Value {
