@@ -64,6 +64,27 @@ enum Command {
     Storage(cmd::storage::Args),
 }
 
+impl Command {
+    /// Whether it may end anywhere. The others watch for stop signals themselves.
+    fn only_asks(&self) -> bool {
+        use Command::{Chain, Config, Disk, Doctor, Fs, Fsck, Moves, Node, Status, Target, Umount};
+        matches!(
+            self,
+            Chain(_)
+                | Config(_)
+                | Disk(_)
+                | Doctor(_)
+                | Fs(_)
+                | Fsck(_)
+                | Moves(_)
+                | Node(_)
+                | Status(_)
+                | Target(_)
+                | Umount(_)
+        )
+    }
+}
+
 fn main() -> ExitCode {
     // Before any thread exists, so that every thread inherits it: stop signals are taken by one thread alone.
     signals::block();
@@ -71,6 +92,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = output::start_log(&cli.log) {
         return output::fail(&error);
+    }
+    // Who only asks, or waits for an answer, has nothing to stop cleanly, and nobody there takes them.
+    if cli.command.only_asks() {
+        signals::unblock();
     }
     let outcome = match cli.command {
         Command::Quickstart(args) => cmd::quickstart::run(args),

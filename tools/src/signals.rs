@@ -21,8 +21,8 @@ pub fn block() {
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
 }
 
-/// Undoes [`block`] in a child process between fork and exec: the mask would be inherited by programs that aren't
-/// ours. Only makes async-signal-safe calls.
+/// Undoes [`block`] in this thread and those that it starts; and in a child process between fork and exec: the mask would be
+/// inherited by programs that aren't ours. Only makes async-signal-safe calls.
 pub fn unblock() {
     let set = stop_set();
     // SAFETY: as in `block`.
