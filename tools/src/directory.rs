@@ -166,20 +166,33 @@ fn has_room(root: &Path, shape: &Shape) -> Result<()> {
     Err(Error::new(ErrorCode::NoSpace, what))
 }
 
+/// What the cluster in `root` is made of now. Errors: those of [`add_node`] but `NoSpace`.
+pub fn running_shape(root: &Path, manager: &str) -> Result<Shape> {
+    read_shape_of(root, manager)
+}
+
 /// Writes down that the cluster in `root` hasn't that node any more, which the `corefs up` that runs on it then stops. `node` is the
-/// number that the manager knows it by. Where its directory is. Errors: as for [`add_node`], and `InvalidArgument` if the node isn't here.
+/// number that the manager knows it by. Where its directory is; also if that was written down before. Errors: as for [`add_node`], and
+/// `InvalidArgument` if the node isn't here.
 pub fn remove_node(root: &Path, manager: &str, node: u32) -> Result<PathBuf> {
     change(root, manager, |shape| {
         let path = |number: u32| root.join(format!("node-{number}"));
         let is_it = |number: &u32| {
             corefs_engine::server::home::node_of(&path(*number)) == Some(corefs_wire::NodeId(node))
         };
-        let Some(number) = shape.running().find(is_it) else {
-            let what = format!("{}: node-{node} isn't one of this directory", root.display());
-            return Err(Error::new(ErrorCode::InvalidArgument, what));
-        };
-        shape.removed.push(number);
-        Ok(path(number))
+        let found = shape.running().find(is_it);
+        if let Some(number) = found {
+            shape.removed.push(number);
+            return Ok(path(number));
+        }
+        // The same command was given before, and didn't come to its end.
+        shape.removed.iter().find(|number| is_it(number)).map(|number| path(*number)).ok_or_else(|| {
+            let what = format!(
+                "{}: node-{node} isn't one of this directory; one that is stopped is removed without --dir",
+                root.display()
+            );
+            Error::new(ErrorCode::InvalidArgument, what)
+        })
     })
 }
 
@@ -293,5 +306,47 @@ mod tests {
         std::fs::write(dir.path().join("thesis.tex"), "").unwrap();
         let error = Directory::open(dir.path()).err().unwrap();
         assert!(error.message.contains("thesis.tex"), "{error}");
+    }
+
+    #[test]
+    fn a_long_path_has_a_socket_that_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("long".repeat(40));
+        let directory = Directory::open(&root).unwrap();
+        let address = directory.kv_address();
+        let path = address.strip_prefix("unix:").unwrap();
+        assert!(path.len() < 100 && address.parse::<corefs_net::Address>().is_ok(), "{address}");
+        let _listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+        assert!(root.join("run/kv.sock").exists());
+        assert_eq!(directory.kv_address(), address);
+    }
+
+    #[test]
+    fn a_node_is_removed_again_by_the_same_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("cluster");
+        let directory = Directory::open(&root).unwrap();
+        let manager = "127.0.0.1:1";
+        let shape = Shape {
+            nodes: 2,
+            cores: 1,
+            replicas: 1,
+            targets: 32,
+            chunk_size: 65536,
+            capacity: 1 << 30,
+            manager: manager.into(),
+            kv: None,
+            added: 0,
+            removed: vec![],
+        };
+        directory.create(&shape).unwrap();
+        let plan = corefs_engine::server::home::Plan { disks: &[], capacity: 64 << 20, cores: 1 };
+        let mut home = corefs_engine::server::home::Home::open(&directory.node(2), &plan).unwrap();
+        home.join(corefs_wire::NodeId(7), corefs_wire::Uuid([3; 16])).unwrap();
+        for _ in 0..2 {
+            assert_eq!(remove_node(&root, manager, 7).unwrap(), root.join("node-2"));
+            assert_eq!(read_shape(&root).unwrap().unwrap().removed, [2]);
+        }
+        assert_eq!(remove_node(&root, manager, 8).unwrap_err().code, ErrorCode::InvalidArgument);
     }
 }

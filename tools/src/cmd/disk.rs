@@ -1,5 +1,6 @@
 //! `corefs disk`: the disks of a storage node, and how they come, are emptied and are replaced while it serves.
 
+use super::moves::{self, Wait};
 use super::node::{self, Change, Common};
 use super::status;
 use crate::output;
@@ -201,8 +202,8 @@ fn add(
         return Err(Error::new(ErrorCode::Exists, format!("{} is a disk of this node", path.display())));
     }
     let device = refuse_used(&dir.join(&path), new.overwrite)?;
+    let assumed = would_be(&disks, size);
     if asked.dry_run {
-        let assumed = would_be(&disks, size);
         let (slices, what) = match old {
             Some((_, slices)) => (slices, NodeChange::Empty),
             None => (vec![], NodeChange::Use),
@@ -212,12 +213,25 @@ fn add(
     if !is_served(dir)? {
         let plan = Plan { disks: &[], capacity: 0, cores: 1 };
         Home::open(dir, &plan)?.add_disk(&path, size)?;
-        let mut next = format!("start the node, then: corefs node add {node}");
+        let mut next = vec![format!("corefs node add {node}")];
         if let Some((disk, _)) = old {
-            next.push_str(&format!("; corefs disk drain {disk} --dir {}", dir.display()));
+            next.push(format!("corefs disk drain {disk} --dir {}", dir.display()));
         }
-        output::line(&format!("{} is added; nobody serves {} now: {next}", path.display(), dir.display()))?;
+        if common.json {
+            let path = dir.join(&path);
+            output::json(&json!({"node": node, "added": path, "served": false, "when_it_serves": next}))?;
+        } else {
+            let (path, next) = (path.display(), next.join("; "));
+            output::line(&format!(
+                "{path} is added; nobody serves {} now: start the node, then: {next}",
+                dir.display()
+            ))?;
+        }
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some((_, slices)) = &old {
+        // What can't be emptied is better known before anything is added.
+        node::foresee(node, slices.clone(), NodeChange::Empty, assumed, &common.cluster)?;
     }
     // Made here, so that the node doesn't wait for it.
     drop(DiskFile::create(&dir.join(&path), size)?);
@@ -227,15 +241,23 @@ fn add(
     if known.is_err() && !device && !home::disks_of(dir)?.iter().any(|disk| disk.path == dir.join(&path)) {
         let _never_used = std::fs::remove_file(dir.join(&path));
     }
-    let fresh: Vec<u16> = known?;
-    let change = Change { dry_run: false, wait: asked.wait && old.is_none() };
-    let code = if let Some((_, old)) = old {
-        node::change(node, fresh, NodeChange::Use, &common.cluster)?;
-        node::apply(node, old, NodeChange::Empty, asked, common)?
-    } else {
-        node::apply(node, fresh, NodeChange::Use, &change, common)?
+    let empty = old.as_ref().map(|(disk, _)| format!("corefs disk drain {disk} --dir {}", dir.display()));
+    let left = |error: Error| {
+        if !home::disks_of(dir).is_ok_and(|now| now.len() > disks.len()) {
+            return error;
+        }
+        let command = format!("corefs node add {node}");
+        node::then(error, &empty.iter().fold(command, |command, empty| format!("{command}; {empty}")))
     };
-    Ok(code)
+    let fresh: Vec<u16> = known.map_err(&left)?;
+    match (old, &empty) {
+        (Some((_, old)), Some(empty)) => {
+            let plan = node::replace(node, fresh, old, empty.clone(), &common.cluster)?;
+            let wait = if asked.wait { Wait::Yes } else { Wait::No };
+            moves::tell(&plan, &wait, &common.cluster, common.json)
+        }
+        _ => node::apply_or(node, fresh, NodeChange::Use, asked, common, left),
+    }
 }
 
 /// The slices that a disk of so many bytes would have: as many as the node's first one.

@@ -88,7 +88,7 @@ pub struct Change {
     /// Only show what would move.
     #[arg(long)]
     pub dry_run: bool,
-    /// Wait until everything has moved.
+    /// Wait until everything has moved; where something is emptied, until it is empty.
     #[arg(long)]
     pub wait: bool,
 }
@@ -102,12 +102,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         Command::Add { dir, change, common, .. } => {
             let dir = dir.unwrap_or_default();
-            if change.dry_run {
+            if change.dry_run && grow::coming(&dir, &common.cluster)?.is_none() {
                 let slices = grow::would_be(&dir, &common.cluster)?;
                 return suppose(0, vec![], NodeChange::Use, slices, &common);
             }
             let node = grow::one_more(&dir, &common.cluster)?;
-            apply(node, vec![], NodeChange::Use, &change, &common)
+            let left = |error: Error| then(error, &format!("corefs node add {node}"));
+            apply_or(node, vec![], NodeChange::Use, &change, &common, left)
         }
         Command::Drain { node, change, common } => apply(node, vec![], NodeChange::Empty, &change, &common),
         Command::Remove { node, dir, common } => {
@@ -132,18 +133,54 @@ pub fn apply(
     change: &Change,
     common: &Common,
 ) -> Result<ExitCode> {
-    let plan = ask(node, slices, what, change.dry_run, &common.cluster)?;
-    let wait = match (change.dry_run, change.wait) {
-        (true, _) => Wait::WouldMove,
-        (false, false) => Wait::No,
-        (false, true) => Wait::Yes,
-    };
-    moves::tell(&plan, wait, &common.cluster, common.json)
+    apply_or(node, slices, what, change, common, |error| error)
 }
 
-/// Changes slices of a node, without a word.
-pub fn change(node: u32, slices: Vec<u16>, change: NodeChange, cluster: &Cluster) -> Result<()> {
-    ask(node, slices, change, false, cluster).map(drop)
+/// The same, and what becomes of the manager's refusal.
+pub fn apply_or(
+    node: u32,
+    slices: Vec<u16>,
+    what: NodeChange,
+    change: &Change,
+    common: &Common,
+    refusal: impl FnOnce(Error) -> Error,
+) -> Result<ExitCode> {
+    let plan = ask(node, slices.clone(), what, change.dry_run, &common.cluster).map_err(refusal)?;
+    let wait = match (change.dry_run, change.wait, what) {
+        (true, ..) => Wait::WouldMove,
+        (false, false, _) => Wait::No,
+        (false, true, NodeChange::Empty) => Wait::Empty(node, slices),
+        (false, true, _) => Wait::Yes,
+    };
+    moves::tell(&plan, &wait, &common.cluster, common.json)
+}
+
+/// Takes slices of a node into use in the place of others of it, which are emptied. One right after the other, so that next to nothing is
+/// planned in between. The next command is named when only the first half is done.
+pub fn replace(
+    node: u32,
+    fresh: Vec<u16>,
+    old: Vec<u16>,
+    empty: String,
+    cluster: &Cluster,
+) -> Result<MovesT> {
+    let [first, second] = [(NodeChange::Use, fresh), (NodeChange::Empty, old)].map(|(change, slices)| {
+        let mut request = ChangeNodeT::default();
+        (request.node, request.slices, request.change) = (node, slices, change);
+        request
+    });
+    let one_by_one = move |client: corefs_client::Client| async move {
+        let used = client.manager(&first).await;
+        used.map_err(|error| then(error, &format!("corefs node add {node}; {empty}")))?;
+        client.manager(&second).await.map_err(|error| then(error, &empty))
+    };
+    cluster.with_client("corefs node", one_by_one)
+}
+
+/// The same error, and what is left to be typed.
+pub fn then(mut error: Error, command: &str) -> Error {
+    error.message = format!("{}; what was done so far stays, go on with: {command}", error.message);
+    error
 }
 
 /// Shows what would move by such a change if these slices were there, behind those of the node (0: of a new one).
@@ -154,11 +191,22 @@ pub fn suppose(
     assumed: Vec<NewSliceT>,
     common: &Common,
 ) -> Result<ExitCode> {
+    let plan = foresee(node, slices, change, assumed, &common.cluster)?;
+    moves::tell(&plan, &Wait::WouldMove, &common.cluster, common.json)
+}
+
+/// What would move then; nothing is changed.
+pub fn foresee(
+    node: u32,
+    slices: Vec<u16>,
+    change: NodeChange,
+    assumed: Vec<NewSliceT>,
+    cluster: &Cluster,
+) -> Result<MovesT> {
     let mut request = ChangeNodeT::default();
     (request.node, request.slices, request.change) = (node, slices, change);
     (request.dry_run, request.assumed) = (true, Some(assumed));
-    let plan = send(request, &common.cluster)?;
-    moves::tell(&plan, Wait::WouldMove, &common.cluster, common.json)
+    send(request, cluster)
 }
 
 fn ask(node: u32, slices: Vec<u16>, change: NodeChange, dry_run: bool, cluster: &Cluster) -> Result<MovesT> {
@@ -168,7 +216,7 @@ fn ask(node: u32, slices: Vec<u16>, change: NodeChange, dry_run: bool, cluster: 
 }
 
 fn send(request: ChangeNodeT, cluster: &Cluster) -> Result<MovesT> {
-    cluster.with_client("corefs node", |client| async move { client.manager(&request).await })
+    cluster.ask_manager("corefs node", request)
 }
 
 /// What people call the standing of a slice.
