@@ -7,7 +7,14 @@ long=$work/$(printf 'long%.0s' $(seq 30))
 mkdir "$long"
 real=$work
 work=$long
-trap 'work=$real; cleanup' EXIT
+end_long() {
+  local code=$?
+  set +e
+  work=$real
+  (exit $code)
+  cleanup
+}
+trap end_long EXIT
 up --cores 1 --capacity 1GiB --targets 4
 head -c 1000000 /dev/urandom >"$work/data"
 "$COREFS" fs put "$work/data" /before

@@ -468,6 +468,8 @@ mod tests {
         let looked = home.formatted_disks();
         assert!(matches!(&looked[..], [Some(Ok(_)), Some(Err(_)), None]), "{looked:?}");
         assert!(!dir.path().join("fourth").exists());
+        drop(looked);
+        home.forget_fresh_disk(2).unwrap();
         let file = std::fs::OpenOptions::new().write(true).open(path.join("disk-0")).unwrap();
         file.set_len(1 << 20).unwrap();
         assert_eq!(home.open_disks().unwrap_err().code, ErrorCode::BadFormat);
