@@ -145,7 +145,7 @@ fn routing_that_goes_back_is_caught() {
 
 #[test]
 fn a_manager_that_leads_for_too_long_is_caught() {
-    caught(Canary::ReignTooLong, Config::default(), &["routing went", "two routings"]);
+    caught(Canary::ReignTooLong, Config::default(), &["two managers lead"]);
 }
 
 /// Nobody reads any more, and nobody fills: only the comparison at the end can see it.

@@ -392,6 +392,19 @@ impl Managers {
         Ok(true)
     }
 
+    /// How many lead, of those that don't stand still.
+    pub fn leaders(&self) -> usize {
+        let (now, machines) = (self.timers.now(), self.machines.borrow());
+        let goes_on = |manager: usize| self.processes[manager].stopped_until <= now;
+        let leads = |(manager, machine): &(usize, &Rc<Machine>)| goes_on(*manager) && machine.leads();
+        machines
+            .iter()
+            .enumerate()
+            .filter_map(|(at, machine)| Some((at, machine.as_ref()?)))
+            .filter(leads)
+            .count()
+    }
+
     /// Whoever leads has something else in memory than what is stored, though it knows of the last change.
     pub fn astray(&self) -> Option<usize> {
         let leader = self.leader()?;

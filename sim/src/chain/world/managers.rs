@@ -17,8 +17,13 @@ impl World {
             self.note_members();
             self.compare(&before)?;
         }
-        if let (false, Some(manager)) = (replies.is_empty(), self.managers.astray()) {
-            return Err(format!("manager {manager} leads by other rows than those that are stored"));
+        if !replies.is_empty() {
+            if self.managers.leaders() > 1 {
+                return Err("two managers lead".into());
+            }
+            if let Some(manager) = self.managers.astray() {
+                return Err(format!("manager {manager} leads by other rows than those that are stored"));
+            }
         }
         for (manager, reply) in replies {
             self.reply(manager, reply)?;
