@@ -29,7 +29,8 @@ fn read_greedily(mut socket: TcpStream, batch: &[u8], stop: &AtomicBool) {
     }
 }
 
-/// Reads that wait take all memory that comes free. The head of a chain of three may use less of it for updates than reads have then.
+/// Reads that wait take all memory that comes free. The head of a chain of three may use less of it for updates than reads have then; these go on
+/// all the same. (With this load also without the rule that holds reads back: it is not what shows that the rule is needed.)
 #[test]
 fn reads_without_end_leave_memory_to_updates() {
     const READERS: usize = 6;
