@@ -22,6 +22,12 @@ say() { printf '%s\n' "$*"; }
 # ends LOG: the last line that says something.
 ends() { sed '/^[[:space:]]*$/d' "$1" | tail -n 1; }
 
+# why LOG: what a step says it failed for, before the ends of logs that follow it; or else its last line.
+why() {
+  local said; said=$(grep '^FAILED: ' "$1" | tail -n 1) || true
+  if [ -n "$said" ]; then say "${said#FAILED: }"; else ends "$1"; fi
+}
+
 # step NAME SECONDS COMMAND...: runs it in its time and notes what came of it. Returns whether it passed.
 step() {
   local name=$1 limit=$2; shift 2
@@ -34,7 +40,7 @@ step() {
     77) skipped+=("$name: $(ends "$log")"); printf 'SKIPPED    %s\n' "$(ends "$log")" ;;
     *)
       [ $code -ne 124 ] && [ $code -ne 137 ] || echo "ran out of its $limit s" >>"$log"
-      failed+=("$name: $(ends "$log")")
+      failed+=("$name: $(why "$log")")
       printf 'FAILED %ss, exit code %s; the end of what it said:\n' "$took" "$code"
       tail -n "${CI_LOG_LINES:-60}" "$log" | sed 's/^/    /'
       [ -z "${CI_LOGS:-}" ] || { mkdir -p "$CI_LOGS" && cp "$log" "$CI_LOGS/"; } ;;

@@ -57,3 +57,33 @@ assert {"mgmtd", "kv"} <= roles, roles' || die "not every process says what it h
 "$COREFS" node drain 1 --dry-run 2>"$work/refused" && die "what has no chains was emptied"
 grep -q NotReady "$work/refused" || die "not said why: $(cat "$work/refused")"
 say "$(grep -m 1 '1 of 2' "$work/status")"
+
+# `corefs up` is ready when the chains serve, and not before: a node whose disk takes longer to make than its lease lasts is dead meanwhile.
+slow=
+for try in 1 2 3 4 5; do
+  port=$((10000 + ($$ + try) % 20000))
+  COREFS_LOG=info "$COREFS" up --dir "$work/slow-$try" --port $port --capacity 1GiB --targets 8 >"$work/slow.out" 2>"$work/slow.log" & slow=$!
+  roles+=($slow)
+  for _ in $(seq 1000); do
+    ! grep -qs 'formed the cluster' "$work/slow-$try/log/mgmtd.log" || break
+    sleep 0.01
+  done
+  node=$(pgrep -P $slow -f 'corefs storage ')
+  kill -STOP "$node"
+  sleep 2
+  ready=$(grep -c '^ready ' "$work/slow.out" || true)
+  kill -CONT "$node"
+  [ "$ready" != 0 ] || break
+  # It was faster than we are.
+  kill -TERM $slow
+  wait $slow || die "corefs up stopped with exit code $?"
+  slow=
+done
+[ -n "$slow" ] || die "no node could be stopped while it made its disk"
+for _ in $(seq 3000); do
+  ! grep -q '^ready ' "$work/slow.out" || break
+  sleep 0.01
+done
+"$COREFS" status --manager 127.0.0.1:$port >"$work/status" || { cat "$work/slow.out" "$work/slow.log" "$work/status"; die "ready, but not well"; }
+grep -q '8 chains changed' "$work/slow-$try/log/mgmtd.log" || die "the node wasn't dead meanwhile: this shows nothing"
+say "ready when the chains serve"

@@ -1,6 +1,6 @@
 # Shared by the end-to-end tests: a cluster of real processes in a scratch directory, ended with the test.
 # A test prints what it shows, `skipped, because ...` with exit code 77 where it can't run, and fails on the first error.
-set -euo pipefail
+set -Eeuo pipefail
 
 COREFS=${COREFS:?the binary under test}
 work=$(mktemp -d "${COREFS_E2E_DIR:-${TMPDIR:-/tmp}}/corefs-e2e.XXXXXX")
@@ -26,6 +26,8 @@ cleanup() {
   exit $code
 }
 trap cleanup EXIT
+# What ends a test without a word says at least where that was.
+trap 'case $- in *e*) echo "FAILED: line $LINENO of ${BASH_SOURCE[0]##*/}: $BASH_COMMAND: exit code $?" >&2 ;; esac' ERR
 
 say() { printf '%s\n' "$*"; }
 die() { say "FAILED: $*"; exit 1; }

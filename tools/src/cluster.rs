@@ -2,6 +2,7 @@
 //! measures it.
 
 use crate::directory::{Directory, Shape};
+use crate::serving;
 use crate::store::{self, Place};
 use crate::supervise::{Spec, Supervisor};
 use corefs_wire::limits::{CHUNK_DEFAULT, CHUNK_MAX, CHUNK_MIN, REPLICAS_MAX, SHARDS_A_CORE_MAX, SHARDS_MAX};
@@ -249,6 +250,11 @@ pub fn start(directory: &Directory, wishes: &Wishes, say: &mut dyn FnMut(String)
                 vec!["meta".into(), "--kv".into(), kv.into(), "--manager".into(), manager.clone().into()];
             launch("meta", directory.log("meta"), meta)?;
         }
+    }
+    match serving::wait(&shape.manager) {
+        // What is missing may come later, and is no reason to keep the rest from anybody.
+        Err(error) if error.code == ErrorCode::NotReady => say(error.message),
+        outcome => outcome?,
     }
     Ok(Cluster { supervisor, manager, shape })
 }

@@ -13,6 +13,7 @@ mod limits;
 mod output;
 mod role;
 mod scratch;
+mod serving;
 mod signals;
 mod store;
 mod supervise;
