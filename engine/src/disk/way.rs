@@ -70,6 +70,27 @@ pub struct Survey {
 
 const NO_POLL_QUEUES: &str = "the kernel has no queues of it for polling: for NVMe, start the kernel with nvme.poll_queues=N, N the number of cores";
 
+const MAY_MIX_UP: &str = "this kernel may carry out another command than the one that had to wait (io_uring, Linux 6.10 to 6.12.15, and 6.13 to 6.13.3): update it";
+
+/// The release of the running kernel, as `6.1.0-56-amd64`; empty where it can't be read.
+fn kernel() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
+}
+
+/// Whether a kernel has an error that makes commands dangerous. One that must wait, as while its drive is reset, a thread of the kernel's takes over; since
+/// "io_uring/uring_cmd: defer SQE copying until it's needed" (6.10) that reads it from the submission queue, where another one may be by then. "switch sqe
+/// to async_data on EAGAIN" mends it (6.14, 6.13.4, 6.12.16).
+fn kernel_fails(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0u32);
+    match (next(), next(), next()) {
+        (6, 10 | 11, _) => true,
+        (6, 12, patch) => patch < 16,
+        (6, 13, patch) => patch < 4,
+        _ => false,
+    }
+}
+
 impl Survey {
     /// Looks, and changes nothing.
     pub fn of(path: &Path) -> Self {
@@ -78,7 +99,11 @@ impl Survey {
             Some(device) if device.has_poll_queues() => Ok(()),
             Some(_) => Err(NO_POLL_QUEUES.into()),
         };
-        Self { passthrough: Namespace::find(path), polled }
+        let passthrough = match kernel_fails(&kernel()) {
+            true => Err(MAY_MIX_UP.into()),
+            false => Namespace::find(path),
+        };
+        Self { passthrough, polled }
     }
 
     /// What to try, in this order. By interrupt commands are tried only where they are asked for: whether they pay then isn't known.
@@ -119,6 +144,24 @@ impl Survey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_that_mix_up_commands_are_known_by_their_release() {
+        let fail = ["6.10.0", "6.11.0-9-generic", "6.12.0", "6.12.9+deb13-amd64", "6.13-rc1", "6.13.3"];
+        let work = [
+            "6.1.0-56-amd64",
+            "6.9.12",
+            "6.12.16",
+            "6.12.48+deb13-amd64",
+            "6.13.4",
+            "6.14.0",
+            "7.10.0",
+            "5.19",
+            "",
+        ];
+        assert!(fail.into_iter().all(kernel_fails) && !work.into_iter().any(kernel_fails));
+        assert!(!kernel().is_empty());
+    }
 
     #[test]
     fn a_file_goes_the_plain_way_and_says_why() {

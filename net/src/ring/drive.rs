@@ -9,8 +9,8 @@
 //! Invariants
 //! - A transfer completes once, under its token, when all its pieces have. Its result is that of [`Completion`], but an error of
 //!   the drive itself is negative and below [`STATUS`]: see [`drive_status`].
-//! - A command that the drive refuses for now, or that the kernel cancelled because it reset the drive, is tried again a few times, as the kernel's block
-//!   layer would: commands pass that by.
+//! - A command that the drive refuses for now is tried again a few times, and one that didn't get to the drive, as while the kernel resets it, for some
+//!   seconds, as the kernel's block layer would: commands pass that by.
 //! - As of the core's ring: memory that a transfer names is the transfer's until then; what finds no room waits in order.
 //! - A drive's commands can't be cancelled. Dropping the ring waits for them, so drop it before the memory.
 
@@ -34,25 +34,39 @@ const FILES: u32 = 64;
 const DO_NOT_RETRY: i32 = 0x4000;
 /// So often a command is tried again: as often as the kernel's block layer does (nvme_core.max_retries).
 const RETRIES: u8 = 5;
-/// How long a command waits that was cancelled, or found no way to its drive, and twice as long each further time: 0.6 s in all. A drive that is being reset
-/// may refuse what comes meanwhile, and the tries are few.
+/// So long a command is tried again that didn't get to its drive. A reset of a drive takes a second or two, and a few on some.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Before the first of these tries; twice as long before each further one, up to 16 times as long.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Completions that are taken at a time.
 const REAPED: usize = 32;
 /// In the name of an entry: it is a command, which is kept until it has completed.
 const COMMAND: u64 = 1 << 63;
 
-/// Whether a command that ended so, and was tried again so often, is to be tried again: aborted commands, paths that failed, and whatever else the drive doesn't
-/// say that it is of no use; and what the kernel cancelled, as it does with all that is in flight when it resets a controller. That gives EINTR and no status
-/// (Linux, drivers/nvme/host/ioctl.c: `nvme_uring_cmd_end_io` of what is NVME_REQ_CANCELLED).
-fn is_tried_again(result: i32, tries: u8) -> bool {
-    let for_now = result == -libc::EINTR || result > 0 && result & DO_NOT_RETRY == 0;
-    for_now && tries < RETRIES
+/// What came of a command, as far as it matters to whether it is tried again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    /// It succeeded, or failed and would again.
+    Settled,
+    /// The drive doesn't say that it is of no use to try again.
+    Refused,
+    /// It didn't get to the drive, or no answer came back.
+    Astray,
 }
 
-/// Whether what stood in the way takes its time to go: a command was cancelled, or its status is of the path to the drive (status code type 3).
-fn is_paused(result: i32) -> bool {
-    result < 0 || result & 0x700 == 0x300
+/// Astray are commands whose status is of the path to the drive (status code type 3), as of one that was aborted or found its controller not ready; and what
+/// the kernel cancelled, as it does with all that is in flight when it resets a controller: that gives EINTR and no status (Linux,
+/// drivers/nvme/host/ioctl.c: `nvme_uring_cmd_end_io` of what is NVME_REQ_CANCELLED). What comes while the controller's queues are frozen a thread of the
+/// kernel's waits with, and before registered memory can be named (6.1 was tried) that doesn't find ours: EFAULT, before the drive has heard of it. Ours is
+/// always there.
+fn fate(result: i32) -> Fate {
+    match result {
+        status if status > 0 && status & DO_NOT_RETRY != 0 => Fate::Settled,
+        status if status > 0 && status & 0x700 == 0x300 => Fate::Astray,
+        status if status > 0 => Fate::Refused,
+        error if error == -libc::EINTR || error == -libc::EFAULT => Fate::Astray,
+        _ => Fate::Settled,
+    }
 }
 
 /// The drive's own status in a completion's result, if it is one: for NVMe its type and code, as in the completion queue
@@ -79,7 +93,30 @@ struct Transfer {
 struct Command {
     entry: squeue::Entry128,
     transfer: usize,
-    tries: u8,
+    /// So often the drive refused it, and so often it went astray.
+    refused: u8,
+    astray: u8,
+    /// It isn't tried again after this, while it goes astray.
+    until: Option<Instant>,
+}
+
+impl Command {
+    /// When it is to be tried again, if it is, after it has ended so: `Some(None)` at once.
+    fn again(&mut self, result: i32) -> Option<Option<Instant>> {
+        match fate(result) {
+            Fate::Settled => None,
+            Fate::Refused => {
+                self.refused += 1;
+                (self.refused <= RETRIES).then_some(None)
+            }
+            Fate::Astray => {
+                let (now, pause) = (Instant::now(), PAUSE * (1 << self.astray.min(4)));
+                self.astray = self.astray.saturating_add(1);
+                let until = *self.until.get_or_insert(now + PATIENCE);
+                (now < until).then_some(Some(now + pause))
+            }
+        }
+    }
 }
 
 /// A transfer that is being queued: each piece of it is pushed under this.
@@ -236,7 +273,7 @@ impl DriveRing {
         self.commanded += 1;
         let kept = self.commands.vacant_entry();
         let entry = entry.user_data(COMMAND | kept.key() as u64);
-        kept.insert(Command { entry: entry.clone(), transfer: begun.0, tries: 0 });
+        kept.insert(Command { entry: entry.clone(), transfer: begun.0, refused: 0, astray: 0, until: None });
         // SAFETY: passed on to the caller.
         unsafe { self.push_named(begun, entry) }
     }
@@ -395,6 +432,18 @@ impl DriveRing {
         }
     }
 
+    /// A command is tried again then.
+    #[cold]
+    fn pause(&mut self, at: Instant, entry: squeue::Entry128, result: i32) {
+        if self.paused.is_empty() {
+            tracing::warn!(
+                result,
+                "commands don't get to a drive, as while it is reset: they are tried again for 10 s"
+            );
+        }
+        self.paused.push((at, entry));
+    }
+
     /// An entry of this name has ended so.
     #[inline]
     fn settle(&mut self, name: u64, result: i32, out: &mut Vec<Completion>) {
@@ -403,13 +452,12 @@ impl DriveRing {
             _ => {
                 let at = (name & !COMMAND) as usize;
                 let command = &mut self.commands[at];
-                if is_tried_again(result, command.tries) {
-                    let (entry, pause) = (command.entry.clone(), PAUSE * (1 << command.tries));
-                    command.tries += 1;
+                if let Some(when) = command.again(result) {
+                    let entry = command.entry.clone();
                     self.retries += 1;
-                    match is_paused(result) {
-                        true => self.paused.push((Instant::now() + pause, entry)),
-                        false => self.waiting.push_back(entry),
+                    match when {
+                        Some(at) => self.pause(at, entry, result),
+                        None => self.waiting.push_back(entry),
                     }
                     return;
                 }
@@ -450,12 +498,10 @@ mod tests {
 
     #[test]
     fn a_command_is_tried_again_unless_the_drive_says_that_it_is_of_no_use() {
-        assert!(is_tried_again(ABORTED, 0) && is_tried_again(0x370, 4) && is_tried_again(NOT_READY, 0));
-        assert!(is_tried_again(-libc::EINTR, 0), "the controller was reset");
-        assert!(!is_tried_again(ABORTED, RETRIES) && !is_tried_again(LOST, 0));
-        assert!(!is_tried_again(-libc::EINTR, RETRIES));
-        assert!(!is_tried_again(0, 0) && !is_tried_again(-libc::EIO, 0), "no status of a drive");
-        assert!(is_paused(ABORTED) && is_paused(-libc::EINTR) && !is_paused(NOT_READY));
+        let fates = |results: &[i32]| results.iter().map(|result| fate(*result)).collect::<Vec<_>>();
+        assert_eq!(fates(&[ABORTED, 0x370, -libc::EINTR, -libc::EFAULT]), [Fate::Astray; 4]);
+        assert_eq!(fates(&[NOT_READY, 0x1]), [Fate::Refused; 2]);
+        assert_eq!(fates(&[0, LOST, ABORTED | DO_NOT_RETRY, -libc::EIO, -libc::ENODEV]), [Fate::Settled; 5]);
     }
 
     #[test]
@@ -487,11 +533,25 @@ mod tests {
         transfer(&[0], 0);
         transfer(&[NOT_READY, ABORTED, 0], 0);
         transfer(&[-libc::EINTR, NOT_READY, -libc::EINTR, 0], 0);
-        transfer(&[ABORTED; RETRIES as usize + 1], -STATUS - ABORTED);
-        transfer(&[-libc::EINTR; RETRIES as usize + 1], -libc::EINTR);
+        transfer(&[NOT_READY; RETRIES as usize + 1], -STATUS - NOT_READY);
+        transfer(&[ABORTED, -libc::EFAULT, ABORTED, ABORTED, -libc::EINTR, ABORTED, ABORTED, 0], 0);
         transfer(&[LOST], -STATUS - LOST);
         transfer(&[-libc::EIO], -libc::EIO);
-        assert_eq!((ring.commanded(), ring.retries()), (7, 5 + 2 * u64::from(RETRIES)));
+        assert_eq!((ring.commanded(), ring.retries()), (7, 5 + 7 + u64::from(RETRIES)));
+    }
+
+    #[test]
+    fn a_command_that_goes_astray_is_given_up_when_its_time_is_over() {
+        let entry = opcode::UringCmd80::new(types::Fd(-1), 0).build();
+        let mut command = Command { entry, transfer: 0, refused: 0, astray: 0, until: None };
+        let mut last = Instant::now();
+        for _ in 0..300 {
+            let at = command.again(ABORTED).unwrap().expect("a pause");
+            assert!(at > last && at < Instant::now() + PAUSE * 17);
+            last = Instant::now();
+        }
+        command.until = Some(last);
+        assert_eq!(command.again(ABORTED), None);
     }
 
     #[test]
