@@ -192,6 +192,12 @@ fn late_copies_of_refused_updates_stay_refused() {
     at_least(&all(config, 1..6), &[("refused", 100)]);
 }
 
+/// A block was damaged where only one replica served, and a metadata server cut a file in the middle of it. Its client was told so.
+#[test]
+fn a_file_is_cut_in_a_block_that_nobody_has() {
+    run(2_026_112_869_446, Config::default()).unwrap();
+}
+
 #[test]
 fn one_seed_is_one_run() {
     assert_eq!(run(5, Config::default()), run(5, Config::default()));

@@ -5,7 +5,7 @@
 //! | `Pending` | the tail, at once; the tail itself: later | later | later |
 //! | `ChecksumMismatch` | another replica; then a few times more | later | give up |
 //! | `LeaseExpired` | another replica; none left: fresh routing | fresh routing | give up: it is ours |
-//! | `Corrupt`, `DiskError` | another replica; none left: a few times more, since they heal each other | give up | give up |
+//! | `Corrupt`, `DiskError` | another replica; none left: a few times more, since they heal each other | `Corrupt` while the others don't serve: a few times more; else give up | give up |
 //! | `SliceDead` | another replica; none left: give up | with other replicas: fresh routing; else give up | give up |
 //! | class Retry | another replica; none left: later | later | another server; none left: later |
 //! | class Refresh | fresh routing; the server is going or gone: another replica | fresh routing | another server |
@@ -22,7 +22,7 @@ use std::time::Duration;
 pub const ATTEMPTS_MAX: u32 = 1000;
 /// Reads with a wrong checksum, after each replica has had its chance.
 const MISMATCHES_MAX: u32 = 3;
-/// Rounds of reads over replicas that are all damaged: with the pauses between, a second, in which each has fetched from the
+/// Rounds of operations over replicas that are all damaged: with the pauses between, a second, in which each has fetched from the
 /// others what it lacks.
 const DAMAGED_MAX: u32 = 10;
 const PAUSE_MIN: Duration = Duration::from_millis(1);
@@ -197,6 +197,11 @@ impl Tracker {
         match error {
             // Only the file knows its epoch: see `file`.
             ErrorCode::StaleLayout => Next::GiveUp,
+            // Where others serve, the head asks them for what it lacks and says `Overloaded` until it has that.
+            ErrorCode::Corrupt if of < 2 && self.replicated && self.damaged < DAMAGED_MAX => {
+                self.damaged += 1;
+                self.later(At::Any, Refresh::Ask, rng)
+            }
             // Another replica becomes the head, if there is one.
             ErrorCode::SliceDead if of > 1 => self.later(At::Any, Refresh::Wait, rng),
             _ => match error.class() {
@@ -308,6 +313,17 @@ mod tests {
         for (error, of) in [(NoSpace, 3), (StaleLayout, 3), (SliceDead, 1), (Corrupt, 3), (Duplicate, 3)] {
             assert_eq!(story(Work::Update, of, &[(error, 0)]), ["give up"], "{error:?}");
         }
+    }
+
+    #[test]
+    fn an_update_of_damaged_blocks_waits_a_little_for_the_replicas_that_may_heal_them() {
+        let mut alone = Tracker::new(Work::Update, DEADLINE).replicated(true);
+        let mut tell = |of| alone.after(NOW, Corrupt, 0, of, &mut Rng::new(1));
+        assert!((0..DAMAGED_MAX).all(|_| tell(1) != Next::GiveUp), "others don't serve just now");
+        assert_eq!(tell(1), Next::GiveUp);
+        let mut with_others = Tracker::new(Work::Update, DEADLINE).replicated(true);
+        let outcome = with_others.after(NOW, Corrupt, 0, 2, &mut Rng::new(1));
+        assert_eq!(outcome, Next::GiveUp, "they were asked, and haven't got it either");
     }
 
     #[test]

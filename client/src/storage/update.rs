@@ -49,7 +49,9 @@ impl Storage {
                 Err(failure) => failure,
             };
             let now = ground.now();
-            let story = tracker.get_or_insert_with(|| Tracker::new(Work::Update, now + ground.patience));
+            let story = tracker.get_or_insert_with(|| {
+                Tracker::new(Work::Update, now + ground.patience).replicated(ground.routing().replicas > 1)
+            });
             let next = story.after(
                 now,
                 failure.error.code,

@@ -61,7 +61,7 @@ pub struct Client {
     life: Rc<RefCell<Life>>,
 }
 
-/// The process is no more: it has lost its lease.
+/// The process is no more: it has lost its lease, or bytes of its files.
 struct Lost;
 
 impl Client {
@@ -83,7 +83,7 @@ impl Client {
                     life,
                 });
                 here.spawn(owner, Rc::clone(&client).renew());
-                // Whoever loses its lease begins anew, as another client.
+                // Whoever is lost begins anew, as another client.
                 if client.live().await.is_err() {
                     count(&common.leases_lost);
                 }
@@ -169,6 +169,12 @@ impl Client {
     async fn act(&self, deed: Deed) -> std::result::Result<(), Lost> {
         self.life.borrow_mut().pending = Some(deed);
         let outcome = self.carry_out(deed).await?;
+        // The block that is cut was damaged where no other replica served. It is cut when one does, or never: nobody is told, as of what a
+        // process asked for that died.
+        let damaged = outcome.as_ref().is_err_and(|error| error.code == ErrorCode::Corrupt);
+        if matches!(deed, Deed::Truncate(..)) && damaged {
+            return Err(Lost);
+        }
         let mut life = self.life.borrow_mut();
         life.pending = None;
         let (told, found) = match outcome {
