@@ -10,6 +10,8 @@ export COREFS=$CARGO_TARGET_DIR/release/corefs
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/corefs-ci.XXXXXX")
 export TMPDIR=$scratch/tmp
 mkdir -p "$TMPDIR" "$scratch/logs"
+# Tests act as other users, too.
+chmod 755 "$scratch"
 started=$SECONDS
 passed=() failed=() skipped=() figures=()
 

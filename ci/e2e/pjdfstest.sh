@@ -15,6 +15,7 @@ if [ ! -x "$suite" ]; then
 fi
 # Other users walk down to the file systems.
 chmod 755 "$work"
+runuser -u nobody -- test -x "$work" || skip "other users cannot reach $work: choose another TMPDIR"
 
 # Tests that make the file system read-only find it busy after others, so they are run by themselves.
 sed 's/^allow_remount = true/allow_remount = false/' "$root/ci/pjdfstest.toml" >"$work/writable.toml"
