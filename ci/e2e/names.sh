@@ -167,7 +167,7 @@ open=$(awk '/answered/ { sum += $4 } END { print sum }' "$work/all.out")
 [ "$answered" -ge $((rounds * 100)) ] || die "the workers got only $answered answers: this shows nothing"
 
 # The check can fail: a name that somebody has moved, and one that somebody has doubled.
-some=$(find "$work"/mnt/round-"$rounds"/pool-* -maxdepth 1 -type f | head -n 1)
+some=$(find "$work"/mnt/round-"$rounds"/pool-* -maxdepth 1 -type f -print -quit)
 [ -n "$some" ] || die "no file is left to try the check with"
 spoiled() { ! names check "$work/mnt/round-$rounds" "$work"/log/"$rounds"-* >"$work/check.out" || die "the check doesn't see $1"; }
 mv "$some" "$some.moved"; spoiled "a name that is another one"; mv "$some.moved" "$some"
