@@ -99,9 +99,9 @@ impl Survey {
             Some(device) if device.has_poll_queues() => Ok(()),
             Some(_) => Err(NO_POLL_QUEUES.into()),
         };
-        let passthrough = match kernel_fails(&kernel()) {
-            true => Err(MAY_MIX_UP.into()),
-            false => Namespace::find(path),
+        let passthrough = match Namespace::find(path) {
+            Ok(_) if kernel_fails(&kernel()) => Err(MAY_MIX_UP.into()),
+            found => found,
         };
         Self { passthrough, polled }
     }
