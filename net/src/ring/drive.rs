@@ -432,10 +432,10 @@ impl DriveRing {
         }
     }
 
-    /// A command is tried again then.
+    /// A command is tried again then. `first`: it hasn't gone astray before, and if no other one has the log says so.
     #[cold]
-    fn pause(&mut self, at: Instant, entry: squeue::Entry128, result: i32) {
-        if self.paused.is_empty() {
+    fn pause(&mut self, at: Instant, entry: squeue::Entry128, first: bool, result: i32) {
+        if first && self.paused.is_empty() {
             tracing::warn!(
                 result,
                 "commands don't get to a drive, as while it is reset: they are tried again for 10 s"
@@ -453,10 +453,10 @@ impl DriveRing {
                 let at = (name & !COMMAND) as usize;
                 let command = &mut self.commands[at];
                 if let Some(when) = command.again(result) {
-                    let entry = command.entry.clone();
+                    let (entry, first) = (command.entry.clone(), command.astray == 1);
                     self.retries += 1;
                     match when {
-                        Some(at) => self.pause(at, entry, result),
+                        Some(at) => self.pause(at, entry, first, result),
                         None => self.waiting.push_back(entry),
                     }
                     return;
