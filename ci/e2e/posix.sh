@@ -8,7 +8,7 @@ mkdir "$work/mnt"
 up --capacity 2GiB --mount "$work/mnt"
 cd "$work/mnt"
 python3 - <<'PY'
-import errno, mmap, os, random, stat
+import errno, fcntl, mmap, os, random, stat, time
 
 def fails(code, call, *args, **kw):
     try:
@@ -91,6 +91,32 @@ assert not os.path.exists("gone")
 gone.seek(0); assert gone.read() == "still here"
 os.fsync(gone.fileno()); assert os.fstat(gone.fileno()).st_nlink == 0
 gone.close(); keep.close()
+
+# Files without a name that several have open: whoever closes first, the others go on.
+def make(name, data):
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL); os.write(fd, data)
+    return fd
+def same_again(fd, data): # through a descriptor that stays, long after the others were closed
+    assert os.pread(fd, len(data) + 1, 0) == data, "bytes of a file without a name"
+    assert os.fstat(fd).st_nlink == 0
+kept = []
+fd = make("dup", b"d" * 10_000); os.unlink("dup"); os.write(fd, b"d"); os.close(os.dup(fd)); kept.append((fd, b"d" * 10_001))
+fd = make("dup", b"e" * 10_000); os.close(os.dup(fd)); os.unlink("dup"); os.write(fd, b"e"); os.close(os.dup(fd)); kept.append((fd, b"e" * 10_001))
+fd = make("over", b"o" * 10_000); make("new-over", b""); os.rename("new-over", "over"); os.close(os.dup(fd)); kept.append((fd, b"o" * 10_000))
+for synced in False, True:
+    fd = make("pair", b"p" * 600_000); reader = os.open("pair", os.O_RDONLY)
+    os.unlink("pair"); os.write(fd, b"p")
+    if synced: os.fsync(fd)
+    os.close(fd); kept.append((reader, b"p" * 600_001))
+fd = make("child", b"c" * 10_000); os.unlink("child")
+if os.fork() == 0: os._exit(0)
+os.wait(); kept.append((fd, b"c" * 10_000))
+time.sleep(3)
+with open("/proc/sys/vm/drop_caches", "w") as caches: caches.write("3")
+for fd, data in kept: same_again(fd, data)
+for fd, data in kept:
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_RDWR: os.pwrite(fd, b"again", 0); os.fsync(fd); same_again(fd, b"again" + data[5:])
+    os.close(fd)
 
 # Directories: loops, non-empty, replacing, many entries.
 os.makedirs("a/b/c")

@@ -3,6 +3,7 @@
 mod connect;
 mod ends;
 mod keep;
+mod names_gone;
 mod namespace;
 
 use crate::Credentials;
@@ -19,6 +20,7 @@ use corefs_wire::control::Call;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ClientId, Error, InodeId, Result, Uuid};
 use ends::Ends;
+use names_gone::NamesGone;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
@@ -107,6 +109,7 @@ pub(crate) struct Inner {
     pub inodes: RefCell<HashMap<InodeId, Weak<Inode>>>,
     /// Of those, the ones that may be open without a session.
     pub readers: RefCell<BTreeSet<InodeId>>,
+    pub names_gone: NamesGone,
     /// Most bytes held behind one file.
     pub write_behind: usize,
     /// Bytes held behind all files.

@@ -115,6 +115,10 @@ impl File {
         }
     }
 
+    pub(crate) fn shared(&self) -> &Rc<Inode> {
+        &self.inode
+    }
+
     pub fn inode(&self) -> InodeId {
         self.inode.id()
     }

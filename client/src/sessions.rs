@@ -32,6 +32,8 @@ pub struct Sessions {
     current: Cell<ClientId>,
     /// The file was removed while nobody knew that it is open here.
     gone: Cell<bool>,
+    /// It may have no name any more: only a session keeps it.
+    nameless: Cell<bool>,
     /// Some are being begun anew.
     renewing: Cell<bool>,
     renewed: Waiters,
@@ -111,6 +113,20 @@ impl Sessions {
 
     pub fn is_gone(&self) -> bool {
         self.gone.get()
+    }
+
+    /// A name was taken from it, perhaps its last.
+    pub fn lost_a_name(&self) {
+        self.nameless.set(true);
+    }
+
+    pub fn is_nameless(&self) -> bool {
+        self.nameless.get()
+    }
+
+    /// Whether nothing else keeps the bytes of a file without names.
+    pub fn keeps_it_alone(&self, name: u64) -> bool {
+        self.hold.get() == 0 && matches!(self.writing.borrow()[..], [only] if only.name == name)
     }
 
     /// The servers have forgotten it.

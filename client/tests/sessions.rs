@@ -326,3 +326,73 @@ fn changes_that_waited_say_what_they_were_decided_on() {
         cluster.stop().await;
     });
 }
+
+#[test]
+fn who_closes_last_of_several_finds_a_file_without_a_name() {
+    run(|| async {
+        let cluster = Cluster::start(1);
+        let client = cluster.client().await;
+        let known = || cluster.meta.sessions.borrow().len();
+        let settled = async || corefs_net::executor::sleep(Duration::from_millis(60)).await;
+
+        // One of several descriptors of the only handle is closed.
+        let finished = create(&client, b"finished", DIRECT).await;
+        finished.write_at(0, b"x").await.unwrap();
+        client.unlink(&ROOT, ROOT_INODE, b"finished").await.unwrap();
+        finished.finish().await.unwrap();
+        settled().await;
+        assert_eq!(known(), 1, "nothing else keeps its bytes");
+        finished.close().await.unwrap();
+        until(client.node(), || known() == 0).await;
+
+        // Who reads stays, who wrote goes; whether there is anything to report or not, and whoever took the name.
+        for (name, synced, foreign) in
+            [(b"one", false, false), (b"two", true, false), (b"six", true, true), (b"ten", false, true)]
+        {
+            let writing = create(&client, name, DIRECT).await;
+            writing.write_at(0, b"x").await.unwrap();
+            let reading = client.open(&ROOT, writing.inode(), OpenOptions::default()).await.unwrap();
+            if foreign {
+                let id = writing.inode().0;
+                cluster.meta.inodes.borrow_mut().get_mut(&id).unwrap().nlink = 0;
+                writing.sync().await.unwrap();
+            } else {
+                client.unlink(&ROOT, ROOT_INODE, name).await.unwrap();
+            }
+            if synced {
+                writing.sync().await.unwrap();
+            }
+            writing.close().await.unwrap();
+            settled().await;
+            assert_eq!(known(), 1, "{}: somebody reads it", String::from_utf8_lossy(name));
+            reading.close().await.unwrap();
+            until(client.node(), || known() == 0).await;
+        }
+
+        // The name goes while a descriptor is closed.
+        let racing = create(&client, b"racing", DIRECT).await;
+        racing.write_at(0, b"x").await.unwrap();
+        cluster.meta.slow.set(true);
+        let unlinking = async { client.unlink(&ROOT, ROOT_INODE, b"racing").await };
+        let finishing = async {
+            settled().await;
+            racing.finish().await.unwrap();
+            settled().await;
+            assert_eq!(known(), 1, "whose name goes isn't known yet");
+            cluster.meta.catch_up();
+        };
+        let (unlinked, ()) = futures_lite::future::zip(unlinking, finishing).await;
+        unlinked.unwrap();
+        racing.close().await.unwrap();
+        until(client.node(), || known() == 0).await;
+
+        // A file that keeps its name is held by nobody once it was finished.
+        let named = create(&client, b"named", DIRECT).await;
+        named.write_at(0, b"x").await.unwrap();
+        named.finish().await.unwrap();
+        until(client.node(), || known() == 0).await;
+        named.close().await.unwrap();
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}

@@ -69,6 +69,9 @@ pub struct GcLimits {
     pub rows: usize,
     /// Inodes whose chunks are removed at once.
     pub concurrency: usize,
+    /// How long an inode stays at least after its last change, as the taking of its name is one: whoever opened it at that moment, and
+    /// has not yet heard that the name is gone, can still ask to hold it.
+    pub grace: Duration,
     /// How long chunks of one inode are removed. A large file takes several rounds, so that it doesn't keep small ones waiting.
     pub slice: Duration,
 }
@@ -76,7 +79,7 @@ pub struct GcLimits {
 impl Default for GcLimits {
     /// Enough to keep up with a server's unlinks, few enough that removals don't crowd out reads and writes.
     fn default() -> Self {
-        Self { rows: 256, concurrency: 16, slice: Duration::from_secs(1) }
+        Self { rows: 256, concurrency: 16, grace: Duration::ZERO, slice: Duration::from_secs(1) }
     }
 }
 
@@ -85,7 +88,7 @@ impl Default for GcLimits {
 pub struct Collected {
     /// Rows looked at.
     pub seen: usize,
-    /// Inodes that somebody still has open.
+    /// Inodes that somebody still has open, or may be about to hold.
     pub held: usize,
     /// Inodes removed with all their chunks.
     pub removed: usize,
@@ -132,7 +135,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             }
         }
         for batch in waiting.chunks(DOOM_BATCH) {
-            let fate = self.doom(batch).await?;
+            let fate = self.doom(batch, limits.grace).await?;
             doomed.extend(fate.doomed);
             collected.held += fate.held;
             collected.removed += fate.removed;
@@ -150,8 +153,9 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     }
 
     /// Takes away the inodes that no session holds.
-    async fn doom(&self, waiting: &[InodeId]) -> Result<Fate> {
+    async fn doom(&self, waiting: &[InodeId], grace: Duration) -> Result<Fate> {
         retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
+            let now = self.outside.now();
             let mut keys = Vec::with_capacity(2 * waiting.len());
             for id in waiting {
                 keys.extend([self.keys.inode(*id), self.keys.garbage(*id)]);
@@ -171,7 +175,9 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 let row = row.as_deref().map(Garbage::decode).transpose()?;
                 match (inode, row) {
                     (Some(inode), Some(Garbage::Waiting)) => {
-                        if !sessions.pairs.is_empty() {
+                        // By clocks that may differ: by more than the grace, and there is none.
+                        let young = u128::from(now.abs_diff(inode.ctime)) < grace.as_nanos();
+                        if young || !sessions.pairs.is_empty() {
                             fate.held += 1;
                         } else if inode.unopened {
                             self.take_away(txn, *id, &inode);
@@ -243,7 +249,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
 struct Fate {
     /// Their chunks are to be removed.
     doomed: Vec<(InodeId, Layout)>,
-    /// Somebody has them open.
+    /// Somebody has them open, or may be about to hold them.
     held: usize,
     /// Gone altogether.
     removed: usize,

@@ -39,6 +39,8 @@ pub struct Outcome {
     pub trim: bool,
     /// Where an append may go.
     pub offset: Option<u64>,
+    /// What a name led to that was taken away; 0: none was.
+    pub gone: u64,
 }
 
 /// What came of one attempt.
@@ -61,6 +63,7 @@ const TRIM: u8 = 2;
 const HAS_SESSION: u8 = 4;
 const HAS_STAT: u8 = 8;
 const HAS_OFFSET: u8 = 16;
+const HAS_GONE: u8 = 32;
 
 impl Outcome {
     pub fn of(stat: Stat) -> Self {
@@ -75,6 +78,7 @@ impl Outcome {
         flags |= if self.session != 0 { HAS_SESSION } else { 0 };
         flags |= if self.stat.is_some() { HAS_STAT } else { 0 };
         flags |= if self.offset.is_some() { HAS_OFFSET } else { 0 };
+        flags |= if self.gone != 0 { HAS_GONE } else { 0 };
         let mut writer = Writer::new(VERSION);
         writer.varint(op.into()).byte(flags);
         if self.session != 0 {
@@ -87,6 +91,9 @@ impl Outcome {
         }
         if let Some(offset) = self.offset {
             writer.varint(offset);
+        }
+        if self.gone != 0 {
+            writer.varint(self.gone);
         }
         writer.finish()
     }
@@ -116,8 +123,10 @@ impl Outcome {
             false => None,
         };
         let offset = if flags & HAS_OFFSET != 0 { Some(reader.varint()?) } else { None };
+        let gone = if flags & HAS_GONE != 0 { reader.varint()? } else { 0 };
         reader.end()?;
-        Ok(Ok(Self { stat, session, created: flags & CREATED != 0, trim: flags & TRIM != 0, offset }))
+        let (created, trim) = (flags & CREATED != 0, flags & TRIM != 0);
+        Ok(Ok(Self { stat, session, created, trim, offset, gone }))
     }
 
     /// Whether a stored row can be read, whichever operation it answers.
@@ -288,8 +297,15 @@ mod tests {
         let stat = Stat { id: InodeId(300), inode: Inode::new(Kind::Directory, 5), directory };
         let outcomes = [
             Outcome::default(),
-            Outcome { stat: Some(stat), session: u64::MAX, created: true, trim: true, offset: Some(300) },
-            Outcome { session: 1, ..Outcome::default() },
+            Outcome {
+                stat: Some(stat),
+                session: u64::MAX,
+                created: true,
+                trim: true,
+                offset: Some(300),
+                gone: 0,
+            },
+            Outcome { session: 1, gone: 400, ..Outcome::default() },
         ];
         for outcome in outcomes {
             let value = outcome.encode(0x0303);

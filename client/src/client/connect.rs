@@ -106,6 +106,7 @@ fn make(storage: Rc<Storage>, name: String, write_behind: usize, owns_node: bool
         meta,
         inodes: Default::default(),
         readers: Default::default(),
+        names_gone: Default::default(),
         write_behind,
         held: Cell::new(0),
         relief: Waiters::default(),

@@ -6,7 +6,7 @@ use crate::inode::Inode;
 use crate::meta::{NewInode, Page, Unlinked};
 use crate::{Attr, Changes, Credentials, Kind};
 use corefs_wire::limits::HOLDS_MAX;
-use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
+use corefs_wire::{Class, ClientId, Error, ErrorCode, InodeId, Result};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -100,7 +100,13 @@ impl Client {
         }
         let of = self.0.client();
         let (attr, session) = self.0.meta.open(who, inode, options.write, options.truncate).await?;
-        self.0.handle(&attr, (session, of), options.direct, who)
+        let file = self.0.handle(&attr, (session, of), options.direct, who)?;
+        let sessions = &file.shared().sessions;
+        if sessions.is_nameless() && !sessions.keep_it() {
+            // Whoever took the name away couldn't know that it is open.
+            self.0.hold(file.shared()).await?;
+        }
+        Ok(file)
     }
 
     /// Creates a file and opens it for writing, or opens what is there unless `exclusive`.
@@ -131,10 +137,10 @@ impl Client {
 
     /// Removes a name. Files that are open here stay readable until they are closed.
     pub async fn unlink(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<()> {
+        let _taking = self.0.names_gone.taking();
         let (hold, of) = (self.0.to_hold(who, parent, name).await?, self.0.client());
-        let gone = self.0.meta.unlink(who, parent, name, &hold).await?;
-        self.0.unlinked(gone, of).await;
-        Ok(())
+        let gone = self.0.meta.unlink(who, parent, name, &hold).await;
+        self.0.unlinked(gone, of).await
     }
 
     /// Renames; a file that is replaced stays readable as in [`unlink`](Self::unlink).
@@ -145,11 +151,11 @@ impl Client {
         to: (InodeId, &[u8]),
         flags: u32,
     ) -> Result<()> {
+        let _taking = self.0.names_gone.taking();
         let hold = if flags == 0 { self.0.to_hold(who, to.0, to.1).await? } else { Vec::new() };
         let of = self.0.client();
-        let gone = self.0.meta.rename(who, from, to, flags, &hold).await?;
-        self.0.unlinked(gone, of).await;
-        Ok(())
+        let gone = self.0.meta.rename(who, from, to, flags, &hold).await;
+        self.0.unlinked(gone, of).await
     }
 }
 
@@ -198,6 +204,9 @@ impl Inner {
                 inode
             }
         };
+        if self.names_gone.lately(attr.inode) {
+            inode.sessions.lost_a_name();
+        }
         if session.0 == 0 {
             self.readers.borrow_mut().insert(attr.inode);
         }
@@ -228,8 +237,17 @@ impl Inner {
 
     /// A name was taken away, and with it began a session under the lease of `of`, if the file was among those to hold. One that was opened
     /// here meanwhile is held now: for a moment it is still there.
-    async fn unlinked(&self, gone: Unlinked, of: ClientId) {
+    async fn unlinked(&self, gone: Result<Unlinked>, of: ClientId) -> Result<()> {
+        if gone.as_ref().is_err_and(|error| error.class() != Class::Fatal) {
+            // It may have gone, and may have led to any.
+            self.all_live().iter().for_each(|inode| inode.sessions.lost_a_name());
+        }
+        let gone = gone?;
+        self.names_gone.add(gone.inode);
         let open = self.live(gone.inode).filter(|inode| inode.handles.get() > 0);
+        if let Some(inode) = &open {
+            inode.sessions.lost_a_name();
+        }
         match open {
             Some(inode) if gone.session != 0 => {
                 if !inode.sessions.held(gone.session, of) {
@@ -243,6 +261,7 @@ impl Inner {
             }
             _ => self.end_later(gone.inode, gone.session),
         }
+        Ok(())
     }
 
     /// Keeps a file's bytes for handles without a session, whatever becomes of its names. `NoSuchInode` when it is gone.

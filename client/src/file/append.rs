@@ -154,7 +154,7 @@ impl Inner {
             inner.held.set(inner.held.get() - bytes.len());
             let own = appends.own.take();
             if own != 0
-                && let Err(error) = inner.end_session(&inode, own, &Credentials::root()).await
+                && let Err(error) = inner.end_session(&inode, own, &Credentials::root(), 0).await
             {
                 tracing::debug!(%error, inode = %inode.id(), "ending the session of an append");
             }

@@ -30,13 +30,15 @@ impl File {
     pub async fn finish(&self) -> Result<()> {
         let (client, inode, session) = (&self.client.0, &self.inode, self.session.get());
         let shared = self.revived.get() || self.writing.get() > 0;
-        if session == 0 || shared || !inode.has_news() {
+        // It keeps what this handle reads and writes on.
+        let needed = client.names_gone.under_way() || inode.sessions.is_nameless();
+        if session == 0 || shared || needed || !inode.has_news() {
             return self.sync().await;
         }
         self.session.set(0);
         client.settle(inode).await;
         let failures = self.check_failures();
-        let ended = client.end_session(inode, session, &self.who).await;
+        let ended = client.end_session(inode, session, &self.who, 0).await;
         if inode.sessions.has(session) {
             self.keep_session(session);
         }
@@ -80,7 +82,7 @@ pub async fn close_handle(
         0 => Ok(()),
         session => {
             inner.settle(inode).await;
-            inner.end_session(inode, session, who).await
+            inner.end_session(inode, session, who, 1).await
         }
     };
     if session != 0 && inode.sessions.has(session) {
@@ -136,8 +138,15 @@ impl Inner {
         Err(ErrorCode::NoSuchSession.into())
     }
 
-    /// Ends a session of a handle, and reports what was written.
-    pub(super) async fn end_session(&self, inode: &Inode, name: u64, who: &Credentials) -> Result<()> {
+    /// Ends a session of a handle, and reports what was written. `leaving`: handles that go with it.
+    pub(super) async fn end_session(
+        &self,
+        inode: &Rc<Inode>,
+        name: u64,
+        who: &Credentials,
+        leaving: u32,
+    ) -> Result<()> {
+        self.keep_for_others(inode, name, leaving).await?;
         // From here on nothing may wait for this session to end, nor append by it. What it was given a place for is reported with it.
         let Some(session) = inode.sessions.take(name) else {
             return if inode.sessions.is_gone() { Err(gone(inode.id())) } else { Ok(()) };
@@ -177,6 +186,20 @@ impl Inner {
         }
         synced(inode, &outcome?, unsynced);
         Ok(())
+    }
+
+    /// Before a session ends that alone keeps a file which may have no name any more, while handles stay: those need one that does.
+    async fn keep_for_others(&self, inode: &Rc<Inode>, name: u64, leaving: u32) -> Result<()> {
+        let nameless =
+            self.names_gone.under_way() || inode.sessions.is_nameless() || inode.attr.get().nlink == 0;
+        if !nameless || inode.handles.get() <= leaving || !inode.sessions.keeps_it_alone(name) {
+            return Ok(());
+        }
+        match self.hold(inode).await {
+            // Our lease had run out. What there is to report will say so.
+            Err(error) if error.code == ErrorCode::NoSuchInode => Ok(()),
+            held => held,
+        }
     }
 
     /// Reports by a session that is begun for nothing else.

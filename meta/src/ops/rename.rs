@@ -11,7 +11,6 @@ use corefs_kv::{Isolation, KvEngine, Transaction};
 use corefs_wire::control::Call;
 use corefs_wire::control::meta::{CallerT, RenameT, UnlinkedT};
 use corefs_wire::{Error, ErrorCode, InodeId, ROOT_INODE, Result};
-use std::cell::Cell;
 
 /// Flags, as of renameat2(2).
 pub const NOREPLACE: u32 = 1;
@@ -51,7 +50,6 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             self.keys.dirent(from, &request.name),
             self.keys.dirent(to, &request.new_name),
         ];
-        let gone = Cell::new(0);
         let outcome =
             self.once(RenameT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
                 let (old_directory, new_directory) = (values.directory()?, values.directory()?);
@@ -95,13 +93,10 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                         self.exchange(txn, old, new);
                         Ok(Attempt::Changed(Outcome::default()))
                     }
-                    _ => {
-                        gone.set(dirent.inode.0);
-                        self.replace(txn, request, old, new).await.map(Attempt::Changed)
-                    }
+                    _ => self.replace(txn, request, old, new).await.map(Attempt::Changed),
                 }
             });
-        unlinked(&outcome.await?, gone.get())
+        Ok(unlinked(&outcome.await?))
     }
 
     /// Walks from `to` up to the root: `WouldLoop` when `moved`, which now hangs in `from`, is on the way. Every record on

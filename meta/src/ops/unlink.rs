@@ -3,7 +3,7 @@
 use crate::acl::{CHANGE, may_take};
 use crate::dirent::check_name;
 use crate::gc::Garbage;
-use crate::inode::{Inode, Stat};
+use crate::inode::Inode;
 use crate::namespace::{Namespace, Values};
 use crate::once::{Attempt, Outcome};
 use crate::outside::Outside;
@@ -13,16 +13,13 @@ use corefs_wire::control::Call;
 use corefs_wire::control::meta::{CallerT, UnlinkT, UnlinkedT};
 use corefs_wire::limits::HOLDS_MAX;
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
-use std::cell::Cell;
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
-    /// Removes the entry. A file that loses its last name is removed in the background, once nobody has it open. What the name led to is
-    /// said only by the attempt that removed it.
+    /// Removes the entry, and says what it led to. A file that loses its last name is removed in the background, once nobody has it open.
     /// `NotFound`, `NoSuchInode` (the directory), `IsDirectory`, `PermissionDenied`, `NotPermitted` (sticky directories).
     pub async fn unlink(&self, request: &UnlinkT) -> Result<UnlinkedT> {
         check_name(&request.name)?;
         check_hold(&request.hold)?;
-        let gone = Cell::new(0);
         let parent = InodeId(request.parent);
         let entry = self.keys.dirent(parent, &request.name);
         let keys = [self.keys.inode(parent), entry.clone()];
@@ -37,17 +34,17 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 let inode = self.inode(txn, dirent.inode, Isolation::Serializable).await?;
                 may_take(&request.caller, &directory, &inode)?;
                 let now = self.outside.now();
-                gone.set(dirent.inode.0);
                 let held = self.hold_unlinked(txn, &request.caller, &request.hold, dirent.inode, &inode, now);
                 self.drop_name(txn, dirent.inode, inode, now);
                 txn.clear(&entry);
                 self.touch_directory(txn, parent, now, -1, 0);
                 Ok(Attempt::Changed(held))
             });
-        unlinked(&outcome.await?, gone.get())
+        Ok(unlinked(&outcome.await?))
     }
 
-    /// Begins a session for whoever takes the last name of a file that he has open: of `hold` it must be one.
+    /// What is answered when a name of an inode goes. Begins a session for whoever takes the last name of a file that he has open: of
+    /// `hold` it must be one.
     pub(crate) fn hold_unlinked(
         &self,
         txn: &mut E::Txn,
@@ -59,7 +56,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     ) -> Outcome {
         let held = hold.as_ref().is_some_and(|hold| hold.contains(&id.0));
         if !held || !inode.is_file() || inode.nlink > 1 {
-            return Outcome::default();
+            return Outcome { gone: id.0, ..Outcome::default() };
         }
         let session = Session {
             client: ClientId(caller.client),
@@ -71,8 +68,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         };
         let number = self.new_session_number();
         self.begin_session(txn, id, number, &session);
-        // With what it is of, for an answer that has to be given again.
-        Outcome { session: number, ..Outcome::of(Stat::new(id, inode.clone())) }
+        Outcome { session: number, gone: id.0, ..Outcome::default() }
     }
 
     /// Takes one name from an inode that isn't a directory: what is left of it is stored.
@@ -103,10 +99,10 @@ pub(crate) fn check_hold(hold: &Option<Vec<u64>>) -> Result<()> {
     Err(Error::mismatch(ErrorCode::InvalidArgument, most, found, "too many open files at once"))
 }
 
-/// `gone`: what the name led to, if this attempt took it away.
-pub(crate) fn unlinked(outcome: &Outcome, gone: u64) -> Result<UnlinkedT> {
+pub(crate) fn unlinked(outcome: &Outcome) -> UnlinkedT {
     let mut reply = UnlinkedT::default();
     reply.session = outcome.session;
-    reply.inode = outcome.stat.as_ref().map_or(gone, |stat| stat.id.0);
-    Ok(reply)
+    // Rows of older versions say it so.
+    reply.inode = outcome.stat.as_ref().map_or(outcome.gone, |stat| stat.id.0);
+    reply
 }

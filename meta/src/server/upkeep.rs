@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// Between rounds over a garbage queue that has been gone through. Space of removed files is free about as late.
 const GC_PAUSE: Duration = Duration::from_millis(250);
+/// Longer than an answer and a question take on a busy network.
+const GC_GRACE: Duration = Duration::from_millis(500);
 /// Between rounds over truncations that nobody came back for, and dead clients. A client is dead many seconds after
 /// its last word anyway.
 const TIDY_PAUSE: Duration = Duration::from_secs(3);
@@ -76,9 +78,10 @@ async fn stay_known<E: KvEngine>(shared: Rc<Shared<E>>, mut lease: Duration) {
 }
 
 async fn collect<E: KvEngine>(shared: Rc<Shared<E>>) {
+    let limits = GcLimits { grace: GC_GRACE, ..GcLimits::default() };
     let mut cursor = GcCursor::default();
     while !shared.stopping.get() {
-        let pause = match shared.namespace.collect_garbage(&mut cursor, GcLimits::default()).await {
+        let pause = match shared.namespace.collect_garbage(&mut cursor, limits).await {
             Ok(collected) => {
                 add(&shared.upkeep.inodes_removed, collected.removed);
                 if let Some(error) = &collected.error {
