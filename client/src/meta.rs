@@ -95,7 +95,7 @@ pub struct Page {
 /// What a name led to that was taken away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Unlinked {
-    /// 0: nothing, or it isn't known any more.
+    /// 0: nothing.
     pub inode: InodeId,
     /// Keeps its bytes; 0: none was begun.
     pub session: u64,
