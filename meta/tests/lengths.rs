@@ -247,6 +247,31 @@ fn an_open_file_outlives_its_names() {
 }
 
 #[test]
+fn who_opened_a_file_as_its_name_went_has_a_moment_to_hold_it() {
+    over_fresh(async |client, world| {
+        let limits = GcLimits { grace: Duration::from_millis(1), ..GcLimits::default() };
+        let collect = async || {
+            let collected = client.fs.collect_garbage(&mut GcCursor::default(), limits).await.unwrap();
+            (collected.removed, collected.held)
+        };
+        let mut unlink = UnlinkT::default();
+        (unlink.caller, unlink.parent, unlink.name) = (client.caller(), ROOT, b"f".to_vec());
+        let (file, session) = file_with(client, world, b"f", 1000).await;
+        client.close(file, session, 0).await.unwrap();
+        assert_eq!(client.fs.unlink(&unlink).await.unwrap().inode, file);
+        assert_eq!(client.fs.unlink(&unlink).await.unwrap().inode, file, "as it was told the first time");
+        assert_eq!(collect().await, (0, 1));
+        let held = client.send_open(file, false, false, true).await.unwrap().session;
+        world.pass(1_000_000);
+        assert_eq!(collect().await, (0, 1));
+        client.close(file, held, 0).await.unwrap();
+        world.pass(1_000_000);
+        assert_eq!(collect().await, (1, 0));
+        assert_eq!(code(client.stat(file).await), NoSuchInode);
+    });
+}
+
+#[test]
 fn a_large_file_does_not_keep_small_ones_waiting() {
     over_fresh(async |client, world| {
         for (name, chunks) in [(&b"large"[..], 25), (b"small", 1)] {
