@@ -107,8 +107,8 @@ pub(crate) struct Inner {
     pub meta: Meta,
     /// Inodes that are open, and some that were a moment ago.
     pub inodes: RefCell<HashMap<InodeId, Weak<Inode>>>,
-    /// Of those, the ones that may be open without a session.
-    pub readers: RefCell<BTreeSet<InodeId>>,
+    /// Of those, the ones that may be open and that nothing but a session for writing holds.
+    pub unheld: RefCell<BTreeSet<InodeId>>,
     pub names_gone: NamesGone,
     /// Most bytes held behind one file.
     pub write_behind: usize,

@@ -81,6 +81,11 @@ impl Sessions {
         !self.is_empty() || self.hold.get() != 0
     }
 
+    /// Whether a session keeps an unlinked file's bytes as long as any handle is open.
+    pub fn is_held(&self) -> bool {
+        self.hold.get() != 0
+    }
+
     /// Any one for writing.
     pub fn any(&self) -> Option<Session> {
         self.writing.borrow().last().copied()

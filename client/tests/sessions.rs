@@ -355,16 +355,18 @@ fn who_closes_last_of_several_finds_a_file_without_a_name() {
             if foreign {
                 let id = writing.inode().0;
                 cluster.meta.inodes.borrow_mut().get_mut(&id).unwrap().nlink = 0;
-                writing.sync().await.unwrap();
+                client.get_attr(&ROOT, writing.inode()).await.unwrap();
             } else {
                 client.unlink(&ROOT, ROOT_INODE, name).await.unwrap();
             }
             if synced {
                 writing.sync().await.unwrap();
             }
+            let before = cluster.meta.none_left.get();
             writing.close().await.unwrap();
             settled().await;
             assert_eq!(known(), 1, "{}: somebody reads it", String::from_utf8_lossy(name));
+            assert_eq!(cluster.meta.none_left.get(), before, "at no moment was there none");
             reading.close().await.unwrap();
             until(client.node(), || known() == 0).await;
         }
@@ -378,11 +380,12 @@ fn who_closes_last_of_several_finds_a_file_without_a_name() {
             settled().await;
             racing.finish().await.unwrap();
             settled().await;
-            assert_eq!(known(), 1, "whose name goes isn't known yet");
             cluster.meta.catch_up();
         };
         let (unlinked, ()) = futures_lite::future::zip(unlinking, finishing).await;
         unlinked.unwrap();
+        settled().await;
+        assert_eq!(known(), 1, "it was named as one to hold");
         racing.close().await.unwrap();
         until(client.node(), || known() == 0).await;
 

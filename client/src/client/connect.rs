@@ -105,7 +105,7 @@ fn make(storage: Rc<Storage>, name: String, write_behind: usize, owns_node: bool
         storage,
         meta,
         inodes: Default::default(),
-        readers: Default::default(),
+        unheld: Default::default(),
         names_gone: Default::default(),
         write_behind,
         held: Cell::new(0),

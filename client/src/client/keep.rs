@@ -85,7 +85,7 @@ async fn keep_house(weak: Weak<Inner>) {
         sleep(ROUND).await;
         let Some(inner) = alive(&weak) else { return };
         inner.inodes.borrow_mut().retain(|_, inode| inode.strong_count() > 0);
-        inner.readers.borrow_mut().retain(|inode| inner.live(*inode).is_some());
+        inner.unheld.borrow_mut().retain(|inode| inner.live(*inode).is_some());
         let now = inner.ground.now();
         for inode in inner.all_live() {
             let long = |since: Duration| now.saturating_sub(since) >= WAIT_MAX;

@@ -1,36 +1,23 @@
-//! Names that this client takes away, and the files they led to: who has such a file open at that moment has to be kept from losing it.
+//! Files that lost a name to this client lately: an open that was under way then couldn't be named among those to keep.
 
 use corefs_wire::InodeId;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
-/// Files remembered: more than names go while one open is under way.
+/// Files remembered. Who was under way while more went is told that its file may be among them.
 const LATELY: usize = 256;
 
 #[derive(Default)]
 pub struct NamesGone {
-    under_way: Cell<u32>,
+    count: Cell<u64>,
+    /// The last of them, oldest first.
     lately: RefCell<VecDeque<InodeId>>,
 }
 
-/// A name is being taken away until it is dropped.
-pub struct Taking<'a>(&'a NamesGone);
-
-impl Drop for Taking<'_> {
-    fn drop(&mut self) {
-        self.0.under_way.set(self.0.under_way.get() - 1);
-    }
-}
-
 impl NamesGone {
-    pub fn taking(&self) -> Taking<'_> {
-        self.under_way.set(self.under_way.get() + 1);
-        Taking(self)
-    }
-
-    /// Whether any name is being taken away: of which file that is nobody knows before the answer.
-    pub fn under_way(&self) -> bool {
-        self.under_way.get() > 0
+    /// How many went so far.
+    pub fn count(&self) -> u64 {
+        self.count.get()
     }
 
     /// What a name led to that was taken away. 0: nothing.
@@ -43,10 +30,31 @@ impl NamesGone {
             lately.pop_front();
         }
         lately.push_back(inode);
+        self.count.set(self.count.get() + 1);
     }
 
-    /// Whether a name of it went lately.
-    pub fn lately(&self, inode: InodeId) -> bool {
-        self.lately.borrow().contains(&inode)
+    /// Whether a name of it may have gone since there were so many.
+    pub fn since(&self, count: u64, inode: InodeId) -> bool {
+        let new = (self.count.get() - count) as usize;
+        new > LATELY || self.lately.borrow().iter().rev().take(new).any(|gone| *gone == inode)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_went_meanwhile_counts() {
+        let gone = NamesGone::default();
+        gone.add(InodeId(5));
+        gone.add(InodeId(0));
+        let before = gone.count();
+        assert!(gone.since(0, InodeId(5)) && !gone.since(before, InodeId(5)));
+        gone.add(InodeId(6));
+        assert!(gone.since(before, InodeId(6)) && !gone.since(before, InodeId(5)));
+        (0..LATELY as u64).for_each(|number| gone.add(InodeId(100 + number)));
+        assert!(gone.since(before, InodeId(7)), "nobody knows any more");
+        assert!(!gone.since(before + 1, InodeId(6)));
     }
 }

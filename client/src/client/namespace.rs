@@ -98,9 +98,9 @@ impl Client {
         {
             self.0.settle(&live).await;
         }
-        let of = self.0.client();
+        let (of, gone) = (self.0.client(), self.0.names_gone.count());
         let (attr, session) = self.0.meta.open(who, inode, options.write, options.truncate).await?;
-        let file = self.0.handle(&attr, (session, of), options.direct, who)?;
+        let file = self.0.handle(&attr, (session, of), gone, options.direct, who)?;
         let sessions = &file.shared().sessions;
         if sessions.is_nameless() && !sessions.keep_it() {
             // Whoever took the name away couldn't know that it is open.
@@ -126,9 +126,9 @@ impl Client {
             umask: options.umask,
             ..NewInode::new(Kind::File, options.mode)
         };
-        let of = self.0.client();
+        let (of, gone) = (self.0.client(), self.0.names_gone.count());
         let made = self.0.meta.create(who, parent, name, &node).await?;
-        let file = self.0.handle(&made.attr, (made.session, of), options.direct, who)?;
+        let file = self.0.handle(&made.attr, (made.session, of), gone, options.direct, who)?;
         if options.truncate && !made.created && file.length() > 0 {
             file.truncate(0).await?;
         }
@@ -137,7 +137,6 @@ impl Client {
 
     /// Removes a name. Files that are open here stay readable until they are closed.
     pub async fn unlink(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<()> {
-        let _taking = self.0.names_gone.taking();
         let (hold, of) = (self.0.to_hold(who, parent, name).await?, self.0.client());
         let gone = self.0.meta.unlink(who, parent, name, &hold).await;
         self.0.unlinked(gone, of).await
@@ -151,7 +150,6 @@ impl Client {
         to: (InodeId, &[u8]),
         flags: u32,
     ) -> Result<()> {
-        let _taking = self.0.names_gone.taking();
         let hold = if flags == 0 { self.0.to_hold(who, to.0, to.1).await? } else { Vec::new() };
         let of = self.0.client();
         let gone = self.0.meta.rename(who, from, to, flags, &hold).await;
@@ -178,11 +176,13 @@ impl Inner {
         }
     }
 
-    /// A handle of a file, sharing what is known of its inode. `session`: 0 if it has none; and under whose lease it was begun.
+    /// A handle of a file, sharing what is known of its inode. `session`: 0 if it has none; and under whose lease it was begun. `gone`:
+    /// names that had gone when it was asked for.
     fn handle(
         self: &Rc<Self>,
         attr: &Attr,
         session: (u64, ClientId),
+        gone: u64,
         direct: bool,
         who: &Credentials,
     ) -> Result<File> {
@@ -204,24 +204,22 @@ impl Inner {
                 inode
             }
         };
-        if self.names_gone.lately(attr.inode) {
+        if self.names_gone.since(gone, attr.inode) {
             inode.sessions.lost_a_name();
         }
-        if session.0 == 0 {
-            self.readers.borrow_mut().insert(attr.inode);
-        }
+        self.unheld.borrow_mut().insert(attr.inode);
         Ok(File::new(Client(Rc::clone(self)), inode, session, direct, who.clone()))
     }
 
-    /// The files that are open here for reading only: whichever of them a name leads to is to keep its bytes without the name. When there
-    /// are too many to name, the one is held at once.
+    /// The files that are open here: whichever of them a name leads to is to keep its bytes without the name, whoever closes it first. When
+    /// there are too many to name, the one is held at once.
     async fn to_hold(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<Vec<InodeId>> {
-        let unheld = |inode: &Rc<Inode>| inode.handles.get() > 0 && !inode.sessions.keep_it();
+        let is_unheld = |inode: &Rc<Inode>| inode.handles.get() > 0 && !inode.sessions.is_held();
         {
-            let mut readers = self.readers.borrow_mut();
-            readers.retain(|inode| self.live(*inode).is_some_and(|inode| unheld(&inode)));
-            if readers.len() <= HOLDS_MAX {
-                return Ok(readers.iter().copied().collect());
+            let mut unheld = self.unheld.borrow_mut();
+            unheld.retain(|inode| self.live(*inode).is_some_and(|inode| is_unheld(&inode)));
+            if unheld.len() <= HOLDS_MAX {
+                return Ok(unheld.iter().copied().collect());
             }
         }
         let attr = match self.meta.lookup(who, parent, name).await {
@@ -229,7 +227,7 @@ impl Inner {
             // The operation itself will say what is wrong.
             Err(_) => return Ok(Vec::new()),
         };
-        if let Some(inode) = self.live(attr.inode).filter(unheld) {
+        if let Some(inode) = self.live(attr.inode).filter(is_unheld) {
             self.hold(&inode).await?;
         }
         Ok(Vec::new())
@@ -255,6 +253,7 @@ impl Inner {
                 }
             }
             Some(inode) if !inode.sessions.keep_it() => {
+                // It was opened, or the last session ended, since what to hold was named.
                 if let Err(error) = self.hold(&inode).await {
                     tracing::debug!(%error, inode = %gone.inode, "holding an unlinked file");
                 }

@@ -12,7 +12,7 @@
 use super::File;
 use super::read::cells;
 use crate::Credentials;
-use crate::client::Inner;
+use crate::client::{Inner, Orphan};
 use crate::inode::Inode;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::cell::{Cell, RefCell};
@@ -157,6 +157,11 @@ impl Inner {
                 && let Err(error) = inner.end_session(&inode, own, &Credentials::root(), 0).await
             {
                 tracing::debug!(%error, inode = %inode.id(), "ending the session of an append");
+                if inode.sessions.has(own) {
+                    inode.handles.set(inode.handles.get() + 1);
+                    let orphan = Orphan { inode: Rc::clone(&inode), session: own, who: Credentials::root() };
+                    inner.orphans.borrow_mut().push(orphan);
+                }
             }
             if let Err(error) = outcome {
                 tracing::warn!(%error, inode = %inode.id(), "appended bytes were not stored");

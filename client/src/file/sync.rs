@@ -30,9 +30,7 @@ impl File {
     pub async fn finish(&self) -> Result<()> {
         let (client, inode, session) = (&self.client.0, &self.inode, self.session.get());
         let shared = self.revived.get() || self.writing.get() > 0;
-        // It keeps what this handle reads and writes on.
-        let needed = client.names_gone.under_way() || inode.sessions.is_nameless();
-        if session == 0 || shared || needed || !inode.has_news() {
+        if session == 0 || shared || !inode.has_news() {
             return self.sync().await;
         }
         self.session.set(0);
@@ -151,8 +149,6 @@ impl Inner {
         let Some(session) = inode.sessions.take(name) else {
             return if inode.sessions.is_gone() { Err(gone(inode.id())) } else { Ok(()) };
         };
-        // Who takes the name away meanwhile has to ask for the bytes to be kept.
-        self.readers.borrow_mut().insert(inode.id());
         self.leave_place(inode, name).await;
         let unsynced = inode.unsynced.get();
         let written = written(inode, unsynced);
@@ -190,8 +186,7 @@ impl Inner {
 
     /// Before a session ends that alone keeps a file which may have no name any more, while handles stay: those need one that does.
     async fn keep_for_others(&self, inode: &Rc<Inode>, name: u64, leaving: u32) -> Result<()> {
-        let nameless =
-            self.names_gone.under_way() || inode.sessions.is_nameless() || inode.attr.get().nlink == 0;
+        let nameless = inode.sessions.is_nameless() || inode.attr.get().nlink == 0;
         if !nameless || inode.handles.get() <= leaving || !inode.sessions.keeps_it_alone(name) {
             return Ok(());
         }

@@ -30,6 +30,8 @@ pub struct Meta {
     pub lost: Cell<u32>,
     /// Unlinks wait for [`Meta::catch_up`].
     pub slow: Cell<bool>,
+    /// Times that the last session ended that there was, of any file.
+    pub none_left: Cell<u32>,
     pub behind: RefCell<Vec<(Request, Responder)>>,
     /// Nothing is changed for now.
     pub refusing: Cell<bool>,
@@ -89,6 +91,12 @@ impl Meta {
         let session = self.number();
         self.sessions.borrow_mut().insert(session);
         session
+    }
+
+    fn end(&self, ended: &[u64]) {
+        let mut sessions = self.sessions.borrow_mut();
+        sessions.retain(|session| !ended.contains(session));
+        self.none_left.set(self.none_left.get() + u32::from(sessions.is_empty()));
     }
 
     fn session(&self, session: u64) -> Result<()> {
@@ -284,7 +292,7 @@ impl Service for Meta {
                 |c| &c.caller,
                 |asked| {
                     self.session(asked.session)?;
-                    self.sessions.borrow_mut().remove(&asked.session);
+                    self.end(&[asked.session]);
                     let attr = self.take_length(asked.inode, asked.epoch, asked.length, asked.mtime)?;
                     match &asked.set {
                         Some(set) => Ok(attr_reply(&self.set(asked.inode, set)?)),
@@ -295,9 +303,8 @@ impl Service for Meta {
             EndSessionsT::OP if self.refusing.get() => responder.err(&Error::from(ErrorCode::NotReady)),
             EndSessionsT::OP => answer::<EndSessionsT>(&request, responder, |asked| {
                 self.calls.borrow_mut().push(EndSessionsT::NAME);
-                self.sessions
-                    .borrow_mut()
-                    .retain(|session| !asked.sessions.iter().any(|ended| ended.session == *session));
+                let ended: Vec<u64> = asked.sessions.iter().map(|ended| ended.session).collect();
+                self.end(&ended);
                 Ok(EmptyT::default())
             }),
             _ => responder.err(&Error::from(ErrorCode::UnknownOperation)),

@@ -12,7 +12,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Between rounds over a garbage queue that has been gone through. Space of removed files is free about as late.
+/// Between rounds over a garbage queue that has been gone through. Space of removed files is free as late, and by the grace.
 const GC_PAUSE: Duration = Duration::from_millis(250);
 /// Longer than an answer and a question take on a busy network.
 const GC_GRACE: Duration = Duration::from_millis(500);
