@@ -5,6 +5,7 @@ mod ends;
 mod keep;
 mod names_gone;
 mod namespace;
+mod status;
 
 use crate::Credentials;
 use crate::fs::Fs;
@@ -17,6 +18,7 @@ use crate::wait::Waiters;
 use corefs_net::transport::Choice as Transport;
 use corefs_net::{Address, Bell, Buffer, Node, Pool, Secret};
 use corefs_wire::control::Call;
+use corefs_wire::control::mgmtd::StatusT;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ClientId, Error, InodeId, Result, Uuid};
 use ends::Ends;
@@ -162,6 +164,11 @@ impl Client {
         connect::ask_managers(options, request).await
     }
 
+    /// The whole [status](Self::status), from whichever manager leads, also of a cluster that has no chains yet.
+    pub async fn ask_status(options: ClientOptions) -> Result<StatusT> {
+        connect::ask_status(options).await
+    }
+
     /// A client inside a server. Nothing is fetched before it is needed.
     pub fn connect_internal(options: InternalOptions) -> Self {
         connect::internal(options)
@@ -209,6 +216,11 @@ impl Client {
     /// One call to whichever manager leads.
     pub async fn manager<C: Call>(&self, request: &C) -> Result<C::Reply> {
         self.0.ground.manager(request).await
+    }
+
+    /// How the cluster is, as the manager sees it: all pages of it.
+    pub async fn status(&self) -> Result<StatusT> {
+        status::whole(&self.0.ground).await
     }
 
     /// The metadata calls, without regard to files that are open here.

@@ -12,6 +12,8 @@
 //! Dooming reads the sessions serializably and an open reads the inode serializably: an inode is either opened or
 //! doomed. Everything may be done twice and by several servers, so a crash needs no repair.
 
+mod grace;
+
 use crate::at_once::all_of;
 use crate::encoding::{Reader, Writer};
 use crate::inode::{Inode, read_layout};
@@ -21,6 +23,7 @@ use crate::outside::Outside;
 use corefs_kv::{Direction, Isolation, KeyRange, KvEngine, RangePage, RangeRead, Transaction, retry};
 use corefs_wire::layout::Layout;
 use corefs_wire::{Error, InodeId, Result};
+use grace::Grace;
 use std::time::Duration;
 
 /// A row of the queue.
@@ -69,8 +72,8 @@ pub struct GcLimits {
     pub rows: usize,
     /// Inodes whose chunks are removed at once.
     pub concurrency: usize,
-    /// How long an inode stays at least after its last change, as the taking of its name is one: whoever opened it at that moment, and
-    /// has not yet heard that the name is gone, can still ask to hold it.
+    /// How long an inode stays at least after it was seen in the queue: whoever opened it as its name was taken, and has not yet heard that
+    /// the name is gone, can still ask to hold it.
     pub grace: Duration,
     /// How long chunks of one inode are removed. A large file takes several rounds, so that it doesn't keep small ones waiting.
     pub slice: Duration,
@@ -108,10 +111,11 @@ impl Collected {
     }
 }
 
-/// Where the next round goes on, so that inodes that are held or fail don't keep others waiting.
+/// Where the next round goes on, so that inodes that are held or fail don't keep others waiting; and since when inodes have been seen.
 #[derive(Clone, Default, Debug)]
 pub struct GcCursor {
     after: Option<Vec<u8>>,
+    grace: Grace,
 }
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
@@ -124,10 +128,17 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         };
         let page = self.garbage_page(&rest, limits.rows.max(1)).await?;
         let mut collected = Collected { seen: page.pairs.len(), more: page.more, ..Collected::default() };
+        let now = self.outside.now();
         let (mut waiting, mut doomed) = (Vec::new(), Vec::new());
         for (key, value) in &page.pairs {
             match (self.keys.parse(key), Garbage::decode(value)) {
-                (Ok(Key::Garbage(id)), Ok(Garbage::Waiting)) => waiting.push(id),
+                (Ok(Key::Garbage(id)), Ok(Garbage::Waiting)) => {
+                    if cursor.grace.is_over(id, now, limits.grace) {
+                        waiting.push(id);
+                    } else {
+                        collected.held += 1;
+                    }
+                }
                 (Ok(Key::Garbage(id)), Ok(Garbage::Doomed { layout, .. })) => doomed.push((id, layout)),
                 // One damaged row, which the check names, doesn't keep the others waiting.
                 (Err(error), _) | (_, Err(error)) => collected.fail(&error),
@@ -135,12 +146,15 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             }
         }
         for batch in waiting.chunks(DOOM_BATCH) {
-            let fate = self.doom(batch, limits.grace).await?;
+            let fate = self.doom(batch).await?;
             doomed.extend(fate.doomed);
             collected.held += fate.held;
             collected.removed += fate.removed;
         }
         self.remove(doomed, limits, &mut collected).await?;
+        if !page.more {
+            cursor.grace.passed();
+        }
         cursor.after = page.pairs.last().filter(|_| page.more).map(|(key, _)| key.clone());
         Ok(collected)
     }
@@ -153,9 +167,8 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     }
 
     /// Takes away the inodes that no session holds.
-    async fn doom(&self, waiting: &[InodeId], grace: Duration) -> Result<Fate> {
+    async fn doom(&self, waiting: &[InodeId]) -> Result<Fate> {
         retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
-            let now = self.outside.now();
             let mut keys = Vec::with_capacity(2 * waiting.len());
             for id in waiting {
                 keys.extend([self.keys.inode(*id), self.keys.garbage(*id)]);
@@ -175,9 +188,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 let row = row.as_deref().map(Garbage::decode).transpose()?;
                 match (inode, row) {
                     (Some(inode), Some(Garbage::Waiting)) => {
-                        // By clocks that may differ: by more than the grace, and there is none.
-                        let young = u128::from(now.abs_diff(inode.ctime)) < grace.as_nanos();
-                        if young || !sessions.pairs.is_empty() {
+                        if !sessions.pairs.is_empty() {
                             fate.held += 1;
                         } else if inode.unopened {
                             self.take_away(txn, *id, &inode);
@@ -249,7 +260,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
 struct Fate {
     /// Their chunks are to be removed.
     doomed: Vec<(InodeId, Layout)>,
-    /// Somebody has them open, or may be about to hold them.
+    /// Somebody has them open.
     held: usize,
     /// Gone altogether.
     removed: usize,

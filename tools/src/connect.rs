@@ -6,6 +6,7 @@ use corefs_net::Node;
 use corefs_net::handshake::Role;
 use corefs_wire::Result;
 use corefs_wire::control::Call;
+use corefs_wire::control::mgmtd::StatusT;
 use std::future::Future;
 use std::path::PathBuf;
 
@@ -49,6 +50,12 @@ impl Cluster {
     {
         let options = self.options(name)?;
         role::block_on(name, async move { Client::ask_managers(options, &request).await })
+    }
+
+    /// How the cluster is, from whichever manager leads.
+    pub fn status(&self, name: &str) -> Result<StatusT> {
+        let options = self.options(name)?;
+        role::block_on(name, Client::ask_status(options))
     }
 
     /// Runs `work` with an endpoint on this thread, for who asks certain processes.

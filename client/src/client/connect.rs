@@ -1,6 +1,6 @@
 //! Connecting: who we are, our lease, the first routing.
 
-use super::{Client, ClientOptions, Inner, InternalOptions, keep};
+use super::{Client, ClientOptions, Inner, InternalOptions, keep, status};
 use crate::ground::Ground;
 use crate::meta::Meta;
 use crate::route::pace::Hedge;
@@ -10,7 +10,7 @@ use corefs_net::handshake::{Identity, Role};
 use corefs_net::process::boot_ms;
 use corefs_net::{Node, NodeConfig};
 use corefs_wire::control::Call;
-use corefs_wire::control::mgmtd::{ClientLeaseT, RenewClientT};
+use corefs_wire::control::mgmtd::{ClientLeaseT, RenewClientT, StatusT};
 use corefs_wire::{Class, ClientId, Error, ErrorCode, Result, Uuid};
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
@@ -31,11 +31,19 @@ pub async fn connect(options: ClientOptions) -> Result<Client> {
 }
 
 pub async fn ask_managers<C: Call>(options: ClientOptions, request: &C) -> Result<C::Reply> {
+    without_lease(options, async |ground| ground.manager(request).await).await
+}
+
+pub async fn ask_status(options: ClientOptions) -> Result<StatusT> {
+    without_lease(options, status::whole).await
+}
+
+async fn without_lease<T>(options: ClientOptions, work: impl AsyncFnOnce(&Ground) -> Result<T>) -> Result<T> {
     let node = endpoint(&options)?;
     let ground = Ground::new(node.clone(), options.managers, options.deadline, seed());
-    let reply = ground.manager(request).await;
+    let result = work(&ground).await;
     node.shutdown().await;
-    reply
+    result
 }
 
 /// Where a client's connections end.

@@ -3,7 +3,7 @@
 use crate::outside::{ChunkService, ClientLeases, Clock, Random, Space};
 use corefs_client::Client;
 use corefs_kv::prng::Prng;
-use corefs_wire::control::mgmtd::{CheckClientsT, GetStatusT, Standing, StatusT};
+use corefs_wire::control::mgmtd::{CheckClientsT, Standing, StatusT};
 use corefs_wire::layout::Layout;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
@@ -61,7 +61,7 @@ impl ChunkService for Roads {
         match self.space.get() {
             Some((when, space)) if when.elapsed() < SPACE_AGE_MAX => Ok(space),
             _ => {
-                let space = space_of(&self.client.manager(&GetStatusT::default()).await?);
+                let space = space_of(&self.client.status().await?);
                 self.space.set(Some((Instant::now(), space)));
                 Ok(space)
             }

@@ -1,4 +1,6 @@
-//! The whole cluster as a person wants to see it, and what is wrong.
+//! The whole cluster as a person wants to see it, and what is wrong. It comes in pages ([`page`]).
+
+mod page;
 
 use crate::clock::Clock;
 use crate::cluster::liveness::SliceHealth;
@@ -14,7 +16,7 @@ use corefs_wire::{NodeId, Result};
 
 pub async fn get_status<E: KvEngine, C: Clock>(
     primary: &Primary<E, C>,
-    _request: GetStatusT,
+    request: GetStatusT,
 ) -> Result<StatusT> {
     primary.leading(|leading, now_ms| {
         let mut status = StatusT::default();
@@ -36,7 +38,7 @@ pub async fn get_status<E: KvEngine, C: Clock>(
         status.targets = targets(leading);
         (status.paused, status.balance) = (leading.state.moving.paused, leading.state.moving.balance);
         *status.routing = (*leading.routing()).clone();
-        status
+        page::cut(status, (request.part, request.from))
     })
 }
 

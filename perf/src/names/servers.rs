@@ -7,7 +7,6 @@ use crate::cpu::CpuTime;
 use corefs_client::Client;
 use corefs_net::Address;
 use corefs_wire::Result;
-use corefs_wire::control::mgmtd::GetStatusT;
 use corefs_wire::control::process::{GetProcessT, ProcessT};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -36,7 +35,7 @@ pub type Usage = BTreeMap<&'static str, Used>;
 /// Asks all of them. An error when one doesn't answer, because a part would pass for the whole.
 pub async fn ask(client: &Client) -> Result<Usage> {
     let routing = client.routing();
-    let status = client.manager(&GetStatusT::default()).await?;
+    let status = client.status().await?;
     // Of `fdb:` and the like this is no address.
     let store = status.kv.parse::<Address>().ok().map(|address| (STORE, address));
     let mut servers = Vec::new();

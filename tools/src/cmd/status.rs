@@ -6,7 +6,7 @@ use super::node;
 use crate::connect::Cluster;
 use crate::output;
 use corefs_net::Address;
-use corefs_wire::control::mgmtd::{ChainT, FillT, GetStatusT, NodeStatusT, StatusT, TargetState};
+use corefs_wire::control::mgmtd::{ChainT, FillT, NodeStatusT, StatusT, TargetState};
 use corefs_wire::control::process::{CounterT, GetProcessT, ProcessT, ShardCountersT};
 use corefs_wire::{Result, Uuid};
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 /// Asks the manager.
 pub fn fetch(cluster: &Cluster) -> Result<StatusT> {
-    cluster.ask_manager("corefs status", GetStatusT::default())
+    cluster.status("corefs status")
 }
 
 /// How long a process may take to say what it has counted.

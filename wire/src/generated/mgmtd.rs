@@ -5526,6 +5526,9 @@ pub mod corefs {
         }
 
         impl<'a> GetStatus<'a> {
+            pub const VT_PART: ::flatbuffers::VOffsetT = 4;
+            pub const VT_FROM: ::flatbuffers::VOffsetT = 6;
+
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
                 GetStatus { _tab: table }
@@ -5533,14 +5536,33 @@ pub mod corefs {
             #[allow(unused_mut)]
             pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
                 _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-                _args: &'args GetStatusArgs,
+                args: &'args GetStatusArgs,
             ) -> ::flatbuffers::WIPOffset<GetStatus<'bldr>> {
                 let mut builder = GetStatusBuilder::new(_fbb);
+                builder.add_from(args.from);
+                builder.add_part(args.part);
                 builder.finish()
             }
 
             pub fn unpack(&self) -> GetStatusT {
-                GetStatusT {}
+                let part = self.part();
+                let from = self.from();
+                GetStatusT { part, from }
+            }
+
+            #[inline]
+            pub fn part(&self) -> u8 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u8>(GetStatus::VT_PART, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn from(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(GetStatus::VT_FROM, Some(0)).unwrap() }
             }
         }
 
@@ -5550,15 +5572,21 @@ pub mod corefs {
                 v: &mut ::flatbuffers::Verifier,
                 pos: usize,
             ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-                v.visit_table(pos)?.finish();
+                v.visit_table(pos)?
+                    .visit_field::<u8>("part", Self::VT_PART, false)?
+                    .visit_field::<u64>("from", Self::VT_FROM, false)?
+                    .finish();
                 Ok(())
             }
         }
-        pub struct GetStatusArgs {}
+        pub struct GetStatusArgs {
+            pub part: u8,
+            pub from: u64,
+        }
         impl<'a> Default for GetStatusArgs {
             #[inline]
             fn default() -> Self {
-                GetStatusArgs {}
+                GetStatusArgs { part: 0, from: 0 }
             }
         }
 
@@ -5567,6 +5595,14 @@ pub mod corefs {
             start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
         }
         impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GetStatusBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_part(&mut self, part: u8) {
+                self.fbb_.push_slot::<u8>(GetStatus::VT_PART, part, 0);
+            }
+            #[inline]
+            pub fn add_from(&mut self, from: u64) {
+                self.fbb_.push_slot::<u64>(GetStatus::VT_FROM, from, 0);
+            }
             #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GetStatusBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
@@ -5585,15 +5621,20 @@ pub mod corefs {
         impl ::core::fmt::Debug for GetStatus<'_> {
             fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
                 let mut ds = f.debug_struct("GetStatus");
+                ds.field("part", &self.part());
+                ds.field("from", &self.from());
                 ds.finish()
             }
         }
         #[non_exhaustive]
         #[derive(Debug, Clone, PartialEq)]
-        pub struct GetStatusT {}
+        pub struct GetStatusT {
+            pub part: u8,
+            pub from: u64,
+        }
         impl Default for GetStatusT {
             fn default() -> Self {
-                Self {}
+                Self { part: 0, from: 0 }
             }
         }
         impl GetStatusT {
@@ -5601,7 +5642,9 @@ pub mod corefs {
                 &self,
                 _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
             ) -> ::flatbuffers::WIPOffset<GetStatus<'b>> {
-                GetStatus::create(_fbb, &GetStatusArgs {})
+                let part = self.part;
+                let from = self.from;
+                GetStatus::create(_fbb, &GetStatusArgs { part, from })
             }
         }
         pub enum ProblemOffset {}
@@ -6590,6 +6633,8 @@ pub mod corefs {
             pub const VT_TARGETS: ::flatbuffers::VOffsetT = 30;
             pub const VT_PAUSED: ::flatbuffers::VOffsetT = 32;
             pub const VT_BALANCE: ::flatbuffers::VOffsetT = 34;
+            pub const VT_NEXT_PART: ::flatbuffers::VOffsetT = 36;
+            pub const VT_NEXT_FROM: ::flatbuffers::VOffsetT = 38;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6601,6 +6646,7 @@ pub mod corefs {
                 args: &'args StatusArgs<'args>,
             ) -> ::flatbuffers::WIPOffset<Status<'bldr>> {
                 let mut builder = StatusBuilder::new(_fbb);
+                builder.add_next_from(args.next_from);
                 if let Some(x) = args.targets {
                     builder.add_targets(x);
                 }
@@ -6633,6 +6679,7 @@ pub mod corefs {
                 if let Some(x) = args.cluster {
                     builder.add_cluster(x);
                 }
+                builder.add_next_part(args.next_part);
                 builder.add_balance(args.balance);
                 builder.add_paused(args.paused);
                 builder.finish()
@@ -6682,6 +6729,8 @@ pub mod corefs {
                 };
                 let paused = self.paused();
                 let balance = self.balance();
+                let next_part = self.next_part();
+                let next_from = self.next_from();
                 StatusT {
                     cluster,
                     primary,
@@ -6699,6 +6748,8 @@ pub mod corefs {
                     targets,
                     paused,
                     balance,
+                    next_part,
+                    next_from,
                 }
             }
 
@@ -6869,6 +6920,20 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<bool>(Status::VT_BALANCE, Some(false)).unwrap() }
             }
+            #[inline]
+            pub fn next_part(&self) -> u8 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u8>(Status::VT_NEXT_PART, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn next_from(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Status::VT_NEXT_FROM, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Status<'_> {
@@ -6912,6 +6977,8 @@ pub mod corefs {
                     >>("targets", Self::VT_TARGETS, true)?
                     .visit_field::<bool>("paused", Self::VT_PAUSED, false)?
                     .visit_field::<bool>("balance", Self::VT_BALANCE, false)?
+                    .visit_field::<u8>("next_part", Self::VT_NEXT_PART, false)?
+                    .visit_field::<u64>("next_from", Self::VT_NEXT_FROM, false)?
                     .finish();
                 Ok(())
             }
@@ -6951,6 +7018,8 @@ pub mod corefs {
             >,
             pub paused: bool,
             pub balance: bool,
+            pub next_part: u8,
+            pub next_from: u64,
         }
         impl<'a> Default for StatusArgs<'a> {
             #[inline]
@@ -6972,6 +7041,8 @@ pub mod corefs {
                     targets: None,  // required field
                     paused: false,
                     balance: false,
+                    next_part: 0,
+                    next_from: 0,
                 }
             }
         }
@@ -7082,6 +7153,14 @@ pub mod corefs {
                 self.fbb_.push_slot::<bool>(Status::VT_BALANCE, balance, false);
             }
             #[inline]
+            pub fn add_next_part(&mut self, next_part: u8) {
+                self.fbb_.push_slot::<u8>(Status::VT_NEXT_PART, next_part, 0);
+            }
+            #[inline]
+            pub fn add_next_from(&mut self, next_from: u64) {
+                self.fbb_.push_slot::<u64>(Status::VT_NEXT_FROM, next_from, 0);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StatusBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 StatusBuilder {
@@ -7124,6 +7203,8 @@ pub mod corefs {
                 ds.field("targets", &self.targets());
                 ds.field("paused", &self.paused());
                 ds.field("balance", &self.balance());
+                ds.field("next_part", &self.next_part());
+                ds.field("next_from", &self.next_from());
                 ds.finish()
             }
         }
@@ -7146,6 +7227,8 @@ pub mod corefs {
             pub targets: alloc::vec::Vec<TargetStatusT>,
             pub paused: bool,
             pub balance: bool,
+            pub next_part: u8,
+            pub next_from: u64,
         }
         impl Default for StatusT {
             fn default() -> Self {
@@ -7166,6 +7249,8 @@ pub mod corefs {
                     targets: Default::default(),
                     paused: false,
                     balance: false,
+                    next_part: 0,
+                    next_from: 0,
                 }
             }
         }
@@ -7222,6 +7307,8 @@ pub mod corefs {
                 });
                 let paused = self.paused;
                 let balance = self.balance;
+                let next_part = self.next_part;
+                let next_from = self.next_from;
                 Status::create(
                     _fbb,
                     &StatusArgs {
@@ -7241,6 +7328,8 @@ pub mod corefs {
                         targets,
                         paused,
                         balance,
+                        next_part,
+                        next_from,
                     },
                 )
             }
