@@ -8,7 +8,7 @@ use corefs_wire::InodeId;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// Inodes that are remembered at once, at some 40 bytes each. Others come when there is room.
+/// Inodes that are remembered at once, at some 50 bytes each. Others come when there is room.
 const REMEMBERED_MAX: usize = 1 << 20;
 
 /// Since when the inodes of the queue have been seen in it.
@@ -56,6 +56,10 @@ impl Grace {
     pub fn passed(&mut self) {
         let pass = self.pass;
         self.seen.retain(|_, seen| seen.pass == pass);
+        // After a great removal what is left is small again.
+        if self.seen.capacity() / 8 > self.seen.len().max(1024) {
+            self.seen.shrink_to(2 * self.seen.len());
+        }
         self.pass += 1;
     }
 }
@@ -99,5 +103,16 @@ mod tests {
         grace.passed();
         assert_eq!(grace.seen.keys().collect::<Vec<_>>(), [&InodeId(2)]);
         assert!(grace.is_over(InodeId(2), 100, GRACE));
+    }
+
+    #[test]
+    fn a_great_removal_leaves_little_behind() {
+        let mut grace = Grace::default();
+        for id in 0..100_000 {
+            assert!(!grace.is_over(InodeId(id), 0, GRACE));
+        }
+        assert!((0..100_000).all(|id| grace.is_over(InodeId(id), 100, GRACE)));
+        grace.passed();
+        assert!(grace.seen.capacity() < 10_000, "{}", grace.seen.capacity());
     }
 }

@@ -33,12 +33,17 @@ pub async fn get_status<E: KvEngine, C: Clock>(
             leading.state.nodes.iter().map(|(id, node)| node_status(leading, *id, node, now_ms)).collect();
         status.metas =
             leading.state.metas.keys().map(|address| meta_status(leading, address, now_ms)).collect();
-        status.problems = problems(&leading.state, &leading.liveness, now_ms);
+        let from = (request.part, request.from);
+        if from.0 <= page::PROBLEMS {
+            status.problems = problems(&leading.state, &leading.liveness, now_ms);
+        }
         status.fills = fills(leading, now_ms);
         status.targets = targets(leading);
         (status.paused, status.balance) = (leading.state.moving.paused, leading.state.moving.balance);
-        *status.routing = (*leading.routing()).clone();
-        page::cut(status, (request.part, request.from))
+        if from == page::BEGINNING {
+            *status.routing = (*leading.routing()).clone();
+        }
+        page::cut(status, from)
     })
 }
 

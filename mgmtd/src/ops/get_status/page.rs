@@ -12,15 +12,16 @@ use corefs_wire::limits::FRAME_BODY_MAX;
 /// the end.
 pub type Place = (u8, u64);
 
-const ROUTING: u8 = 0;
-const PROBLEMS: u8 = 1;
+pub const BEGINNING: Place = (0, 0);
+
+pub const PROBLEMS: u8 = 1;
 const METAS: u8 = 2;
 const NODES: u8 = 3;
 const TARGETS: u8 = 4;
 const FILLS: u8 = 5;
 
-/// Bytes that a page is filled up to. Sizes are reckoned, and may be wrong by as much again. The routing table, which formation
-/// keeps below a frame, may exceed it and is then alone.
+/// Bytes that a page is filled up to. Sizes are reckoned, and may be wrong by as much again. The routing table isn't cut, as nobody else can be told
+/// of one that is larger than a frame either: it may exceed a page and is then alone.
 const PAGE: usize = FRAME_BODY_MAX / 2;
 
 // Bytes of things in a message: their fields, what leads to them, and what is lost to alignment.
@@ -35,7 +36,7 @@ const FILL: usize = 96;
 /// Leaves of the whole status what is told from `from` on, in one page.
 pub fn cut(mut status: StatusT, from: Place) -> StatusT {
     let mut page = Page { from, room: PAGE, empty: true, next: None };
-    if from == (ROUTING, 0) {
+    if from == BEGINNING {
         page.takes(status.routing.encode().len());
     } else {
         *status.routing = RoutingT::default();
