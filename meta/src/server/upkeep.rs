@@ -12,7 +12,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Between rounds over a garbage queue that has been gone through. Space of removed files is free as late, and by the grace.
+/// Between rounds over a garbage queue that has been gone through. A file goes in the first round that finds it and the grace over: its space is free
+/// later by the grace and up to two pauses, also after whoever held it without a name has let it go.
 const GC_PAUSE: Duration = Duration::from_millis(250);
 /// Longer than an answer and a question take on a busy network.
 const GC_GRACE: Duration = Duration::from_millis(500);
