@@ -6,7 +6,9 @@ use corefs_kv::Mem;
 use corefs_mgmtd::cluster::formation::Wanted;
 use corefs_mgmtd::{Clock, ops};
 use corefs_wire::ErrorCode;
+use corefs_wire::control::Message;
 use corefs_wire::control::mgmtd::*;
+use corefs_wire::limits::FRAME_BODY_MAX;
 use futures_lite::future;
 use support::*;
 
@@ -51,6 +53,38 @@ fn nonsense_registrations_are_typed_errors_and_change_nothing() {
         }
         assert_eq!(engine.dump(), rows);
         assert_eq!(routing(&manager).await.unwrap(), before);
+    });
+}
+
+#[test]
+fn a_node_whose_shards_outgrow_the_routing_table_is_refused_and_changes_nothing() {
+    let clock = TestClock::default();
+    run(&clock, async {
+        let engine = Mem::new();
+        let manager = lead(&engine, &clock, 1, wanted(3, 3, 8)).await;
+        register_all(&manager, 3, 1, 4).await;
+        let mut last = NodeRegisteredT::default();
+        for name in 4..=255 {
+            let mut request = node_request(name, 1, 4);
+            let address = |shard| format!("unix:/{}/{name}/{shard}", "x".repeat(80));
+            request.shards = (0..256).map(address).collect();
+            let rows = engine.dump();
+            match ops::register_node(&manager, request).await {
+                Ok(reply) => last = reply,
+                Err(error) => {
+                    assert_eq!(error.code, ErrorCode::Overloaded, "{error}");
+                    assert!(error.message.contains("fewer shards"), "{error}");
+                    assert_eq!(engine.dump(), rows);
+                    let told = last.encode().len();
+                    assert!((FRAME_BODY_MAX / 2..FRAME_BODY_MAX).contains(&told), "{told} bytes");
+                    assert_eq!(routing(&manager).await.unwrap().nodes.len(), usize::from(name) - 1);
+                    // A usual one still finds room.
+                    ops::register_node(&manager, node_request(name, 1, 4)).await.unwrap();
+                    return;
+                }
+            }
+        }
+        panic!("nobody was refused");
     });
 }
 

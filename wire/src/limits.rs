@@ -11,7 +11,7 @@ pub const CHUNK_DEFAULT: u32 = 512 << 10;
 /// Most bulk data in one frame (bytes): bounds what one request may hold in memory. Clients cut at it.
 pub const FRAME_DATA_MAX: usize = 1 << 20;
 /// Most structured bytes in one frame: a routing table of a large cluster is the biggest.
-pub const FRAME_BODY_MAX: usize = 4 << 20;
+pub const FRAME_BODY_MAX: usize = 6 << 20;
 /// Most structured bytes in a frame before the handshake has succeeded.
 pub const HANDSHAKE_BODY_MAX: usize = 4 << 10;
 

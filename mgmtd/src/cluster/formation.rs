@@ -7,7 +7,7 @@ use corefs_wire::{Error, ErrorCode, Result};
 pub const NODES_MAX: u32 = 1024;
 /// Targets of one node at formation.
 pub const TARGETS_PER_NODE_MAX: u32 = 4096;
-/// Targets of the whole cluster at formation: bounds the routing table to what fits a frame.
+/// Targets of the whole cluster at formation: with the shards of [`NODES_MAX`] usual nodes the routing table fits a frame.
 pub const TARGETS_MAX: u32 = 32_768;
 
 /// The cluster's shape: chains are made when `nodes` storage nodes have registered.

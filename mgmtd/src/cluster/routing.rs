@@ -1,9 +1,11 @@
 //! The routing that clients, storage nodes and metadata servers see, computed from what is stored and who lives.
 
 use super::liveness::Liveness;
+use super::moves::ARRIVALS_MAX;
 use super::state::{Node, State};
+use corefs_wire::limits::FRAME_BODY_MAX;
 use corefs_wire::routing::{self, RoutingInfo};
-use corefs_wire::{NodeId, ShardIndex};
+use corefs_wire::{Error, ErrorCode, NodeId, Result, ShardIndex};
 
 /// How much of a routing version counts within a reign: a million changes a second for twelve days.
 const CHANGE_BITS: u32 = 40;
@@ -53,15 +55,57 @@ pub fn build(state: &State, liveness: &Liveness, version: u64) -> RoutingInfo {
     out
 }
 
+// Bytes of things in a message: their fields, what leads to them, and what is lost to alignment.
+const NODE: usize = 96;
+const STRING: usize = 12;
+const CHAIN: usize = 56;
+/// A member, and its target.
+const MEMBER: usize = 68;
+const REST: usize = 4096;
+
+/// Bytes that routing can come to have in a message while these nodes and metadata servers are the cluster's, at most: chains are
+/// counted before they are made, and so are the members that moves add for a while.
+pub fn largest(state: &State) -> usize {
+    let string = |text: &String| STRING + text.len();
+    let node = |node: &Node| {
+        let shards: usize = node.shards.iter().map(string).sum();
+        NODE + string(&node.control) + string(&node.domain) + shards + node.slices.len() * size_of::<u16>()
+    };
+    let chains = state.chains.len().max(state.formation.chains() as usize);
+    let members = state.members().count().max(chains * state.formation.replicas as usize);
+    let moving = state.nodes.len() * (ARRIVALS_MAX + 1);
+    let nodes: usize = state.nodes.values().map(node).sum();
+    let metas: usize = state.metas.keys().map(string).sum();
+    REST + nodes + metas + chains * CHAIN + (members + moving) * MEMBER
+}
+
+/// `Overloaded` when routing of this cluster would outgrow a message, and nobody could be told of it any more.
+pub fn check_fits(state: &State) -> Result<()> {
+    let bytes = largest(state);
+    if bytes <= FRAME_BODY_MAX {
+        return Ok(());
+    }
+    let shards: usize = state.nodes.values().map(|node| node.shards.len()).sum();
+    let text = format!(
+        "{} storage nodes with {shards} shards and {} chains: the routing table would be of {bytes} bytes, and a message has \
+         room for {FRAME_BODY_MAX}; start nodes with fewer shards (--cores)",
+        state.nodes.len(),
+        state.formation.chains(),
+    );
+    Err(Error::mismatch(ErrorCode::Overloaded, FRAME_BODY_MAX as u64, bytes as u64, text))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::formation::{Formation, NODES_MAX, TARGETS_MAX};
     use super::super::liveness::tests::TERMS;
-    use super::super::state::tests::formed;
+    use super::super::state::Arrival;
+    use super::super::state::tests::{formed, node};
     use super::*;
+    use corefs_wire::Uuid;
     use corefs_wire::control::Message;
     use corefs_wire::control::mgmtd::RoutingT;
     use corefs_wire::layout::Layout;
-    use corefs_wire::limits::FRAME_BODY_MAX;
 
     #[test]
     fn routing_survives_the_wire_and_every_chunk_has_owners() {
@@ -88,27 +132,70 @@ mod tests {
         assert!(versions.is_sorted_by(|a, b| a < b));
     }
 
-    /// The bounds of formation keep the largest routing table within a frame.
-    #[test]
-    fn the_largest_cluster_fits_a_frame() {
-        use super::super::formation::{Formation, TARGETS_MAX};
-        use super::super::state::{Arrival, State, tests::node};
-        use corefs_wire::Uuid;
-        let formation = Formation {
-            nodes: 128,
-            replicas: 1,
-            targets_per_node: TARGETS_MAX / 128,
-            ..Formation::default()
-        };
+    /// `nodes` nodes of so many shards, not formed yet.
+    fn unformed(nodes: u32, shards: usize, formation: Formation) -> State {
         let mut state = State::new(Uuid([1; 16]), formation);
-        for name in 0..128u8 {
-            let mut node = node(name, 1, 64);
-            node.shards = (0..32).map(|shard| format!("192.168.100.{name}:{}", 10_000 + shard)).collect();
+        for number in 0..nodes {
+            let mut node = node(number as u8, 1, 4);
+            node.control = format!("192.168.{}.{}:10000", 100 + number / 256, number % 256);
+            node.shards = (0..shards).map(|shard| format!("192.168.100.100:{}", 10_000 + shard)).collect();
+            node.domain = "rack-17".into();
+            node.slices
+                .iter_mut()
+                .for_each(|slice| slice.store.0[1..5].copy_from_slice(&number.to_le_bytes()));
             state.register(Arrival { id: None, node }).unwrap();
         }
-        state.form(|_, _| true).unwrap().unwrap();
-        let bytes = build(&state, &Liveness::new(TERMS), 1).to_message().encode();
-        assert!(bytes.len() < FRAME_BODY_MAX, "{} bytes", bytes.len());
-        assert!(RoutingT::decode(&bytes).is_ok());
+        state
+    }
+
+    fn bytes(state: &State) -> Vec<u8> {
+        build(state, &Liveness::new(TERMS), version(EPOCH_MAX, 1)).to_message().encode()
+    }
+
+    /// What the bounds of formation allow fits a frame on usual machines, and is told before it exists.
+    #[test]
+    fn the_largest_clusters_fit_a_frame() {
+        let many = |nodes, replicas, targets_per_node| Formation {
+            nodes,
+            replicas,
+            targets_per_node,
+            ..Formation::default()
+        };
+        for (shards, formation) in [
+            (32, many(128, 1, TARGETS_MAX / 128)),
+            (64, many(NODES_MAX, 3, TARGETS_MAX / NODES_MAX)),
+            (1, many(NODES_MAX, 2, TARGETS_MAX / NODES_MAX)),
+            (256, many(20, 6, 32)),
+        ] {
+            let mut state = unformed(formation.nodes, shards, formation);
+            check_fits(&state).unwrap();
+            let before = largest(&state);
+            state.form(|_, _| true).unwrap().unwrap();
+            assert_eq!(largest(&state), before);
+            let bytes = bytes(&state);
+            let (least, most) = (before * 7 / 10, before);
+            assert!((least..=most).contains(&bytes.len()), "{} of {most} bytes: {formation:?}", bytes.len());
+            assert!(RoutingT::decode(&bytes).is_ok());
+        }
+    }
+
+    #[test]
+    fn moves_are_counted() {
+        let mut state = formed(5, 3);
+        let most = largest(&state);
+        let chains: Vec<_> = state.chains.keys().copied().collect();
+        for (chain, node) in
+            chains.into_iter().cycle().zip((1..=5).flat_map(|node| [NodeId(node); ARRIVALS_MAX]))
+        {
+            let _ = state.add_member(chain, None, node, corefs_wire::SliceIndex(0)).unwrap();
+        }
+        assert!(bytes(&state).len() <= most);
+    }
+
+    #[test]
+    fn what_no_message_has_room_for_is_refused() {
+        let formation = Formation { nodes: 3, replicas: 3, ..Formation::default() };
+        let error = check_fits(&unformed(NODES_MAX, 256, formation)).unwrap_err();
+        assert_eq!((error.code, error.expected), (ErrorCode::Overloaded, FRAME_BODY_MAX as u64));
     }
 }

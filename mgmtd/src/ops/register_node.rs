@@ -5,6 +5,7 @@ use crate::clock::Clock;
 use crate::cluster::formation::NODES_MAX;
 use crate::cluster::liveness::SliceHealth;
 use crate::cluster::reconfigure::Restart;
+use crate::cluster::routing;
 use crate::cluster::state::{Arrival, Node, Registered, Slice, Standing};
 use crate::primary::{Draft, Primary};
 use corefs_kv::KvEngine;
@@ -15,7 +16,7 @@ use futures_lite::future;
 
 /// Errors: `InvalidArgument` for a description that no node has; `NodeConflict` when the number and the stores
 /// disagree with what is known, or another living process has that number; `Overloaded` beyond
-/// [`NODES_MAX`] nodes.
+/// [`NODES_MAX`] nodes, or when they have more shards than a message with the routing table has room for.
 ///
 /// When the node's earlier process may still live elsewhere, the reply waits until it is known: the earlier one speaks
 /// again (`NodeConflict`), or its lease runs out.
@@ -39,6 +40,7 @@ pub async fn register_node<E: KvEngine, C: Clock>(
         if draft.state().nodes.len() > NODES_MAX as usize {
             return Err(Error::new(ErrorCode::Overloaded, format!("more than {NODES_MAX} storage nodes")));
         }
+        routing::check_fits(draft.state())?;
         let this = |node: NodeId, slice: SliceIndex| {
             (node == registered.id).then(|| health.get(usize::from(slice.0)).is_some_and(|slice| !slice.dead))
         };

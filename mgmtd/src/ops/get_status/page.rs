@@ -191,8 +191,8 @@ mod tests {
     /// Whatever its size, one thing finds room; and a routing table beyond a page is alone in it.
     #[test]
     fn what_is_too_large_for_a_page_is_alone_in_one() {
-        let mut whole = status(2, 20_000, 1);
-        whole.routing.metas = vec!["192.168.200.1:1".into(); 100_000];
+        let mut whole = status(2, 30_000, 1);
+        whole.routing.metas = vec!["192.168.200.1:1".into(); 150_000];
         let pages = pages(&whole);
         let nodes: Vec<usize> = pages.iter().map(|page| page.nodes.len()).collect();
         assert_eq!(nodes[0], 0);
