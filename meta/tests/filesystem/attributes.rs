@@ -1,7 +1,7 @@
 //! Extended attributes, access control lists and advisory locks: what each does, refuses and leaves.
 
-mod support;
-
+use crate::support::client::{Client, ROOT, root};
+use crate::support::{World, assert_clean, code, fresh};
 use corefs_kv::{KvEngine, Transaction};
 use corefs_wire::ErrorCode::{self, *};
 use corefs_wire::InodeId;
@@ -9,8 +9,6 @@ use corefs_wire::control::meta::*;
 use corefs_wire::limits::{XATTR_NAME_MAX, XATTR_VALUE_MAX};
 use futures_lite::future::{block_on, poll_once};
 use std::pin::pin;
-use support::client::{Client, ROOT, root};
-use support::{World, assert_clean, code, fresh};
 
 const ACCESS: &[u8] = b"system.posix_acl_access";
 const DEFAULT: &[u8] = b"system.posix_acl_default";

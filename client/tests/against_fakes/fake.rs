@@ -1,7 +1,7 @@
 //! A small cluster on one executor, over real sockets and real frames: a manager, storage shards and a metadata server,
 //! each of which can be told to misbehave. What is real in the cluster is tested end to end elsewhere; this is for
 //! what real servers rarely do.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(clippy::unwrap_used)]
 
 pub mod meta;
 pub mod storage;

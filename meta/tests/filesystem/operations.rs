@@ -1,7 +1,7 @@
 //! Each operation alone: what it does, what it refuses, and what times and counts it leaves.
 
-mod support;
-
+use crate::support::client::{Client, ROOT, root};
+use crate::support::{CHUNK, World, assert_clean, code, fresh};
 use corefs_kv::{Isolation, KvEngine, Transaction};
 use corefs_meta::inode::Inode;
 use corefs_wire::ErrorCode::*;
@@ -9,8 +9,6 @@ use corefs_wire::InodeId;
 use corefs_wire::control::meta::*;
 use corefs_wire::limits::LINK_MAX;
 use futures_lite::future::block_on;
-use support::client::{Client, ROOT, root};
-use support::{CHUNK, World, assert_clean, code, fresh};
 
 /// Runs a test over a fresh file system with root's client, and checks what is left.
 fn over_fresh(test: impl AsyncFnOnce(&Client, &World)) {

@@ -1,5 +1,4 @@
 //! What the tests of the namespace share: a world with chunks in memory, clients, and a scheduler that interleaves.
-#![allow(dead_code)] // each test file uses a part of it
 
 pub mod client;
 pub mod model;

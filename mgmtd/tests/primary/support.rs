@@ -1,5 +1,4 @@
 //! A virtual clock, an executor that turns it, and cluster members that talk to a manager. No thread, no real time.
-#![allow(dead_code)] // every test file uses its part
 
 use corefs_kv::Mem;
 use corefs_mgmtd::cluster::formation::Wanted;

@@ -1,11 +1,9 @@
 //! Reads that are late: another replica is asked, too, within bounds, and late replies land nowhere.
 
-mod fake;
-
+use crate::fake::storage::{Fault, Shard};
+use crate::fake::{CHUNK, Cluster, file, run, until};
 use corefs_client::{Client, Data, File, Hedge, read_batch};
 use corefs_wire::checksum::crc32c;
-use fake::storage::{Fault, Shard};
-use fake::{CHUNK, Cluster, file, run, until};
 use futures_lite::future;
 use std::time::Duration;
 

@@ -1,14 +1,12 @@
 //! Elections, restarts and take-overs: who may write, who answers, and that nothing that was decided is forgotten.
 
-mod support;
-
+use crate::support::*;
 use corefs_kv::{Mem, Transaction};
 use corefs_mgmtd::cluster::formation::Wanted;
 use corefs_mgmtd::{Clock, ops};
 use corefs_wire::ErrorCode;
 use corefs_wire::routing::{Chain, RoutingInfo};
 use futures_lite::future;
-use support::*;
 
 /// What a restart may change of routing: its version.
 fn same_but_version(mut a: RoutingInfo, b: RoutingInfo) {

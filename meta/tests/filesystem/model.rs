@@ -1,7 +1,8 @@
 //! Random operations on the namespace and on a model of it must agree, in every result and in what is there.
 
-mod support;
-
+use crate::support::client::{Client, ROOT, root};
+use crate::support::model::Model;
+use crate::support::{assert_clean, over};
 use corefs_kv::Mem;
 use corefs_kv::mem::Faults;
 use corefs_kv::prng::Prng;
@@ -10,9 +11,6 @@ use corefs_wire::ErrorCode;
 use corefs_wire::control::meta::Kind;
 use futures_lite::future::block_on;
 use std::collections::BTreeMap;
-use support::client::{Client, ROOT, root};
-use support::model::Model;
-use support::{assert_clean, over};
 
 /// A model, and which inode each of its nodes is.
 struct Pair {

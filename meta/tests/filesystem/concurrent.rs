@@ -1,8 +1,9 @@
 //! Many clients at once, over a store in which everything goes wrong: what is left is sound, every effect happened
 //! once, and short histories have an order in which a model gives the same replies.
 
-mod support;
-
+use crate::support::client::{Client, ROOT, root};
+use crate::support::model::Model;
+use crate::support::{CHUNK, Fs, World, another, assert_clean, over, schedule};
 use corefs_kv::mem::Faults;
 use corefs_kv::prng::Prng;
 use corefs_kv::{KvEngine, Mem};
@@ -16,9 +17,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
-use support::client::{Client, ROOT, root};
-use support::model::Model;
-use support::{CHUNK, Fs, World, another, assert_clean, over, schedule};
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 type Outcome = Result<u64, ErrorCode>;

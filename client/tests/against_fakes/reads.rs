@@ -1,12 +1,10 @@
 //! Reads: batches, checksums, replicas, routing that changes, connections that end, replies that come too late.
 
-mod fake;
-
+use crate::fake::storage::{Fault, Shard};
+use crate::fake::{CHUNK, Cluster, file, run, until};
 use corefs_client::{Client, read_batch};
 use corefs_wire::ErrorCode;
 use corefs_wire::control::mgmtd::TargetState;
-use fake::storage::{Fault, Shard};
-use fake::{CHUNK, Cluster, file, run, until};
 use futures_lite::future::poll_once;
 use std::rc::Rc;
 use std::time::Duration;
@@ -182,7 +180,7 @@ fn nobody_waits_for_a_connection_to_a_node_that_is_dead() {
         let address = deaf.local_addr().unwrap().to_string();
         let (node, target) = {
             let routing = client.routing();
-            let target = routing.chain_of(&fake::LAYOUT, 0).unwrap().serving().next().unwrap();
+            let target = routing.chain_of(&crate::fake::LAYOUT, 0).unwrap().serving().next().unwrap();
             (routing.targets[&target].node, target)
         };
         // The deaf one alone serves, until it is known to be dead.
@@ -238,7 +236,7 @@ fn pending_is_asked_at_the_tail() {
         let client = cluster.client().await;
         let (file, bytes) = file(&cluster, &client, 1).await;
         let routing = client.routing();
-        let chain = routing.chain_of(&fake::LAYOUT, 0).unwrap();
+        let chain = routing.chain_of(&crate::fake::LAYOUT, 0).unwrap();
         let tail = routing.owner(chain.serving().next_back().unwrap()).unwrap().address.to_owned();
         let is_tail = |shard: &Rc<Shard>| shard.address.to_string() == tail;
         for shard in cluster.shards.iter().filter(|shard| !is_tail(shard)) {

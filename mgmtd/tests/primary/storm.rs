@@ -1,8 +1,7 @@
 //! Managers over a store in which commits conflict, fail, and end unknown: seeds, many of them. Whatever happens, what was
 //! answered stays true.
 
-mod support;
-
+use crate::support::*;
 use corefs_kv::Mem;
 use corefs_kv::mem::Faults;
 use corefs_kv::prng::Prng;
@@ -10,7 +9,6 @@ use corefs_mgmtd::cluster::formation::Wanted;
 use corefs_mgmtd::ops;
 use corefs_wire::control::mgmtd::*;
 use std::collections::{BTreeMap, BTreeSet};
-use support::*;
 
 /// What clients of the cluster know from replies.
 #[derive(Default)]

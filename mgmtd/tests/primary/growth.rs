@@ -1,13 +1,11 @@
 //! Nodes and disks come and go by request, over a store and heartbeats.
 
-mod support;
-
+use crate::support::*;
 use corefs_kv::Mem;
 use corefs_mgmtd::cluster::formation::Wanted;
 use corefs_mgmtd::ops;
 use corefs_wire::control::mgmtd::*;
 use corefs_wire::{ErrorCode, Result};
-use support::*;
 
 async fn change(manager: &Manager, node: u32, change: NodeChange, dry_run: bool) -> Result<MovesT> {
     let mut request = ChangeNodeT::default();

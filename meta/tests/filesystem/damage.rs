@@ -1,7 +1,7 @@
 //! The check can fail: each kind of damage is done to a sound namespace and must be named, and nothing else.
 
-mod support;
-
+use crate::support::client::{ROOT, root};
+use crate::support::{Fs, assert_clean, fresh};
 use corefs_kv::{Isolation, KvEngine, Transaction};
 use corefs_meta::check::Damage;
 use corefs_meta::dirent::Dirent;
@@ -14,8 +14,6 @@ use corefs_wire::control::meta::Kind;
 use corefs_wire::{ClientId, InodeId};
 use futures_lite::future::block_on;
 use std::collections::BTreeSet;
-use support::client::{ROOT, root};
-use support::{Fs, assert_clean, fresh};
 
 type Txn = <corefs_kv::Mem as KvEngine>::Txn;
 

@@ -1,14 +1,12 @@
 //! Sessions, lengths, truncation and garbage: what survives a crash at each step, and that old bytes never come back.
 
-mod support;
-
+use crate::support::client::{Client, ROOT, root};
+use crate::support::{CHUNK, World, another, assert_clean, code, fresh};
 use corefs_meta::gc::{GcCursor, GcLimits};
 use corefs_wire::ErrorCode::*;
 use corefs_wire::control::meta::*;
 use futures_lite::future::block_on;
 use std::time::Duration;
-use support::client::{Client, ROOT, root};
-use support::{CHUNK, World, another, assert_clean, code, fresh};
 
 fn over_fresh(test: impl AsyncFnOnce(&Client, &World)) {
     block_on(async {

@@ -1,7 +1,6 @@
 //! What each operation answers, to sensible requests and to nonsense.
 
-mod support;
-
+use crate::support::*;
 use corefs_kv::Mem;
 use corefs_mgmtd::cluster::formation::Wanted;
 use corefs_mgmtd::{Clock, ops};
@@ -10,7 +9,6 @@ use corefs_wire::control::Message;
 use corefs_wire::control::mgmtd::*;
 use corefs_wire::limits::FRAME_BODY_MAX;
 use futures_lite::future;
-use support::*;
 
 #[test]
 fn nonsense_registrations_are_typed_errors_and_change_nothing() {

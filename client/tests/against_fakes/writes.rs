@@ -1,12 +1,10 @@
 //! Writes: tags over retries, epochs, bytes held behind the caller, lengths, sessions; and random operations against a plain
 //! file while everything fails now and then.
 
-mod fake;
-
+use crate::fake::storage::Fault;
+use crate::fake::{CHUNK, Cluster, LAYOUT, run, until};
 use corefs_client::{Changes, Client, CreateOptions, Credentials, File, Kind, OpenOptions, Time};
 use corefs_wire::{ErrorCode, InodeId, ROOT_INODE};
-use fake::storage::Fault;
-use fake::{CHUNK, Cluster, LAYOUT, run, until};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;

@@ -1,8 +1,8 @@
 //! Every operation that changes something happens once: however its commit ends, however often it is asked for, and at
 //! whichever server.
 
-mod support;
-
+use crate::support::client::{Client, ROOT, root};
+use crate::support::{World, another, assert_clean, code, fresh};
 use corefs_kv::mem::{Fault, Faults};
 use corefs_wire::control::meta::*;
 use corefs_wire::{ErrorCode, Result};
@@ -11,8 +11,6 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use support::client::{Client, ROOT, root};
-use support::{World, another, assert_clean, code, fresh};
 
 /// What was made before the operation under test.
 struct Ground {
@@ -209,7 +207,7 @@ fn what_was_told_of_a_repeated_request_holds_for_its_copies() {
 #[test]
 fn a_repeated_failure_meets_its_copy() {
     for seed in 0..200 {
-        let (fs, _) = block_on(support::over(corefs_kv::Mem::with_faults(seed, Faults::STORM), seed));
+        let (fs, _) = block_on(crate::support::over(corefs_kv::Mem::with_faults(seed, Faults::STORM), seed));
         let client = root(&fs);
         let copies: Vec<Client> = (0..3).map(|_| client.copy(another(&fs))).collect();
         let told = Rc::new(RefCell::new(Vec::new()));
@@ -228,7 +226,7 @@ fn a_repeated_failure_meets_its_copy() {
         tasks.push(Box::pin(async move {
             other.create(ROOT, b"f", 0o644).await.unwrap();
         }));
-        support::schedule::run(seed, tasks);
+        crate::support::schedule::run(seed, tasks);
         fs.kv().set_faults(Faults::default());
         fs.kv().settle();
         let there = block_on(client.lookup(ROOT, b"f")).is_ok();

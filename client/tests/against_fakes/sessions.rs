@@ -1,12 +1,10 @@
 //! Sessions: what becomes of open files when the client's lease ends, when metadata servers can't be reached, and that none is left
 //! behind.
 
-mod fake;
-
+use crate::fake::{CHUNK, Cluster, run, until};
 use corefs_client::{Changes, Client, CreateOptions, Credentials, File, Kind, OpenOptions, Time};
 use corefs_wire::control::mgmtd::{EndClientT, GetStatusT};
 use corefs_wire::{ErrorCode, InodeId, ROOT_INODE};
-use fake::{CHUNK, Cluster, run, until};
 use std::time::Duration;
 
 const ROOT: Credentials = Credentials::root();

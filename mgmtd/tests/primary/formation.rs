@@ -1,7 +1,6 @@
 //! Clusters of many shapes form through the operations, and what clients are told is balanced.
 
-mod support;
-
+use crate::support::*;
 use corefs_kv::Mem;
 use corefs_mgmtd::cluster::formation::Wanted;
 use corefs_mgmtd::cluster::placement::{Replica, Room, verify};
@@ -9,7 +8,6 @@ use corefs_mgmtd::ops;
 use corefs_wire::control::mgmtd::{GetRoutingT, GetStatusT};
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ErrorCode, SliceIndex};
-use support::*;
 
 /// The placement that routing shows, as the verifier wants it.
 fn placement(routing: &RoutingInfo) -> (Vec<Room>, Vec<Vec<Replica>>) {

@@ -1,12 +1,10 @@
 //! The doors from other threads, paths, and copies in and out.
 
-mod fake;
-
+use crate::fake::{Cluster, run};
 use corefs_client::fs::Links;
 use corefs_client::{ClientPool, CreateOptions, Credentials, PoolOptions};
 use corefs_net::Address;
 use corefs_wire::{ErrorCode, InodeId};
-use fake::{Cluster, run};
 use std::sync::mpsc;
 use std::time::Duration;
 
