@@ -22,17 +22,16 @@ pub use end_client::end_client;
 pub use get_routing::{WAIT_MS_MAX, WAITERS_MAX, get_routing};
 pub use get_status::get_status;
 pub use node_heartbeat::node_heartbeat;
-pub use register_meta::{METAS_MAX, register_meta};
+pub use register_meta::register_meta;
 pub use register_node::register_node;
 pub use renew_client::{CLIENTS_MAX, renew_client};
 
+use crate::cluster::formation::ADDRESS_MAX;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::net::SocketAddr;
 
 /// Longest domain or client name (bytes).
 const NAME_MAX: usize = 255;
-/// Longest address (bytes): `unix:` and a path of a socket.
-const ADDRESS_MAX: usize = 128;
 
 fn invalid(text: impl Into<String>) -> Error {
     Error::new(ErrorCode::InvalidArgument, text)

@@ -327,7 +327,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
         fill(&path, 1 << 20, 7, &mut |_| ()).unwrap();
-        // However slow the disk is, it is told when there is something to count.
+        // Told to stop once there is something to count, however slow the disk is.
         let long = Options { duration: Duration::from_secs(3600), ..options(&path) };
         let latencies = Cell::new(0);
         let report = run(&long, &mut |_| latencies.update(|count| count + 1), &mut || latencies.get() > 0);

@@ -5,6 +5,10 @@ use corefs_wire::{Error, ErrorCode, Result};
 
 /// Storage nodes a cluster may be formed of.
 pub const NODES_MAX: u32 = 1024;
+/// Metadata servers of one cluster.
+pub const METAS_MAX: usize = 256;
+/// Longest address of a shard or a server (bytes).
+pub const ADDRESS_MAX: usize = 128;
 /// Targets of one node at formation.
 pub const TARGETS_PER_NODE_MAX: u32 = 4096;
 /// Targets of the whole cluster at formation: with the shards of [`NODES_MAX`] usual nodes the routing table fits a frame.

@@ -2,14 +2,12 @@
 
 use super::check_address;
 use crate::clock::Clock;
+use crate::cluster::formation::METAS_MAX;
 use crate::cluster::state::Meta;
 use crate::primary::Primary;
 use corefs_kv::KvEngine;
 use corefs_wire::control::mgmtd::{MetaRegisteredT, RegisterMetaT};
 use corefs_wire::{Error, ErrorCode, Result};
-
-/// Metadata servers of one cluster.
-pub const METAS_MAX: usize = 256;
 
 /// Stores something only when the address is new or has another process. Errors: `InvalidArgument` for an address that
 /// nobody can reach, `Overloaded` beyond [`METAS_MAX`].

@@ -16,7 +16,7 @@ use futures_lite::future;
 
 /// Errors: `InvalidArgument` for a description that no node has; `NodeConflict` when the number and the stores
 /// disagree with what is known, or another living process has that number; `Overloaded` beyond
-/// [`NODES_MAX`] nodes, or when they have more shards than a message with the routing table has room for.
+/// [`NODES_MAX`] nodes, or when a new one, or new shards, leave no room for the routing table in a message.
 ///
 /// When the node's earlier process may still live elsewhere, the reply waits until it is known: the earlier one speaks
 /// again (`NodeConflict`), or its lease runs out.
@@ -33,6 +33,7 @@ pub async fn register_node<E: KvEngine, C: Clock>(
         }
     })?;
     let plan = |draft: &mut Draft<'_>| {
+        let before = routing::largest(draft.state());
         let registered = draft.state_mut().register(arrival)?;
         if registered.restarted {
             draft.reconfigure(Some(Restart { node: registered.id, slices: &health }));
@@ -40,7 +41,7 @@ pub async fn register_node<E: KvEngine, C: Clock>(
         if draft.state().nodes.len() > NODES_MAX as usize {
             return Err(Error::new(ErrorCode::Overloaded, format!("more than {NODES_MAX} storage nodes")));
         }
-        routing::check_fits(draft.state())?;
+        routing::check_growth(before, draft.state())?;
         let this = |node: NodeId, slice: SliceIndex| {
             (node == registered.id).then(|| health.get(usize::from(slice.0)).is_some_and(|slice| !slice.dead))
         };
