@@ -24,10 +24,19 @@ struct Out {
     still: bool,
 }
 
+/// That two nodes couldn't reach each other.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Said {
+    from: NodeId,
+    at_ms: u64,
+    /// Said less than [`OUT_MS`] ago, as of the last [`Cuts::remember`].
+    lately: bool,
+}
+
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Cuts {
-    /// The lower number first; when it was last said.
-    pairs: BTreeMap<(NodeId, NodeId), u64>,
+    /// The lower number first.
+    pairs: BTreeMap<(NodeId, NodeId), Said>,
     out: BTreeMap<TargetId, Out>,
 }
 
@@ -35,9 +44,10 @@ impl Cuts {
     /// What is said now: who complains, of which node, because of which target there. Whether what follows for chains has changed.
     pub fn remember(&mut self, complaints: &[(NodeId, NodeId, TargetId)], now_ms: u64) -> bool {
         let before: Vec<(NodeId, NodeId)> = self.pairs.keys().copied().collect();
-        self.pairs.retain(|_, at| now_ms.saturating_sub(*at) < REMEMBERED_MS);
+        self.pairs.retain(|_, said| now_ms.saturating_sub(said.at_ms) < REMEMBERED_MS);
         for (from, to, target) in complaints.iter().filter(|(from, to, _)| from != to) {
-            self.pairs.insert((*from.min(to), *from.max(to)), now_ms);
+            let said = Said { from: *from, at_ms: now_ms, lately: true };
+            self.pairs.insert(pair(*from, *to), said);
             let known = self.out.get(target);
             if known.is_some_and(|out| out.still) {
                 continue;
@@ -46,6 +56,11 @@ impl Cuts {
             self.out.insert(*target, Out { since_ms: now_ms, for_ms: longer, still: true });
         }
         let mut changed = !before.iter().eq(self.pairs.keys());
+        for said in self.pairs.values_mut() {
+            let lately = now_ms.saturating_sub(said.at_ms) < OUT_MS;
+            changed |= said.lately && !lately;
+            said.lately = lately;
+        }
         self.out.retain(|_, out| now_ms.saturating_sub(out.since_ms) < FORGIVEN_MS);
         for out in self.out.values_mut() {
             let still = now_ms.saturating_sub(out.since_ms) < out.for_ms;
@@ -64,11 +79,16 @@ impl Cuts {
         self.out.remove(&target);
     }
 
-    /// Whether a target was complained of, and its node was out of reach for `filler`, so lately that it isn't worth the attempt to fill it
-    /// from there.
+    /// Whether it isn't worth the attempt to fill a target on `node` from `filler`: `node` has just said that it can't reach that one, or the
+    /// target was complained of.
     pub fn keeps_out(&self, filler: NodeId, node: NodeId, target: TargetId) -> bool {
-        let pair = (filler.min(node), filler.max(node));
-        self.pairs.contains_key(&pair) && self.out.get(&target).is_some_and(|out| out.still)
+        let out = || self.out.get(&target).is_some_and(|out| out.still);
+        self.gave_way_to(filler, node) || self.pairs.contains_key(&pair(filler, node)) && out()
+    }
+
+    /// Whether `node` said lately that it can't reach `filler`.
+    pub fn gave_way_to(&self, filler: NodeId, node: NodeId) -> bool {
+        self.pairs.get(&pair(filler, node)).is_some_and(|said| said.lately && said.from == node)
     }
 
     /// Which of two nodes, `later` following `earlier` in a chain, is to give way.
@@ -85,6 +105,10 @@ impl Cuts {
     pub fn pairs(&self) -> impl Iterator<Item = (NodeId, NodeId)> {
         self.pairs.keys().copied()
     }
+}
+
+fn pair(one: NodeId, other: NodeId) -> (NodeId, NodeId) {
+    (one.min(other), one.max(other))
 }
 
 #[cfg(test)]

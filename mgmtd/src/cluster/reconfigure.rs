@@ -79,6 +79,11 @@ impl Trouble {
         let mut found = Self { gives_way: None, unfilled: None };
         let serving = chain.members.iter().filter(|member| member.state == Public::Serving).count();
         for (one, other) in chain.members.iter().zip(chain.members.iter().skip(1)) {
+            // Who gave way to the one behind it is filled by that one now: that it can't be reached from there, either, needn't be waited for.
+            let fills = one.state == Public::Serving && other.state == Public::Syncing;
+            if fills && liveness.cuts().gave_way_to(one.node, other.node) {
+                found.unfilled = Some(other.target);
+            }
             if !complains(chain, one, other, liveness) {
                 continue;
             }
@@ -437,6 +442,54 @@ mod tests {
         complain(&mut state, &mut liveness, 0, 200);
         assert_eq!(nodes(&state), [order[2], order[1], order[0]], "the second complaint tells who it is");
         assert_eq!(states(&state), [Serving, Serving, Syncing]);
+    }
+
+    #[test]
+    fn one_that_gave_way_to_who_would_fill_it_is_out_as_soon_as_it_knows() {
+        use Public::{Offline, Serving, Syncing};
+        let (mut state, mut liveness) = spoken();
+        let [first, second, third] = nodes(&state)[..] else { panic!("three replicas") };
+        // In some other chain the first two can't reach each other, either.
+        let (other, from, to) = state
+            .chains
+            .iter()
+            .flat_map(|(id, chain)| chain.members.windows(2).map(move |pair| (*id, pair[0], pair[1])))
+            .find(|(id, from, to)| {
+                *id != CHAIN && [(first, second), (second, first)].contains(&(from.node.0, to.node.0))
+            })
+            .expect("they are neighbours elsewhere, too");
+        let heard = |member: &Member, unreached| {
+            let version = state.chains[&other].version;
+            let health = TargetHealth { version, unreached, ..TargetHealth::default() };
+            (member.node, BTreeMap::from([(member.target, health)]))
+        };
+        for (node, targets) in [heard(&to, None), heard(&from, Some(to.target))] {
+            liveness.hear_targets(node, targets, 0);
+        }
+        (1..=3).for_each(|node| hear(&mut liveness, node, 50));
+        liveness.expire(50);
+        (0..3).for_each(|position| knows(&mut liveness, &state, position, false));
+        complain(&mut state, &mut liveness, 1, 100);
+        assert_eq!(
+            (states(&state), nodes(&state)),
+            (vec![Serving, Serving, Syncing], vec![first, third, second])
+        );
+        assert!(!is_due(&state, &liveness), "it may still answer reads");
+        knows(&mut liveness, &state, 2, false);
+        assert!(is_due(&state, &liveness), "nobody need complain of it");
+        reconfigure(&mut state, &liveness, None);
+        assert_eq!(
+            (states(&state), nodes(&state)),
+            (vec![Serving, Serving, Offline], vec![first, third, second])
+        );
+        let mut look = |now_ms: u64, expected: Public| {
+            (1..=3).for_each(|node| hear(&mut liveness, node, now_ms));
+            liveness.expire(now_ms);
+            reconfigure(&mut state, &liveness, None);
+            assert_eq!(states(&state)[2], expected, "{now_ms}");
+        };
+        look(10_099, Offline);
+        look(10_100, Syncing);
     }
 
     #[test]
