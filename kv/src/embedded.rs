@@ -4,8 +4,8 @@
 //!
 //! - A commit is acknowledged when it has been flushed, never before. Commits are written in groups by a thread of
 //!   its own ([`writer`]), each group atomically: after a power cut all of a group is there, or nothing.
-//! - A group is one record of the [`log`] and is kept in memory ([`recent`]). When the log is full all of it goes into the [`tree`] at once,
-//!   and the log starts anew; so does it when the store is closed, and when it is opened after a crash.
+//! - A group is one record of the [`log`] and is kept in memory ([`recent`]). When half of the log is full all that is there goes into the
+//!   [`tree`], beside the commits that fill the other half ([`files`]). All of it does when the store is closed, and when it is opened after a crash.
 //! - Reads are of snapshots ([`snapshots`]) and run on the caller's thread: from memory, redb's cache, or the file when a page
 //!   isn't there ([`layer`]).
 //! - Stored values carry a checksum ([`format`]).
@@ -14,6 +14,7 @@
 //! Open it **before** pinning the calling thread to a core: the commit thread inherits where it may run.
 
 pub mod check;
+mod files;
 pub mod format;
 mod layer;
 pub mod lock;
@@ -31,8 +32,8 @@ use crate::contract::Committed;
 use crate::prng::Prng;
 use crate::store::{Commit, Found, ReadBatch, Store};
 use corefs_wire::{Error, ErrorCode, Result};
+use files::Files;
 use format::{closed, translate};
-use layer::Layer;
 use lock::DirectoryLock;
 use log::{Log, LogFile};
 use redb::{Builder, Database, StorageBackend};
@@ -50,7 +51,7 @@ use writer::{COMMITS_QUEUED_MAX, Counters, Job, Writer};
 pub const STORE_FILE: &str = "kv.redb";
 /// The file of its log, beside it.
 pub const LOG_FILE: &str = "kv.log";
-/// What a log takes at most unless it is set (bytes): some 5,000 creations of files. Larger ones have fewer pages of the tree written, but
+/// What a log takes at most unless it is set (bytes): some 5,000 creations of files, in two areas. Larger ones have fewer pages of the tree written, but
 /// with 8 MiB commits waited four times as long for that, and a creation took a seventh more CPU time (probably because so many rows aren't in the
 /// processor's caches any more); with 512 KiB it took more as well.
 const LOG_BYTES: u64 = 2 << 20;
@@ -153,12 +154,10 @@ impl Embedded {
         let (version, life) = tree::begin_life(&database, about, waiting.as_ref())?;
         drop(waiting);
         let log = Log::begin(log, life, options.log_bytes)?;
-        let (layer, _) = Layer::open(&database)?;
-        let layer = Arc::new(layer);
+        let files = Files::new(database, log, life, version)?;
         let clock = options.clock;
-        let snapshots = Arc::new(Snapshots::new(layer.clone(), version, clock.clone()));
+        let snapshots = Arc::new(Snapshots::new(files.layer().clone(), version, clock.clone()));
         let counters = Arc::new(Counters::default());
-        let files = writer::Files { database, log, life, layer };
         let writer = Writer::new(files, snapshots.clone(), counters.clone(), clock.clone(), version);
         let (jobs, queue) = sync_channel(COMMITS_QUEUED_MAX);
         let thread = thread::Builder::new().name("kv-commit".into()).spawn(move || writer.run(queue))?;

@@ -1,7 +1,7 @@
 //! The embedded store's log as files: processes that die, damage, files that are missing, disks that fill, stores of the first format.
 
 use corefs_kv::embedded::check::check;
-use corefs_kv::embedded::format::{ABOUT, FORMAT_ROW, PAIRS, VERSION_ROW, seal};
+use corefs_kv::embedded::format::{ABOUT, FORMAT, FORMAT_ROW, PAIRS, VERSION_ROW, seal};
 use corefs_kv::embedded::log::BLOCK;
 use corefs_kv::embedded::{LOG_FILE, Options, STORE_FILE};
 use corefs_kv::{Embedded, Isolation, KeyRange, KvEngine, Transaction};
@@ -150,7 +150,7 @@ fn a_store_of_the_first_format_goes_on() {
     drop(engine);
     let database = Database::create(directory.path().join(STORE_FILE)).unwrap();
     let transaction = database.begin_write().unwrap();
-    transaction.open_table(ABOUT).unwrap().insert(FORMAT_ROW, 3).unwrap();
+    transaction.open_table(ABOUT).unwrap().insert(FORMAT_ROW, FORMAT + 1).unwrap();
     transaction.commit().unwrap();
     drop(database);
     assert_eq!(open(directory.path()).err().unwrap().code, ErrorCode::BadFormat);

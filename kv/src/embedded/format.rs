@@ -3,7 +3,7 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `pairs` | the key | CRC (4 bytes, little-endian), then the value |
-//! | `about` | `format` | 2; 1 was without a log and is read as well |
+//! | `about` | `format` | 3; 2 had a log of one area, 1 none; both are read as well |
 //! | `about` | `version` | the version of the newest commit that is in the file; raised by [`REOPEN_STEP`] whenever the store is opened |
 //! | `about` | `log` | the life whose records the log has; 0 or absent: everything is in the file |
 //!
@@ -21,7 +21,7 @@ pub const FORMAT_ROW: &str = "format";
 pub const VERSION_ROW: &str = "version";
 pub const LIFE_ROW: &str = "log";
 /// The format that this build writes.
-pub const FORMAT: u64 = 2;
+pub const FORMAT: u64 = 3;
 /// The oldest that it reads.
 pub const FORMAT_OLDEST: u64 = 1;
 

@@ -1,44 +1,79 @@
 //! The tree as it was last written, and above it what was committed since: what snapshots read.
 //!
-//! When the recent rows are written to the tree a new layer begins. Who reads at a version of the old one goes on with it.
+//! Recent rows are of two ages while the tree is written: those on their way into it, which change no more, and above them those of
+//! the commits meanwhile. A layer begins when rows set out, and another one when they have arrived; the rows above are the same in both. Who
+//! reads at a version of an older layer goes on with that one.
 
-use super::format::{ABOUT, PAIRS, VERSION_ROW, open, translate};
+use super::format::{PAIRS, open, translate};
 use super::recent::{Change, Changes, Recent};
 use super::snapshots::too_old;
 use crate::contract::{Direction, KeyRange, Pair, RangePage, RangeRead};
 use crate::store::{Found, ReadBatch, fill_page};
-use corefs_wire::{Error, ErrorCode, Result};
+use corefs_wire::Result;
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable};
 use std::cmp::Ordering;
 use std::iter::Peekable;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 /// Rows that are taken in while readers wait: some 20 us.
 const ROWS_AT_ONCE: usize = 32;
 
+/// The pairs that are in the file.
+pub type Tree = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+/// Recent rows that threads share. Changed by the commit thread alone. No code that may panic runs under the lock with a row half changed.
+#[derive(Default)]
+pub struct Rows(RwLock<Recent>);
+
+impl Rows {
+    pub fn read(&self) -> RwLockReadGuard<'_, Recent> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 pub struct Layer {
-    tree: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    /// Changed by the commit thread alone. No code that may panic runs under the lock with a row half changed.
-    recent: RwLock<Recent>,
+    tree: Arc<Tree>,
+    /// On their way into the tree.
+    leaving: Option<Arc<Rows>>,
+    recent: Arc<Rows>,
+}
+
+/// What a layer reads from while nobody changes it.
+struct Reading<'a> {
+    tree: &'a Tree,
+    leaving: Option<RwLockReadGuard<'a, Recent>>,
+    recent: RwLockReadGuard<'a, Recent>,
 }
 
 type Guard<'a> = redb::AccessGuard<'a, &'static [u8]>;
 type StoredPair<'a> = Result<(Guard<'a>, Guard<'a>), redb::StorageError>;
+/// A key, and what it was set to; `None`: removed.
+type RecentRow<'a> = (&'a [u8], Option<&'a [u8]>);
+
+/// The tree as it is in the file now.
+pub fn tree(database: &Database) -> Result<Tree> {
+    database.begin_read().map_err(translate)?.open_table(PAIRS).map_err(translate)
+}
 
 impl Layer {
-    /// The tree as it is now with nothing above it, and its version.
-    pub fn open(database: &Database) -> Result<(Self, u64)> {
-        let read = database.begin_read().map_err(translate)?;
-        let about = read.open_table(ABOUT).map_err(translate)?;
-        let version = about.get(VERSION_ROW).map_err(translate)?.map(|row| row.value());
-        let version =
-            version.ok_or_else(|| Error::new(ErrorCode::Corrupt, "the store has lost its version"))?;
-        let tree = read.open_table(PAIRS).map_err(translate)?;
-        Ok((Self { tree, recent: RwLock::default() }, version))
+    /// A tree with nothing above it.
+    pub fn new(tree: Tree) -> Self {
+        Self { tree: Arc::new(tree), leaving: None, recent: Arc::default() }
     }
 
-    pub fn recent(&self) -> RwLockReadGuard<'_, Recent> {
-        self.recent.read().unwrap_or_else(PoisonError::into_inner)
+    /// The recent rows set out for the tree; there must be none on their way. New ones come above them.
+    pub fn set_out(&self) -> Self {
+        debug_assert!(self.leaving.is_none(), "rows set out one after the other");
+        Self { tree: self.tree.clone(), leaving: Some(self.recent.clone()), recent: Arc::default() }
+    }
+
+    /// The rows that had set out are in `tree`.
+    pub fn arrived(&self, tree: Tree) -> Self {
+        Self { tree: Arc::new(tree), leaving: None, recent: self.recent.clone() }
+    }
+
+    pub fn recent(&self) -> &Arc<Rows> {
+        &self.recent
     }
 
     /// Takes in what a group did at `version`. Nobody will read at a version before `oldest`.
@@ -46,53 +81,42 @@ impl Layer {
         let mut changes = changes.into_iter().peekable();
         while changes.peek().is_some() {
             // Nobody reads at this version yet, so it needn't be all at once.
-            let mut recent = self.recent.write().unwrap_or_else(PoisonError::into_inner);
+            let mut recent = self.recent.0.write().unwrap_or_else(PoisonError::into_inner);
             for (key, change) in changes.by_ref().take(ROWS_AT_ONCE) {
                 recent.put(key, change, version, oldest);
             }
         }
     }
 
+    fn reading(&self) -> Reading<'_> {
+        let leaving = self.leaving.as_ref().map(|rows| rows.read());
+        Reading { tree: &self.tree, leaving, recent: self.recent.read() }
+    }
+
     pub fn read(&self, version: u64, batch: &ReadBatch<'_>) -> Result<Found> {
-        let recent = self.recent();
+        let reading = self.reading();
         // Whoever stood still between being let in and here.
-        if version < recent.oldest() {
+        if version < reading.recent.oldest() {
             return Err(too_old(version));
         }
-        let get = |key: &&[u8]| match recent.get(key, version) {
-            Some(value) => Ok(value.map(<[u8]>::to_vec)),
-            None => self.get_below(key),
-        };
         Ok(Found {
-            values: batch.keys.iter().map(get).collect::<Result<_>>()?,
-            pages: batch
-                .ranges
-                .iter()
-                .map(|read| self.page(&recent, version, read))
-                .collect::<Result<_>>()?,
+            values: batch.keys.iter().map(|key| reading.get(key, version)).collect::<Result<_>>()?,
+            pages: batch.ranges.iter().map(|read| reading.page(version, read)).collect::<Result<_>>()?,
         })
     }
 
     /// The newest value of `key`.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        match self.recent().get(key, u64::MAX) {
-            Some(value) => Ok(value.map(<[u8]>::to_vec)),
-            None => self.get_below(key),
-        }
-    }
-
-    fn get_below(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        let stored = self.tree.get(key).map_err(translate)?;
-        stored.map(|stored| open(key, stored.value()).map(<[u8]>::to_vec)).transpose()
+        self.reading().get(key, u64::MAX)
     }
 
     /// Removes every key of a range that isn't empty. The values aren't looked at: damaged ones go, too.
     pub fn clear(&self, range: &KeyRange, changes: &mut Changes) -> Result<()> {
-        let recent = self.recent();
-        let below = self.pairs_below(range)?;
-        for row in Merged::of(below, recent.range(range, u64::MAX), Direction::Forward) {
+        let reading = self.reading();
+        let (tree, leaving) = (reading.tree(range)?, reading.leaving(range, u64::MAX));
+        for row in merged(tree, leaving, reading.recent.range(range, u64::MAX), Direction::Forward) {
             let (key, change) = match row? {
-                Row::Below(key, _) => (key.value().to_vec(), Change::Remove),
+                Row::Below(below) => (below.key().to_vec(), Change::Remove),
                 Row::Recent { value: None, .. } => continue,
                 Row::Recent { key, below: true, .. } => (key.to_vec(), Change::Remove),
                 Row::Recent { key, below: false, .. } => (key.to_vec(), Change::Forget),
@@ -101,21 +125,39 @@ impl Layer {
         }
         Ok(())
     }
+}
 
-    fn pairs_below(&self, range: &KeyRange) -> Result<redb::Range<'_, &'static [u8], &'static [u8]>> {
-        let (begin, end) = (range.begin.as_slice(), range.end.as_slice());
-        ReadableTable::range::<&[u8]>(&self.tree, begin..end).map_err(translate)
+impl Reading<'_> {
+    fn get(&self, key: &[u8], version: u64) -> Result<Option<Vec<u8>>> {
+        let leaving = || self.leaving.as_ref()?.get(key, version);
+        if let Some(value) = self.recent.get(key, version).or_else(leaving) {
+            return Ok(value.map(<[u8]>::to_vec));
+        }
+        let stored = self.tree.get(key).map_err(translate)?;
+        stored.map(|stored| open(key, stored.value()).map(<[u8]>::to_vec)).transpose()
     }
 
-    fn page(&self, recent: &Recent, version: u64, read: &RangeRead) -> Result<RangePage> {
+    fn tree(&self, range: &KeyRange) -> Result<redb::Range<'_, &'static [u8], &'static [u8]>> {
+        let (begin, end) = (range.begin.as_slice(), range.end.as_slice());
+        ReadableTable::range::<&[u8]>(self.tree, begin..end).map_err(translate)
+    }
+
+    /// Rows on their way into the tree, as the tree is going to have them.
+    fn leaving(&self, range: &KeyRange, version: u64) -> impl DoubleEndedIterator<Item = RecentRow<'_>> {
+        self.leaving.iter().flat_map(move |leaving| leaving.range(range, version))
+    }
+
+    fn page(&self, version: u64, read: &RangeRead) -> Result<RangePage> {
         if read.range.is_empty() {
             return Ok(RangePage::default());
         }
-        let (below, recent) = (self.pairs_below(&read.range)?, recent.range(&read.range, version));
+        let (tree, leaving) = (self.tree(&read.range)?, self.leaving(&read.range, version));
+        let recent = self.recent.range(&read.range, version);
         match read.direction {
-            Direction::Forward => fill_page(live(Merged::of(below, recent, read.direction)), read.limit),
+            Direction::Forward => fill_page(live(merged(tree, leaving, recent, read.direction)), read.limit),
             Direction::Reverse => {
-                fill_page(live(Merged::of(below.rev(), recent.rev(), read.direction)), read.limit)
+                let rows = merged(tree.rev(), leaving.rev(), recent.rev(), read.direction);
+                fill_page(live(rows), read.limit)
             }
         }
     }
@@ -126,21 +168,57 @@ fn live<'a>(rows: impl Iterator<Item = Result<Row<'a>>>) -> impl Iterator<Item =
     rows.filter_map(|row| match row {
         Err(error) => Some(Err(error)),
         Ok(Row::Recent { key, value, .. }) => value.map(|value| Ok((key.to_vec(), value.to_vec()))),
-        Ok(Row::Below(key, stored)) => {
-            let value = open(key.value(), stored.value()).map(<[u8]>::to_vec);
-            Some(value.map(|value| (key.value().to_vec(), value)))
-        }
+        Ok(Row::Below(below)) => Some(below.pair()),
     })
 }
 
+/// A pair that the tree has, or will have once the rows that set out have arrived.
+enum Below<'a> {
+    Tree(Guard<'a>, Guard<'a>),
+    Leaving(&'a [u8], &'a [u8]),
+}
+
+impl Below<'_> {
+    fn key(&self) -> &[u8] {
+        match self {
+            Self::Tree(key, _) => key.value(),
+            Self::Leaving(key, _) => key,
+        }
+    }
+
+    fn pair(&self) -> Result<Pair> {
+        let value = match self {
+            Self::Tree(key, stored) => open(key.value(), stored.value())?,
+            Self::Leaving(_, value) => value,
+        };
+        Ok((self.key().to_vec(), value.to_vec()))
+    }
+}
+
 enum Row<'a> {
-    /// Only the tree has it.
-    Below(Guard<'a>, Guard<'a>),
-    /// It was written since; whether the tree has it, too.
+    /// Nothing recent is known of it.
+    Below(Below<'a>),
+    /// It was written since; whether it is below, too.
     Recent { key: &'a [u8], value: Option<&'a [u8]>, below: bool },
 }
 
-/// Rows of the tree and recent ones in the order of their keys; a recent one stands for that of the tree.
+/// All rows in the order of their keys; what is further up stands for what is below. All three are in this direction.
+fn merged<'a>(
+    tree: impl Iterator<Item = StoredPair<'a>>,
+    leaving: impl Iterator<Item = RecentRow<'a>>,
+    recent: impl Iterator<Item = RecentRow<'a>>,
+    direction: Direction,
+) -> impl Iterator<Item = Result<Row<'a>>> {
+    let tree = tree.map(|pair| pair.map(|(key, stored)| Below::Tree(key, stored)).map_err(translate));
+    let below = Merged::of(tree, leaving, direction).filter_map(|row| match row {
+        Err(error) => Some(Err(error)),
+        Ok(Row::Below(below)) => Some(Ok(below)),
+        Ok(Row::Recent { key, value, .. }) => value.map(|value| Ok(Below::Leaving(key, value))),
+    });
+    Merged::of(below, recent, direction)
+}
+
+/// Two sources as one.
 struct Merged<B: Iterator, R: Iterator> {
     below: Peekable<B>,
     recent: Peekable<R>,
@@ -155,8 +233,8 @@ impl<B: Iterator, R: Iterator> Merged<B, R> {
 
 impl<'a, B, R> Iterator for Merged<B, R>
 where
-    B: Iterator<Item = StoredPair<'a>>,
-    R: Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
+    B: Iterator<Item = Result<Below<'a>>>,
+    R: Iterator<Item = RecentRow<'a>>,
 {
     type Item = Result<Row<'a>>;
 
@@ -165,14 +243,13 @@ where
             // An error of the tree comes out at once.
             (Some(Err(_)), _) | (_, None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
-            (Some(Ok((key, _))), Some((recent, _))) => match self.direction {
-                Direction::Forward => key.value().cmp(recent),
-                Direction::Reverse => (*recent).cmp(key.value()),
+            (Some(Ok(below)), Some((recent, _))) => match self.direction {
+                Direction::Forward => below.key().cmp(recent),
+                Direction::Reverse => (*recent).cmp(below.key()),
             },
         };
         if first == Ordering::Less {
-            let row = self.below.next()?;
-            return Some(row.map(|(key, stored)| Row::Below(key, stored)).map_err(translate));
+            return self.below.next().map(|below| below.map(Row::Below));
         }
         let below = first == Ordering::Equal;
         if below {

@@ -13,9 +13,10 @@
 //! Numbers are little-endian; the CRC-32C covers everything after it up to `bytes` bytes of rows; a value length of [`REMOVED`] says that
 //! the key is removed.
 //!
-//! When a record doesn't fit, its group goes into the tree with all that was logged, durably, and the next record is the first again: it is
-//! written over old ones. So a reader has to know which records are of now. Those of the number of the **life** that the tree names (a
-//! random one for each opening) and of versions above the tree's are. Their versions rise by one.
+//! Records go into one of two areas, the second behind the first, until one doesn't fit. Then all that was logged sets out for the tree, and
+//! records go into the other area from its beginning meanwhile, over old ones: those of the time before, which the tree has by then. So a
+//! reader has to know which records are of now, wherever they lie. Those of the number of the **life** that the tree names (a random one
+//! for each opening) and of versions above the tree's are, each once, and none between them and the tree's is missing.
 //!
 //! **What may be wrong at the end.** A record is only written when the one before is durable. So after a power cut at most the last one
 //! is torn, nobody was told of it, and it is dropped. A record that can't be read with one of a later version behind it was durable
@@ -27,8 +28,10 @@ use super::recent::{Change, Changes};
 use corefs_wire::checksum::crc32c;
 use corefs_wire::{Error, ErrorCode, Result};
 use redb::StorageBackend;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -48,27 +51,31 @@ const LENGTH_MAX: u64 = 1 << 30;
 pub struct Log {
     file: Box<dyn StorageBackend>,
     life: u64,
+    /// Where the area begins that records go into.
+    area: u64,
     /// Where the next record goes.
     at: u64,
     length: u64,
-    /// How far records may go.
+    /// What an area takes.
     limit: u64,
     record: Vec<u8>,
 }
 
 impl Log {
     /// A log whose records before are needed no more: the tree that is durable has them, and names `life`.
+    /// `limit`: bytes of both areas together.
     pub fn begin(file: Box<dyn StorageBackend>, life: u64, limit: u64) -> Result<Self> {
         let length = file.len()?;
-        Ok(Self { file, life, at: 0, length, limit: limit.min(LENGTH_MAX), record: Vec::new() })
+        let limit = limit.min(LENGTH_MAX) / 2 / BLOCK as u64 * BLOCK as u64;
+        Ok(Self { file, life, area: 0, at: 0, length, limit, record: Vec::new() })
     }
 
-    /// Makes what a group did at `version` durable. `false`: there is no room, and nothing was written. After an error nobody knows
+    /// Makes what a group did at `version` durable. `false`: there is no room in this area, and nothing was written. After an error nobody knows
     /// whether the record is there.
     pub fn append(&mut self, version: u64, changes: &Changes) -> Result<bool> {
         self.encode(version, changes);
         let end = self.at + self.record.len() as u64;
-        if end > self.limit {
+        if end > self.area + self.limit {
             return Ok(false);
         }
         if end > self.length {
@@ -84,9 +91,15 @@ impl Log {
         Ok(true)
     }
 
-    /// The tree is durable with everything that was logged: the next record is the first.
-    pub fn restart(&mut self) {
-        self.at = 0;
+    /// Whether no record is in this area.
+    pub fn is_empty(&self) -> bool {
+        self.at == self.area
+    }
+
+    /// Records go into the other area from now on. The tree must be durable with all that is there.
+    pub fn turn(&mut self) {
+        self.area = if self.area == 0 { self.limit } else { 0 };
+        self.at = self.area;
     }
 
     fn encode(&mut self, version: u64, changes: &Changes) {
@@ -119,8 +132,8 @@ impl Log {
 /// What a log holds above a tree.
 pub struct Waiting {
     bytes: Vec<u8>,
-    /// Where the rows of each record lie, and its version; in their order.
-    records: Vec<(u64, std::ops::Range<usize>)>,
+    /// Where the rows of each record lie, by its version.
+    records: BTreeMap<u64, Range<usize>>,
 }
 
 /// A record whose checksum is right.
@@ -140,43 +153,39 @@ impl Waiting {
         }
         let mut bytes = vec![0; length as usize];
         file.read(0, &mut bytes)?;
-        let mut records = Vec::new();
+        let mut records = BTreeMap::new();
         let mut at = 0;
-        let mut last = None;
-        while let Some(header) = header(&bytes, at, life) {
-            if last.is_some_and(|last| header.version != last + 1) {
-                break;
-            }
+        while at < bytes.len() {
+            let Some(header) = header(&bytes, at, life) else {
+                at += BLOCK;
+                continue;
+            };
             let rows = at + HEADER..at + HEADER + header.bytes;
             at = rows.end.next_multiple_of(BLOCK);
-            last = Some(header.version);
             if header.version > version {
-                records.push((header.version, rows));
+                records.insert(header.version, rows);
             }
         }
-        let known = last.unwrap_or(version).max(version);
-        let first = records.first().map_or(version + 1, |(first, _)| *first);
-        let beyond = (at..bytes.len()).step_by(BLOCK).filter_map(|at| header(&bytes, at, life));
-        let beyond = beyond.map(|header| header.version).max().unwrap_or(0);
-        if first != version + 1 || beyond > known {
-            let newest = known.max(beyond);
+        let newest = records.last_key_value().map_or(version, |(newest, _)| *newest);
+        // Versions are keys, so that many of them in that span are all of it.
+        if newest - version != records.len() as u64 {
             let what = format!(
                 "the log is damaged: the tree has version {version}, and of the commits up to {newest} that were acknowledged since, \
                  some can't be read any more. Restore the store from a backup"
             );
-            return Err(Error::mismatch(ErrorCode::Corrupt, version + 1, first.max(beyond), what));
+            return Err(Error::mismatch(ErrorCode::Corrupt, newest - version, records.len() as u64, what));
         }
         Ok(Self { bytes, records })
     }
 
     /// The version of the last record.
     pub fn newest(&self) -> Option<u64> {
-        self.records.last().map(|(version, _)| *version)
+        self.records.last_key_value().map(|(version, _)| *version)
     }
 
     /// Every row of all records, in the order in which they were written. `None`: removed.
     pub fn rows(&self) -> impl Iterator<Item = Result<(&[u8], Option<&[u8]>)>> {
-        self.records.iter().flat_map(|(_, place)| Rows { rest: &self.bytes[place.clone()] })
+        self.records.values().flat_map(|place| Rows { rest: &self.bytes[place.clone()] })
     }
 }
 
@@ -324,7 +333,8 @@ mod tests {
         let mut log = Log::begin(Box::new(disk.clone()), LIFE, limit).unwrap();
         for version in versions {
             if !log.append(version, &changes(version as u8)).unwrap() {
-                log.restart();
+                log.turn();
+                assert!(log.append(version, &changes(version as u8)).unwrap());
             }
         }
         (log, disk)
@@ -333,7 +343,7 @@ mod tests {
     fn read(disk: &Disk, version: u64) -> Result<Vec<u64>> {
         let waiting = Waiting::read(disk, LIFE, version)?;
         let rows: Vec<_> = waiting.rows().collect::<Result<_>>()?;
-        let versions: Vec<u64> = waiting.records.iter().map(|(version, _)| *version).collect();
+        let versions: Vec<u64> = waiting.records.keys().copied().collect();
         let expected = versions.iter().flat_map(|version| changes(*version as u8));
         for ((key, value), (expected, change)) in rows.into_iter().zip(expected) {
             assert_eq!((key, value.is_none()), (expected.as_slice(), change == Change::Remove));
@@ -380,17 +390,38 @@ mod tests {
         assert_eq!(read(&disk, 9).unwrap_err().code, ErrorCode::Corrupt);
     }
 
+    /// Two records fit into an area.
+    const AREAS: u64 = 4 * BLOCK as u64;
+
     #[test]
-    fn records_of_the_lap_before_are_no_damage() {
-        // Four fit; the fifth goes into the tree, and the sixth is the first again.
-        let (mut log, disk) = written(11..16, 4 * BLOCK as u64);
-        assert_eq!(log.at, 0);
-        assert_eq!(read(&disk, 15).unwrap(), [0; 0]);
-        assert!(log.append(16, &changes(16)).unwrap());
-        assert_eq!(read(&disk, 15).unwrap(), [16]);
-        // It was torn.
-        flip(&disk, 100);
-        assert_eq!(read(&disk, 15).unwrap(), [0; 0]);
+    fn both_areas_are_read_wherever_the_records_lie() {
+        for (end, tree) in [(13, 10), (14, 10), (15, 10), (16, 12), (17, 12), (18, 14), (18, 15)] {
+            let (_, disk) = written(11..end, AREAS);
+            assert_eq!(read(&disk, tree).unwrap(), (tree + 1..end).collect::<Vec<_>>(), "{end} over {tree}");
+        }
+    }
+
+    #[test]
+    fn records_that_were_written_over_are_no_damage_and_missing_ones_are() {
+        // 15 and 16 lie where 11 and 12 were.
+        let (_, disk) = written(11..17, AREAS);
+        assert_eq!(read(&disk, 11).unwrap_err().code, ErrorCode::Corrupt);
+        // The last one was torn.
+        flip(&disk, BLOCK as u64 + 100);
+        assert_eq!(read(&disk, 12).unwrap(), [13, 14, 15]);
+        // The last one of the other area isn't the end.
+        flip(&disk, 3 * BLOCK as u64 + 100);
+        assert_eq!(read(&disk, 12).unwrap_err().code, ErrorCode::Corrupt);
+        assert_eq!(read(&disk, 14).unwrap(), [15], "the tree has it");
+    }
+
+    #[test]
+    fn the_areas_never_take_more_than_the_limit() {
+        let (log, _) = written(11..40, AREAS + BLOCK as u64 + 5);
+        assert_eq!(log.limit, 2 * BLOCK as u64);
+        assert!(log.at <= AREAS);
+        let none = Log::begin(Box::new(Disk(Arc::new(InMemoryBackend::new()))), LIFE, 0);
+        assert!(!none.unwrap().append(11, &changes(1)).unwrap());
     }
 
     #[test]
@@ -416,7 +447,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let disk = Disk(Arc::new(InMemoryBackend::new()));
-        let mut log = Log::begin(Box::new(disk.clone()), 0x0102_0304_0506_0708, BLOCK as u64).unwrap();
+        let mut log = Log::begin(Box::new(disk.clone()), 0x0102_0304_0506_0708, 2 * BLOCK as u64).unwrap();
         let changes =
             Changes::from([(b"a".to_vec(), Change::Set(b"xy".to_vec())), (b"b".to_vec(), Change::Remove)]);
         assert!(log.append(7, &changes).unwrap());

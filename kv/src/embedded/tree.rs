@@ -99,6 +99,14 @@ pub enum Failed {
     Unknown(Error),
 }
 
+impl Failed {
+    /// As seen by what was to come after it, of which nothing happened.
+    pub fn before(self) -> Self {
+        let (Self::Before(error) | Self::Unknown(error)) = self;
+        Self::Before(error)
+    }
+}
+
 type Pairs<'a> = Table<'a, &'static [u8], &'static [u8]>;
 
 fn write(

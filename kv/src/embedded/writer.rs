@@ -2,20 +2,19 @@
 //!
 //! Transactions that wait are taken together, judged one after the other, and those that pass are written as **one** durable record of the
 //! log under one version, each with its place in it. So a flush of the disk is shared by all that arrived during the one before. Nobody
-//! hears of success before it is durable. A group for which the log has no room goes into the tree with all that was logged.
+//! hears of success before it is durable. When the log has no room in one area, all that is there sets out for the tree
+//! ([`files`](super::files)).
 //!
 //! Invariants: versions rise by one with each group that wrote; what the resolver knows to be written is durable,
 //! or about to be and nobody has been told, or the store is dead. A failed write or flush is the death of the store:
 //! what the disk holds then is unknown, so everything later is refused until it is opened again.
 
+use super::files::{Failed, Files};
 use super::format::closed;
-use super::layer::Layer;
-use super::log::Log;
 use super::oneshot;
 use super::recent::Changes;
 use super::snapshots::Snapshots;
 use super::staged::Staged;
-use super::tree::{self, Failed};
 use crate::bounds;
 use crate::clock::Clock;
 use crate::contract::{Committed, Versionstamp};
@@ -24,7 +23,6 @@ use crate::resolver::{Resolver, Written};
 use crate::store::Commit;
 use crate::window::Window;
 use corefs_wire::{Error, ErrorCode, Result};
-use redb::Database;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -99,16 +97,6 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self { error, place: None }
     }
-}
-
-/// What the store keeps its rows in.
-pub struct Files {
-    pub database: Database,
-    pub log: Log,
-    /// The number by which the tree knows the log's records.
-    pub life: u64,
-    /// The newest.
-    pub layer: Arc<Layer>,
 }
 
 pub struct Writer {
@@ -214,6 +202,11 @@ impl Writer {
             return;
         }
         self.expire();
+        // Before anything of the group happens.
+        if let Err(Failed::Before(error) | Failed::Unknown(error)) = self.look_at_tree() {
+            self.die(error, ErrorCode::KvIo, Vec::new());
+            return self.commit_group(group);
+        }
         let mut accepted = Vec::with_capacity(group.len());
         let staged = self.stage(group, &mut accepted);
         let changes = match staged {
@@ -239,6 +232,14 @@ impl Writer {
         }
     }
 
+    /// Lets readers have the tree that was written meanwhile, if one was.
+    fn look_at_tree(&mut self) -> Result<(), Failed> {
+        if let Some(layer) = self.files.arrived()? {
+            self.snapshots.announce(self.version, Some(layer));
+        }
+        Ok(())
+    }
+
     /// Judges the transactions in their order, answers those refused, and gathers what those `accepted` write.
     fn stage(
         &mut self,
@@ -260,7 +261,7 @@ impl Writer {
         if passed.is_empty() {
             return Ok(None);
         }
-        let mut staged = Staged::new(&self.files.layer);
+        let mut staged = Staged::new(self.files.layer());
         for (place, mutations) in passed.into_iter().enumerate() {
             for mutation in mutations {
                 staged.apply(mutation).map_err(|error| Failure { error, place: Some(place) })?;
@@ -295,11 +296,8 @@ impl Writer {
     /// Leaves a tree that needs no log, unless the store is dead.
     fn close(self) {
         let Self { files, version, dead, .. } = self;
-        if dead.is_none() {
-            let merged = tree::merge(&files.database, version, 0, &files.layer.recent(), &Changes::new());
-            if let Err(Failed::Before(error) | Failed::Unknown(error)) = merged {
-                tracing::warn!(%error, "the key-value store is closed as if its process had died: its log has what its tree lacks");
-            }
+        if let Err(Failed::Before(error) | Failed::Unknown(error)) = files.close(version, dead.is_none()) {
+            tracing::warn!(%error, "the key-value store is closed as if its process had died: its log has what its tree lacks");
         }
     }
 
@@ -326,22 +324,6 @@ impl Writer {
         let dead = Error::new(ErrorCode::KvIo, format!("the store failed before: {error}"));
         self.snapshots.close(dead.clone());
         self.dead = Some(dead);
-    }
-}
-
-impl Files {
-    /// Makes what a group did at `version` durable and readable. Gives the new layer when one has begun.
-    fn write(&mut self, version: u64, changes: Changes, oldest: u64) -> Result<Option<Arc<Layer>>, Failed> {
-        if self.log.append(version, &changes).map_err(Failed::Unknown)? {
-            self.layer.take_in(changes, version, oldest);
-            return Ok(None);
-        }
-        tree::merge(&self.database, version, self.life, &self.layer.recent(), &changes)?;
-        // From here on the group is durable; who can't read it is told that nobody knows.
-        let (layer, _) = Layer::open(&self.database).map_err(Failed::Unknown)?;
-        self.layer = Arc::new(layer);
-        self.log.restart();
-        Ok(Some(self.layer.clone()))
     }
 }
 

@@ -1,0 +1,172 @@
+//! What the store keeps its rows in: the tree, the log, and in memory what only the log has.
+//!
+//! When an area of the log is full its rows **set out**: a thread of its own writes them into the tree, while commits go into the other
+//! area. When that is full, too, and the rows haven't arrived, commits wait for them. So there are never more rows in memory than the log has.
+//!
+//! Invariants: one transaction of the tree at a time. Rows set out with the version of the newest among them, and the tree names that version
+//! once it has them: an area is written over only after that.
+
+use super::layer::{self, Layer, Rows, Tree};
+use super::log::Log;
+use super::recent::{Change, Changes};
+use super::tree;
+pub use super::tree::Failed;
+use corefs_wire::{Error, ErrorCode, Result};
+use redb::Database;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::thread::{self, JoinHandle};
+
+/// Rows on their way, and the newest version among them.
+type Leaving = (Arc<Rows>, u64);
+type Arrived = Result<Tree, Failed>;
+
+pub struct Files {
+    database: Arc<Database>,
+    log: Log,
+    /// The number by which the tree knows the log's records.
+    life: u64,
+    /// The newest.
+    layer: Arc<Layer>,
+    /// The version of the newest row that only the log has; that of the tree if there is none.
+    version: u64,
+    /// Rows are on their way.
+    busy: bool,
+    carrier: Carrier,
+}
+
+/// The thread that writes the tree beside commits.
+struct Carrier {
+    leaving: SyncSender<Leaving>,
+    arrived: Receiver<Arrived>,
+    thread: JoinHandle<()>,
+}
+
+impl Carrier {
+    fn start(database: Arc<Database>, life: u64) -> Result<Self> {
+        let (leaving, tasks) = sync_channel::<Leaving>(1);
+        let (done, arrived) = sync_channel(1);
+        let work = move || {
+            for (rows, version) in tasks {
+                let outcome = tree::merge(&database, version, life, &rows.read(), &Changes::new());
+                let outcome = outcome.and_then(|()| layer::tree(&database).map_err(Failed::Unknown));
+                if done.send(outcome).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("kv-tree".into()).spawn(work)?;
+        Ok(Self { leaving, arrived, thread })
+    }
+}
+
+impl Files {
+    /// Of a tree whose life has begun with `version`.
+    pub fn new(database: Database, log: Log, life: u64, version: u64) -> Result<Self> {
+        let layer = Arc::new(Layer::new(layer::tree(&database)?));
+        let database = Arc::new(database);
+        let carrier = Carrier::start(database.clone(), life)?;
+        Ok(Self { database, log, life, layer, version, busy: false, carrier })
+    }
+
+    pub fn layer(&self) -> &Arc<Layer> {
+        &self.layer
+    }
+
+    /// Makes what a group did at `version` durable and readable. Gives the new layer when one has begun.
+    pub fn write(
+        &mut self,
+        version: u64,
+        mut changes: Changes,
+        oldest: u64,
+    ) -> Result<Option<Arc<Layer>>, Failed> {
+        let mut begun = false;
+        if !self.append(version, &changes)? {
+            // The rows of the other area must have arrived before it is written over.
+            self.wait().map_err(Failed::before)?;
+            if !self.log.is_empty() {
+                self.set_out();
+                self.log.turn();
+                begun = true;
+                // What only recent rows had is below them now.
+                let forgotten = changes.values_mut().filter(|change| **change == Change::Forget);
+                forgotten.for_each(|change| *change = Change::Remove);
+            }
+            if !begun || !self.append(version, &changes)? {
+                return self.write_at_once(version, &changes).map(Some);
+            }
+        }
+        self.layer.take_in(changes, version, oldest);
+        self.version = version;
+        Ok(begun.then(|| self.layer.clone()))
+    }
+
+    fn append(&mut self, version: u64, changes: &Changes) -> Result<bool, Failed> {
+        self.log.append(version, changes).map_err(Failed::Unknown)
+    }
+
+    /// A group that no area has room for goes into the tree, when all before it has arrived there.
+    fn write_at_once(&mut self, version: u64, changes: &Changes) -> Result<Arc<Layer>, Failed> {
+        self.wait().map_err(Failed::before)?;
+        tree::merge(&self.database, version, self.life, &self.layer.recent().read(), changes)?;
+        // From here on the group is durable; who can't read it is told that nobody knows.
+        self.layer = Arc::new(Layer::new(layer::tree(&self.database).map_err(Failed::Unknown)?));
+        self.version = version;
+        Ok(self.layer.clone())
+    }
+
+    fn set_out(&mut self) {
+        let rows = self.layer.recent().clone();
+        self.layer = Arc::new(self.layer.set_out());
+        // There is room for one, and none is there. If the thread has panicked, waiting for it says so.
+        self.busy = true;
+        let _ = self.carrier.leaving.try_send((rows, self.version));
+    }
+
+    /// The new layer if the rows that had set out have arrived since this was asked last.
+    pub fn arrived(&mut self) -> Result<Option<Arc<Layer>>, Failed> {
+        if !self.busy {
+            return Ok(None);
+        }
+        match self.carrier.arrived.try_recv() {
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(Failed::Unknown(ended())),
+            Ok(arrived) => self.take(arrived).map(Some),
+        }
+    }
+
+    /// Waits until no row is on its way.
+    fn wait(&mut self) -> Result<(), Failed> {
+        if self.busy {
+            let arrived = self.carrier.arrived.recv().map_err(|_| Failed::Unknown(ended()))?;
+            self.take(arrived)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, arrived: Arrived) -> Result<Arc<Layer>, Failed> {
+        self.busy = false;
+        self.layer = Arc::new(self.layer.arrived(arrived?));
+        Ok(self.layer.clone())
+    }
+
+    /// Ends the thread. Leaves a tree with everything up to `version` that needs no log, if it is `sound`.
+    pub fn close(mut self, version: u64, sound: bool) -> Result<(), Failed> {
+        let outcome = match self.wait() {
+            Ok(()) if sound => {
+                tree::merge(&self.database, version, 0, &self.layer.recent().read(), &Changes::new())
+            }
+            outcome => outcome,
+        };
+        let Carrier { leaving, arrived, thread } = self.carrier;
+        drop((leaving, arrived));
+        if thread.join().is_err() {
+            tracing::error!("the thread of the key-value store's tree panicked");
+        }
+        outcome
+    }
+}
+
+fn ended() -> Error {
+    Error::new(ErrorCode::KvIo, "the thread that writes the tree has ended")
+}
