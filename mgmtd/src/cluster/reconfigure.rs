@@ -375,10 +375,15 @@ mod tests {
             (state.chains[&CHAIN].version, state.chains[&CHAIN].members[position + 1].target);
         let health = TargetHealth { version, unreached: Some(next), ..TargetHealth::default() };
         say(liveness, state, position, health);
+        look(state, liveness, now_ms);
+        state.check().unwrap();
+    }
+
+    /// The manager looks, and everybody has just been heard of.
+    fn look(state: &mut State, liveness: &mut Liveness, now_ms: u64) {
         (1..=3).for_each(|node| hear(liveness, node, now_ms));
         liveness.expire(now_ms);
         reconfigure(state, liveness, None);
-        state.check().unwrap();
     }
 
     fn knows(liveness: &mut Liveness, state: &State, position: usize, complete: bool) {
@@ -421,15 +426,10 @@ mod tests {
         complain(&mut state, &mut liveness, 1, 300);
         assert_eq!((states(&state), nodes(&state)[2]), (vec![Serving, Serving, Offline], last));
         knows(&mut liveness, &state, 1, false);
-        let mut look = |now_ms: u64, expected: Public| {
-            (1..=3).for_each(|node| hear(&mut liveness, node, now_ms));
-            liveness.expire(now_ms);
-            reconfigure(&mut state, &liveness, None);
+        for (now_ms, expected) in [(5000, Offline), (10_099, Offline), (10_100, Syncing)] {
+            look(&mut state, &mut liveness, now_ms);
             assert_eq!(states(&state)[2], expected, "{now_ms}");
-        };
-        look(5000, Offline);
-        look(10_099, Offline);
-        look(10_100, Syncing);
+        }
     }
 
     #[test]
@@ -482,14 +482,10 @@ mod tests {
             (states(&state), nodes(&state)),
             (vec![Serving, Serving, Offline], vec![first, third, second])
         );
-        let mut look = |now_ms: u64, expected: Public| {
-            (1..=3).for_each(|node| hear(&mut liveness, node, now_ms));
-            liveness.expire(now_ms);
-            reconfigure(&mut state, &liveness, None);
+        for (now_ms, expected) in [(10_099, Offline), (10_100, Syncing)] {
+            look(&mut state, &mut liveness, now_ms);
             assert_eq!(states(&state)[2], expected, "{now_ms}");
-        };
-        look(10_099, Offline);
-        look(10_100, Syncing);
+        }
     }
 
     #[test]
