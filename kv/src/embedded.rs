@@ -11,7 +11,7 @@
 //! - Stored values carry a checksum ([`format`]).
 //! - One process has a directory at a time ([`lock`]).
 //!
-//! Open it **before** pinning the calling thread to a core: the commit thread inherits where it may run.
+//! Open it **before** pinning the calling thread to a core: the store's threads inherit where they may run.
 
 pub mod check;
 mod files;
@@ -65,7 +65,7 @@ pub struct Options {
     /// Verify the checksum of every page on opening: reads the whole file. Without it damage done to a cleanly closed
     /// file is found later, and in the tree's own pages maybe by a panic. After a crash every page is verified anyway.
     pub verify: bool,
-    /// What is logged before it goes into the tree (bytes). What is in the log is in memory, too, some three times as large.
+    /// What the log takes (bytes); what is in half of it goes into the tree together. What is in the log is in memory, too, some three times as large.
     pub log_bytes: u64,
     /// What five seconds are measured with. Tests move it.
     pub clock: Clock,
@@ -151,7 +151,7 @@ impl Embedded {
         place: Option<(PathBuf, DirectoryLock)>,
     ) -> Result<Self> {
         let waiting = about.waiting(&*log)?;
-        let (version, life) = tree::begin_life(&database, about, waiting.as_ref())?;
+        let (version, life) = tree::begin_life(&database, about, &waiting)?;
         drop(waiting);
         let log = Log::begin(log, life, options.log_bytes)?;
         let files = Files::new(database, log, life, version)?;

@@ -1,4 +1,4 @@
-//! The embedded store's log as files: processes that die, damage, files that are missing, disks that fill, stores of the first format.
+//! The embedded store's log as files: processes that die, damage, files that are missing or of another time, disks that fill, stores of earlier formats.
 
 use corefs_kv::embedded::check::check;
 use corefs_kv::embedded::format::{ABOUT, FORMAT, FORMAT_ROW, PAIRS, VERSION_ROW, seal};
@@ -8,7 +8,7 @@ use corefs_kv::{Embedded, Isolation, KeyRange, KvEngine, Transaction};
 use corefs_wire::{ErrorCode, Result};
 use futures_lite::future::block_on;
 use redb::backends::InMemoryBackend;
-use redb::{Database, StorageBackend};
+use redb::{Database, ReadableDatabase, StorageBackend};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -117,13 +117,59 @@ fn a_log_that_is_missing_is_an_error_unless_the_store_was_closed() {
     assert_eq!(block_on(keys(&open(closed.path()).unwrap())).len(), 10);
 }
 
+/// A store that isn't opened, because its files are of different times.
+fn is_refused(directory: &Path) {
+    let error = open(directory).err().unwrap();
+    assert_eq!(error.code, ErrorCode::Corrupt);
+    assert!(error.message.contains("older than the log") && error.message.contains("backup"), "{error}");
+    let damage = check(directory).unwrap().damage;
+    assert!(damage.len() == 1 && damage[0].contains("older than the log"), "{damage:?}");
+}
+
 #[test]
 fn another_stores_log_is_not_taken_for_ours() {
     let (dead, other) = (killed(), killed());
     fs::copy(other.path().join(LOG_FILE), dead.path().join(LOG_FILE)).unwrap();
-    // None of its records is of our life: nothing is known of those that are missing, but nothing foreign comes in.
+    is_refused(dead.path());
+}
+
+#[test]
+fn a_tree_from_before_the_log_is_not_opened() {
+    let alive = tempfile::tempdir().unwrap();
+    let (closed, first) = (tempfile::tempdir().unwrap(), open(alive.path()).unwrap());
+    block_on(set(&first, b"first", b"1")).unwrap();
+    drop(first);
+    fs::copy(alive.path().join(STORE_FILE), closed.path().join(STORE_FILE)).unwrap();
+    let second = open(alive.path()).unwrap();
+    let early = copy(alive.path());
+    block_on(set(&second, b"second", b"2")).unwrap();
+    drop(second);
+    let third = open(alive.path()).unwrap();
+    block_on(set(&third, b"third", b"3")).unwrap();
+    // As it was closed, and as it was while its second life ran.
+    for old in [closed.path(), early.path()] {
+        let dead = copy(alive.path());
+        fs::copy(old.join(STORE_FILE), dead.path().join(STORE_FILE)).unwrap();
+        is_refused(dead.path());
+    }
+    assert_eq!(block_on(keys(&open(copy(alive.path()).path()).unwrap())).len(), 3);
+}
+
+#[test]
+fn a_store_of_the_second_format_takes_its_log_in() {
+    let dead = killed();
+    let database = Database::create(dead.path().join(STORE_FILE)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(ABOUT).unwrap().insert(FORMAT_ROW, 2).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    assert_eq!(check(dead.path()).unwrap().pairs, 10);
     let engine = open(dead.path()).unwrap();
-    assert_eq!(block_on(keys(&engine)), Vec::<Vec<u8>>::new());
+    assert_eq!(block_on(keys(&engine)).len(), 10);
+    drop(engine);
+    let database = Database::create(dead.path().join(STORE_FILE)).unwrap();
+    let about = database.begin_read().unwrap().open_table(ABOUT).unwrap();
+    assert_eq!(about.get(FORMAT_ROW).unwrap().unwrap().value(), FORMAT);
 }
 
 #[test]
@@ -159,7 +205,7 @@ fn a_store_of_the_first_format_goes_on() {
 /// A disk in memory that is full once it is told so.
 #[derive(Debug)]
 struct Filling {
-    disk: InMemoryBackend,
+    disk: Arc<InMemoryBackend>,
     full: Arc<AtomicBool>,
 }
 
@@ -198,7 +244,7 @@ impl StorageBackend for Filling {
 fn a_full_disk_is_the_death_of_the_store() {
     for log_bytes in [1 << 20, 0] {
         let full = Arc::new(AtomicBool::new(false));
-        let file = || Filling { disk: InMemoryBackend::new(), full: full.clone() };
+        let file = || Filling { disk: Arc::default(), full: full.clone() };
         let options = Options { log_bytes, ..Options::default() };
         let engine = Embedded::open_with_backends(file(), file(), options).unwrap();
         block_on(async {
@@ -214,4 +260,35 @@ fn a_full_disk_is_the_death_of_the_store() {
             engine.close().await;
         });
     }
+}
+
+/// The thread that writes the tree beside commits fails; they go on until that is known.
+#[test]
+fn a_tree_that_cannot_be_written_is_the_death_of_the_store_and_loses_nothing() {
+    let disks: [Arc<InMemoryBackend>; 2] = Default::default();
+    let full = Arc::new(AtomicBool::new(false));
+    let open = || {
+        let [tree, log] = disks.each_ref().map(Arc::clone);
+        let log = Filling { disk: log, full: Arc::default() };
+        // Two areas for eight records each.
+        let options = Options { log_bytes: 16 * BLOCK as u64, ..Options::default() };
+        Embedded::open_with_backends(Filling { disk: tree, full: full.clone() }, log, options).unwrap()
+    };
+    block_on(async {
+        let engine = open();
+        full.store(true, Ordering::SeqCst);
+        let mut acknowledged = Vec::new();
+        let error = loop {
+            let key = vec![acknowledged.len() as u8];
+            match set(&engine, &key, &[1; 3000]).await {
+                Ok(_) => acknowledged.push(key),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.code, ErrorCode::KvIo, "{error}: nothing of that one happened");
+        assert!((9..=16).contains(&acknowledged.len()), "{} before it was known", acknowledged.len());
+        engine.close().await;
+        full.store(false, Ordering::SeqCst);
+        assert_eq!(keys(&open()).await, acknowledged);
+    });
 }

@@ -14,11 +14,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 const SECTOR: usize = 512;
 
-/// So small that the workload fills it several times.
-const LOG_BYTES: u64 = 48 << 10;
+/// So small that the workload fills it several times, and that its largest groups don't fit into an area.
+const LOG_BYTES: u64 = 96 << 10;
 
 fn options() -> Options {
     Options { log_bytes: LOG_BYTES, ..Options::default() }
@@ -53,6 +54,8 @@ struct Disk {
     log: Vec<Event>,
     /// The canary: flushes of that file do nothing.
     lying: Option<usize>,
+    /// Flushes of the tree take as long as a flush of the log, if one comes in a moment: they happen side by side.
+    beside: bool,
 }
 
 /// A file of a disk.
@@ -93,6 +96,16 @@ impl StorageBackend for Shared {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        let logged = || {
+            let disk = self.disk.lock().unwrap();
+            (disk.beside && self.file == TREE).then(|| flushes(&disk.log, LOG))
+        };
+        if let Some(before) = logged() {
+            let begun = Instant::now();
+            while logged() == Some(before) && begun.elapsed() < Duration::from_millis(20) {
+                std::thread::yield_now();
+            }
+        }
         let mut disk = self.disk.lock().unwrap();
         if disk.lying != Some(self.file) {
             disk.log.push(Event::Flush(self.file));
@@ -154,8 +167,14 @@ struct Recording {
 fn record(lying: Option<usize>) -> Recording {
     let disk = Disk::of(Image::default(), lying);
     let engine = open(&disk).unwrap();
-    let events = || disk.lock().unwrap().log.len();
-    let opened = events();
+    let opened = disk.lock().unwrap().log.len();
+    disk.lock().unwrap().beside = true;
+    // What came since the last flush isn't what made a commit durable.
+    let events = || {
+        let log = &disk.lock().unwrap().log;
+        let flush = log.iter().rposition(|event| matches!(event, Event::Flush(_)));
+        flush.map_or(opened, |flush| opened.max(flush + 1))
+    };
     let commit = async |number: u32| {
         let mut txn = engine.begin();
         let step = Step { number };
@@ -168,9 +187,10 @@ fn record(lying: Option<usize>) -> Recording {
         for number in 0..30 {
             acknowledged.push(commit(number).await);
         }
-        for group in 0..10 {
-            let numbers = 30 + group * 7..30 + group * 7 + 7;
-            acknowledged.extend(corefs_kv::conformance::join_all(numbers.map(commit)).await);
+        let mut next = 30;
+        for size in [7; 10].into_iter().chain([20, 2, 20, 2]) {
+            acknowledged.extend(corefs_kv::conformance::join_all((next..next + size).map(commit)).await);
+            next += size;
         }
         engine.close().await;
     });
@@ -191,6 +211,10 @@ fn record(lying: Option<usize>) -> Recording {
     }
     let log = std::mem::take(&mut disk.lock().unwrap().log);
     Recording { log, states }
+}
+
+fn flushes(log: &[Event], file: usize) -> usize {
+    log.iter().filter(|event| matches!(event, Event::Flush(flushed) if *flushed == file)).count()
 }
 
 fn apply(image: &mut Image, event: &Event) {
@@ -294,10 +318,18 @@ fn expect_none(tried: usize, wrong: &[String]) {
 fn no_acknowledged_commit_is_lost_and_none_is_torn() {
     let recording = record(None);
     assert!(recording.states.len() > 40, "the workload made {} versions", recording.states.len());
-    let flushes =
-        |file| recording.log.iter().filter(|event| matches!(event, Event::Flush(at) if *at == file)).count();
-    let (merges, records) = (flushes(TREE), flushes(LOG));
+    let [merges, records] = [TREE, LOG].map(|file| flushes(&recording.log, file));
     assert!(merges > 6 && records > 20, "{merges} flushes of the tree, {records} of the log");
+    let groups = recording.states.len() - 1;
+    assert!(records < groups, "{records} records for {groups} groups: none went into the tree at once");
+    // A record between writes of the tree that belong to one flush of it.
+    let mut beside = 0;
+    for events in recording.log.split(|event| matches!(event, Event::Flush(TREE))) {
+        let tree = |event: &Event| matches!(event, Event::Write(TREE, ..));
+        let wrote = events.iter().position(tree).unwrap_or(events.len());
+        beside += usize::from(flushes(&events[wrote..], LOG) > 0);
+    }
+    assert!(beside > 0, "no commit beside a tree that is written");
     let (tried, wrong) = replay(&Image::default(), &recording, 3);
     println!("{tried} images of {} events", recording.log.len());
     expect_none(tried, &wrong);

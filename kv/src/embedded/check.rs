@@ -91,12 +91,9 @@ fn walk(mut database: Database, directory: &Path, report: &mut Report) -> Result
 
 /// Takes in what the log has and the tree hasn't. The newest version.
 fn replay(database: &Database, about: About, directory: &Path) -> Result<u64> {
-    if about.life == 0 {
-        return Ok(about.version);
-    }
-    let log = LogFile::open(directory)?.ok_or_else(log::missing)?;
-    match about.waiting(&log)? {
-        Some(waiting) => catch_up(database, about, &waiting),
-        None => Ok(about.version),
+    match LogFile::open(directory)? {
+        Some(log) => catch_up(database, about, &about.waiting(&log)?),
+        None if about.life == 0 => Ok(about.version),
+        None => Err(log::missing()),
     }
 }

@@ -1,13 +1,14 @@
 //! What the store keeps its rows in: the tree, the log, and in memory what only the log has.
 //!
 //! When an area of the log is full its rows **set out**: a thread of its own writes them into the tree, while commits go into the other
-//! area. When that is full, too, and the rows haven't arrived, commits wait for them. So there are never more rows in memory than the log has.
+//! area. When that is full, too, and the rows haven't arrived, commits wait for them. So there are never more rows in memory than the log has,
+//! but for those that held snapshots keep. A group that is larger than an area goes into the tree at once, with all that was logged.
 //!
 //! Invariants: one transaction of the tree at a time. Rows set out with the version of the newest among them, and the tree names that version
 //! once it has them: an area is written over only after that.
 
 use super::layer::{self, Layer, Rows, Tree};
-use super::log::Log;
+use super::log::{Log, Room};
 use super::recent::{Change, Changes};
 use super::tree;
 pub use super::tree::Failed;
@@ -80,35 +81,35 @@ impl Files {
         mut changes: Changes,
         oldest: u64,
     ) -> Result<Option<Arc<Layer>>, Failed> {
-        let mut begun = false;
-        if !self.append(version, &changes)? {
+        let mut room = self.append(version, &changes)?;
+        let begun = room == Room::Elsewhere;
+        if begun {
             // The rows of the other area must have arrived before it is written over.
             self.wait().map_err(Failed::before)?;
-            if !self.log.is_empty() {
-                self.set_out();
-                self.log.turn();
-                begun = true;
-                // What only recent rows had is below them now.
-                let forgotten = changes.values_mut().filter(|change| **change == Change::Forget);
-                forgotten.for_each(|change| *change = Change::Remove);
-            }
-            if !begun || !self.append(version, &changes)? {
-                return self.write_at_once(version, &changes).map(Some);
-            }
+            self.set_out();
+            self.log.turn();
+            // What only recent rows had is below them now.
+            let forgotten = changes.values_mut().filter(|change| **change == Change::Forget);
+            forgotten.for_each(|change| *change = Change::Remove);
+            room = self.append(version, &changes)?;
+        }
+        if room != Room::Taken {
+            return self.write_at_once(version, &changes).map(Some);
         }
         self.layer.take_in(changes, version, oldest);
         self.version = version;
         Ok(begun.then(|| self.layer.clone()))
     }
 
-    fn append(&mut self, version: u64, changes: &Changes) -> Result<bool, Failed> {
+    fn append(&mut self, version: u64, changes: &Changes) -> Result<Room, Failed> {
         self.log.append(version, changes).map_err(Failed::Unknown)
     }
 
-    /// A group that no area has room for goes into the tree, when all before it has arrived there.
+    /// A group that no area has room for goes into the tree, with what was logged before it.
     fn write_at_once(&mut self, version: u64, changes: &Changes) -> Result<Arc<Layer>, Failed> {
         self.wait().map_err(Failed::before)?;
         tree::merge(&self.database, version, self.life, &self.layer.recent().read(), changes)?;
+        self.log.turn();
         // From here on the group is durable; who can't read it is told that nobody knows.
         self.layer = Arc::new(Layer::new(layer::tree(&self.database).map_err(Failed::Unknown)?));
         self.version = version;

@@ -258,3 +258,82 @@ where
         self.recent.next().map(|(key, value)| Ok(Row::Recent { key, value, below }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::{About, begin_life, merge};
+    use super::*;
+    use redb::backends::InMemoryBackend;
+
+    fn changes(of: &[(&str, Option<u8>)]) -> Changes {
+        let change = |value: &Option<u8>| value.map_or(Change::Remove, |value| Change::Set(vec![value]));
+        of.iter().map(|(key, value)| (key.as_bytes().to_vec(), change(value))).collect()
+    }
+
+    /// What a reader at `version` finds, in both directions and key by key: a letter and a digit a pair.
+    fn read(layer: &Layer, version: u64) -> String {
+        let range = |direction| RangeRead { range: KeyRange::all(), limit: usize::MAX, direction };
+        let ranges = vec![range(Direction::Forward), range(Direction::Reverse)];
+        let keys: Vec<&[u8]> = vec![b"a", b"b", b"c", b"d"];
+        let Found { values, mut pages } =
+            layer.read(version, &ReadBatch { keys: keys.clone(), ranges }).map_err(|_| "an error").unwrap();
+        pages[1].pairs.reverse();
+        let single = keys.iter().zip(values).filter_map(|(key, value)| Some((key.to_vec(), value?)));
+        assert_eq!(pages[0].pairs, single.collect::<Vec<_>>());
+        assert_eq!(pages[0].pairs, pages[1].pairs);
+        let pair = |(key, value): &Pair| format!("{}{}", key[0] as char, value[0]);
+        pages[0].pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn each_version_is_read_from_the_layer_of_its_time_and_from_later_ones() {
+        let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+        let about = About::read(&database).unwrap();
+        let waiting = about.waiting(&InMemoryBackend::new()).unwrap();
+        let (begun, life) = begin_life(&database, about, &waiting).unwrap();
+        let at = |version: u64| begun + version;
+        let go_into_the_tree = |version: u64, rows: &Rows, changes: &Changes| {
+            assert!(merge(&database, at(version), life, &rows.read(), changes).is_ok());
+            tree(&database).unwrap()
+        };
+        let stored = changes(&[("a", Some(1)), ("b", Some(1)), ("c", Some(1))]);
+        let first = Layer::new(go_into_the_tree(1, &Rows::default(), &stored));
+        first.take_in(changes(&[("b", None), ("d", Some(2))]), at(2), at(1));
+
+        let second = first.set_out();
+        second.take_in(changes(&[("b", Some(3))]), at(3), at(1));
+        let mut cleared = Changes::new();
+        second.clear(&KeyRange::all(), &mut cleared).unwrap();
+        let mut expected = changes(&[("a", None), ("c", None), ("d", None)]);
+        expected.insert(b"b".to_vec(), Change::Forget);
+        assert_eq!(cleared, expected, "b won't be in the tree: it was removed by what set out");
+        second.take_in(cleared, at(4), at(1));
+
+        let look = |layers: &[(&Layer, u64, &str)]| {
+            for (number, (layer, version, expected)) in layers.iter().enumerate() {
+                assert_eq!(read(layer, at(*version)), *expected, "{number}");
+            }
+        };
+        let early = [(&first, 1, "a1b1c1"), (&first, 2, "a1c1d2"), (&second, 2, "a1c1d2")];
+        let late = [(&second, 3, "a1b3c1d2"), (&second, 4, "")];
+        look(&early);
+        look(&late);
+        let third = second.arrived(go_into_the_tree(2, first.recent(), &Changes::new()));
+        look(&early);
+        look(&late);
+        look(&[(&third, 2, "a1c1d2"), (&third, 3, "a1b3c1d2"), (&third, 4, "")]);
+        // Those that set out next are the ones above.
+        let fourth = third.set_out();
+        fourth.take_in(changes(&[("b", Some(5))]), at(5), at(4));
+        look(&[(&fourth, 4, ""), (&fourth, 5, "b5")]);
+        let fifth = fourth.arrived(go_into_the_tree(4, third.recent(), &Changes::new()));
+        look(&[
+            (&fourth, 4, ""),
+            (&fourth, 5, "b5"),
+            (&fifth, 4, ""),
+            (&fifth, 5, "b5"),
+            (&third, 3, "a1b3c1d2"),
+        ]);
+        assert_eq!(read(&Layer::new(tree(&database).unwrap()), at(4)), "");
+    }
+}

@@ -16,12 +16,14 @@
 //! Records go into one of two areas, the second behind the first, until one doesn't fit. Then all that was logged sets out for the tree, and
 //! records go into the other area from its beginning meanwhile, over old ones: those of the time before, which the tree has by then. So a
 //! reader has to know which records are of now, wherever they lie. Those of the number of the **life** that the tree names (a random one
-//! for each opening) and of versions above the tree's are, each once, and none between them and the tree's is missing.
+//! for each opening) and of versions above the tree's are, each once, and none between them and the tree's is missing. Records of other lives
+//! are of versions below: the tree was durable with more than they have before this life wrote any.
 //!
 //! **What may be wrong at the end.** A record is only written when the one before is durable. So after a power cut at most the last one
-//! is torn, nobody was told of it, and it is dropped. A record that can't be read with one of a later version behind it was durable
-//! once: the log is damaged, and what was acknowledged is lost, which is an error and not the end of the log. Damage to the very last
-//! record looks like a torn one.
+//! is torn, nobody was told of it, and it is dropped. A record that can't be read while a later one can, or while the head of one shows that
+//! it was later than the next, was durable once: the log is damaged, and what was acknowledged is lost, which is an error and not the end of
+//! the log. Damage to the very last record, or to the heads of the last ones, looks like a torn one. A record of another life above the tree's
+//! version tells that the tree is older than the log: a copy from before, or one that redb put back to the commit before a damaged one.
 
 use super::LOG_FILE;
 use super::recent::{Change, Changes};
@@ -70,13 +72,13 @@ impl Log {
         Ok(Self { file, life, area: 0, at: 0, length, limit, record: Vec::new() })
     }
 
-    /// Makes what a group did at `version` durable. `false`: there is no room in this area, and nothing was written. After an error nobody knows
+    /// Makes what a group did at `version` durable, if there is room: else nothing was written. After an error nobody knows
     /// whether the record is there.
-    pub fn append(&mut self, version: u64, changes: &Changes) -> Result<bool> {
+    pub fn append(&mut self, version: u64, changes: &Changes) -> Result<Room> {
         self.encode(version, changes);
         let end = self.at + self.record.len() as u64;
         if end > self.area + self.limit {
-            return Ok(false);
+            return Ok(if self.record.len() as u64 > self.limit { Room::Never } else { Room::Elsewhere });
         }
         if end > self.length {
             let length = end.next_multiple_of(GROWTH);
@@ -88,15 +90,10 @@ impl Log {
         self.file.write(self.at, &self.record)?;
         self.file.sync_data()?;
         self.at = end;
-        Ok(true)
+        Ok(Room::Taken)
     }
 
-    /// Whether no record is in this area.
-    pub fn is_empty(&self) -> bool {
-        self.at == self.area
-    }
-
-    /// Records go into the other area from now on. The tree must be durable with all that is there.
+    /// Records go into the other area from now on. The tree must be durable with all that is in that one.
     pub fn turn(&mut self) {
         self.area = if self.area == 0 { self.limit } else { 0 };
         self.at = self.area;
@@ -129,6 +126,17 @@ impl Log {
     }
 }
 
+/// What became of a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Room {
+    /// It is durable.
+    Taken,
+    /// It doesn't fit into what is left of this area.
+    Elsewhere,
+    /// It is larger than an area.
+    Never,
+}
+
 /// What a log holds above a tree.
 pub struct Waiting {
     bytes: Vec<u8>,
@@ -136,15 +144,17 @@ pub struct Waiting {
     records: BTreeMap<u64, Range<usize>>,
 }
 
-/// A record whose checksum is right.
+/// The head of a record.
 struct Header {
+    life: u64,
     version: u64,
-    /// Of its rows.
-    bytes: usize,
+    /// Of its rows; `None` when its checksum is wrong.
+    bytes: Option<usize>,
 }
 
 impl Waiting {
-    /// Reads what `life` has logged above `version`, which is the tree's. `Corrupt` when something in between is missing.
+    /// Reads what `life` (0: none) has logged above `version`, which is the tree's. `Corrupt` when something in between is missing, or the
+    /// log is of a later time than the tree.
     pub fn read(file: &dyn StorageBackend, life: u64, version: u64) -> Result<Self> {
         let length = file.len()?;
         if length > LENGTH_MAX {
@@ -154,20 +164,37 @@ impl Waiting {
         let mut bytes = vec![0; length as usize];
         file.read(0, &mut bytes)?;
         let mut records = BTreeMap::new();
+        let (mut later, mut unread) = (version, version);
         let mut at = 0;
         while at < bytes.len() {
-            let Some(header) = header(&bytes, at, life) else {
+            let Some(header) = header(&bytes, at) else {
                 at += BLOCK;
                 continue;
             };
-            let rows = at + HEADER..at + HEADER + header.bytes;
+            let ours = header.life == life;
+            let Some(length) = header.bytes else {
+                unread = if ours { unread.max(header.version) } else { unread };
+                at += BLOCK;
+                continue;
+            };
+            let rows = at + HEADER..at + HEADER + length;
             at = rows.end.next_multiple_of(BLOCK);
-            if header.version > version {
+            if ours && header.version > version {
                 records.insert(header.version, rows);
+            } else if !ours {
+                later = later.max(header.version);
             }
         }
+        if later > version {
+            let what = format!(
+                "the tree is older than the log: it has version {version}, and the log, of another life of the store, commits up to {later}. \
+                 Restore the store from a backup, all its files together"
+            );
+            return Err(Error::mismatch(ErrorCode::Corrupt, version, later, what));
+        }
         let newest = records.last_key_value().map_or(version, |(newest, _)| *newest);
-        // Versions are keys, so that many of them in that span are all of it.
+        // Versions are keys, so that many of them in that span are all of it. Only the one after the newest may have been torn.
+        let newest = if unread > newest + 1 { unread } else { newest };
         if newest - version != records.len() as u64 {
             let what = format!(
                 "the log is damaged: the tree has version {version}, and of the commits up to {newest} that were acknowledged since, \
@@ -189,17 +216,17 @@ impl Waiting {
     }
 }
 
-/// The record at `at`, if there is a whole one of `life`.
-fn header(bytes: &[u8], at: usize, life: u64) -> Option<Header> {
+/// That of the record at `at`, if one begins there.
+fn header(bytes: &[u8], at: usize) -> Option<Header> {
     let record = bytes.get(at..)?;
     let word = |at: usize| record.get(at..)?.first_chunk().map(|word| u32::from_le_bytes(*word));
     let long = |at: usize| record.get(at..)?.first_chunk().map(|long| u64::from_le_bytes(*long));
-    if word(0)? != MAGIC || long(8)? != life {
+    if word(0)? != MAGIC {
         return None;
     }
-    let rows = word(24)? as usize;
-    let covered = record.get(COVERED..HEADER + rows)?;
-    (word(4)? == crc32c(covered)).then_some(Header { version: long(16)?, bytes: rows })
+    let (crc, bytes) = (word(4)?, word(24)? as usize);
+    let whole = record.get(COVERED..HEADER + bytes).is_some_and(|covered| crc == crc32c(covered));
+    Some(Header { life: long(8)?, version: long(16)?, bytes: whole.then_some(bytes) })
 }
 
 struct Rows<'a> {
@@ -332,9 +359,9 @@ mod tests {
         let disk = Disk(Arc::new(InMemoryBackend::new()));
         let mut log = Log::begin(Box::new(disk.clone()), LIFE, limit).unwrap();
         for version in versions {
-            if !log.append(version, &changes(version as u8)).unwrap() {
+            if log.append(version, &changes(version as u8)).unwrap() != Room::Taken {
                 log.turn();
-                assert!(log.append(version, &changes(version as u8)).unwrap());
+                assert_eq!(log.append(version, &changes(version as u8)).unwrap(), Room::Taken);
             }
         }
         (log, disk)
@@ -364,7 +391,27 @@ mod tests {
         assert_eq!(read(&disk, 17).unwrap(), [18, 19]);
         assert_eq!(read(&disk, 19).unwrap(), [0; 0]);
         assert_eq!(read(&disk, 1_000).unwrap(), [0; 0]);
-        assert_eq!(Waiting::read(&disk, LIFE + 1, 10).unwrap().newest(), None, "another life's");
+        assert_eq!(Waiting::read(&disk, LIFE + 1, 19).unwrap().newest(), None, "another life's");
+    }
+
+    #[test]
+    fn a_log_of_another_life_is_never_later_than_the_tree() {
+        let (_, disk) = written(11..20, 1 << 20);
+        for life in [0, LIFE + 1] {
+            let error = Waiting::read(&disk, life, 18).err().unwrap();
+            assert!(
+                error.code == ErrorCode::Corrupt && error.message.contains("older than the log"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn damage_to_the_last_records_is_an_error_while_their_heads_can_be_read() {
+        let (_, disk) = written(11..15, 1 << 20);
+        [2, 3].map(|record| flip(&disk, record * BLOCK as u64 + 200));
+        assert_eq!(read(&disk, 10).unwrap_err().code, ErrorCode::Corrupt);
+        assert_eq!(read(&disk, 13).unwrap(), [0; 0], "one might have been torn");
     }
 
     #[test]
@@ -421,7 +468,7 @@ mod tests {
         assert_eq!(log.limit, 2 * BLOCK as u64);
         assert!(log.at <= AREAS);
         let none = Log::begin(Box::new(Disk(Arc::new(InMemoryBackend::new()))), LIFE, 0);
-        assert!(!none.unwrap().append(11, &changes(1)).unwrap());
+        assert_eq!(none.unwrap().append(11, &changes(1)).unwrap(), Room::Never);
     }
 
     #[test]
@@ -437,7 +484,13 @@ mod tests {
                 .sum::<usize>();
         for at in 0..covered {
             flip(&disk, at as u64);
-            assert_eq!(Waiting::read(&disk, LIFE, 10).unwrap().newest(), None, "byte {at}");
+            match Waiting::read(&disk, LIFE, 10) {
+                Ok(waiting) => assert_eq!(waiting.newest(), None, "byte {at}"),
+                // Its version seems to be a much later one.
+                Err(error) => {
+                    assert!(error.code == ErrorCode::Corrupt && (17..24).contains(&at), "byte {at}: {error}")
+                }
+            }
             flip(&disk, at as u64);
         }
         assert_eq!(read(&disk, 10).unwrap(), [11]);
@@ -450,7 +503,7 @@ mod tests {
         let mut log = Log::begin(Box::new(disk.clone()), 0x0102_0304_0506_0708, 2 * BLOCK as u64).unwrap();
         let changes =
             Changes::from([(b"a".to_vec(), Change::Set(b"xy".to_vec())), (b"b".to_vec(), Change::Remove)]);
-        assert!(log.append(7, &changes).unwrap());
+        assert_eq!(log.append(7, &changes).unwrap(), Room::Taken);
         let mut bytes = [0; 56];
         disk.read(0, &mut bytes).unwrap();
         assert_eq!(&bytes[..4], b"KVlg");

@@ -51,14 +51,15 @@ impl Snapshot {
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        let mut state = self.snapshots.lock();
-        let newest = state.newest;
-        if let Some(held) = state.held.get_mut(&self.version) {
+        let gone = {
+            let mut state = self.snapshots.lock();
+            let newest = state.newest;
+            let Some(held) = state.held.get_mut(&self.version) else { return };
             held.users -= 1;
-            if held.users == 0 && self.version != newest {
-                state.held.remove(&self.version);
-            }
-        }
+            if held.users == 0 && self.version != newest { state.held.remove(&self.version) } else { None }
+        };
+        // A layer may have thousands of rows: not under the lock.
+        drop(gone);
     }
 }
 
@@ -95,13 +96,19 @@ impl Snapshots {
     /// `version` is durable, in the layer there is or in a new one. Snapshots that nobody uses are closed.
     pub fn announce(&self, version: u64, layer: Option<Arc<Layer>>) {
         let now = self.clock.now();
-        let mut state = self.lock();
-        state.newest = version;
-        if let (Ok(newest), Some(layer)) = (&mut state.layer, layer) {
-            *newest = layer;
-        }
-        state.held.retain(|held_version, held| held.users > 0 || *held_version >= version);
-        state.expire(now);
+        let replaced = {
+            let mut state = self.lock();
+            state.newest = version;
+            let replaced = match (&mut state.layer, layer) {
+                (Ok(newest), Some(layer)) => Some(std::mem::replace(newest, layer)),
+                _ => None,
+            };
+            state.held.retain(|held_version, held| held.users > 0 || *held_version >= version);
+            state.expire(now);
+            replaced
+        };
+        // Not under the lock, as in `drop`.
+        drop(replaced);
     }
 
     /// The oldest version that is read, or will be.

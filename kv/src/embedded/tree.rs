@@ -37,22 +37,18 @@ impl About {
     }
 
     /// What `log` holds that the tree doesn't have yet.
-    pub fn waiting(&self, log: &dyn StorageBackend) -> Result<Option<Waiting>> {
-        match self.life {
-            0 => Ok(None),
-            life => Waiting::read(log, life, self.version).map(Some),
-        }
+    pub fn waiting(&self, log: &dyn StorageBackend) -> Result<Waiting> {
+        Waiting::read(log, self.life, self.version)
     }
 }
 
 /// Checks or creates the tables, takes in what waits in the log, and begins a life: its first version and its number, durable before anybody
 /// reads or writes. The log may be written from its beginning then.
-pub fn begin_life(database: &Database, about: About, waiting: Option<&Waiting>) -> Result<(u64, u64)> {
+pub fn begin_life(database: &Database, about: About, waiting: &Waiting) -> Result<(u64, u64)> {
     // A number that nobody can guess who may put bytes into the log.
     let life = RandomState::new().hash_one(about.version).max(1);
-    let newest = waiting.and_then(Waiting::newest).unwrap_or(about.version);
-    let version = newest + REOPEN_STEP;
-    write(database, version, life, |pairs| waiting.map_or(Ok(()), |waiting| take_in(pairs, waiting)))?;
+    let version = waiting.newest().unwrap_or(about.version) + REOPEN_STEP;
+    write(database, version, life, |pairs| take_in(pairs, waiting))?;
     Ok((version, life))
 }
 

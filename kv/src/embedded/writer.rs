@@ -56,7 +56,7 @@ pub enum Job {
 pub struct Counters {
     /// Transactions that committed.
     pub commits: AtomicU64,
-    /// Durable records of the log and transactions of the tree: flushes.
+    /// Groups that were written, each with a flush of the log, or of the tree.
     pub groups: AtomicU64,
     /// Transactions refused for a conflict.
     pub conflicts: AtomicU64,
