@@ -409,7 +409,9 @@ mod tests {
     #[test]
     fn damage_to_the_last_records_is_an_error_while_their_heads_can_be_read() {
         let (_, disk) = written(11..15, 1 << 20);
-        [2, 3].map(|record| flip(&disk, record * BLOCK as u64 + 200));
+        for record in [2, 3] {
+            flip(&disk, record * BLOCK as u64 + 200);
+        }
         assert_eq!(read(&disk, 10).unwrap_err().code, ErrorCode::Corrupt);
         assert_eq!(read(&disk, 13).unwrap(), [0; 0], "one might have been torn");
     }
