@@ -12,10 +12,12 @@ export TMPDIR=$scratch/tmp
 mkdir -p "$TMPDIR" "$scratch/logs"
 # Tests act as other users, too.
 chmod 755 "$scratch"
+# Drives of guests (ci/vm) lie in memory.
+if COREFS_VM_ROOM=$(mktemp -d /dev/shm/corefs-ci.XXXXXX 2>/dev/null); then export COREFS_VM_ROOM; else unset COREFS_VM_ROOM; fi
 started=$SECONDS
 passed=() failed=() skipped=() figures=()
 
-tidy_up() { rm -rf "$scratch"; }
+tidy_up() { rm -rf "$scratch" ${COREFS_VM_ROOM:+"$COREFS_VM_ROOM"}; }
 trap tidy_up EXIT
 trap 'echo "interrupted"; exit 130' INT TERM
 

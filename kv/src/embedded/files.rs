@@ -109,7 +109,7 @@ impl Files {
     fn write_at_once(&mut self, version: u64, changes: &Changes) -> Result<Arc<Layer>, Failed> {
         self.wait().map_err(Failed::before)?;
         tree::merge(&self.database, version, self.life, &self.layer.recent().read(), changes)?;
-        self.log.turn();
+        self.log.start_over();
         // From here on the group is durable; who can't read it is told that nobody knows.
         self.layer = Arc::new(Layer::new(layer::tree(&self.database).map_err(Failed::Unknown)?));
         self.version = version;

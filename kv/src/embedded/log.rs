@@ -17,12 +17,14 @@
 //! records go into the other area from its beginning meanwhile, over old ones: those of the time before, which the tree has by then. So a
 //! reader has to know which records are of now, wherever they lie. Those of the number of the **life** that the tree names (a random one
 //! for each opening) and of versions above the tree's are, each once, and none between them and the tree's is missing. Records of other lives
-//! are of versions below: the tree was durable with more than they have before this life wrote any.
+//! are of versions below: the tree was durable with more than they have before this life wrote any. A life's first record is the first of
+//! the file. Only there another life's is believed: what lies behind the last record may be the inside of an old one, and hold whatever people
+//! keep in attributes of their files.
 //!
 //! **What may be wrong at the end.** A record is only written when the one before is durable. So after a power cut at most the last one
 //! is torn, nobody was told of it, and it is dropped. A record that can't be read while a later one can, or while the head of one shows that
 //! it was later than the next, was durable once: the log is damaged, and what was acknowledged is lost, which is an error and not the end of
-//! the log. Damage to the very last record, or to the heads of the last ones, looks like a torn one. A record of another life above the tree's
+//! the log. Damage to the very last record, or to the heads of the last ones, looks like a torn one. A first record of another life above the tree's
 //! version tells that the tree is older than the log: a copy from before, or one that redb put back to the commit before a damaged one.
 
 use super::LOG_FILE;
@@ -91,6 +93,11 @@ impl Log {
         self.file.sync_data()?;
         self.at = end;
         Ok(Room::Taken)
+    }
+
+    /// Records begin anew. The tree must be durable with everything.
+    pub fn start_over(&mut self) {
+        (self.area, self.at) = (0, 0);
     }
 
     /// Records go into the other area from now on. The tree must be durable with all that is in that one.
@@ -164,37 +171,43 @@ impl Waiting {
         let mut bytes = vec![0; length as usize];
         file.read(0, &mut bytes)?;
         let mut records = BTreeMap::new();
-        let (mut later, mut unread) = (version, version);
+        if let Some(first) = header(&bytes, 0).filter(|first| first.bytes.is_some() && first.life != life)
+            && first.version > version
+        {
+            let what = format!(
+                "the tree (kv.redb) is older than the log: it has version {version}, and the log begins with {}, of a later life of the store. \
+                 Restore the store from a backup, all its files together. (If this is one of a store that was stopped in order, remove {LOG_FILE}, \
+                 which isn't of that one)",
+                first.version
+            );
+            return Err(Error::mismatch(ErrorCode::Corrupt, version, first.version, what));
+        }
+        let mut unread = version;
         let mut at = 0;
         while at < bytes.len() {
             let Some(header) = header(&bytes, at) else {
                 at += BLOCK;
                 continue;
             };
-            let ours = header.life == life;
+            // Nobody can guess the number of a life; 0 is none's.
+            if life == 0 || header.life != life {
+                at += BLOCK;
+                continue;
+            }
             let Some(length) = header.bytes else {
-                unread = if ours { unread.max(header.version) } else { unread };
+                unread = unread.max(header.version);
                 at += BLOCK;
                 continue;
             };
             let rows = at + HEADER..at + HEADER + length;
             at = rows.end.next_multiple_of(BLOCK);
-            if ours && header.version > version {
+            if header.version > version {
                 records.insert(header.version, rows);
-            } else if !ours {
-                later = later.max(header.version);
             }
-        }
-        if later > version {
-            let what = format!(
-                "the tree is older than the log: it has version {version}, and the log, of another life of the store, commits up to {later}. \
-                 Restore the store from a backup, all its files together"
-            );
-            return Err(Error::mismatch(ErrorCode::Corrupt, version, later, what));
         }
         let newest = records.last_key_value().map_or(version, |(newest, _)| *newest);
         // Versions are keys, so that many of them in that span are all of it. Only the one after the newest may have been torn.
-        let newest = if unread > newest + 1 { unread } else { newest };
+        let newest = if unread > newest.saturating_add(1) { unread } else { newest };
         if newest - version != records.len() as u64 {
             let what = format!(
                 "the log is damaged: the tree has version {version}, and of the commits up to {newest} that were acknowledged since, \
@@ -398,11 +411,42 @@ mod tests {
     fn a_log_of_another_life_is_never_later_than_the_tree() {
         let (_, disk) = written(11..20, 1 << 20);
         for life in [0, LIFE + 1] {
-            let error = Waiting::read(&disk, life, 18).err().unwrap();
+            let error = Waiting::read(&disk, life, 10).err().unwrap();
             assert!(
                 error.code == ErrorCode::Corrupt && error.message.contains("older than the log"),
                 "{error}"
             );
+            assert_eq!(Waiting::read(&disk, life, 11).unwrap().newest(), None, "it isn't below the first");
+        }
+    }
+
+    #[test]
+    fn what_looks_like_a_record_inside_another_is_not_believed() {
+        // Forged by somebody who knows everything but the number of the life.
+        let forged = |life: u64, version: u64, flipped: bool| {
+            let disk = Disk(Arc::new(InMemoryBackend::new()));
+            let mut log = Log::begin(Box::new(disk.clone()), life, 1 << 20).unwrap();
+            assert_eq!(log.append(version, &changes(1)).unwrap(), Room::Taken);
+            if flipped {
+                flip(&disk, 100);
+            }
+            let mut block = vec![0; BLOCK];
+            disk.read(0, &mut block).unwrap();
+            block
+        };
+        for life in [0, LIFE + 1, u64::MAX] {
+            for (version, flipped) in [(20, false), (21, true), (u64::MAX, false), (u64::MAX, true)] {
+                let (_, disk) = written(11..20, 1 << 20);
+                disk.write(12 * BLOCK as u64, &forged(life, version, flipped)).unwrap();
+                assert_eq!(read(&disk, 10).unwrap(), (11..20).collect::<Vec<_>>());
+                for closed in [0, LIFE + 2] {
+                    assert_eq!(
+                        Waiting::read(&disk, closed, 19).unwrap().newest(),
+                        None,
+                        "{version} of {life}"
+                    );
+                }
+            }
         }
     }
 

@@ -76,11 +76,13 @@ impl Snapshots {
     /// The newest version; everything acknowledged before this call is in it.
     pub fn take(self: &Arc<Self>) -> Result<Snapshot> {
         let now = self.clock.now();
+        // Dropped when the lock is free again.
+        let mut _gone = Vec::new();
         let mut state = self.lock();
         let layer = state.layer.clone()?;
         let version = state.newest;
         if !state.held.contains_key(&version) {
-            state.expire(now);
+            _gone = state.expire(now);
             if state.held.len() >= SNAPSHOTS_MAX {
                 let (limit, actual) = (SNAPSHOTS_MAX as u64, state.held.len() as u64);
                 let what = "too many versions are being read";
@@ -96,19 +98,19 @@ impl Snapshots {
     /// `version` is durable, in the layer there is or in a new one. Snapshots that nobody uses are closed.
     pub fn announce(&self, version: u64, layer: Option<Arc<Layer>>) {
         let now = self.clock.now();
-        let replaced = {
+        let gone = {
             let mut state = self.lock();
             state.newest = version;
             let replaced = match (&mut state.layer, layer) {
                 (Ok(newest), Some(layer)) => Some(std::mem::replace(newest, layer)),
                 _ => None,
             };
-            state.held.retain(|held_version, held| held.users > 0 || *held_version >= version);
-            state.expire(now);
-            replaced
+            let unused = state.held.extract_if(..version, |_, held| held.users == 0);
+            let unused: Vec<Held> = unused.map(|(_, held)| held).collect();
+            (replaced, unused, state.expire(now))
         };
         // Not under the lock, as in `drop`.
-        drop(replaced);
+        drop(gone);
     }
 
     /// The oldest version that is read, or will be.
@@ -159,10 +161,10 @@ pub(super) fn too_old(version: u64) -> Error {
 }
 
 impl State {
-    fn expire(&mut self, now: Duration) {
-        let newest = self.newest;
-        self.held.retain(|version, held| {
-            *version >= newest || now.saturating_sub(held.given) <= TRANSACTION_AGE_MAX
-        });
+    /// Ends the right to read at versions that were given out too long ago. What they held is the caller's to drop, outside the lock.
+    #[must_use]
+    fn expire(&mut self, now: Duration) -> Vec<Held> {
+        let old = |_: &u64, held: &mut Held| now.saturating_sub(held.given) > TRANSACTION_AGE_MAX;
+        self.held.extract_if(..self.newest, old).map(|(_, held)| held).collect()
     }
 }

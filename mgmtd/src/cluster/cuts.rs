@@ -24,43 +24,43 @@ struct Out {
     still: bool,
 }
 
-/// That two nodes couldn't reach each other.
+/// A target can't reach the next one of its chain.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Said {
-    from: NodeId,
-    at_ms: u64,
-    /// Said less than [`OUT_MS`] ago, as of the last [`Cuts::remember`].
-    lately: bool,
+pub struct Complaint {
+    pub from: (NodeId, TargetId),
+    pub of: (NodeId, TargetId),
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Cuts {
-    /// The lower number first.
-    pairs: BTreeMap<(NodeId, NodeId), Said>,
+    /// The lower number first; when it was last said.
+    pairs: BTreeMap<(NodeId, NodeId), u64>,
     out: BTreeMap<TargetId, Out>,
+    /// Which target complained of which node less than [`OUT_MS`] ago: its own node, and when.
+    said: BTreeMap<(TargetId, NodeId), (NodeId, u64)>,
 }
 
 impl Cuts {
-    /// What is said now: who complains, of which node, because of which target there. Whether what follows for chains has changed.
-    pub fn remember(&mut self, complaints: &[(NodeId, NodeId, TargetId)], now_ms: u64) -> bool {
+    /// What is said now. Whether what follows for chains has changed.
+    pub fn remember(&mut self, complaints: &[Complaint], now_ms: u64) -> bool {
         let before: Vec<(NodeId, NodeId)> = self.pairs.keys().copied().collect();
-        self.pairs.retain(|_, said| now_ms.saturating_sub(said.at_ms) < REMEMBERED_MS);
-        for (from, to, target) in complaints.iter().filter(|(from, to, _)| from != to) {
-            let said = Said { from: *from, at_ms: now_ms, lately: true };
-            self.pairs.insert(pair(*from, *to), said);
-            let known = self.out.get(target);
+        let said = self.said.len();
+        self.pairs.retain(|_, at| now_ms.saturating_sub(*at) < REMEMBERED_MS);
+        self.said.retain(|_, (_, at)| now_ms.saturating_sub(*at) < OUT_MS);
+        let mut changed = self.said.len() != said;
+        for Complaint { from, of } in complaints.iter().filter(|complaint| complaint.from.0 != complaint.of.0)
+        {
+            self.pairs.insert(pair(from.0, of.0), now_ms);
+            self.said.insert((from.1, of.0), (from.0, now_ms));
+            let target = of.1;
+            let known = self.out.get(&target);
             if known.is_some_and(|out| out.still) {
                 continue;
             }
             let longer = known.map_or(OUT_MS, |out| (2 * out.for_ms).min(OUT_MS_MAX));
-            self.out.insert(*target, Out { since_ms: now_ms, for_ms: longer, still: true });
+            self.out.insert(target, Out { since_ms: now_ms, for_ms: longer, still: true });
         }
-        let mut changed = !before.iter().eq(self.pairs.keys());
-        for said in self.pairs.values_mut() {
-            let lately = now_ms.saturating_sub(said.at_ms) < OUT_MS;
-            changed |= said.lately && !lately;
-            said.lately = lately;
-        }
+        changed |= !before.iter().eq(self.pairs.keys());
         self.out.retain(|_, out| now_ms.saturating_sub(out.since_ms) < FORGIVEN_MS);
         for out in self.out.values_mut() {
             let still = now_ms.saturating_sub(out.since_ms) < out.for_ms;
@@ -73,22 +73,24 @@ impl Cuts {
     /// A node was dead, which explains everything.
     pub fn forget_node(&mut self, node: NodeId) {
         self.pairs.retain(|(one, other), _| *one != node && *other != node);
+        self.said.retain(|(_, of), (from, _)| *of != node && *from != node);
     }
 
     pub fn forget_target(&mut self, target: TargetId) {
         self.out.remove(&target);
+        self.said.retain(|(from, _), _| *from != target);
     }
 
-    /// Whether it isn't worth the attempt to fill a target on `node` from `filler`: `node` has just said that it can't reach that one, or the
-    /// target was complained of.
+    /// Whether it isn't worth the attempt to fill a target on `node` from `filler`: it said so itself when it came before that one, or it was
+    /// complained of.
     pub fn keeps_out(&self, filler: NodeId, node: NodeId, target: TargetId) -> bool {
         let out = || self.out.get(&target).is_some_and(|out| out.still);
-        self.gave_way_to(filler, node) || self.pairs.contains_key(&pair(filler, node)) && out()
+        self.gave_way(target, filler) || self.pairs.contains_key(&pair(filler, node)) && out()
     }
 
-    /// Whether `node` said lately that it can't reach `filler`.
-    pub fn gave_way_to(&self, filler: NodeId, node: NodeId) -> bool {
-        self.pairs.get(&pair(filler, node)).is_some_and(|said| said.lately && said.from == node)
+    /// Whether a target said lately that it can't reach the one of its chain that is on `filler`.
+    pub fn gave_way(&self, target: TargetId, filler: NodeId) -> bool {
+        self.said.contains_key(&(target, filler))
     }
 
     /// Which of two nodes, `later` following `earlier` in a chain, is to give way.
@@ -115,8 +117,9 @@ fn pair(one: NodeId, other: NodeId) -> (NodeId, NodeId) {
 mod tests {
     use super::*;
 
-    const fn complaint(from: u32, to: u32) -> (NodeId, NodeId, TargetId) {
-        (NodeId(from), NodeId(to), TargetId(to as u64))
+    fn complaint(from: u32, of: u32) -> Complaint {
+        let target = |node: u32| (NodeId(node), TargetId(node.into()));
+        Complaint { from: target(from), of: target(of) }
     }
 
     #[test]
@@ -132,6 +135,23 @@ mod tests {
         assert_eq!(blame(&cuts, 1, 3), 3);
         assert_eq!(cuts.pairs().collect::<Vec<_>>(), [(NodeId(1), NodeId(3))]);
         assert!(!Cuts::default().remember(&[complaint(1, 1)], 0), "a node reaches itself");
+    }
+
+    #[test]
+    fn who_gave_way_is_known_for_a_while_by_target_and_direction() {
+        let mut cuts = Cuts::default();
+        cuts.remember(&[complaint(1, 2)], 100);
+        let gave_way =
+            |cuts: &Cuts, target: u64, filler: u32| cuts.gave_way(TargetId(target), NodeId(filler));
+        assert!(gave_way(&cuts, 1, 2) && !gave_way(&cuts, 2, 1), "the other one said nothing");
+        assert!(!gave_way(&cuts, 7, 2), "another target, wherever it is, may be reached by it");
+        cuts.remember(&[complaint(2, 1)], 200);
+        assert!(gave_way(&cuts, 1, 2) && gave_way(&cuts, 2, 1), "one doesn't forget for the other");
+        assert!(!cuts.remember(&[], 99 + OUT_MS) && gave_way(&cuts, 1, 2));
+        assert!(cuts.remember(&[], 100 + OUT_MS), "it may be tried");
+        assert!(!gave_way(&cuts, 1, 2) && gave_way(&cuts, 2, 1));
+        cuts.forget_node(NodeId(1));
+        assert!(!gave_way(&cuts, 2, 1));
     }
 
     #[test]

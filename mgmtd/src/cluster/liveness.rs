@@ -5,7 +5,7 @@
 //! drift: so whoever is dead here has long stopped serving by itself. A new primary waits one full lease before it
 //! declares anyone dead, because an earlier primary may have renewed up to the end of its reign.
 
-use super::cuts::Cuts;
+use super::cuts::{Complaint, Cuts};
 use corefs_wire::{ClientId, NodeId, TargetId};
 use std::collections::BTreeMap;
 
@@ -309,11 +309,11 @@ impl Liveness {
         heard.then_some(to)
     }
 
-    /// Who can't reach whom: the two nodes, and the target complained of.
-    fn complaints(&self) -> Vec<(NodeId, NodeId, TargetId)> {
-        let node = |target: TargetId| self.by_target.get(&target).copied();
+    /// Who can't reach whom.
+    fn complaints(&self) -> Vec<Complaint> {
+        let placed = |target: TargetId| Some((*self.by_target.get(&target)?, target));
         let said = self.complaints.keys().filter_map(|from| Some((*from, self.complains_of(*from)?)));
-        said.filter_map(|(from, to)| Some((node(from)?, node(to)?, to))).collect()
+        said.filter_map(|(from, of)| Some(Complaint { from: placed(from)?, of: placed(of)? })).collect()
     }
 
     /// Marks whoever has been silent for too long as dead. Whether anybody was: then routing changes.

@@ -81,7 +81,7 @@ impl Trouble {
         for (one, other) in chain.members.iter().zip(chain.members.iter().skip(1)) {
             // Who gave way to the one behind it is filled by that one now: that it can't be reached from there, either, needn't be waited for.
             let fills = one.state == Public::Serving && other.state == Public::Syncing;
-            if fills && liveness.cuts().gave_way_to(one.node, other.node) {
+            if fills && liveness.cuts().gave_way(other.target, one.node) {
                 found.unfilled = Some(other.target);
             }
             if !complains(chain, one, other, liveness) {
