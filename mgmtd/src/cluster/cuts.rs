@@ -85,12 +85,12 @@ impl Cuts {
     /// complained of.
     pub fn keeps_out(&self, filler: NodeId, node: NodeId, target: TargetId) -> bool {
         let out = || self.out.get(&target).is_some_and(|out| out.still);
-        self.gave_way(target, filler) || self.pairs.contains_key(&pair(filler, node)) && out()
+        self.has_said(target, filler) || self.pairs.contains_key(&pair(filler, node)) && out()
     }
 
-    /// Whether a target said lately that it can't reach the one of its chain that is on `filler`.
-    pub fn gave_way(&self, target: TargetId, filler: NodeId) -> bool {
-        self.said.contains_key(&(target, filler))
+    /// Whether a target said lately that it can't reach the one of its chain that is on the node `of`.
+    pub fn has_said(&self, target: TargetId, of: NodeId) -> bool {
+        self.said.contains_key(&(target, of))
     }
 
     /// Which of two nodes, `later` following `earlier` in a chain, is to give way.
@@ -138,20 +138,19 @@ mod tests {
     }
 
     #[test]
-    fn who_gave_way_is_known_for_a_while_by_target_and_direction() {
+    fn what_was_said_is_known_for_a_while_by_target_and_direction() {
         let mut cuts = Cuts::default();
         cuts.remember(&[complaint(1, 2)], 100);
-        let gave_way =
-            |cuts: &Cuts, target: u64, filler: u32| cuts.gave_way(TargetId(target), NodeId(filler));
-        assert!(gave_way(&cuts, 1, 2) && !gave_way(&cuts, 2, 1), "the other one said nothing");
-        assert!(!gave_way(&cuts, 7, 2), "another target, wherever it is, may be reached by it");
+        let said = |cuts: &Cuts, target: u64, of: u32| cuts.has_said(TargetId(target), NodeId(of));
+        assert!(said(&cuts, 1, 2) && !said(&cuts, 2, 1), "the other one said nothing");
+        assert!(!said(&cuts, 7, 2), "another target, wherever it is, may be reached by it");
         cuts.remember(&[complaint(2, 1)], 200);
-        assert!(gave_way(&cuts, 1, 2) && gave_way(&cuts, 2, 1), "one doesn't forget for the other");
-        assert!(!cuts.remember(&[], 99 + OUT_MS) && gave_way(&cuts, 1, 2));
+        assert!(said(&cuts, 1, 2) && said(&cuts, 2, 1), "one doesn't forget for the other");
+        assert!(!cuts.remember(&[], 99 + OUT_MS) && said(&cuts, 1, 2));
         assert!(cuts.remember(&[], 100 + OUT_MS), "it may be tried");
-        assert!(!gave_way(&cuts, 1, 2) && gave_way(&cuts, 2, 1));
+        assert!(!said(&cuts, 1, 2) && said(&cuts, 2, 1));
         cuts.forget_node(NodeId(1));
-        assert!(!gave_way(&cuts, 2, 1));
+        assert!(!said(&cuts, 2, 1));
     }
 
     #[test]

@@ -79,9 +79,11 @@ impl Trouble {
         let mut found = Self { gives_way: None, unfilled: None };
         let serving = chain.members.iter().filter(|member| member.state == Public::Serving).count();
         for (one, other) in chain.members.iter().zip(chain.members.iter().skip(1)) {
-            // Who gave way to the one behind it is filled by that one now: that it can't be reached from there, either, needn't be waited for.
+            // One of these two has just said that it can't reach the other, and is to be filled by it or to fill it: that this fails needn't be
+            // waited for.
             let fills = one.state == Public::Serving && other.state == Public::Syncing;
-            if fills && liveness.cuts().gave_way(other.target, one.node) {
+            let cuts = liveness.cuts();
+            if fills && (cuts.has_said(other.target, one.node) || cuts.has_said(one.target, other.node)) {
                 found.unfilled = Some(other.target);
             }
             if !complains(chain, one, other, liveness) {
@@ -422,10 +424,11 @@ mod tests {
         assert_eq!((states(&state), nodes(&state)[2]), (vec![Serving, Serving, Syncing], last));
         complain(&mut state, &mut liveness, 1, 200);
         assert_eq!(states(&state), [Serving, Serving, Syncing], "it may still answer reads");
-        knows(&mut liveness, &state, 2, false);
-        complain(&mut state, &mut liveness, 1, 300);
-        assert_eq!((states(&state), nodes(&state)[2]), (vec![Serving, Serving, Offline], last));
         knows(&mut liveness, &state, 1, false);
+        knows(&mut liveness, &state, 2, false);
+        assert!(is_due(&state, &liveness), "nobody need complain of it once more");
+        look(&mut state, &mut liveness, 300);
+        assert_eq!((states(&state), nodes(&state)[2]), (vec![Serving, Serving, Offline], last));
         for (now_ms, expected) in [(5000, Offline), (10_099, Offline), (10_100, Syncing)] {
             look(&mut state, &mut liveness, now_ms);
             assert_eq!(states(&state)[2], expected, "{now_ms}");
