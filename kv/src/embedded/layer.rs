@@ -276,7 +276,7 @@ mod tests {
         let ranges = vec![range(Direction::Forward), range(Direction::Reverse)];
         let keys: Vec<&[u8]> = vec![b"a", b"b", b"c", b"d"];
         let Found { values, mut pages } =
-            layer.read(version, &ReadBatch { keys: keys.clone(), ranges }).map_err(|_| "an error").unwrap();
+            layer.read(version, &ReadBatch { keys: keys.clone(), ranges }).unwrap();
         pages[1].pairs.reverse();
         let single = keys.iter().zip(values).filter_map(|(key, value)| Some((key.to_vec(), value?)));
         assert_eq!(pages[0].pairs, single.collect::<Vec<_>>());

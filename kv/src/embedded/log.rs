@@ -27,8 +27,8 @@
 //! the log. Damage to the very last record, or to the heads of the last ones, looks like a torn one. A first record of another life above the tree's
 //! version tells that the tree is older than the log: a copy from before, or one that redb put back to the commit before a damaged one.
 
-use super::LOG_FILE;
 use super::recent::{Change, Changes};
+use super::{LOG_FILE, STORE_FILE};
 use corefs_wire::checksum::crc32c;
 use corefs_wire::{Error, ErrorCode, Result};
 use redb::StorageBackend;
@@ -175,7 +175,7 @@ impl Waiting {
             && first.version > version
         {
             let what = format!(
-                "the tree (kv.redb) is older than the log: it has version {version}, and the log begins with {}, of a later life of the store. \
+                "the tree ({STORE_FILE}) is older than the log: it has version {version}, and the log begins with {}, of a later life of the store. \
                  Restore the store from a backup, all its files together. (If this is one of a store that was stopped in order, remove {LOG_FILE}, \
                  which isn't of that one)",
                 first.version
