@@ -2,6 +2,7 @@
 //! `COREFS_RENDER=1 cargo test -p corefs-mgmtd --test state_table` writes both again.
 
 use corefs_mgmtd::cluster::transition::{Local, Public, Situation, render, row};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -22,25 +23,22 @@ fn the_documentation_is_fresh() {
 /// What becomes of every state under every event in every situation: a change of the table shows here as what it means.
 #[test]
 fn every_state_against_every_event() {
-    let mut out =
-        String::from("# public local serving-elsewhere syncing-elsewhere first last-set stay -> next\n");
-    let bit = |bit: bool| u8::from(bit);
+    let mut out = String::from(
+        "# public local serving-elsewhere syncing-elsewhere cut-elsewhere first last-set stay -> next\n",
+    );
+    let mut labels = BTreeSet::new();
     for public in Public::ALL {
         for local in Local::ALL {
             for at in Situation::all() {
+                // Every field by name: a new one makes itself known here.
+                let Situation { serving, syncing, cut, first, last_set, stay } = at;
+                let flags =
+                    [serving, syncing, cut, first, last_set].map(|flag| u8::from(flag).to_string()).join(" ");
+                let label = format!("{public:?} {local:?} {flags} {stay:?}");
                 let next = row(public, local, at).next;
-                let flags = [bit(at.serving), bit(at.syncing), bit(at.first), bit(at.last_set)];
-                writeln!(
-                    out,
-                    "{public:?} {local:?} {} {} {} {} {:?} -> {}",
-                    flags[0],
-                    flags[1],
-                    flags[2],
-                    flags[3],
-                    at.stay,
-                    next.map_or_else(|| "gone".into(), |next| format!("{next:?}"))
-                )
-                .unwrap();
+                let next = next.map_or_else(|| "gone".into(), |next| format!("{next:?}"));
+                writeln!(out, "{label} -> {next}").unwrap();
+                assert!(labels.insert(label.clone()), "two lines say what becomes of {label}");
             }
         }
     }

@@ -22,6 +22,9 @@ pub const UNREACHED_AFTER: Nanos = 1_000_000_000;
 /// Refusals remembered under one chain version.
 pub const REFUSALS_MAX: usize = 4096;
 
+/// How long a refusal is remembered at least (nanoseconds): twice as long as clients ask again.
+pub const REFUSED_FOR: Nanos = 60_000_000_000;
+
 /// The chain's machine of one target. See the module's documentation.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Replica {
@@ -33,12 +36,15 @@ pub struct Replica {
     /// The number of the last pause or forward, of whatever chunk: an answer that comes late fits no other.
     attempts: u64,
     /// Updates that were refused for good under the present chain version. A copy that comes later (it waited on another
-    /// connection) must hear the same: whoever sent it has undone it everywhere by then.
-    refused: BTreeMap<(ChunkId, UpdateTag), ErrorCode>,
+    /// connection) must hear the same: whoever sent it has undone it everywhere by then. With the time of each.
+    refused: BTreeMap<(ChunkId, UpdateTag), (ErrorCode, Nanos)>,
     /// When an update was refused that a replica being filled must take: it can't be filled for a while.
     failed: Option<Nanos>,
     /// Since when forwards to the present successor have failed on the way, and none was answered.
     unreached: Option<Nanos>,
+    /// It served, and has known every chain version since; each of them needed it for every commit, or committed nothing; and nothing
+    /// that it had then was replaced or given up. So it holds everything that was ever acknowledged or shown, without having been filled.
+    spared: bool,
     /// Nothing can be asked of it any more, and why.
     dead: Option<ErrorCode>,
 }
@@ -68,6 +74,11 @@ impl Replica {
             )
         };
         self.lanes.values().filter(|lane| !waits_for_others(lane.active.phase)).count()
+    }
+
+    /// Chunks out of service: replicas hold different bytes.
+    pub fn differing(&self) -> usize {
+        self.stuck
     }
 
     /// How far the active update of a chunk has come.
@@ -120,6 +131,12 @@ impl Replica {
     /// Whether the successor still lacks something that it is to be given.
     pub fn owes_fills(&self) -> bool {
         self.lanes.values().any(|lane| lane.fill || lane.active.phase == Phase::Filling)
+    }
+
+    /// It holds everything, and nobody serves: it may, without having been filled. What a filler that is gone had on its way to it is
+    /// refused under this chain version, so that stays true.
+    pub fn is_spared(&self) -> bool {
+        self.spared && self.role.as_ref().is_some_and(|role| !role.served && !role.syncing())
     }
 
     /// It is no member of its chain any more.
@@ -237,8 +254,12 @@ impl Replica {
         if self.dead.is_some() || self.role.as_ref().is_some_and(|ours| ours.version >= role.version) {
             return;
         }
-        let before = self.role.replace(role.clone()).and_then(|before| before.successor);
-        if before != role.successor {
+        let before = self.role.replace(role.clone());
+        let next = before.as_ref().is_some_and(|before| before.version + 1 == role.version);
+        // What is under way when filling begins is given up, and may be what others have committed.
+        let needed = if role.syncing() { self.lanes.is_empty() } else { !role.served };
+        self.spared = role.serving() || self.spared && next && needed;
+        if before.and_then(|before| before.successor) != role.successor {
             self.unreached = None;
         }
         // Whatever was sent under an earlier version is refused as such.
@@ -273,6 +294,7 @@ impl Replica {
         if let Err(error) = admitted.and_then(|()| self.remembered(&offer)) {
             return waiting.refuse(error, steps);
         }
+        self.spared &= offer.fill.is_none();
         match self.lanes.get_mut(&offer.chunk) {
             Some(lane) => {
                 lane.wait(waiting, steps);
@@ -290,7 +312,7 @@ impl Replica {
     /// The refusal that this very update got before.
     fn remembered(&self, offer: &Offer) -> Result<()> {
         match self.refused.get(&(offer.chunk, offer.tag)) {
-            Some(code) => Err(Error::new(*code, "as before: it was refused under this chain version")),
+            Some((code, _)) => Err(Error::new(*code, "as before: it was refused under this chain version")),
             None => Ok(()),
         }
     }
@@ -306,9 +328,12 @@ impl Replica {
             return error;
         }
         if self.refused.len() >= REFUSALS_MAX {
+            self.refused.retain(|_, (_, at)| moment.now < *at + REFUSED_FOR);
+        }
+        if self.refused.len() >= REFUSALS_MAX {
             return Error::new(ErrorCode::Overloaded, error.message);
         }
-        self.refused.insert((offer.chunk, offer.tag), error.code);
+        self.refused.insert((offer.chunk, offer.tag), (error.code, moment.now));
         error
     }
 
@@ -511,6 +536,11 @@ impl Replica {
         }
     }
 
+    /// What it has was made by others, not only by updates.
+    pub fn took_over(&mut self) {
+        self.spared = false;
+    }
+
     /// Takes the chunk out of service.
     fn stick(&mut self, chunk: ChunkId, error: Error, steps: &mut Vec<Step>) {
         let Some(lane) = self.lanes.get_mut(&chunk) else { return };
@@ -647,6 +677,7 @@ impl Replica {
             }
         }
         self.unreached = None;
+        self.refused.values_mut().for_each(|(_, at)| *at = 0);
         if let Some(role) = &mut self.role {
             role.version = version(role.version);
         }

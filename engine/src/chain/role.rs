@@ -19,6 +19,8 @@ pub struct Role {
     pub successor: Option<TargetId>,
     /// The successor is being filled, which is this one's to do.
     pub filling: bool,
+    /// Somebody serves, this one or another.
+    pub served: bool,
     /// How many come after, serving or being filled.
     pub behind: u8,
     /// Who else may have a block, those that serve first: bytes are known by their CRC, whoever has them.
@@ -42,6 +44,7 @@ impl Role {
             successor: chain.successor(target),
             filling: chain.members.get(position + 1).is_some_and(|next| next.state == TargetState::Syncing)
                 && chain.members[position].serving(),
+            served: chain.serving().next().is_some(),
             behind: behind as u8,
             peers: chain
                 .members

@@ -1,6 +1,7 @@
 //! Every phase against every input, as a table that is compared with the one in `tests/golden`; and the stories that the
 //! table can't tell.
 
+use super::replica::{REFUSALS_MAX, REFUSED_FOR};
 use super::*;
 use crate::event::{Ack, Offer, OpId};
 use crate::store::{Finish, PendingInfo, UpdateKind};
@@ -546,4 +547,66 @@ fn a_fill_knows_which_version_waits_for_it() {
     let mut alone = Stage::new(role_in(1, 1, &FILLING));
     alone.tell(Input::Fill { chunk: chunk() });
     assert_eq!((alone.phase(), waits(&alone)), (Some(Phase::Filling), None));
+}
+
+/// A head that is to be the last is filled like one that was away. It has everything already, as long as nothing of that was replaced.
+#[test]
+fn who_served_and_was_given_nothing_is_spared_when_nobody_serves() {
+    const FILLED: [TargetState; 3] = [TargetState::Serving, TargetState::Serving, TargetState::Syncing];
+    const LEFT_OUT: [TargetState; 3] = [TargetState::Serving, TargetState::Serving, TargetState::Waiting];
+    const UNSERVED: [TargetState; 3] = [TargetState::LastServing, TargetState::Offline, TargetState::Waiting];
+    let served = Stage::new(role(1, 3, 3));
+    let then = |stage: &Stage, version, states: &[TargetState]| {
+        let mut stage = stage.clone();
+        stage.tell(Input::Role(role_in(version, 3, states)));
+        stage
+    };
+    let syncing = then(&served, 2, &FILLED);
+    assert!(!syncing.replica.is_spared(), "others serve");
+    assert!(then(&syncing, 3, &UNSERVED).replica.is_spared());
+    let again = then(&then(&syncing, 3, &UNSERVED), 4, &FILLED);
+    assert!(then(&again, 5, &UNSERVED).replica.is_spared(), "nothing was committed without it meanwhile");
+    // Others may have committed something under a version that it hasn't heard of, or while it was left out.
+    assert!(!then(&syncing, 4, &UNSERVED).replica.is_spared());
+    let out = then(&syncing, 3, &LEFT_OUT);
+    assert!(!then(&out, 4, &UNSERVED).replica.is_spared());
+    // It has begun to be filled.
+    let mut replaced = syncing.clone();
+    replaced.offer(1, Offer { fill: Some(1), ..offer(1, 2, Some(5)) });
+    assert!(!then(&replaced, 3, &UNSERVED).replica.is_spared());
+    let mut told = syncing.clone();
+    told.replica.took_over();
+    assert!(!then(&told, 3, &UNSERVED).replica.is_spared());
+    // Updates that come down the chain take nothing away.
+    let mut updated = syncing;
+    updated.offer(1, offer(1, 2, Some(5))).begun().applied();
+    assert!(then(&updated, 3, &UNSERVED).replica.is_spared());
+    // What was under way when it ceased to serve is given up, and others may have shown it.
+    let mut busy = served;
+    busy.offer(1, offer(1, 1, Some(5))).begun().applied();
+    assert!(!then(&then(&busy, 2, &FILLED), 3, &UNSERVED).replica.is_spared());
+    assert!(!Stage::new(role_in(1, 3, &UNSERVED)).replica.is_spared(), "it never served");
+}
+
+/// A full disk refuses for hours. What it refused long ago comes no more; that it refuses for good must be said as long as it does.
+#[test]
+fn old_refusals_make_room_for_new_ones() {
+    let mut stage = Stage::new(role(1, 3, 3));
+    let mut refuse = |now, sequence| {
+        let moment = Moment { now, ..NOW };
+        let offer = offer(sequence, 1, Some(5));
+        let result = Err(ErrorCode::NoSpace.into());
+        stage.steps.clear();
+        stage.replica.handle(moment, Input::Offer { op: OpId(1), offer }, &mut stage.steps);
+        stage.replica.handle(moment, Input::Begun { chunk: chunk(), result }, &mut stage.steps);
+        stage.steps.iter().find_map(|step| match step {
+            Step::Reply { result: Err(error), .. } => Some(error.code),
+            _ => None,
+        })
+    };
+    for sequence in 0..REFUSALS_MAX as u64 {
+        assert_eq!(refuse(NOW.now, sequence), Some(ErrorCode::NoSpace));
+    }
+    assert_eq!(refuse(NOW.now + REFUSED_FOR - 1, 1 << 20), Some(ErrorCode::Overloaded));
+    assert_eq!(refuse(NOW.now + REFUSED_FOR, 1 << 20), Some(ErrorCode::NoSpace));
 }

@@ -22,7 +22,8 @@ impl Target {
     /// Holds everything that the chain has, as of its present version.
     pub fn is_up_to_date(&self, slice: &Slice) -> bool {
         let serves = self.replica.role().is_some_and(Role::serving);
-        serves || self.took_everything().is_some_and(|batch| slice.has_flushed(batch))
+        let filled = || self.took_everything().is_some_and(|batch| slice.has_flushed(batch));
+        serves || self.replica.is_spared() || filled()
     }
 
     /// The batch after whose flush it is filled completely, under the present chain version.
@@ -399,6 +400,8 @@ impl Target {
 
     /// Takes over rows; after the last it is complete once they are on the disk.
     fn take_rows(&mut self, slice: &mut Slice, floor: u64, rows: &[DedupRow], finish: bool) -> Result<Told> {
+        // A row may be of an update that isn't here yet.
+        self.replica.took_over();
         for row in rows {
             slice.store.put_dedup_row(self.id, *row)?;
         }

@@ -55,7 +55,21 @@ pub fn next(state: &State, liveness: &Liveness) -> Vec<Step> {
     if state.moving.paused || !state.formed() || is_quiet(state) {
         return Vec::new();
     }
-    Planner::new(state, liveness, ARRIVALS_MAX, Space::of(state, liveness)).steps()
+    let mut steps = Planner::new(state, liveness, ARRIVALS_MAX, Space::of(state, liveness)).steps();
+    steps.retain(|step| match step {
+        Step::Rotate { chain } => is_steady(&state.chains[chain], liveness),
+        Step::Add { .. } | Step::Drop { .. } => true,
+    });
+    steps
+}
+
+/// Whether a chain may go without its head for a while: all of its members live, have said so to this manager, and know the chain version.
+/// Whoever is dead and isn't known to be would be left as the only one that serves.
+fn is_steady(chain: &Chain, liveness: &Liveness) -> bool {
+    chain.members.iter().all(|member| {
+        let heard = liveness.node(member.node).is_some_and(|node| node.alive && node.spoke);
+        heard && liveness.target(member.target).is_some_and(|health| health.version == chain.version)
+    })
 }
 
 /// Nobody wants anything to move, which is how it is nearly always: seen without counting who carries what.

@@ -17,6 +17,8 @@
 //!    one that is being filled, which answers no reads, and nothing is committed without it. It goes when it says that it has
 //!    everything under that very chain version: then it knows that it doesn't serve, and what is committed without it can't
 //!    be missed by anybody who reads there.
+//!    Who gave its head away, or way to a neighbour, has everything too until something of that is replaced by a fill. Should the others be gone
+//!    before it was filled it waits, under a version under which nothing that was sent to it is let in; and if it then says that nothing was replaced, it serves.
 //!    Should all others be gone before it has said that it knows, it stays: whoever comes back has it behind him.
 //! 5. Every change raises the chain version, in the transaction that checks the manager's lease; messages of other versions
 //!    are refused. So updates of an old and of a new configuration never mix.
@@ -201,6 +203,7 @@ fn local(
 #[cfg(test)]
 mod tests {
     use super::super::liveness::{SliceHealth, TargetHealth, tests::TERMS};
+    use super::super::moves;
     use super::super::state::tests::formed;
     use super::*;
     use corefs_wire::{ChainId, TargetId};
@@ -314,6 +317,42 @@ mod tests {
         say(&mut liveness, &state, 1, TargetHealth { version, ..TargetHealth::default() });
         reconfigure(&mut state, &liveness, None);
         assert_eq!(states(&state)[..2], [LastServing, Public::Waiting]);
+    }
+
+    /// It has given its head away, or way to a neighbour, and then the others die: it holds everything, and says so when it knows that nobody serves.
+    #[test]
+    fn who_was_spared_serves_when_the_others_are_gone() {
+        use Public::{LastServing, Offline, Serving, Syncing, Waiting};
+        let (mut state, mut liveness) = world();
+        let order = nodes(&state);
+        moves::apply(&mut state, moves::Step::Rotate { chain: CHAIN });
+        assert_eq!((states(&state), nodes(&state)[2]), (vec![Serving, Serving, Syncing], order[0]));
+        let claim = |version, spared: bool| TargetHealth {
+            version,
+            up_to_date: spared.then_some(version),
+            ..TargetHealth::default()
+        };
+        say(&mut liveness, &state, 2, claim(2, false));
+        hear(&mut liveness, order[0], 1000);
+        liveness.expire(1201);
+        reconfigure(&mut state, &liveness, None);
+        assert_eq!(states(&state), [LastServing, Waiting, Offline]);
+        assert_eq!(nodes(&state)[1], order[0]);
+        let version = state.chains[&CHAIN].version;
+        let mut other = state.clone();
+        // What it says under the version before counts for nothing: who filled it may still have sent something.
+        say(&mut liveness, &state, 1, claim(version - 1, true));
+        assert!(!is_due(&state, &liveness));
+        say(&mut liveness, &state, 1, claim(version, false));
+        assert!(!is_due(&state, &liveness), "it was given something");
+        say(&mut liveness, &state, 1, claim(version, true));
+        reconfigure(&mut state, &liveness, None);
+        state.check().unwrap();
+        assert_eq!((states(&state)[0], nodes(&state)[0]), (Serving, order[0]));
+        assert_eq!(state.chains[&CHAIN].last_set.len(), 1);
+        // Whoever served is back first: then that one does.
+        reconfigure(&mut other, &liveness, back(order[1]));
+        assert_eq!((states(&other)[0], nodes(&other)[0]), (Serving, order[1]));
     }
 
     /// All nodes died; the first to come back has lost a disk. What it had there is no copy of anything: the others have.

@@ -188,6 +188,7 @@ pub struct Row {
 }
 
 const ALIVE: &[Local] = &[Local::UpToDate, Local::Online, Local::Behind, Local::Cut, Local::Restarted];
+const UNFILLED: &[Local] = &[Local::Online, Local::Behind, Local::Cut, Local::Restarted];
 const SAME: &[Local] = &[Local::UpToDate, Local::Online, Local::Behind];
 const GONE: &[Local] = &[Local::Restarted, Local::Offline];
 
@@ -378,10 +379,17 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         public: &[Public::Waiting, Public::Offline],
-        local: ALIVE,
+        local: UNFILLED,
         when: When { last_set: Some(false), ..UNSERVED },
         next: Some(Public::Waiting),
         why: "nobody is there to fill it",
+    },
+    Row {
+        public: &[Public::Waiting, Public::Offline],
+        local: &[Local::UpToDate],
+        when: When { last_set: Some(false), ..UNSERVED },
+        next: Some(Public::Serving),
+        why: "it served before those that are gone, nothing was committed without it since, and nothing that it had then was replaced",
     },
     Row {
         public: &[Public::Waiting, Public::Offline],
@@ -459,11 +467,12 @@ pub fn render() -> String {
          in the transaction that checks the manager's lease.\n\n\
          The table is applied again until nothing changes, and what that amounts to is stored and told at once. Why nothing\n\
          acknowledged is lost is in `mgmtd/src/cluster/reconfigure.rs`.\n\n\
-         Local state: *UpToDate* names the chain version of the sync that made it so, other claims count as Online; *Behind* is alive\n\
+         Local state: *UpToDate* names the chain version of the sync that made it so, or under which nobody serves and nothing was replaced that it\n\
+         had when it served; other claims count as Online; *Behind* is alive\n\
          and hasn't said that it knows the present chain version; *Cut* is alive and serves, and its neighbour in the chain can't reach it, or it can't\n\
          reach its neighbour, and it is the one to blame (`mgmtd/src/cluster/cuts.rs`);\n\
-         *Restarted* is alive with a new incarnation; *Offline* is a lease that ran out, a dead slice, or a target that couldn't\n\
-         take what it was to be filled with and says so for some seconds.\n\n\
+         *Restarted* is alive with a new incarnation; *Offline* is a lease that ran out, a dead slice, a target that couldn't\n\
+         take what it was to be filled with and says so for some seconds, or one that isn't reached by who is to fill it, or wasn't some seconds ago.\n\n\
          A member can be asked to leave its chain (its disk or node is to be emptied, or another one is to have its share).\n\
          Another member takes its place first.\n\n\
          | public | local | condition | next | why |\n|---|---|---|---|---|\n",
@@ -544,7 +553,8 @@ mod tests {
                 prop_assert!(members.iter().any(|member| complete(&member)));
             }
             for seat in &seats {
-                let was_filled = seat.public == Public::Syncing && seat.local == Local::UpToDate;
+                let isnt_gone = matches!(seat.public, Public::Syncing | Public::Waiting | Public::Offline);
+                let was_filled = isnt_gone && seat.local == Local::UpToDate;
                 if state_of(seat.target) == Some(Public::Serving) {
                     prop_assert!(served.contains(&seat.target) || was_filled);
                     prop_assert!(seat.local != Local::Offline);

@@ -40,8 +40,8 @@ fn explore(model: Bounds, most: Option<usize>) -> (Option<String>, usize) {
 
 fn conclude(checker: impl Checker<Bounds>, all: bool) -> (Option<String>, usize) {
     let states = checker.unique_state_count();
-    let Bounds { writes, failures, broken, .. } = checker.model();
-    println!("{writes} writes, {failures} failures, {broken:?}: {states} states");
+    let Bounds { writes, failures, rotations, broken, .. } = checker.model();
+    println!("{writes} writes, {failures} failures, {rotations} rotations, {broken:?}: {states} states");
     let names = ["nothing acknowledged is lost", "it comes to rest only when it is whole"];
     let fault = names.into_iter().find_map(|name| {
         let path = checker.discovery(name)?;
@@ -94,8 +94,33 @@ fn two_failures_at_any_moments_of_three_writes_lose_nothing() {
     holds(sound(3, 2), None, 3_000_000);
 }
 
+/// A head that is handed on, and both others fail.
+#[test]
+fn a_head_that_is_handed_on_loses_nothing() {
+    holds(Bounds { rotations: 1, ..sound(1, 1) }, None, 2000);
+    holds(Bounds { rotations: 1, ..sound(2, 2) }, Some(100_000), 20_000);
+}
+
+/// All of it, as above.
+#[test]
+#[ignore = "takes minutes"]
+fn a_head_that_is_handed_on_and_two_failures_lose_nothing() {
+    holds(Bounds { rotations: 1, ..sound(1, 2) }, None, 1_000_000);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_replica_that_serves_though_it_was_given_something_is_found() {
+    found_in(Bounds { rotations: 1, ..Bounds::new(1, 2, Broken::SparedAnyway) });
+}
+
 fn found(broken: Broken, writes: u8, failures: u8) {
-    let (fault, _) = explore(Bounds::new(writes, failures, broken), None);
+    found_in(Bounds::new(writes, failures, broken));
+}
+
+fn found_in(bounds: Bounds) {
+    let broken = bounds.broken;
+    let (fault, _) = explore(bounds, None);
     let fault = fault.unwrap_or_else(|| panic!("the model is blind to {broken:?}"));
     println!("{broken:?}: {fault}");
 }

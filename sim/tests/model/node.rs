@@ -261,6 +261,7 @@ impl Node {
         self.admit_filling(chain_version)?;
         // What an offer does to what is kept. Nobody hears anything of it.
         self.tell(Input::LetGo, &mut Said::default(), broken);
+        self.replica.took_over();
         if self.disk.pending.is_some() {
             return Err(ErrorCode::Pending.into());
         }

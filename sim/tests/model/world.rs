@@ -9,9 +9,10 @@ use corefs_engine::chain::{Input, Role, is_definite};
 use corefs_engine::event::Ack;
 use corefs_mgmtd::cluster::formation::Formation;
 use corefs_mgmtd::cluster::liveness::{Liveness, SliceHealth, TargetHealth, Terms};
+use corefs_mgmtd::cluster::moves;
 use corefs_mgmtd::cluster::reconfigure::{Restart, may_renew, reconfigure};
 use corefs_mgmtd::cluster::routing;
-use corefs_mgmtd::cluster::state::{Arrival, Chain, Node as Known, Slice, State as Cluster};
+use corefs_mgmtd::cluster::state::{Arrival, Chain, Member, Node as Known, Slice, State as Cluster};
 use corefs_mgmtd::cluster::transition::Public;
 use corefs_wire::{Error, ErrorCode, NodeId, TargetId, Uuid};
 use stateright::{Model, Property};
@@ -31,6 +32,7 @@ pub enum Broken {
     ReadsUnguarded,
     FillingSkipped,
     DeadTooSoon,
+    SparedAnyway,
 }
 
 /// Where an answer goes: a node, and its attempt, 0 if that is over.
@@ -111,6 +113,7 @@ pub struct State {
     /// The longest history that anybody has seen.
     pub shown: Vec<Write>,
     failures: u8,
+    rotations: u8,
     /// What didn't hold.
     pub fault: Option<&'static str>,
 }
@@ -154,7 +157,9 @@ pub enum Action {
     Beat {
         node: usize,
     },
-    /// The manager hears that a node is filled.
+    /// The head is handed on.
+    Rotate,
+    /// The manager hears that a node is filled, or was spared.
     Claim {
         node: usize,
     },
@@ -203,12 +208,16 @@ impl State {
     /// Makes states equal that differ only in what makes no difference.
     ///
     /// - Attempts have new names ([`Replica::rename`](corefs_engine::chain::Replica::rename)); what belongs to one that is over is ignored.
-    /// - Chain versions become the first numbers in their order: they are only compared, and the next one is the last plus one.
+    /// - Chain versions become the first numbers in their order: they are only compared, and the next one is the last plus one. Those after the one
+    ///   that a node knows keep a number, since a node that has missed one isn't spared.
     /// - Messages to which nobody will ever listen are gone, and so is what is noted of earlier chain versions and never asked for.
     fn settle(&mut self) {
         let version = self.chain.version;
         let mut found = BTreeSet::from([version]);
         let attempts: Vec<_> = self.nodes.iter_mut().map(|node| node.forget(version, &mut found)).collect();
+        // Whether a node has missed a chain version makes a difference.
+        let known = self.nodes.iter().filter_map(|node| Some(node.role()?.version + 1));
+        found.extend(known.filter(|next| *next < version).collect::<Vec<_>>());
         for (of, attempts) in attempts.iter().enumerate() {
             self.nodes.iter_mut().for_each(|node| node.rename_requesters(of, attempts));
         }
@@ -305,6 +314,8 @@ pub struct Bounds {
     pub queues: bool,
     pub writes: u8,
     pub failures: u8,
+    /// How often a head is handed on, at most.
+    pub rotations: u8,
     pub broken: Broken,
     pub cluster: Cluster,
 }
@@ -322,7 +333,7 @@ impl Bounds {
             cluster.register(Arrival { id: None, node: known }).unwrap();
         }
         cluster.form(|_, _| true).unwrap().unwrap();
-        Self { queues: false, writes, failures, broken, cluster }
+        Self { queues: false, writes, failures, rotations: 0, broken, cluster }
     }
 
     fn cluster(&self, state: &State) -> Cluster {
@@ -456,6 +467,7 @@ impl Bounds {
                 let node = &mut state.nodes[node_of(to)];
                 if node.on && node.admit_filling(chain_version).is_ok() {
                     node.tell(Input::LetGo, &mut Said::default(), self.broken);
+                    node.replica.took_over();
                     node.disk.rows.extend(rows);
                     node.filled = Some(chain_version);
                 }
@@ -477,7 +489,16 @@ impl Bounds {
 
     /// What can be seen right now, by readers of every replica.
     fn look(&self, state: &mut State) {
-        if state.nodes.iter().filter(|node| node.heads()).count() > 1 {
+        // One that was head and doesn't know better yet commits nothing as long as it counts for every commit itself.
+        let counts = |node: usize| {
+            let here = |member: &&Member| member.target == target_of(node);
+            let member = state.chain.members.iter().find(here);
+            member.is_some_and(|member| matches!(member.state, Public::Serving | Public::Syncing))
+        };
+        let heads: Vec<usize> = (0..state.nodes.len()).filter(|node| state.nodes[*node].heads()).collect();
+        let versions: BTreeSet<_> =
+            heads.iter().filter_map(|node| Some(state.nodes[*node].role()?.version)).collect();
+        if heads.len() > 1 && (versions.len() < heads.len() || !heads.iter().all(|node| counts(*node))) {
             state.fault = Some("two heads take updates");
         }
         for node in 0..state.nodes.len() {
@@ -554,7 +575,9 @@ impl Bounds {
                 let skips = self.broken == Broken::FillingSkipped;
                 let claims = skips || here.filled == Some(state.chain.version);
                 let syncing = here.role().is_some_and(Role::syncing);
-                if fresh && here.heard && syncing && claims {
+                let waits = here.role().is_some_and(|role| !role.served && !role.syncing());
+                let spared = here.replica.is_spared() || self.broken == Broken::SparedAnyway && waits;
+                if fresh && here.heard && (syncing && claims || spared) {
                     actions.push(Action::Claim { node });
                 }
                 if fresh && here.due.is_some() && self.is_worth_trying(state, node) {
@@ -574,6 +597,9 @@ impl Bounds {
                 actions.push(Action::Bury { node });
             }
         }
+        if state.rotations > 0 && self.is_steady(state) {
+            actions.push(Action::Rotate);
+        }
         if state.failures > 0 {
             for (node, here) in state.nodes.iter().enumerate().filter(|(_, here)| here.on) {
                 actions.push(Action::Cut { node, keeps: true });
@@ -587,6 +613,13 @@ impl Bounds {
             actions.extend(messages().cloned().map(Action::Lose));
         }
         actions
+    }
+
+    /// The head may be handed on: everybody serves, was heard of and knows.
+    fn is_steady(&self, state: &State) -> bool {
+        let knows = |node: &Node| node.role().is_some_and(|role| role.version == state.chain.version);
+        state.nodes.iter().all(|node| node.heard && knows(node))
+            && state.chain.members.iter().all(|member| member.state == Public::Serving)
     }
 
     /// Asking a successor again is left out while it can only be refused, or while an earlier attempt is under way or being
@@ -634,8 +667,9 @@ impl Model for Bounds {
         let chain = self.cluster.chains.values().next().unwrap().clone();
         let (network, acknowledged, shown) = Default::default();
         let (nodes, asked) = (vec![Node::new(); 3], vec![Asked::NotYet; usize::from(self.writes)]);
-        let failures = self.failures;
-        let mut state = State { chain, nodes, network, asked, acknowledged, shown, failures, fault: None };
+        let (failures, rotations, fault) = (self.failures, self.rotations, None);
+        let mut state =
+            State { chain, nodes, network, asked, acknowledged, shown, failures, rotations, fault };
         (0..3).for_each(|node| self.beat(&mut state, node));
         vec![state]
     }
@@ -687,6 +721,13 @@ impl Model for Bounds {
                 self.reconfigure(state, Some(node), None);
             }
             Action::Beat { node } => self.beat(state, node),
+            Action::Rotate => {
+                state.rotations -= 1;
+                let mut cluster = self.cluster(state);
+                let chain = *cluster.chains.keys().next()?;
+                moves::apply(&mut cluster, moves::Step::Rotate { chain });
+                state.chain = cluster.chains.into_values().next()?;
+            }
             Action::Claim { node } => self.reconfigure(state, None, Some(node)),
             Action::Due { node } => {
                 if let Some(attempt) = state.nodes[node].due.take() {

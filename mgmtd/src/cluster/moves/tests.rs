@@ -36,19 +36,29 @@ impl World {
         slices.for_each(|slice| self.state.set_standing(NodeId(node), SliceIndex(slice), standing));
     }
 
-    /// Everybody who is being filled says that it is.
+    /// Everybody who is being filled says that it is, and hears what becomes of that.
     fn fill(&mut self) {
+        self.say();
+        reconfigure(&mut self.state, &self.liveness, None);
+        self.state.check().unwrap();
+        self.say();
+    }
+
+    fn say(&mut self) {
         let mut said: BTreeMap<NodeId, BTreeMap<TargetId, TargetHealth>> = BTreeMap::new();
         for chain in self.state.chains.values() {
             for member in &chain.members {
                 let up_to_date = (member.state == Public::Syncing).then_some(chain.version);
-                let health = TargetHealth { up_to_date, used: 1000, ..TargetHealth::default() };
+                let health = TargetHealth {
+                    up_to_date,
+                    version: chain.version,
+                    used: 1000,
+                    ..TargetHealth::default()
+                };
                 said.entry(member.node).or_default().insert(member.target, health);
             }
         }
         said.into_iter().for_each(|(node, targets)| self.liveness.hear_targets(node, targets, 0));
-        reconfigure(&mut self.state, &self.liveness, None);
-        self.state.check().unwrap();
     }
 
     fn begin(&mut self) -> usize {
@@ -67,9 +77,9 @@ impl World {
 
     /// Until nothing moves any more.
     fn run(&mut self) {
+        self.say();
         for _ in 0..20_000 {
-            let begun = self.begin();
-            let before = self.state.clone();
+            let (before, begun) = (self.state.clone(), self.begin());
             self.fill();
             if begun == 0 && before == self.state {
                 assert!(is_done(&self.state, &self.liveness));
@@ -629,6 +639,7 @@ proptest! {
         (1..=world.state.nodes.len() as u32).for_each(|node| world.stand(node, 0..4, Standing::Active));
         world.stand(1, 0..u16::from(leaves) * 4, Standing::Leaving);
         world.state.moving.balance = true;
+        world.say();
         let enough = domains::enough(&world.state, &world.liveness);
         prop_assume!(plan(&world.state, &world.liveness).stuck.is_empty());
         let mut repeats = domains::repeats(&world.state);
@@ -645,4 +656,36 @@ proptest! {
         prop_assert!(is_done(&world.state, &world.liveness), "it never ends");
         prop_assert!(!enough || repeats == 0, "{repeats} chains: {:?}", world.state.nodes);
     }
+}
+
+/// A head that goes to the end of its chain leaves the others alone with serving: not while one of them is dead, or may be.
+#[test]
+fn heads_are_handed_on_only_among_those_that_live() {
+    let mut world = World::new(formed(2, 2));
+    world.state.chains.values_mut().for_each(|chain| chain.members.sort_by_key(|member| member.node));
+    world.everybody_speaks();
+    world.say();
+    world.state.moving.balance = true;
+    let rotates = |world: &World| {
+        let steps = next(&world.state, &world.liveness);
+        steps.iter().filter(|step| matches!(step, Step::Rotate { .. })).count()
+    };
+    assert_eq!(rotates(&world), ARRIVALS_MAX);
+    // Its lease has run out, and the chains haven't been told yet.
+    let liveness = world.liveness.clone();
+    world.liveness.hear_node(NodeId(1), vec![SliceHealth::default(); 8], 10_000);
+    world.liveness.expire(10_000);
+    assert!(!world.liveness.node_alive(NodeId(2)));
+    assert_eq!(rotates(&world), 0, "the other one is dead");
+    // Another manager leads, and has heard of nobody.
+    world.liveness = Liveness::new(TERMS);
+    (1..=2).for_each(|node| world.liveness.assume_node(NodeId(node), 0));
+    assert_eq!(rotates(&world), 0, "the other one may be dead");
+    // One doesn't know the chain version yet: it may still do what it was allowed to before.
+    world.liveness = liveness;
+    world.state.chains.values_mut().for_each(|chain| chain.version += 1);
+    assert_eq!(rotates(&world), 0);
+    assert!(!is_done(&world.state, &world.liveness), "it is still to be done");
+    world.say();
+    assert_eq!(rotates(&world), ARRIVALS_MAX);
 }
