@@ -318,6 +318,9 @@ impl Targets {
             (info.capacity, info.used) = (space.total, space.total - space.free);
             info.dead = !slice.alive();
             info.unrepaired = self.unrepaired(slice.index);
+            let here =
+                self.targets.values().filter(|target| self.slices[target.slice()].index == slice.index);
+            info.differing = here.map(|target| target.replica().differing() as u64).sum();
             info
         };
         self.slices.iter().map(info).collect()

@@ -43,6 +43,8 @@ pub struct SliceHealth {
     pub dead: bool,
     /// Damaged blocks that no replica has.
     pub unrepaired: u64,
+    /// Chunks out of service because replicas hold different bytes.
+    pub differing: u64,
 }
 
 /// What a heartbeat says of a target.

@@ -16,7 +16,7 @@ mod order;
 mod quota;
 mod verify;
 
-pub use verify::{Imbalance, verify};
+pub use verify::{Imbalance, Span, measure, verify};
 
 use corefs_wire::{Error, ErrorCode, NodeId, Result, SliceIndex};
 

@@ -54,6 +54,15 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
                 "see which, and try again when missing nodes are back: corefs scrub --now",
             );
         }
+        let differing: u64 = liveness.slices(*id).iter().map(|slice| slice.differing).sum();
+        if differing > 0 {
+            say(
+                format!(
+                    "{differing} chunks are out of service: {id} and the next replica hold different bytes, both whole; which are right nobody knows"
+                ),
+                "see the node's log for which, and report it: this is a defect; put the files back from another copy",
+            );
+        }
         let slices = || (0u16..).map(SliceIndex).zip(liveness.slices(*id));
         // What was emptied is nobody's loss.
         let missed = |slice: SliceIndex| {
@@ -69,7 +78,7 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
             };
             say(
                 format!(
-                    "{which} of {id} {are} dead: a write or a flush failed, the recovery was not clean, or the disk can't be opened"
+                    "{which} of {id} {are} dead: a write or a flush failed or never ended, the recovery was not clean, or the disk can't be opened"
                 ),
                 "see the node's log; replace the disk: corefs disk replace N --dir DIR",
             );
@@ -271,12 +280,17 @@ mod tests {
         let mut broken = healthy(0);
         broken[3] = SliceHealth { capacity: 1000, used: 950, ..SliceHealth::default() };
         broken[4].dead = true;
+        broken[5].differing = 2;
         liveness.expire(5000);
         liveness.hear_node(NodeId(1), broken, 5000);
         let found = texts(&state, &liveness, 5000).join("\n");
-        for expected in
-            ["slice 3 of node-1 is 95 % full", "slice-4 of node-1 is dead", "node-2", "no metadata"]
-        {
+        for expected in [
+            "slice 3 of node-1 is 95 % full",
+            "slice-4 of node-1 is dead",
+            "2 chunks are out of service",
+            "node-2",
+            "no metadata",
+        ] {
             assert!(found.contains(expected), "{expected} in {found}");
         }
     }

@@ -67,7 +67,7 @@ fn node_status(leading: &Leading, id: NodeId, node: &Node, now_ms: u64) -> NodeS
         info.store = slice.store.0.to_vec();
         (info.capacity, info.used, info.dead) = (health.capacity, health.used, health.dead);
         (info.standing, info.disk) = (slice.standing.to_wire(), slice.disk);
-        info.unrepaired = health.unrepaired;
+        (info.unrepaired, info.differing) = (health.unrepaired, health.differing);
         out.slices.push(info);
     }
     out

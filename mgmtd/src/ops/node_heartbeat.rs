@@ -45,6 +45,7 @@ pub async fn node_heartbeat<E: KvEngine, C: Clock>(
             used: slice.used,
             dead: slice.dead,
             unrepaired: slice.unrepaired,
+            differing: slice.differing,
         };
         if leading.liveness.hear_node(id, request.slices.iter().map(health).collect(), now_ms) {
             leading.touch();

@@ -129,6 +129,7 @@ fn understand_slices(infos: &[SliceInfoT], shards: usize) -> Result<(Vec<Slice>,
             used: info.used,
             dead: info.dead,
             unrepaired: info.unrepaired,
+            differing: info.differing,
         });
     }
     Ok((slices, health))

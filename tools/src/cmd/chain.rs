@@ -3,8 +3,11 @@
 use super::node::Common;
 use super::status;
 use crate::output;
-use corefs_wire::control::mgmtd::{ChainT, MemberT, StatusT, TargetStatusT, TargetT};
-use corefs_wire::{Error, ErrorCode, Result};
+use corefs_mgmtd::cluster::placement::{self, PlannedChain, Replica, Room, Span};
+use corefs_wire::control::mgmtd::{
+    ChainT, MemberT, NodeStatusT, SliceInfoT, Standing, StatusT, TargetStatusT, TargetT,
+};
+use corefs_wire::{Error, ErrorCode, NodeId, Result, SliceIndex};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 
@@ -29,6 +32,12 @@ enum Command {
     Show {
         /// The chain's number.
         chain: u64,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show how evenly the chains are spread: targets and heads of each node, and how many chains two nodes share. The more
+    /// even that is, the more nodes share the load of one that dies.
+    Balance {
         #[command(flatten)]
         common: Common,
     },
@@ -64,6 +73,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Ls { broken, common } => list(broken, &common),
         Command::Show { chain, common } => show(chain, &common),
+        Command::Balance { common } => balance(&common),
     }
 }
 
@@ -197,4 +207,65 @@ fn show(id: u64, common: &Common) -> Result<ExitCode> {
     output::line(&format!("chain {id}, version {}, {whole}; members, the head first:", chain.version))?;
     let members = chain.members.iter().filter_map(|member| target_of(&status, member.target));
     print_targets(&status, &members.collect::<Vec<_>>(), false)
+}
+
+/// The nodes with slices in use, and the chains as they lie on them.
+fn spread(status: &StatusT) -> (Vec<Room>, Vec<PlannedChain>) {
+    let used = |slice: &&SliceInfoT| slice.standing == Standing::Active;
+    let room = |node: &NodeStatusT| Room {
+        node: NodeId(node.node),
+        domain: node.domain.clone(),
+        slices: node.slices.iter().filter(used).map(|slice| SliceIndex(slice.index)).collect(),
+    };
+    let mut rooms: Vec<Room> = status.nodes.iter().map(room).collect();
+    rooms.retain(|room| !room.slices.is_empty());
+    let replica = |member: &MemberT| {
+        let target = target_of(status, member.target)?;
+        let room = rooms.iter().position(|room| room.node.0 == target.node)?;
+        Some(Replica { room, slice: SliceIndex(target.slice) })
+    };
+    let chains = status.routing.chains.iter();
+    let chains = chains.map(|chain| chain.members.iter().filter_map(replica).collect()).collect();
+    (rooms, chains)
+}
+
+fn balance(common: &Common) -> Result<ExitCode> {
+    let status = status::fetch(&common.cluster)?;
+    let (rooms, chains) = spread(&status);
+    let found = placement::measure(&rooms, &chains);
+    let count = |room: usize, counts: fn(usize) -> bool| {
+        let here = |chain: &&PlannedChain| {
+            chain.iter().enumerate().any(|(at, replica)| replica.room == room && counts(at))
+        };
+        chains.iter().filter(here).count()
+    };
+    let all = rooms.iter().enumerate();
+    if common.json {
+        let span = |span: &Span| json!({"min": span.min, "max": span.max});
+        let nodes = all.map(|(at, room)| {
+            json!({"node": room.node.0, "domain": room.domain, "slices": room.slices.len(), "targets": count(at, |_| true), "heads": count(at, |at| at == 0)})
+        });
+        output::json(&json!({
+            "chains": found.chains, "targets": span(&found.targets), "positions": found.positions.iter().map(span).collect::<Vec<_>>(),
+            "pairs": span(&found.pairs), "slices": span(&found.slices), "domain_repeats": found.domain_repeats,
+            "nodes": nodes.collect::<Vec<_>>(),
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut rows = vec![["NODE", "DOMAIN", "SLICES IN USE", "TARGETS", "HEADS"].map(String::from)];
+    for (at, room) in all {
+        let domain = if room.domain.is_empty() { "-" } else { &room.domain };
+        let (targets, heads) = (count(at, |_| true), count(at, |at| at == 0));
+        let name = format!("node-{}", room.node.0);
+        rows.push([
+            name,
+            domain.into(),
+            room.slices.len().to_string(),
+            targets.to_string(),
+            heads.to_string(),
+        ]);
+    }
+    output::table(&rows)?;
+    output::line(&found.to_string())?;
+    Ok(ExitCode::SUCCESS)
 }

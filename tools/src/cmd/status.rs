@@ -125,7 +125,7 @@ fn cluster_name(status: &StatusT) -> String {
 fn as_json(status: &StatusT) -> Value {
     let (total, used) = space(&status.nodes);
     let node = |node: &NodeStatusT| {
-        let slice = |slice: &corefs_wire::control::mgmtd::SliceInfoT| json!({"index": slice.index, "shard": slice.shard, "capacity": slice.capacity, "used": slice.used, "dead": slice.dead, "unrepaired_blocks": slice.unrepaired, "standing": node::standing(slice)});
+        let slice = |slice: &corefs_wire::control::mgmtd::SliceInfoT| json!({"index": slice.index, "shard": slice.shard, "capacity": slice.capacity, "used": slice.used, "dead": slice.dead, "unrepaired_blocks": slice.unrepaired, "differing_chunks": slice.differing, "standing": node::standing(slice)});
         json!({
             "node": node.node, "alive": node.alive, "incarnation": node.incarnation, "seen_ms_ago": node.seen_ms_ago,
             "domain": node.domain, "control": node.control, "shards": node.shards,

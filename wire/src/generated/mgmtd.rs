@@ -420,6 +420,7 @@ pub mod corefs {
             pub const VT_STANDING: ::flatbuffers::VOffsetT = 16;
             pub const VT_DISK: ::flatbuffers::VOffsetT = 18;
             pub const VT_UNREPAIRED: ::flatbuffers::VOffsetT = 20;
+            pub const VT_DIFFERING: ::flatbuffers::VOffsetT = 22;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -431,6 +432,7 @@ pub mod corefs {
                 args: &'args SliceInfoArgs<'args>,
             ) -> ::flatbuffers::WIPOffset<SliceInfo<'bldr>> {
                 let mut builder = SliceInfoBuilder::new(_fbb);
+                builder.add_differing(args.differing);
                 builder.add_unrepaired(args.unrepaired);
                 builder.add_used(args.used);
                 builder.add_capacity(args.capacity);
@@ -458,6 +460,7 @@ pub mod corefs {
                 let standing = self.standing();
                 let disk = self.disk();
                 let unrepaired = self.unrepaired();
+                let differing = self.differing();
                 SliceInfoT {
                     index,
                     shard,
@@ -468,6 +471,7 @@ pub mod corefs {
                     standing,
                     disk,
                     unrepaired,
+                    differing,
                 }
             }
 
@@ -545,6 +549,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u64>(SliceInfo::VT_UNREPAIRED, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn differing(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(SliceInfo::VT_DIFFERING, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for SliceInfo<'_> {
@@ -567,6 +578,7 @@ pub mod corefs {
                     .visit_field::<Standing>("standing", Self::VT_STANDING, false)?
                     .visit_field::<u16>("disk", Self::VT_DISK, false)?
                     .visit_field::<u64>("unrepaired", Self::VT_UNREPAIRED, false)?
+                    .visit_field::<u64>("differing", Self::VT_DIFFERING, false)?
                     .finish();
                 Ok(())
             }
@@ -581,6 +593,7 @@ pub mod corefs {
             pub standing: Standing,
             pub disk: u16,
             pub unrepaired: u64,
+            pub differing: u64,
         }
         impl<'a> Default for SliceInfoArgs<'a> {
             #[inline]
@@ -595,6 +608,7 @@ pub mod corefs {
                     standing: Standing::Spare,
                     disk: 0,
                     unrepaired: 0,
+                    differing: 0,
                 }
             }
         }
@@ -644,6 +658,10 @@ pub mod corefs {
                     .push_slot::<u64>(SliceInfo::VT_UNREPAIRED, unrepaired, 0);
             }
             #[inline]
+            pub fn add_differing(&mut self, differing: u64) {
+                self.fbb_.push_slot::<u64>(SliceInfo::VT_DIFFERING, differing, 0);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SliceInfoBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 SliceInfoBuilder {
@@ -671,6 +689,7 @@ pub mod corefs {
                 ds.field("standing", &self.standing());
                 ds.field("disk", &self.disk());
                 ds.field("unrepaired", &self.unrepaired());
+                ds.field("differing", &self.differing());
                 ds.finish()
             }
         }
@@ -686,6 +705,7 @@ pub mod corefs {
             pub standing: Standing,
             pub disk: u16,
             pub unrepaired: u64,
+            pub differing: u64,
         }
         impl Default for SliceInfoT {
             fn default() -> Self {
@@ -699,6 +719,7 @@ pub mod corefs {
                     standing: Standing::Spare,
                     disk: 0,
                     unrepaired: 0,
+                    differing: 0,
                 }
             }
         }
@@ -719,6 +740,7 @@ pub mod corefs {
                 let standing = self.standing;
                 let disk = self.disk;
                 let unrepaired = self.unrepaired;
+                let differing = self.differing;
                 SliceInfo::create(
                     _fbb,
                     &SliceInfoArgs {
@@ -731,6 +753,7 @@ pub mod corefs {
                         standing,
                         disk,
                         unrepaired,
+                        differing,
                     },
                 )
             }

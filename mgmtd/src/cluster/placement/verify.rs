@@ -73,11 +73,6 @@ impl fmt::Display for Imbalance {
 pub fn verify(rooms: &[Room], replicas: usize, plan: &[PlannedChain]) -> Result<Imbalance> {
     let broken = |what: String| Err(Error::new(ErrorCode::Internal, format!("placement: {what}")));
     let mut targets = vec![0u64; rooms.len()];
-    let mut positions = vec![vec![0u64; rooms.len()]; replicas];
-    let mut pairs = BTreeMap::new();
-    let mut slices: Vec<BTreeMap<_, u64>> =
-        rooms.iter().map(|room| room.slices.iter().map(|slice| (*slice, 0)).collect()).collect();
-    let mut domain_repeats = 0;
     for (index, chain) in plan.iter().enumerate() {
         if chain.len() != replicas {
             return broken(format!("chain {index} has {} replicas, not {replicas}", chain.len()));
@@ -86,33 +81,62 @@ pub fn verify(rooms: &[Room], replicas: usize, plan: &[PlannedChain]) -> Result<
             let Some(room) = rooms.get(replica.room) else {
                 return broken(format!("chain {index} is on a node that isn't there"));
             };
-            let Some(on_slice) = slices[replica.room].get_mut(&replica.slice) else {
+            if !room.slices.contains(&replica.slice) {
                 return broken(format!(
                     "chain {index} is on {} which {} doesn't offer",
                     replica.slice, room.node
                 ));
-            };
+            }
+            if chain[..position].iter().any(|other| other.room == replica.room) {
+                return broken(format!("chain {index} has two replicas on {}", room.node));
+            }
+            targets[replica.room] += 1;
+        }
+    }
+    let out = measure(rooms, plan);
+    let domains = number_domains(rooms);
+    let enough = quota::enough(&domains, replicas);
+    if enough && out.domain_repeats > 0 {
+        return broken(format!("there are domains for all replicas: {out}"));
+    }
+    if out.slices.gap() > 1
+        || !are_even(&targets, &domains, if enough { plan.len() as u64 } else { u64::MAX })
+    {
+        return broken(format!("shares differ: {out}"));
+    }
+    Ok(out)
+}
+
+/// Measures the aims, of any chains: also of a cluster that is changing. What is on no room's slices counts for nothing.
+pub fn measure(rooms: &[Room], chains: &[PlannedChain]) -> Imbalance {
+    let longest = chains.iter().map(Vec::len).max().unwrap_or(0);
+    let mut targets = vec![0u64; rooms.len()];
+    let mut positions = vec![vec![0u64; rooms.len()]; longest];
+    let mut pairs = BTreeMap::new();
+    let mut slices: Vec<BTreeMap<_, u64>> =
+        rooms.iter().map(|room| room.slices.iter().map(|slice| (*slice, 0)).collect()).collect();
+    let mut domain_repeats = 0;
+    for chain in chains {
+        for (position, replica) in chain.iter().enumerate() {
+            let on_slice = slices.get_mut(replica.room).and_then(|slices| slices.get_mut(&replica.slice));
+            let Some(on_slice) = on_slice else { continue };
             *on_slice += 1;
             targets[replica.room] += 1;
             positions[position][replica.room] += 1;
             let before = &chain[..position];
             for other in before {
-                if other.room == replica.room {
-                    return broken(format!("chain {index} has two replicas on {}", room.node));
-                }
                 let pair = (other.room.min(replica.room), other.room.max(replica.room));
                 *pairs.entry(pair).or_insert(0u64) += 1;
             }
+            let domain = &rooms[replica.room].domain;
             let same_domain = |other: &super::Replica| {
-                rooms
-                    .get(other.room)
-                    .is_some_and(|other| !room.domain.is_empty() && other.domain == room.domain)
+                rooms.get(other.room).is_some_and(|other| !domain.is_empty() && other.domain == *domain)
             };
             domain_repeats += u64::from(before.iter().any(same_domain));
         }
     }
-    let out = Imbalance {
-        chains: plan.len(),
+    Imbalance {
+        chains: chains.len(),
         targets: Span::of(targets.iter().copied()),
         positions: positions.into_iter().map(Span::of).collect(),
         pairs: Span::of(all_pairs(rooms.len()).map(|pair| pairs.get(&pair).copied().unwrap_or(0))),
@@ -122,18 +146,7 @@ pub fn verify(rooms: &[Room], replicas: usize, plan: &[PlannedChain]) -> Result<
             .max_by_key(Span::gap)
             .unwrap_or(Span { min: 0, max: 0 }),
         domain_repeats,
-    };
-    let domains = number_domains(rooms);
-    let enough = quota::enough(&domains, replicas);
-    if enough && domain_repeats > 0 {
-        return broken(format!("there are domains for all replicas: {out}"));
     }
-    if out.slices.gap() > 1
-        || !are_even(&targets, &domains, if enough { plan.len() as u64 } else { u64::MAX })
-    {
-        return broken(format!("shares differ: {out}"));
-    }
-    Ok(out)
 }
 
 /// Whether nodes carry the same to within one, but for those of domains that carry all they may.
