@@ -103,7 +103,7 @@ fn a_fill_looks_at_everything_before_it_replaces_what_may_be_the_last_good_copy(
 
 /// An earlier fill had ended half way. In the middle of the next one the chunk was what it had been at its beginning, just when a copy of the first
 /// part came: it was set back, and missed the second part from then on. The seed is of an earlier form of the simulation
-/// and doesn't come to that any more; that a permit is good once is a test of `engine::target::permits`.
+/// and doesn't come to that any more; that a permit is good once is a test of `corefs_engine::target::permits`.
 #[test]
 fn a_part_of_a_fill_that_comes_twice_sets_nothing_back() {
     run(2_026_112_947_093, Config { news: true, ..Config::default() }).unwrap();
@@ -111,20 +111,21 @@ fn a_part_of_a_fill_that_comes_twice_sets_nothing_back() {
 
 /// Removed on the filler, there at the replica: the removal took the version of the filler's pending update, which was refused for ever.
 /// The seed is of an earlier form of the simulation and doesn't come to that any more; which version a removal has is a test of
-/// `engine::chain::fill`.
+/// `corefs_engine::chain::fill` (`only_what_differs_is_sent`).
 #[test]
 fn a_removal_that_fills_leaves_room_for_the_next_update() {
     run(2_026_112_700_403, Config { news: true, ..Config::default() }).unwrap();
 }
 
-/// Whoever was asked for it took it for damaged. The seed is of an earlier form of the simulation and doesn't come to that any more.
+/// Whoever was asked for it took it for damaged. The seed is of an earlier form of the simulation and doesn't come to that any more; who is
+/// given a pending block, and when, is a test of `corefs_sim::chain::node`.
 #[test]
 fn nobody_is_given_a_block_that_is_still_being_written() {
     run(2_026_112_650_039, Config::default()).unwrap();
 }
 
 /// It waited for a damaged block, and meanwhile its head was left out. The seed is of an earlier form of the simulation and doesn't come to
-/// that any more.
+/// that any more; that it is refused without a lease is a test of `corefs_sim::chain::node`.
 #[test]
 fn an_update_that_was_held_begins_only_under_a_lease() {
     run(2_026_112_638_513, Config::default()).unwrap();
@@ -139,7 +140,7 @@ fn faults_that_follow_each_other_quickly_find_recovery_at_work() {
 /// A replica that had said that it was filled couldn't read a block for an update, and was given the whole chunk once more, part by
 /// part. The manager had heard that it was filled: it came to serve with half of the chunk, and the rest read as zeros.
 /// The seeds are of an earlier form of the simulation and don't come to that any more: a block is repaired in place now, and nothing is filled
-/// because of it.
+/// because of it. That such a fill is refused is a test of `corefs_sim::chain::node`.
 #[test]
 fn a_replica_that_said_that_it_is_filled_takes_no_more_fills() {
     let quick = Config { fault_every: 1500, faults: 30, ..Config::default() };

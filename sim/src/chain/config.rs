@@ -46,12 +46,24 @@ pub enum Canary {
     LeaseTooSoon,
     /// Routing doesn't say in which reign it was given out.
     ReignNotCounted,
+    /// Every other change of routing has the version of the one before it.
+    RoutingUncounted,
     /// The key-value store commits whatever was written since.
     ConflictsOverlooked,
     /// Requests of clients of names have no number: whatever is sent again is done again.
     RequestsUnnumbered,
     /// A manager goes on leading for longer than the others wait for it.
     ReignTooLong,
+    /// A client takes it for a refusal when nobody knows what comes of its update.
+    DoubtsCalledRefusals,
+    /// The key-value store says of some changes of the cluster that they are done, and forgets them.
+    CommitsForgotten,
+    /// Of some changes of the cluster it stores all rows but one.
+    CommitsTorn,
+    /// Whoever cuts a file removes all its chunks.
+    CutsRemove,
+    /// Metadata servers never get anything removed, nor hear how long a file is.
+    ChunksUnreached,
 }
 
 /// One kind of life: see [`run`](super::run).

@@ -1,13 +1,14 @@
 //! The key-value store as a process sees it: the deterministic store of [`corefs_kv::mem`], which conflicts and forgets what it did, at
 //! the other end of a road that takes time and is cut now and then.
 
+use super::config::Canary;
 use crate::prng::Prng;
 use crate::tasks::{MILLI, Timers};
 use corefs_engine::event::Nanos;
-use corefs_kv::Committed;
 use corefs_kv::mem::{Faults, Mem, Pace};
 use corefs_kv::resolver::Written;
 use corefs_kv::store::{Commit, Found, ReadBatch, Store};
+use corefs_kv::{Committed, mutation::Mutation};
 use corefs_mgmtd::rows;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::cell::{Cell, RefCell};
@@ -46,8 +47,8 @@ impl Pace for Timers {
 pub struct Outcomes {
     pub conflicts: Cell<u64>,
     pub unknown: Cell<u64>,
-    /// A canary: conflicts are overlooked.
-    pub overlooks: Cell<bool>,
+    /// A bug built in.
+    pub canary: Cell<Option<Canary>>,
 }
 
 /// One process's road to the store. Clones are the same road.
@@ -121,14 +122,23 @@ impl Store for Road {
     }
 
     async fn commit(&self, mut commit: Commit) -> Result<Committed> {
-        if self.outcomes.overlooks.get() {
+        let canary = self.outcomes.canary.get();
+        if canary == Some(Canary::ConflictsOverlooked) {
             commit.read_conflicts.clear();
         }
         let counters = rows::counters_key();
-        let changes = commit.mutations.iter().any(|mutation| match mutation.written() {
+        let counts = |mutation: &Mutation| match mutation.written() {
             Written::Key(key) => key == counters,
             Written::Range(_) => false,
-        });
+        };
+        let changes = commit.mutations.iter().any(counts);
+        if changes && canary == Some(Canary::CommitsForgotten) && self.below(8) == 0 {
+            return Ok(Committed { version: commit.read_version, versionstamp: None });
+        }
+        if changes && canary == Some(Canary::CommitsTorn) && self.below(8) == 0 {
+            let row = commit.mutations.iter().position(|mutation| !counts(mutation));
+            row.map(|row| commit.mutations.remove(row));
+        }
         self.travel(if changes { self.slow_ms } else { 2 }).await;
         let unknown = || Err(Error::new(ErrorCode::KvUnknownCommit, "no answer came from the store"));
         // A road that is cut loses the question or the answer, and nobody can tell which.

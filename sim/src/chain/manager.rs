@@ -174,7 +174,7 @@ impl Managers {
         timers.set_now(now);
         let store = Mem::with_pace(prng.next_u64(), Faults::default(), Rc::new(timers.clone()));
         let outcomes = Rc::<Outcomes>::default();
-        outcomes.overlooks.set(canary == Some(Canary::ConflictsOverlooked));
+        outcomes.canary.set(canary);
         let mut process = |_| Process {
             road: Road::new(store.clone(), timers.clone(), prng.fork(), store_ms, Rc::clone(&outcomes)),
             clock: OwnClock::new(timers.clone(), drift_ppm, prng),

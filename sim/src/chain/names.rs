@@ -14,6 +14,7 @@ pub use client::Client;
 pub use model::Life;
 pub use server::{Around, Ask, Asks, Wanted};
 
+use super::config::Canary;
 use super::kv::{Outcomes, Road};
 use super::manager::{Machine, OwnClock};
 use super::wire::{Registry, Wire};
@@ -59,8 +60,8 @@ pub struct Common {
     pub failure: RefCell<Option<String>>,
     /// Nothing new begins.
     pub ending: Cell<bool>,
-    /// A canary: requests have no number.
-    pub unnumbered: bool,
+    /// A bug built in.
+    pub canary: Option<Canary>,
     /// Answers that clients got, requests that were sent again, leases that ended under a client.
     pub done: Cell<u64>,
     pub again: Cell<u64>,
@@ -95,8 +96,7 @@ pub struct Plan {
     pub clients: usize,
     /// A client pauses so long at most.
     pub think: Nanos,
-    /// A canary: requests have no number.
-    pub unnumbered: bool,
+    pub canary: Option<Canary>,
 }
 
 impl Names {
@@ -131,7 +131,7 @@ impl Names {
             lives: RefCell::default(),
             failure: RefCell::default(),
             ending: Cell::new(false),
-            unnumbered: plan.unnumbered,
+            canary: plan.canary,
             done: Cell::new(0),
             again: Cell::new(0),
             leases_lost: Cell::new(0),

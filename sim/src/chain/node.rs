@@ -2,6 +2,8 @@
 //! piece and in any order.
 
 mod repairs;
+#[cfg(test)]
+mod tests;
 
 pub use repairs::Fetch;
 

@@ -449,3 +449,157 @@ fn apply(bytes: Option<Vec<u8>>, change: &Change) -> Option<Vec<u8>> {
         UpdateKind::FullReplace { .. } | UpdateKind::Patch { .. } => unreachable!("clients don't fill"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Every check of the truth rejects a history that was forged against it, in its own words.
+
+    use super::*;
+    use corefs_wire::TargetId;
+
+    const CHUNK: ChunkId = ChunkId::new(corefs_wire::InodeId(1), 0);
+
+    /// An update that makes the chunk so long.
+    fn wish(truth: &mut Truth, id: WriteId, len: u32) {
+        truth.wished(id, CHUNK, UpdateKind::Truncate { len }, Rc::default());
+    }
+
+    fn ack(version: u64) -> Ack {
+        Ack { version, length: 0, merged_crc: 0 }
+    }
+
+    fn held(version: u64, len: usize) -> Held {
+        Held { version, bytes: Some(vec![0; len]) }
+    }
+
+    /// Update 1 is version 1, of one byte, and update 2 is version 2, of two. Both were acknowledged, and nobody has read.
+    fn sound() -> Truth {
+        let mut truth = Truth::new(true);
+        for id in 1..=2 {
+            wish(&mut truth, id, id as u32);
+            truth.committed(CHUNK, id, id).unwrap();
+            truth.acknowledged(CHUNK, id, &ack(id)).unwrap();
+        }
+        truth
+    }
+
+    /// The last step of a forged history is rejected in these words.
+    fn rejected(words: &str, forge: impl FnOnce(&mut Truth) -> Result<(), String>) {
+        let said = forge(&mut sound()).expect_err(words);
+        assert!(said.contains(words), "{said:?} instead of {words:?}");
+    }
+
+    #[test]
+    fn a_sound_history_passes() {
+        let mut truth = sound();
+        wish(&mut truth, 3, 3);
+        truth.refused(3).unwrap();
+        let began = truth.begins();
+        truth.read(CHUNK, began, 2, 2, &[0; 2]).unwrap();
+        truth.check_end(CHUNK, &[held(2, 2), held(2, 2)]).unwrap();
+        truth.check_register(CHUNK).unwrap();
+    }
+
+    #[test]
+    fn two_heads_are_rejected() {
+        let took = |chain_version, head| Accepted { chain: ChainId(1), chain_version, head: TargetId(head) };
+        rejected("two heads take updates", |truth| {
+            truth.accepted(took(5, 1), true)?;
+            truth.accepted(took(5, 2), true)
+        });
+        rejected("two heads take updates", |truth| {
+            truth.accepted(took(5, 1), true)?;
+            truth.accepted(took(4, 2), false)
+        });
+        // One that was handed on, and may not know.
+        sound().accepted(took(5, 1), true).unwrap();
+    }
+
+    #[test]
+    fn commits_that_cannot_be_are_rejected() {
+        rejected("is update 2 here and 1 there", |truth| truth.committed(CHUNK, 2, 1));
+        rejected("version 4 is committed, but the last was 2", |truth| {
+            wish(truth, 3, 3);
+            truth.committed(CHUNK, 4, 3)
+        });
+        rejected("an update of nobody", |truth| truth.committed(CHUNK, 3, 3));
+        rejected("it was done twice", |truth| truth.committed(CHUNK, 3, 1));
+    }
+
+    /// Whoever shows what nobody committed is caught at once, so no life comes to this one: what it says follows from the others.
+    #[test]
+    fn an_update_older_than_what_was_shown_before_it_is_rejected() {
+        rejected("began after 3 was shown", |truth| {
+            let began = truth.begins();
+            truth.read(CHUNK, began, 2, 3, &[0; 3]).unwrap_err();
+            wish(truth, 3, 3);
+            truth.committed(CHUNK, 3, 3)
+        });
+    }
+
+    #[test]
+    fn refusals_that_were_none_are_rejected() {
+        rejected("was refused, and is committed as version 2", |truth| truth.refused(2));
+        rejected("update 3 of inode-1/0 was refused and is version 3", |truth| {
+            wish(truth, 3, 3);
+            truth.refused(3)?;
+            truth.committed(CHUNK, 3, 3)
+        });
+        rejected("a refusal of nothing", |truth| truth.refused(3));
+    }
+
+    #[test]
+    fn acknowledgments_that_are_not_true_are_rejected() {
+        rejected("acknowledged as version 3, and is committed as None", |truth| {
+            wish(truth, 3, 3);
+            truth.acknowledged(CHUNK, 3, &ack(3))
+        });
+        rejected("acknowledged as version 1, and is committed as Some(2)", |truth| {
+            truth.acknowledged(CHUNK, 2, &ack(1))
+        });
+    }
+
+    #[test]
+    fn reads_that_cannot_be_are_rejected() {
+        let read = |truth: &mut Truth, version, bytes: &[u8]| {
+            let began = truth.begins();
+            truth.read(CHUNK, began, 2, version, bytes)
+        };
+        rejected("returned version 1 after 2 had been shown", |truth| read(truth, 1, &[0]));
+        rejected("which nobody committed: 2 is the last", |truth| read(truth, 3, &[0; 3]));
+        rejected("and other bytes than it has", |truth| read(truth, 2, &[0, 1]));
+        rejected("which is a removal", |truth| {
+            truth.wished(3, CHUNK, UpdateKind::Remove, Rc::default());
+            truth.committed(CHUNK, 3, 3)?;
+            read(truth, 3, &[])
+        });
+        rejected("a read found no inode-1/0 after version 2 had been shown", |truth| {
+            let began = truth.begins();
+            truth.read_nothing(CHUNK, began, 2)
+        });
+    }
+
+    #[test]
+    fn ends_that_the_history_does_not_have_are_rejected() {
+        let end = |replicas: [Held; 2]| move |truth: &mut Truth| truth.check_end(CHUNK, &replicas);
+        rejected("replicas 0 and 1 differ in the end", end([held(2, 2), held(1, 1)]));
+        rejected("ended with version 1, the history with 2, other bytes", end([held(1, 1), held(1, 1)]));
+        rejected("ended with version 1, the history with 2, the same bytes", end([held(1, 2), held(1, 2)]));
+        rejected("ended with version 2, the history with 2, other bytes", end([held(2, 1), held(2, 1)]));
+    }
+
+    /// Without a look at versions, by the register alone.
+    #[test]
+    fn what_clients_saw_is_rejected_without_versions() {
+        let mut truth = Truth::new(false);
+        for id in 1..=2 {
+            wish(&mut truth, id, id as u32);
+            truth.acknowledged(CHUNK, id, &ack(id)).unwrap();
+        }
+        let began = truth.begins();
+        truth.read(CHUNK, began, 0, 1, &[0]).unwrap();
+        assert!(
+            truth.check_register(CHUNK).unwrap_err().contains("no order of the operations explains them")
+        );
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::model::{Deed, Life};
 use super::{Common, LOCKS, count, directory, lock_name};
+use crate::chain::config::Canary;
 use crate::chain::kv::Road;
 use crate::chain::manager::OwnClock;
 use crate::chain::names::Around;
@@ -337,7 +338,7 @@ impl Client {
         self.sequence.set(sequence);
         let mut caller = CallerT::default();
         (caller.client, caller.incarnation) = (self.id.get(), 1);
-        if !self.common.unnumbered {
+        if self.common.canary != Some(Canary::RequestsUnnumbered) {
             (caller.sequence, caller.low_water) = (sequence, sequence);
         }
         Box::new(caller)

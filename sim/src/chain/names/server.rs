@@ -1,6 +1,7 @@
 //! A metadata server: the namespace, what it does unasked, and the world around it.
 
 use super::{Common, FS, count};
+use crate::chain::config::Canary;
 use crate::chain::kv::Road;
 use crate::chain::manager::OwnClock;
 use crate::tasks::{MILLI, Owner, Slot, Spawner};
@@ -92,6 +93,14 @@ impl Around {
         Ok(())
     }
 
+    /// Nothing hinders it, but for a canary.
+    fn reach(&self) -> Result<()> {
+        match self.common.canary {
+            Some(Canary::ChunksUnreached) => Err(ErrorCode::Unreachable.into()),
+            _ => Ok(()),
+        }
+    }
+
     async fn ask(&self, inode: InodeId, wanted: Wanted) -> Result<()> {
         if wanted == Wanted::Remove {
             self.common.removed.borrow_mut().insert(inode);
@@ -123,15 +132,17 @@ impl Random for Around {
 
 impl ChunkService for Around {
     async fn truncate_chunks(&self, inode: InodeId, _: &Layout, length: u64, _: u32) -> Result<()> {
-        self.ask(inode, Wanted::Truncate { length }).await
+        let removes = self.common.canary == Some(Canary::CutsRemove);
+        self.ask(inode, if removes { Wanted::Remove } else { Wanted::Truncate { length } }).await
     }
 
     async fn remove_chunks(&self, inode: InodeId, _: &Layout, _: Duration) -> Result<bool> {
+        self.reach()?;
         self.ask(inode, Wanted::Remove).await.map(|()| true)
     }
 
     async fn inode_length(&self, _: InodeId, _: &Layout) -> Result<u64> {
-        Ok(0)
+        self.reach().map(|()| 0)
     }
 
     fn routing(&self) -> Rc<RoutingInfo> {

@@ -184,6 +184,11 @@ impl World {
             }
             Err(error) => {
                 self.truth.counts.fenced += u64::from(error.code == ErrorCode::LeaseExpired);
+                if self.config.canary == Some(Canary::DoubtsCalledRefusals) {
+                    self.truth.refused(id)?;
+                    self.hand_back(client, Err(error));
+                    self.done(client);
+                }
                 // It is asked again when its patience ends.
             }
         }

@@ -79,8 +79,10 @@ impl World {
     /// A manager gives routing out: it never goes back, neither does the version of any chain, and one version is one routing.
     pub(super) fn given_out(&mut self, routing: &RoutingT) -> Result<Rc<RoutingInfo>, String> {
         let mut now = RoutingInfo::from_message(routing).map_err(|error| format!("routing: {error}"))?;
-        if self.config.canary == Some(Canary::ReignNotCounted) {
-            now.version = (now.version & u64::from(u32::MAX)) + 1;
+        match self.config.canary {
+            Some(Canary::ReignNotCounted) => now.version = (now.version & u64::from(u32::MAX)) + 1,
+            Some(Canary::RoutingUncounted) => now.version |= 1,
+            _ => {}
         }
         let before = &self.routing;
         if now.version < before.version {

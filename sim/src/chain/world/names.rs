@@ -13,8 +13,8 @@ impl World {
         let (timers, spawner) = (managers.timers.clone(), managers.tasks.spawner());
         let weather = Weather { loss: config.loss, slow: config.slow };
         let wire = Wire::new(timers.clone(), spawner.clone(), prng.fork(), weather);
-        let unnumbered = config.canary == Some(Canary::RequestsUnnumbered);
-        let plan = Plan { servers: config.servers, clients: config.namers, think: THINK, unnumbered };
+        let plan =
+            Plan { servers: config.servers, clients: config.namers, think: THINK, canary: config.canary };
         let place = (managers.store.clone(), Rc::clone(&managers.machines));
         let clock = |prng: &mut Prng| OwnClock::new(timers.clone(), DRIFT_PPM, prng);
         Names::new(&plan, wire, spawner, place, clock, &managers.outcomes, prng)
