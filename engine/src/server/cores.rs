@@ -2,14 +2,16 @@
 
 use super::Options;
 use super::home::{Home, HomeSlice};
+use super::membership::first;
 use super::plan::{CorePlan, Nic};
 use crate::disk::file::DiskFile;
-use crate::mesh::{Answer, ShardHandle, ShardMessage, ShardReport, answer};
+use crate::mesh::{Answer, Awaited, ShardHandle, ShardMessage, ShardReport, answer};
 use crate::shard::{Shard, ShardConfig, SliceSpec};
 use corefs_net::{Address, Identity, executor};
 use corefs_wire::{Error, ErrorCode, Result, ShardIndex, SliceIndex};
 use glommio::{ExecutorJoinHandle, Placement};
 use std::cell::RefCell;
+use std::future::Future;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
@@ -19,6 +21,8 @@ pub struct Core {
     pub address: Address,
     pub handle: ShardHandle,
     thread: RefCell<Option<ExecutorJoinHandle<()>>>,
+    /// How its loop ends, until [`failure`] waits for that.
+    end: RefCell<Option<Awaited<Result<()>>>>,
 }
 
 impl Core {
@@ -101,12 +105,13 @@ pub async fn start(
     }
     let (mut cores, mut unopened) = (Vec::new(), Vec::new());
     let (mut asked, mut failure) = (0, None);
-    for (shard, thread, awaited) in starting {
-        match awaited.await.and_then(|started| started) {
+    for Launched { shard, thread, started, end } in starting {
+        match started.await.and_then(|started| started) {
             Ok((handle, address, slices, failed)) => {
                 asked += slices;
                 unopened.extend(failed);
-                cores.push(Core { shard, address, handle, thread: RefCell::new(Some(thread)) });
+                let (thread, end) = (RefCell::new(Some(thread)), RefCell::new(Some(end)));
+                cores.push(Core { shard, address, handle, thread, end });
             }
             Err(error) => {
                 let _ended = thread.join();
@@ -139,28 +144,50 @@ fn numbered(path: &std::path::Path, index: usize) -> PathBuf {
 
 /// How to reach it, how many slices it was to open, and those that it couldn't.
 type Started = Result<(ShardHandle, Address, usize, Vec<(SliceIndex, Error)>)>;
-type Launched = (ShardIndex, ExecutorJoinHandle<()>, crate::mesh::Awaited<Started>);
+
+struct Launched {
+    shard: ShardIndex,
+    thread: ExecutorJoinHandle<()>,
+    started: Awaited<Started>,
+    end: Awaited<Result<()>>,
+}
 
 fn launch(config: ShardConfig, core: Option<usize>) -> Result<Launched> {
     let shard = config.shard;
-    let (tell, awaited) = answer();
+    let ((tell, started), (tell_end, end)) = (answer(), answer());
     let placement = core.map_or(Placement::Unbound, Placement::Fixed);
     let builder = executor::builder(placement).name(&format!("shard-{}", shard.0));
-    let thread = builder.spawn(move || serve(config, tell));
+    let thread = builder.spawn(move || serve(config, tell, tell_end));
     let thread = thread.map_err(|error| Error::new(ErrorCode::Os, format!("starting {shard}: {error}")))?;
-    Ok((shard, thread, awaited))
+    Ok(Launched { shard, thread, started, end })
 }
 
 /// The life of a shard's thread.
-async fn serve(config: ShardConfig, tell: Answer<Started>) {
-    let (index, slices) = (config.shard, config.slices.len());
+async fn serve(config: ShardConfig, tell: Answer<Started>, tell_end: Answer<Result<()>>) {
+    let slices = config.slices.len();
     let shard = match Shard::start(config) {
         Ok(shard) => shard,
         Err(error) => return tell.send(Err(error)),
     };
     tell.send(Ok((shard.handle(), shard.address().clone(), slices, shard.unopened().to_vec())));
-    if let Err(error) = shard.run() {
-        tracing::error!(shard = %index, %error, "the shard has ended");
+    // Whoever waits for it has heard.
+    let _ended = shard.run_telling(|end| tell_end.send(end.clone()));
+}
+
+/// Which shard's loop has failed first, and why. `None` when all have ended as they were told.
+pub fn failure(cores: &[Core]) -> impl Future<Output = Option<(ShardIndex, Error)>> + use<> {
+    let end = |core: &Core| {
+        let (shard, end) = (core.shard, core.end.take()?);
+        Some(Box::pin(async move { (shard, end.await.and_then(|end| end)) }))
+    };
+    let mut open: Vec<_> = cores.iter().filter_map(end).collect();
+    async move {
+        while !open.is_empty() {
+            if let (shard, Err(error)) = first(&mut open).await {
+                return Some((shard, error));
+            }
+        }
+        None
     }
 }
 
@@ -179,8 +206,8 @@ pub async fn reports(cores: &[Core]) -> Result<Vec<ShardReport>> {
     Ok(reports)
 }
 
-/// Drains all shards and joins their threads.
-pub async fn stop(cores: &[Core]) {
+/// Has these shards finish and write everything down.
+pub async fn drain(cores: impl IntoIterator<Item = &Core>) {
     let mut awaited = Vec::new();
     for core in cores {
         let (tell, wait) = answer();
@@ -192,5 +219,10 @@ pub async fn stop(cores: &[Core]) {
         // A shard that ended without an answer has ended all the same.
         let _drained = wait.await;
     }
+}
+
+/// Drains all shards and joins their threads.
+pub async fn stop(cores: &[Core]) {
+    drain(cores).await;
     cores.iter().for_each(Core::join);
 }

@@ -9,6 +9,7 @@ use crate::event::Nanos;
 use crate::mesh::ShardMessage;
 use crate::shard::boottime;
 use corefs_net::{Address, Node, executor};
+use corefs_wire::control::Call;
 use corefs_wire::control::mgmtd::{
     GetRoutingT, NodeHeartbeatT, NodeRegisteredT, RegisterNodeT, RoutingT, SliceInfoT,
 };
@@ -26,6 +27,9 @@ use std::time::Duration;
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long a manager may wait for news of routing before it says that there are none.
 const NEWS: Duration = Duration::from_secs(30);
+/// How long a manager that is asked to take the node in may be silent before the next one is asked too. A part of a lease: one whose machine
+/// is gone must not use that up.
+const SILENCE: Duration = Duration::from_millis(200);
 /// Pause between rounds over all managers.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Rounds between two lines in the log while no manager answers.
@@ -48,6 +52,8 @@ pub struct Member {
 pub struct Registered {
     pub reply: NodeRegisteredT,
     pub sent: Nanos,
+    /// Position of the manager.
+    pub by: usize,
 }
 
 /// The slices of a node that its shards haven't opened yet. Those whose disk isn't `there` are dead.
@@ -70,8 +76,13 @@ pub fn cluster(registered: &NodeRegisteredT) -> Result<Uuid> {
 }
 
 /// Registers with whichever manager leads. Waits for one as long as it takes; only what waiting can't heal is an error: what the one that
-/// leads says, and what all say that say anything.
-pub async fn register(control: &Node, managers: &[Address], member: &Member) -> Result<Registered> {
+/// leads says, and what all say that say anything. Begins with the manager at `begin`; a round asks each of them once.
+pub async fn register(
+    control: &Node,
+    managers: &[Address],
+    begin: usize,
+    member: &Member,
+) -> Result<Registered> {
     let mut request = RegisterNodeT::default();
     request.node = member.node.map_or(0, |node| node.0);
     request.incarnation = member.incarnation;
@@ -81,11 +92,11 @@ pub async fn register(control: &Node, managers: &[Address], member: &Member) -> 
     request.slices.clone_from(&member.slices);
     for round in 0u32.. {
         let mut refusals = Vec::new();
-        for manager in managers {
-            let sent = boottime();
-            match control.ask(manager, &request, ANSWER).await {
-                Ok(reply) => return Ok(Registered { reply, sent }),
-                Err(error) => refusals.push(error.of(manager)),
+        let mut asking = Asking::new(control, managers, begin, &request, (SILENCE, ANSWER));
+        while let Some((by, sent, answer)) = asking.next().await {
+            match answer {
+                Ok(reply) => return Ok(Registered { reply, sent, by }),
+                Err(error) => refusals.push(error),
             }
         }
         let last_of_a_line = round % ROUNDS_PER_LINE == ROUNDS_PER_LINE - 1;
@@ -118,8 +129,72 @@ fn hopeless(refusals: &[Error], patience_ends: bool) -> Option<usize> {
     refusals.iter().position(fatal).filter(|_| only_strangers)
 }
 
+/// One question to managers, of whom one knows the answer: each is asked when the one before has refused, or has said nothing for a while.
+struct Asking<'a, C: Call> {
+    control: &'a Node,
+    managers: &'a [Address],
+    begin: usize,
+    call: &'a C,
+    silence: Duration,
+    within: Duration,
+    asked: usize,
+    open: Vec<Pin<Box<dyn Future<Output = Answer<C>> + 'a>>>,
+}
+
+/// Of which manager, when it was asked, and what it says.
+type Answer<C> = (usize, Nanos, Result<<C as Call>::Reply>);
+
+impl<'a, C: Call> Asking<'a, C> {
+    /// `silence`: how long one may have for itself; `within`: how long it has at most.
+    fn new(
+        control: &'a Node,
+        managers: &'a [Address],
+        begin: usize,
+        call: &'a C,
+        (silence, within): (Duration, Duration),
+    ) -> Self {
+        Self { control, managers, begin, call, silence, within, asked: 0, open: Vec::new() }
+    }
+
+    /// The next answer, in the order in which they come. `None` when all have answered, or had their time.
+    async fn next(&mut self) -> Option<Answer<C>> {
+        loop {
+            if self.asked < self.managers.len() {
+                let position = (self.begin + self.asked) % self.managers.len();
+                self.asked += 1;
+                self.open.push(Box::pin(self.ask(position)));
+            }
+            if self.open.is_empty() {
+                return None;
+            }
+            let (control, silence, more) = (self.control, self.silence, self.asked < self.managers.len());
+            let silent = async {
+                match more {
+                    true => control.sleep(silence).await,
+                    false => std::future::pending().await,
+                }
+                None
+            };
+            let answer = future::or(async { Some(first(&mut self.open).await) }, silent).await;
+            if answer.is_some() {
+                return answer;
+            }
+        }
+    }
+
+    fn ask(&self, position: usize) -> impl Future<Output = Answer<C>> + use<'a, C> {
+        let (control, call, within) = (self.control, self.call, self.within);
+        let manager = &self.managers[position];
+        async move {
+            let sent = boottime();
+            let answer = control.ask(manager, call, within).await;
+            (position, sent, answer.map_err(|error| error.of(manager)))
+        }
+    }
+}
+
 /// The outcome of the first of some futures to end, which is taken out.
-async fn first<F: Future + Unpin>(open: &mut Vec<F>) -> F::Output {
+pub(super) async fn first<F: Future + Unpin>(open: &mut Vec<F>) -> F::Output {
     poll_fn(|context| {
         for at in 0..open.len() {
             if let Poll::Ready(outcome) = Pin::new(&mut open[at]).poll(context) {
@@ -176,7 +251,8 @@ impl Membership {
 
     /// A manager took us in.
     pub fn registered(&self, registered: Registered) -> Result<()> {
-        let Registered { reply, sent } = registered;
+        let Registered { reply, sent, by } = registered;
+        self.primary.set(by);
         self.member.borrow_mut().node = Some(NodeId(reply.node));
         self.route(&reply.routing)?;
         self.leased(sent, reply.lease_ms);
@@ -291,29 +367,12 @@ impl Membership {
     async fn renew(&self, request: &NodeHeartbeatT) -> Result<()> {
         let (of, lease) = (self.managers.len(), self.lease.get());
         let within = if of > 1 { lease / 2 } else { ANSWER.min(lease) };
-        let ask = |turn: usize| {
-            let position = (self.primary.get() + turn) % of;
-            async move {
-                let sent = boottime();
-                (position, sent, self.control.ask(&self.managers[position], request, within).await)
-            }
-        };
         let mut refusal = Error::from(ErrorCode::Unreachable);
-        let (mut asked, mut open) = (0, Vec::new());
-        while asked < of || !open.is_empty() {
-            if asked < of {
-                open.push(Box::pin(ask(asked)));
-                asked += 1;
-            }
-            let silence = async {
-                match asked < of {
-                    true => self.control.sleep(lease / 5).await,
-                    false => std::future::pending().await,
-                }
-                None
-            };
-            match future::or(async { Some(first(&mut open).await) }, silence).await {
-                Some((position, sent, Ok(reply))) => {
+        let (begin, times) = (self.primary.get(), (lease / 5, within));
+        let mut asking = Asking::new(&self.control, &self.managers, begin, request, times);
+        while let Some((position, sent, answer)) = asking.next().await {
+            match answer {
+                Ok(reply) => {
                     self.primary.set(position);
                     if let Some(routing) = &reply.routing {
                         self.route(routing)?;
@@ -322,9 +381,8 @@ impl Membership {
                     return Ok(());
                 }
                 // Only whoever leads says that; what the others say is of no interest then.
-                Some((_, _, Err(_))) if refusal.code == ErrorCode::NodeConflict => {}
-                Some((position, _, Err(error))) => refusal = error.of(&self.managers[position]),
-                None => {}
+                Err(_) if refusal.code == ErrorCode::NodeConflict => {}
+                Err(error) => refusal = error,
             }
         }
         // Whoever was asked first isn't the first any more: it may be the one that stands still.
@@ -335,7 +393,8 @@ impl Membership {
     /// Says again who we are.
     async fn introduce(&self) -> Result<()> {
         let member = self.member.borrow().clone();
-        let registered = register(&self.control, &self.managers, &member).await?;
+        let begin = self.primary.get();
+        let registered = register(&self.control, &self.managers, begin, &member).await?;
         self.known.set(member.slices.len());
         self.registered(registered)
     }
@@ -367,6 +426,11 @@ impl Membership {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use corefs_net::{Identity, NodeConfig, Request, Responder, Role, Service};
+    use corefs_wire::control::Message;
+    use glommio::Placement;
+    use std::net::TcpListener;
+    use std::time::Instant;
 
     #[test]
     fn one_manager_that_cannot_be_talked_to_keeps_no_node_out() {
@@ -385,5 +449,79 @@ mod tests {
         check(&[NotPrimary, InvalidArgument, Unreachable], false, Some(1));
         check(&[Unreachable, NotPrimary], true, None);
         check(&[], true, None);
+    }
+
+    /// A manager that leads.
+    struct Leader;
+
+    impl Service for Leader {
+        fn request(&self, _: Request, responder: Responder) {
+            let mut reply = NodeRegisteredT::default();
+            (reply.node, reply.lease_ms) = (4, 1000);
+            responder.ok(&reply.encode(), None);
+        }
+    }
+
+    /// One that doesn't.
+    struct Follower(ErrorCode);
+
+    impl Service for Follower {
+        fn request(&self, _: Request, responder: Responder) {
+            responder.err(&self.0.into());
+        }
+    }
+
+    fn endpoint(role: Role) -> Node {
+        let identity = Identity { role, id: 1, incarnation: 1, cluster: Uuid::NIL, secret: None };
+        Node::start(NodeConfig { pool_bytes: 1 << 20, ..NodeConfig::new(identity) }).unwrap()
+    }
+
+    fn manager(service: impl Service + 'static) -> (Node, Address) {
+        let node = endpoint(Role::Manager);
+        node.serve(Rc::new(service));
+        let address = node.listen(&"127.0.0.1:0".parse().unwrap()).unwrap();
+        (node, address)
+    }
+
+    #[test]
+    fn managers_that_are_gone_do_not_use_up_the_lease_of_who_registers_again() {
+        let executor = executor::builder(Placement::Unbound).make().unwrap();
+        executor.run(async {
+            // The kernel takes connections for them, and nobody ever says a word.
+            let gone = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+            let mut managers: Vec<Address> =
+                gone.iter().map(|gone| Address::from(gone.local_addr().unwrap())).collect();
+            let (follower, address) = manager(Follower(ErrorCode::NotPrimary));
+            managers.push(address);
+            let (leader, address) = manager(Leader);
+            managers.push(address);
+            let control = endpoint(Role::Storage);
+            let member = Member {
+                node: Some(NodeId(4)),
+                incarnation: 1,
+                domain: String::new(),
+                control: String::new(),
+                shards: Vec::new(),
+                slices: Vec::new(),
+                resync_rate: 1,
+            };
+            let began = Instant::now();
+            let registered = register(&control, &managers, 0, &member).await.unwrap();
+            let took = began.elapsed();
+            assert_eq!((registered.reply.node, registered.by), (4, 3));
+            assert!(took < Duration::from_secs(1), "{took:?}, and a lease is one second");
+            // Whoever answered last is asked first, and nobody else if that one answers.
+            let began = Instant::now();
+            assert_eq!(register(&control, &managers, 3, &member).await.unwrap().by, 3);
+            assert!(began.elapsed() < SILENCE);
+            // What waiting can't heal is still an error, whoever else is silent.
+            let (stranger, address) = manager(Follower(ErrorCode::NodeConflict));
+            managers[3] = address;
+            let refused = register(&control, &managers, 0, &member).await.err().unwrap();
+            assert_eq!(refused.code, ErrorCode::NodeConflict);
+            for node in [control, follower, leader, stranger] {
+                node.shutdown().await;
+            }
+        });
     }
 }

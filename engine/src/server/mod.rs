@@ -5,6 +5,7 @@
 //! | [`home`] | the node's directory |
 //! | `cores` | starting and joining the shards' threads |
 //! | `disks` | disks that are added while it runs |
+//! | `failure` | what becomes of the process when a shard fails |
 //! | `membership` | registering, heartbeats, leases, routing |
 //! | [`plan`] | which cores the shards run on |
 //! | `process` | who this process is and what it has counted |
@@ -15,6 +16,7 @@ pub mod plan;
 
 mod cores;
 mod disks;
+mod failure;
 mod membership;
 mod process;
 mod scrub;
@@ -145,7 +147,7 @@ impl StorageServer {
             // Nobody can reach us under these addresses before we serve on them; whoever tries, tries again.
             let control = Node::start(config(identity(None, Uuid::NIL)))?;
             member.control = format!("{}", Address::from(std::net::SocketAddr::new(options.listen, 1)));
-            let registered = membership::register(&control, &options.managers, &member).await;
+            let registered = membership::register(&control, &options.managers, 0, &member).await;
             control.shutdown().await;
             let registered = registered?.reply;
             home.join(NodeId(registered.node), membership::cluster(&registered)?)?;
@@ -175,7 +177,7 @@ impl StorageServer {
         member.control = address.to_string();
         let cores = Rc::new(cores);
         control.serve(Rc::new(process::ProcessService::new(Rc::clone(&cores), options.scrub_rate)));
-        let registered = match membership::register(&control, &options.managers, &member).await {
+        let registered = match membership::register(&control, &options.managers, 0, &member).await {
             Ok(registered) => registered,
             Err(error) => {
                 cores::stop(&cores).await;
@@ -189,6 +191,8 @@ impl StorageServer {
         membership.registered(registered)?;
         let beating = Rc::clone(&membership);
         glommio::spawn_local(async move { beating.run().await }).detach();
+        let failing = failure::watch(Rc::clone(&cores), Rc::clone(&membership));
+        glommio::spawn_local(failing).detach();
         let following = Rc::clone(&membership);
         glommio::spawn_local(async move { following.follow().await }).detach();
         let home = Rc::new(RefCell::new(home));
