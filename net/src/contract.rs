@@ -62,6 +62,10 @@ pub enum Flow {
 
 /// Who takes the frames of a [`Transport`](crate::Transport). Calls come only from within its `complete` and `advance`.
 pub trait FrameSink {
+    /// What is announced next may have come until now, and not only until the turn began: a clock that decides about it is to be read again. Called by
+    /// drivers that take what has come while they announce it; those that are given completions announce what came before these were gathered.
+    fn taken(&mut self) {}
+
     /// Where the `header.data_len()` (> 0) bytes behind this frame go. Header and body have been checked. `here`: the data, if all
     /// of them have arrived in memory that may be lent ([`Tcp::lend`](crate::Tcp::lend)); to take them so costs no copy,
     /// and keeps the block that they arrived in from other use until they are dropped.

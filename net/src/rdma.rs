@@ -363,6 +363,9 @@ impl Rdma {
         }
         self.tcp.advance(now, &mut Filter { inner: &mut self.inner, sink });
         self.inner.poll();
+        if !self.inner.ready.is_empty() {
+            sink.taken();
+        }
         self.run_errands(sink);
         let mut looked_at =
             std::mem::replace(&mut self.inner.ready, std::mem::take(&mut self.inner.spare_ready));

@@ -173,6 +173,35 @@ pub struct Disks {
     durability: Durability,
     /// What disks were told to hold nothing.
     discarded_bytes: u64,
+    /// Transfers that never complete, and those that didn't.
+    #[cfg(test)]
+    pub(crate) hangs: Option<fn(Io) -> bool>,
+    #[cfg(test)]
+    pub(crate) hung: Vec<Token>,
+}
+
+/// What came of trying the ways to a disk: may be done elsewhere than in the shard that takes it, because a disk that doesn't answer is waited for.
+pub struct Trial {
+    survey: Survey,
+    /// Up to the first that works, and whether its commands may name registered memory.
+    tried: Vec<(Way, Result<bool>)>,
+}
+
+impl Trial {
+    /// Tries what `choice` allows. `choice` is to be that of the shard.
+    pub fn of(choice: Choice, open: &DiskFile) -> Self {
+        let survey = Survey::of(open.path());
+        let mut tried = Vec::new();
+        for way in survey.ways(choice) {
+            let works = try_way(way, &survey, open);
+            let done = works.is_ok();
+            tried.push((way, works));
+            if done {
+                break;
+            }
+        }
+        Self { survey, tried }
+    }
 }
 
 impl Disks {
@@ -184,14 +213,29 @@ impl Disks {
     /// Takes a disk over, by the shortest way that works: each is tried with a read. `BadConfig`, with the reasons, if the way that is
     /// wanted doesn't.
     pub fn add(&mut self, ring: &mut Ring, pool: &Pool, open: DiskFile) -> Result<DiskIndex> {
-        let mut survey = Survey::of(open.path());
+        let trial = Trial::of(self.choice, &open);
+        self.add_tried(ring, pool, open, trial)
+    }
+
+    /// As [`add`](Self::add), without waiting for the disk: its ways have been tried.
+    pub fn add_tried(
+        &mut self,
+        ring: &mut Ring,
+        pool: &Pool,
+        open: DiskFile,
+        trial: Trial,
+    ) -> Result<DiskIndex> {
+        let Trial { mut survey, mut tried } = trial;
         let mut refused = survey.obstacles(self.choice);
         if let (Choice::Auto, Err(why), Ok(())) = (self.choice, &survey.passthrough, &survey.polled) {
             tracing::warn!(disk = %open.path().display(), %why, "a disk with queues for polling isn't reached by passthrough");
         }
         for way in survey.ways(self.choice) {
-            let tried = try_way(way, &survey, &open);
-            match tried.and_then(|fixed| self.route(ring, pool, (way, fixed), &mut survey, &open)) {
+            let known = tried.iter().position(|(tried, _)| *tried == way);
+            let works = known.map(|at| tried.swap_remove(at).1);
+            // Not tried before if the way before it worked, and then couldn't be taken.
+            let works = works.unwrap_or_else(|| try_way(way, &survey, &open));
+            match works.and_then(|fixed| self.route(ring, pool, (way, fixed), &mut survey, &open)) {
                 Ok(route) => {
                     tracing::info!(disk = %open.path().display(), %way, obstacles = ?refused, "the way to a disk");
                     let index = DiskIndex(self.disks.len() as u16);
@@ -303,6 +347,21 @@ impl Disks {
         }
     }
 
+    /// On which disk a slice is, for people.
+    pub fn path_of(&self, slice: SliceIndex) -> &Path {
+        let place = self.places[usize::from(slice.0)].expect("only placed slices are used");
+        self.path(place.disk)
+    }
+
+    pub fn path(&self, disk: DiskIndex) -> &Path {
+        self.disks[usize::from(disk.0)].open.path()
+    }
+
+    /// By which ways disks may be reached.
+    pub fn choice(&self) -> Choice {
+        self.choice
+    }
+
     /// By which way a disk is reached.
     pub fn way(&self, disk: DiskIndex) -> Way {
         self.disks[usize::from(disk.0)].way
@@ -355,6 +414,10 @@ impl Disks {
         len: u32,
         io: Io,
     ) {
+        #[cfg(test)]
+        if self.hangs(io) {
+            return;
+        }
         let (disk, offset) = self.locate(slice, offset, len);
         match &self.disks[disk].route {
             // SAFETY: passed on to the caller.
@@ -375,6 +438,10 @@ impl Disks {
         len: u32,
         io: Io,
     ) {
+        #[cfg(test)]
+        if self.hangs(io) {
+            return;
+        }
         if let Some(recorder) = &mut self.recorder {
             // SAFETY: the caller promises that the bytes are valid.
             let bytes = unsafe { std::slice::from_raw_parts(from, len as usize) };
@@ -412,6 +479,10 @@ impl Disks {
     /// Everything that has completed before is to be durable.
     pub fn flush(&mut self, ring: &mut Ring, disk: DiskIndex, now: Nanos) {
         let token = Io::Flush { disk }.token();
+        #[cfg(test)]
+        if self.hangs(Io::Flush { disk }) {
+            return;
+        }
         if let Some(recorder) = &mut self.recorder {
             let there = |(index, place): (usize, &Option<Place>)| {
                 place.is_some_and(|place| place.disk == disk).then_some(SliceIndex(index as u16))
@@ -469,6 +540,13 @@ impl Disks {
         if let Some(recorder) = self.recorder.as_mut().filter(|_| completion.result >= 0) {
             recorder.complete(io.token(), matches!(io, Io::Flush { .. }));
         }
+    }
+
+    #[cfg(test)]
+    fn hangs(&mut self, io: Io) -> bool {
+        let hangs = self.hangs.is_some_and(|hangs| hangs(io));
+        self.hung.extend(hangs.then(|| io.token()));
+        hangs
     }
 
     #[inline]

@@ -3,6 +3,7 @@
 //! Nothing here touches ring, socket or disk: requests become events, and what is to be done waits in `outputs` and `ready`
 //! until the turn performs it.
 
+use super::boottime;
 use super::counters::Counters;
 use super::filling;
 use super::links::{Links, Sent};
@@ -343,8 +344,8 @@ impl Desk {
         let began = self.now;
         let (target, chunk) = (entry.target(), entry.chunk());
         self.reads_with(requester.conn, buffer.len());
-        let read =
-            ReadOp { requester, began, target, chunk, buffer, slice, plan: None, left: 0, failed: None };
+        let (plan, left, asked, failed) = (None, 0, 0, None);
+        let read = ReadOp { requester, began, target, chunk, buffer, slice, plan, left, asked, failed };
         let op = self.ops.insert(Op::Read(read));
         self.targets.handle(self.now, Event::Read { op, entry }, &mut self.outputs);
     }
@@ -409,6 +410,7 @@ impl Desk {
             forward: None,
             ticket: 0,
             left: 0,
+            asked: 0,
             failed: false,
             ended: false,
         };
@@ -484,6 +486,11 @@ impl Desk {
 }
 
 impl FrameSink for Desk {
+    /// A lease may have run out since the turn began, if the process stood still before the requests were taken.
+    fn taken(&mut self) {
+        self.now = boottime();
+    }
+
     fn place(&mut self, conn: ConnId, header: &Header, body: &[u8], _here: Option<Buffer>) -> Placement {
         if header.kind() == Kind::Reply {
             return self.place_fetched(conn, header);
@@ -627,5 +634,23 @@ fn verify_payload(
             let what = "the payload was damaged on its way";
             Err(Error::mismatch(ErrorCode::ChecksumMismatch, expected.into(), actual.into(), what))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use corefs_wire::{NodeId, ShardIndex};
+
+    /// What a queue pair has completed since the turn began is judged by a clock that was read since.
+    #[test]
+    fn the_clock_is_read_again_when_requests_are_taken_later() {
+        let targets = Targets::new(NodeId(1), ShardIndex(0));
+        let mut desk = Desk::new(Pool::new(1 << 20).unwrap(), targets, false);
+        desk.now = boottime();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let before = boottime();
+        desk.taken();
+        assert!((before..=boottime()).contains(&desk.now));
     }
 }

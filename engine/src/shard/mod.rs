@@ -9,6 +9,8 @@
 //! | `turn` | the loop: gather, decide, perform, park |
 //! | `perform` | does what the targets decided; tells them what became of it |
 //! | `reads`, `updates`, `forward` | the three roads through it |
+//! | `joining` | slices of a disk that comes while it serves |
+//! | `patience` | disks that don't answer |
 //! | `filling` | what is said to and by a replica that is being filled |
 //! | `upkeep` | verifying what is stored, and writing good blocks over bad ones |
 //! | [`ops`], [`links`], [`counters`] | its tables |
@@ -20,6 +22,10 @@ pub mod ops;
 
 mod filling;
 mod forward;
+#[cfg(test)]
+mod ground;
+mod joining;
+mod patience;
 mod perform;
 mod reads;
 mod turn;
@@ -104,6 +110,8 @@ struct BatchWrite {
     slice: SliceIndex,
     memory: BatchMemory,
     len: u32,
+    /// In which step it was asked for.
+    asked: u32,
 }
 
 /// See the module's documentation. `!Send`.
@@ -116,6 +124,8 @@ pub struct Shard {
     batches: Slab<BatchWrite>,
     checks: Slab<upkeep::Checking>,
     mends: Slab<upkeep::Mending>,
+    joining: Vec<joining::Joining>,
+    patience: patience::Patience,
     handle: ShardHandle,
     mailbox: Receiver<ShardMessage>,
     routing: RoutingInfo,
@@ -196,6 +206,8 @@ impl Shard {
             batches: Slab::new(),
             checks: Slab::new(),
             mends: Slab::new(),
+            joining: Vec::new(),
+            patience: patience::Patience::default(),
             handle,
             mailbox,
             routing: RoutingInfo::default(),
@@ -267,24 +279,6 @@ impl Shard {
         let wrong = healths.iter_mut().filter(|health| health.unreached != 0 && open(health.unreached));
         wrong.for_each(|health| health.unreached = 0);
         healths
-    }
-
-    /// Takes slices of a further disk into use, all or none. The turn waits for the disk: a disk isn't added every day.
-    fn add_disk(&mut self, disk: DiskFile, slices: Vec<(SliceIndex, Extent, Uuid)>) -> Result<()> {
-        let mut file = disk.share()?;
-        let mut opened = Vec::new();
-        for (index, extent, store) in slices {
-            let spec = SliceSpec { index, disk: 0, extent, store, format: false };
-            let found = open_slice(&mut file, (self.cluster, self.node), &spec);
-            opened.push((spec, found.map_err(|error| error.of(disk.path().display()))?));
-        }
-        let disk = self.disks.add(&mut self.ring, &self.desk.pool, disk)?;
-        for (spec, (store, report)) in opened {
-            self.recovered.push((spec.index, report));
-            self.disks.place(spec.index, disk, spec.extent);
-            self.desk.targets.add_slice(spec.index, disk, store);
-        }
-        Ok(())
     }
 
     fn take_routing(&mut self, routing: RoutingInfo) {

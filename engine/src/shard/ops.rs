@@ -25,8 +25,9 @@ pub struct ReadOp {
     pub buffer: Buffer,
     pub slice: SliceIndex,
     pub plan: Option<ReadPlan>,
-    /// Disk reads in flight.
+    /// Disk reads in flight, and in which step the first was asked for (see [`Patience`](super::patience::Patience)).
     pub left: u32,
+    pub asked: u32,
     /// One of them failed with this error number, or came up short (0).
     pub failed: Option<i32>,
 }
@@ -56,8 +57,9 @@ pub struct UpdateOp {
     pub forward: Option<usize>,
     /// Under which number it was read back, to be told.
     pub ticket: u64,
-    /// Disk transfers in flight.
+    /// Disk transfers in flight, and in which step the first was asked for.
     pub left: u32,
+    pub asked: u32,
     pub failed: bool,
     /// The targets need it no more: it goes when nothing is in flight.
     pub ended: bool,
@@ -131,6 +133,11 @@ impl Ops {
             Op::Update(update) => Some(update),
             Op::Read(_) => None,
         }
+    }
+
+    /// All of them, to be looked at.
+    pub fn iter(&self) -> impl Iterator<Item = &Op> {
+        self.0.iter().map(|(_, op)| op)
     }
 
     /// All of them, at the end of the shard.

@@ -65,6 +65,7 @@ impl Shard {
             Output::WriteBatch { slice, writes } => self.write_batch(slice, writes),
             Output::Flush { disk } => {
                 self.desk.counters.flushes += 1;
+                self.patience.flushes(disk);
                 self.disks.flush(&mut self.ring, disk, self.desk.now);
             }
             Output::Forward { op, target, chunk, attempt, to, version, chain_version, base } => {
@@ -105,6 +106,10 @@ impl Shard {
             Io::Batch { slot } => self.batch_done(slot, result),
             Io::Check { slot, part } => self.check_done(slot, part, result),
             Io::Mend { slot, part } => self.mend_done(slot, part, result),
+            // Its disk was given up, and all slices on it. Only that it failed is still worth knowing, for other shards.
+            Io::Flush { disk } if !self.patience.flushed(disk) => {
+                let _late = self.disks.flushed(disk, check_transfer(result, 0));
+            }
             Io::Flush { disk } => match self.disks.flushed(disk, check_transfer(result, 0)) {
                 Ok(()) => {
                     self.desk.counters.flush_nanos += self.desk.now - self.disks.flush_began(disk);

@@ -18,6 +18,7 @@ impl Shard {
     pub(super) fn start_read(&mut self, op: OpId, slice: SliceIndex, plan: ReadPlan) {
         let read = self.desk.ops.read(op);
         read.slice = slice;
+        read.asked = self.patience.step();
         for piece in plan.pieces.iter().filter(|piece| piece.disk_offset.is_none()) {
             let start = piece.first as usize * BLOCK;
             let zeroed = read.buffer.zero(start..start + piece.blocks as usize * BLOCK);

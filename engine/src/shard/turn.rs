@@ -38,19 +38,21 @@ pub fn boottime() -> Nanos {
 
 impl Shard {
     /// Runs until it is told to stop, or until its ring is unusable. The thread is the shard's alone: it blocks in its ring.
-    pub fn run(mut self) -> Result<()> {
+    pub fn run(self) -> Result<()> {
+        self.run_telling(|_| ())
+    }
+
+    /// As [`run`](Self::run); `tell` hears of the end before what is in flight is waited for, which takes long where a disk hangs.
+    pub fn run_telling(mut self, tell: impl FnOnce(&Result<()>)) -> Result<()> {
         let result = self.turns();
+        tell(&result);
         self.dispose();
         result
     }
 
     fn turns(&mut self) -> Result<()> {
         loop {
-            let rest = self.may_rest();
-            if rest {
-                self.arm_timer();
-            }
-            self.disks.gather(&mut self.ring, rest, &mut self.carrier, &mut self.completions)?;
+            self.rest()?;
             self.turn();
             if matches!(self.ending, Ending::Now) {
                 return Ok(());
@@ -58,13 +60,25 @@ impl Shard {
         }
     }
 
+    /// Gathers what has completed, and waits for that if nothing else is to be done.
+    pub(super) fn rest(&mut self) -> Result<()> {
+        let rest = self.may_rest();
+        if rest {
+            self.arm_timer();
+        }
+        self.disks.gather(&mut self.ring, rest, &mut self.carrier, &mut self.completions)
+    }
+
     /// One turn.
-    fn turn(&mut self) {
+    pub(super) fn turn(&mut self) {
         self.desk.now = boottime();
         self.desk.counters.turns += 1;
         // First: whoever was told something by another core, and then asks, finds it done.
         if self.ring.heard_alarm() {
             self.read_mail();
+        }
+        if !self.joining.is_empty() {
+            self.take_joining();
         }
         let mut completions = std::mem::take(&mut self.completions);
         let mut each = completions.drain(..).peekable();
@@ -80,6 +94,7 @@ impl Shard {
         }
         drop(each);
         self.completions = completions;
+        self.end_silent_slices();
         self.carrier.advance(Instant::now(), &mut self.desk);
         self.perform();
         self.desk.feed(|conn| self.carrier.queued(conn));
@@ -112,7 +127,11 @@ impl Shard {
             Ending::Draining { until, .. } => Some(Duration::from_nanos(until.saturating_sub(now)).min(TICK)),
             _ => None,
         };
-        let Some(wait) = [tick, due, ending].into_iter().flatten().min() else { return };
+        let joining = (!self.joining.is_empty()).then_some(TICK);
+        let Some(wait) = [tick, due, ending, joining, self.patience_ends(now)].into_iter().flatten().min()
+        else {
+            return;
+        };
         let wait = wait.clamp(Duration::from_micros(100), SLEEP_MAX);
         let at = now + wait.as_nanos() as Nanos;
         if self.timer.is_none_or(|armed| armed > at) {
@@ -132,7 +151,7 @@ impl Shard {
                     self.end_lost_slices();
                     answer.send(self.report());
                 }
-                ShardMessage::AddDisk { disk, slices, answer } => answer.send(self.add_disk(disk, slices)),
+                ShardMessage::AddDisk { disk, slices, answer } => self.add_disk(disk, slices, answer),
                 ShardMessage::Scrub { rate } => drop(self.desk.targets.scrub_now(rate)),
                 ShardMessage::Drain(answer) => {
                     self.desk.targets.drain();
@@ -176,7 +195,7 @@ impl Shard {
     }
 
     /// Gives all plans back: the store insists.
-    fn dispose(&mut self) {
+    pub(super) fn dispose(&mut self) {
         self.ring.drain();
         self.disks.drain();
         let mut plans = Vec::new();
@@ -197,5 +216,5 @@ impl Shard {
     }
 }
 
-/// How often a shard that is stopping looks whether it is done.
+/// How often a shard looks whether it has stopped, or a disk has been opened.
 const TICK: Duration = Duration::from_millis(10);

@@ -46,6 +46,7 @@ impl Shard {
             block::zero_around(memory, &place);
         }
         update.failed = false;
+        update.asked = self.patience.step();
         for (part, (merge, old)) in merges.iter().zip(old.iter().flatten()).enumerate() {
             update.left += 1;
             let io = Io::Merge { op: op.0 as u32, part: part as u16 };
@@ -103,6 +104,7 @@ impl Shard {
         update.batch = batch;
         update.slice = slice;
         update.failed = false;
+        update.asked = self.patience.step();
         if let Some(buffer) = &update.buffer {
             for (part, write) in writes.iter().enumerate() {
                 let (start, len) = (write.first as usize * BLOCK, write.blocks as usize * BLOCK);
@@ -175,14 +177,15 @@ impl Shard {
             };
             self.desk.counters.disk_writes += 1;
             self.desk.counters.disk_write_bytes += u64::from(len);
-            let slot = self.batches.insert(BatchWrite { slice, memory, len }) as u32;
+            let asked = self.patience.step();
+            let slot = self.batches.insert(BatchWrite { slice, memory, len, asked }) as u32;
             // SAFETY: the memory is kept in the table, unchanged, until the completion.
             unsafe { self.disks.write(&mut self.ring, slice, offset, from, len, Io::Batch { slot }) };
         }
     }
 
     pub(super) fn batch_done(&mut self, slot: u32, result: i32) {
-        let BatchWrite { slice, memory, len } = self.batches.remove(slot as usize);
+        let BatchWrite { slice, memory, len, .. } = self.batches.remove(slot as usize);
         drop(memory);
         match check_transfer(result, len as usize) {
             Ok(()) => self.desk.tell(Event::BatchWritten { slice }),
@@ -257,6 +260,7 @@ impl Shard {
             forward: None,
             ticket,
             left: 0,
+            asked: self.patience.step(),
             failed: short,
             ended: false,
         };

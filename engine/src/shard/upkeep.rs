@@ -4,6 +4,7 @@ use super::Shard;
 use super::desk::Desk;
 use super::links::{Fetch, Sent};
 use super::ops::{Op, ReadOp, Requester};
+use super::patience::Since;
 use super::reads::check_transfer;
 use crate::disk::uring::Io;
 use crate::event::Event;
@@ -24,10 +25,12 @@ const SINGLE: u16 = STEP as u16;
 pub struct Checking {
     ticket: u64,
     slice: SliceIndex,
-    plan: ReadPlan,
+    /// `None`: the disk was given up, and the step is kept for its memory.
+    plan: Option<ReadPlan>,
     buffer: Buffer,
-    /// Reads in flight.
+    /// Reads in flight, and in which step (of time) the last was asked for.
     left: u32,
+    asked: u32,
     unreadable: u128,
 }
 
@@ -35,10 +38,12 @@ pub struct Checking {
 pub struct Mending {
     ticket: u64,
     slice: SliceIndex,
-    plan: ReadPlan,
+    /// As above.
+    plan: Option<ReadPlan>,
     buffer: Buffer,
     writes: Vec<DataWrite>,
     left: u32,
+    asked: u32,
     result: Result<()>,
 }
 
@@ -55,9 +60,10 @@ impl Shard {
             let bad = Err(Error::new(ErrorCode::Overloaded, "no memory to look at it now"));
             return self.desk.tell(Event::Checked { ticket, slice, plan, bad });
         };
-        let slot = self.checks.insert(Checking { ticket, slice, plan, buffer, left: 0, unreadable: 0 });
-        let check = &self.checks[slot];
-        let pieces: Vec<_> = check.plan.pieces.iter().copied().collect();
+        let pieces: Vec<_> = plan.pieces.iter().copied().collect();
+        let (plan, left, asked) = (Some(plan), 0, 0);
+        let checking = Checking { ticket, slice, plan, buffer, left, asked, unreadable: 0 };
+        let slot = self.checks.insert(checking);
         for (part, piece) in pieces.iter().enumerate() {
             if let Some(offset) = piece.disk_offset {
                 self.read_part(slot, part as u16, offset, piece.first, piece.blocks);
@@ -73,6 +79,7 @@ impl Shard {
         let (start, len) = (first as usize * BLOCK, blocks as usize * BLOCK);
         assert!(start + len <= check.buffer.len(), "a plan within its step");
         check.left += 1;
+        check.asked = self.patience.step();
         let to = check.buffer.as_mut_ptr().wrapping_add(start);
         let io = Io::Check { slot: slot as u32, part };
         // SAFETY: the range lies in the step's own buffer, which has one owner, is looked at only when nothing is in flight,
@@ -89,7 +96,8 @@ impl Shard {
                 let block = u32::from(part - SINGLE);
                 check.unreadable |= mask(block..block + 1);
             }
-        } else if let Some(piece) = check.plan.pieces.get(usize::from(part)).copied()
+        } else if let Some(piece) =
+            check.plan.as_ref().and_then(|plan| plan.pieces.get(usize::from(part))).copied()
             && result != piece.blocks as i32 * BLOCK as i32
         {
             self.desk.counters.disk_read_errors += 1;
@@ -107,6 +115,7 @@ impl Shard {
 
     fn finish_check(&mut self, slot: usize) {
         let Checking { ticket, slice, plan, buffer, unreadable, .. } = self.checks.remove(slot);
+        let Some(plan) = plan else { return };
         let mut bad = unreadable;
         for piece in plan.pieces.iter().filter(|piece| piece.disk_offset.is_some()) {
             let blocks = piece.first as usize..(piece.first + piece.blocks) as usize;
@@ -128,7 +137,9 @@ impl Shard {
             return self.desk.tell(Event::Mended { ticket, slice, plan, result });
         };
         let left = writes.len() as u32;
-        let slot = self.mends.insert(Mending { ticket, slice, plan, buffer, writes, left, result: Ok(()) });
+        let (plan, asked) = (Some(plan), self.patience.step());
+        let mending = Mending { ticket, slice, plan, buffer, writes, left, asked, result: Ok(()) };
+        let slot = self.mends.insert(mending);
         let mending = &self.mends[slot];
         for (part, write) in mending.writes.iter().enumerate() {
             let (start, len) = (write.first as usize * BLOCK, write.blocks as usize * BLOCK);
@@ -153,16 +164,43 @@ impl Shard {
         }
         if self.mends[slot as usize].left == 0 {
             let Mending { ticket, slice, plan, result, .. } = self.mends.remove(slot as usize);
+            let Some(plan) = plan else { return };
             self.desk.tell(Event::Mended { ticket, slice, plan, result });
         }
     }
 
     /// The plans of everything under way, at the end of the shard.
     pub(super) fn upkeep_plans(&mut self) -> Vec<(SliceIndex, ReadPlan)> {
-        let checks = self.checks.drain().map(|check| (check.slice, check.plan));
+        let checks = self.checks.drain().filter_map(|check| Some((check.slice, check.plan?)));
         let mut plans: Vec<_> = checks.collect();
-        plans.extend(self.mends.drain().map(|mending| (mending.slice, mending.plan)));
+        plans.extend(self.mends.drain().filter_map(|mending| Some((mending.slice, mending.plan?))));
         plans
+    }
+
+    /// Gives up what is under way on a slice whose disk doesn't answer, so that the others have their turn. The memory stays where it is.
+    pub(super) fn give_up_upkeep(&mut self, slice: SliceIndex, error: &Error) {
+        for (_, check) in self.checks.iter_mut().filter(|(_, check)| check.slice == slice) {
+            let Some(plan) = check.plan.take() else { continue };
+            let bad = Err(error.clone());
+            self.desk.tell(Event::Checked { ticket: check.ticket, slice, plan, bad });
+        }
+        for (_, mending) in self.mends.iter_mut().filter(|(_, mending)| mending.slice == slice) {
+            let Some(plan) = mending.plan.take() else { continue };
+            let result = Err(error.clone());
+            self.desk.tell(Event::Mended { ticket: mending.ticket, slice, plan, result });
+        }
+    }
+}
+
+impl Checking {
+    pub(super) fn since(&self) -> Since {
+        Since { slice: self.slice, what: "a read", asked: self.asked }
+    }
+}
+
+impl Mending {
+    pub(super) fn since(&self) -> Since {
+        Since { slice: self.slice, what: "a write", asked: self.asked }
     }
 }
 
@@ -194,6 +232,7 @@ impl Desk {
                     slice,
                     plan: None,
                     left: 0,
+                    asked: 0,
                     failed: None,
                 };
                 let op = self.ops.insert(Op::Read(read));

@@ -293,6 +293,7 @@ impl Inner {
         let until = Instant::now() + LAST_WORDS;
         loop {
             self.poll();
+            sink.taken();
             if !self.entry(conn).is_some_and(|entry| matches!(entry.stage, Stage::Open(_))) {
                 return;
             }
