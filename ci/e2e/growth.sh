@@ -88,6 +88,10 @@ up --mount "$work/mnt"
 [ "$(pgrep -P "$up_pid" -fc 'corefs storage ')" = 3 ] || die "after a restart it isn't three nodes"
 for copy in 1 2 3; do "$COREFS" fs get "/data$copy" - | cmp - "$work/data"; done
 "$COREFS" chain ls | head -n 3
+"$COREFS" chain balance
+"$COREFS" chain balance --json | python3 -c 'import json, sys; found = json.load(sys.stdin)
+nodes, chains = found["nodes"], found["chains"]
+assert sum(node["heads"] for node in nodes) == chains and sum(node["targets"] for node in nodes) == 3 * chains == 3 * found["targets"]["max"], found' || die "chains aren't counted right"
 "$COREFS" target ls --node 4 | head -n 3
 "$COREFS" chain show 1 >/dev/null && "$COREFS" node show 4 >/dev/null && "$COREFS" target show "$("$COREFS" target ls --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["targets"][0]["target"])')" >/dev/null
 down

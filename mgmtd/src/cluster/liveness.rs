@@ -50,7 +50,7 @@ pub struct SliceHealth {
 /// What a heartbeat says of a target.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct TargetHealth {
-    /// It holds everything that the chain had under this version.
+    /// It holds everything that the chain had under this version: it was filled, or spared (`engine::chain::Replica::is_spared`).
     pub up_to_date: Option<u64>,
     /// The chain version that it knows.
     pub version: u64,

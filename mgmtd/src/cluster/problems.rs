@@ -58,9 +58,9 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
         if differing > 0 {
             say(
                 format!(
-                    "{differing} chunks are out of service: {id} and the next replica hold different bytes, both whole; which are right nobody knows"
+                    "{differing} chunks are out of service: {id} and the next replica hold different bytes, or an update can't be read back"
                 ),
-                "see the node's log for which, and report it: this is a defect; put the files back from another copy",
+                "see the node's log for which and why, and report it; put the files back from another copy",
             );
         }
         let slices = || (0u16..).map(SliceIndex).zip(liveness.slices(*id));
@@ -80,7 +80,7 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
                 format!(
                     "{which} of {id} {are} dead: a write or a flush failed or never ended, the recovery was not clean, or the disk can't be opened"
                 ),
-                "see the node's log; replace the disk: corefs disk replace N --dir DIR",
+                "see the node's log; if the disk answers again, start the node again, which recovers what is on it; else replace it: corefs disk replace N --dir DIR",
             );
         }
         for (index, slice) in liveness.slices(*id).iter().enumerate().filter(|(_, slice)| !slice.dead) {

@@ -11,7 +11,7 @@
 //!    One that lives and isn't reached by its neighbour first becomes one that is being filled, as in 4: only when it has said that it knows
 //!    so, and still isn't reached, is it taken out. Nothing of this depends on whose fault it is.
 //! 3. A member comes in only when it says that it was filled completely under the very chain version that is still the
-//!    chain's, or after a total loss if it belongs to the last set that served: everything that was acknowledged is on each
+//!    chain's, or was spared (4), or after a total loss if it belongs to the last set that served: everything that was acknowledged is on each
 //!    of that set.
 //! 4. A member leaves when all that stay serve. It has everything as well until then, and could be read; so it first becomes
 //!    one that is being filled, which answers no reads, and nothing is committed without it. It goes when it says that it has

@@ -219,13 +219,17 @@ fn spread(status: &StatusT) -> (Vec<Room>, Vec<PlannedChain>) {
     };
     let mut rooms: Vec<Room> = status.nodes.iter().map(room).collect();
     rooms.retain(|room| !room.slices.is_empty());
+    // A member that is on none of these slices keeps its place in the chain, and counts for nothing.
     let replica = |member: &MemberT| {
-        let target = target_of(status, member.target)?;
-        let room = rooms.iter().position(|room| room.node.0 == target.node)?;
-        Some(Replica { room, slice: SliceIndex(target.slice) })
+        let Some(target) = target_of(status, member.target) else {
+            return Replica { room: usize::MAX, slice: SliceIndex(0) };
+        };
+        let slice = SliceIndex(target.slice);
+        let here = |room: &Room| room.node.0 == target.node && room.slices.contains(&slice);
+        Replica { room: rooms.iter().position(here).unwrap_or(usize::MAX), slice }
     };
     let chains = status.routing.chains.iter();
-    let chains = chains.map(|chain| chain.members.iter().filter_map(replica).collect()).collect();
+    let chains = chains.map(|chain| chain.members.iter().map(replica).collect()).collect();
     (rooms, chains)
 }
 
