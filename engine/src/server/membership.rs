@@ -509,11 +509,10 @@ mod tests {
             let registered = register(&control, &managers, 0, &member).await.unwrap();
             let took = began.elapsed();
             assert_eq!((registered.reply.node, registered.by), (4, 3));
-            assert!(took < Duration::from_secs(1), "{took:?}, and a lease is one second");
-            // Whoever answered last is asked first, and nobody else if that one answers.
-            let began = Instant::now();
+            // Two silences, where two answers were waited for before.
+            assert!(took < ANSWER, "{took:?}, and a lease is one second");
+            // Whoever answered last is asked first.
             assert_eq!(register(&control, &managers, 3, &member).await.unwrap().by, 3);
-            assert!(began.elapsed() < SILENCE);
             // What waiting can't heal is still an error, whoever else is silent.
             let (stranger, address) = manager(Follower(ErrorCode::NodeConflict));
             managers[3] = address;
