@@ -9,6 +9,7 @@ use corefs_wire::control::mgmtd::{
 };
 use corefs_wire::{Error, ErrorCode, NodeId, Result, SliceIndex};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 /// Show chains: which targets hold the same chunks, in which order, and how each of them is.
@@ -219,15 +220,17 @@ fn spread(status: &StatusT) -> (Vec<Room>, Vec<PlannedChain>) {
     };
     let mut rooms: Vec<Room> = status.nodes.iter().map(room).collect();
     rooms.retain(|room| !room.slices.is_empty());
-    // A member that is on none of these slices keeps its place in the chain, and counts for nothing.
-    let replica = |member: &MemberT| {
-        let Some(target) = target_of(status, member.target) else {
-            return Replica { room: usize::MAX, slice: SliceIndex(0) };
-        };
+    let room_of: BTreeMap<u32, usize> =
+        rooms.iter().enumerate().map(|(at, room)| (room.node.0, at)).collect();
+    let on = |target: &TargetT| {
         let slice = SliceIndex(target.slice);
-        let here = |room: &Room| room.node.0 == target.node && room.slices.contains(&slice);
-        Replica { room: rooms.iter().position(here).unwrap_or(usize::MAX), slice }
+        let room = room_of.get(&target.node).copied().filter(|room| rooms[*room].slices.contains(&slice));
+        (target.id, Replica { room: room.unwrap_or(usize::MAX), slice })
     };
+    let places: BTreeMap<u64, Replica> = status.routing.targets.iter().map(on).collect();
+    // A member that is on none of these slices keeps its place in the chain, and counts for nothing.
+    let nowhere = Replica { room: usize::MAX, slice: SliceIndex(0) };
+    let replica = |member: &MemberT| places.get(&member.target).copied().unwrap_or(nowhere);
     let chains = status.routing.chains.iter();
     let chains = chains.map(|chain| chain.members.iter().map(replica).collect()).collect();
     (rooms, chains)
@@ -237,17 +240,19 @@ fn balance(common: &Common) -> Result<ExitCode> {
     let status = status::fetch(&common.cluster)?;
     let (rooms, chains) = spread(&status);
     let found = placement::measure(&rooms, &chains);
-    let count = |room: usize, counts: fn(usize) -> bool| {
-        let here = |chain: &&PlannedChain| {
-            chain.iter().enumerate().any(|(at, replica)| replica.room == room && counts(at))
-        };
-        chains.iter().filter(here).count()
-    };
-    let all = rooms.iter().enumerate();
+    // Of each room its targets and its heads.
+    let mut counts = vec![(0u64, 0u64); rooms.len()];
+    for (at, replica) in chains.iter().flat_map(|chain| chain.iter().enumerate()) {
+        if let Some((targets, heads)) = counts.get_mut(replica.room) {
+            *targets += 1;
+            *heads += u64::from(at == 0);
+        }
+    }
+    let all = rooms.iter().zip(&counts);
     if common.json {
         let span = |span: &Span| json!({"min": span.min, "max": span.max});
-        let nodes = all.map(|(at, room)| {
-            json!({"node": room.node.0, "domain": room.domain, "slices": room.slices.len(), "targets": count(at, |_| true), "heads": count(at, |at| at == 0)})
+        let nodes = all.map(|(room, (targets, heads))| {
+            json!({"node": room.node.0, "domain": room.domain, "slices": room.slices.len(), "targets": targets, "heads": heads})
         });
         output::json(&json!({
             "chains": found.chains, "targets": span(&found.targets), "positions": found.positions.iter().map(span).collect::<Vec<_>>(),
@@ -257,9 +262,8 @@ fn balance(common: &Common) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut rows = vec![["NODE", "DOMAIN", "SLICES IN USE", "TARGETS", "HEADS"].map(String::from)];
-    for (at, room) in all {
+    for (room, (targets, heads)) in all {
         let domain = if room.domain.is_empty() { "-" } else { &room.domain };
-        let (targets, heads) = (count(at, |_| true), count(at, |at| at == 0));
         let name = format!("node-{}", room.node.0);
         rows.push([
             name,
