@@ -94,7 +94,7 @@ corefs fs cat /data | cmp - /tmp/data || die "what was read after another start 
 stop
 # And fsck reads everything by the block device.
 corefs fsck --dir $dir >/dev/null || die "fsck"
-! dmesg | grep -A 20 'cut here' || die "the kernel complains"
+complaints || die "$(complaints | tail -n 1)"
 echo "--- in counts, for each operation (times mean nothing here, and system calls of who polls an emulated drive are as many as it is slow)"
 for run in one many write; do
   for side in server client; do

@@ -80,5 +80,5 @@ echo "$(figures /tmp/nobody.json) reads by TCP of who may pin little"
 grep -q 'RDMA was asked for: .*raise the memlock limit' /tmp/firm.log || { cat /tmp/firm.log; die "it isn't said why there is no RDMA"; }
 kill -TERM $up; wait $up || die "corefs up didn't stop cleanly"
 corefs fsck --dir $dir >/dev/null || die "fsck"
-! dmesg | grep -A 20 'cut here' || die "the kernel complains"
+complaints || die "$(complaints | tail -n 1)"
 echo "a cluster of 3 nodes with 3 copies over RDMA: $between connections between shards; read, written and verified, also while a node was killed, while the link was down and while the device was away"
