@@ -232,11 +232,16 @@ impl<E: KvEngine, C: Clock> Primary<E, C> {
             for address in &metas {
                 draft.state_mut().metas.remove(address);
             }
+            // First what has happened, and only then what is wished for: a chain whose head is handed on must not change once more in the same step, by which
+            // its last one would have missed a version.
+            let mut changed = if due { draft.reconfigure(None) } else { 0 };
             // The chains aren't settled by this: what was heard of meanwhile may ask for more.
             let before = if moves { domains::repeats(draft.state()) } else { 0 };
             let begun = if moves { draft.begin_moves() } else { 0 };
             let together = if moves { domains::repeats(draft.state()).saturating_sub(before) } else { 0 };
-            let changed = if due || begun > 0 { draft.reconfigure(None) } else { 0 };
+            if begun > 0 {
+                changed += draft.reconfigure(None);
+            }
             Ok(Upkeep { formed: draft.form(|_, _| None)?, changed, begun, together, clients, metas })
         };
         let finish = |leading: &mut Leading, _: u64, done: &Upkeep| {

@@ -63,12 +63,17 @@ pub fn next(state: &State, liveness: &Liveness) -> Vec<Step> {
     steps
 }
 
-/// Whether a chain may go without its head for a while: all of its members live, have said so to this manager, and know the chain version.
-/// Whoever is dead and isn't known to be would be left as the only one that serves.
+/// Whether a chain may go without its head for a while: all of its members live on slices that do, have said so to this manager, know the chain
+/// version, and reach each other. Whoever is dead and isn't known to be would be left as the only one that serves.
 fn is_steady(chain: &Chain, liveness: &Liveness) -> bool {
     chain.members.iter().all(|member| {
         let heard = liveness.node(member.node).is_some_and(|node| node.alive && node.spoke);
-        heard && liveness.target(member.target).is_some_and(|health| health.version == chain.version)
+        let slice = liveness.slices(member.node).get(usize::from(member.slice.0));
+        heard
+            && slice.is_some_and(|slice| !slice.dead)
+            && liveness.target(member.target).is_some_and(|health| health.version == chain.version)
+            && liveness.complains_of(member.target).is_none()
+            && !chain.members.iter().any(|of| liveness.cuts().has_said(member.target, of.node))
     })
 }
 

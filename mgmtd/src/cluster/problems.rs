@@ -54,7 +54,8 @@ pub fn problems(state: &State, liveness: &Liveness, now_ms: u64) -> Vec<ProblemT
                 "see which, and try again when missing nodes are back: corefs scrub --now",
             );
         }
-        let differing: u64 = liveness.slices(*id).iter().map(|slice| slice.differing).sum();
+        let slices = liveness.slices(*id).iter();
+        let differing = slices.fold(0u64, |sum, slice| sum.saturating_add(slice.differing));
         if differing > 0 {
             say(
                 format!(

@@ -154,10 +154,14 @@ fn step(
     true
 }
 
-/// Whether a member that is away was out of reach for who would fill it, so lately that it isn't tried again yet.
+/// Whether a member that is away was out of reach for who would fill it, so lately that it isn't tried again yet. What would put it out again
+/// ([`Trouble`]) keeps it out.
 fn keeps_out(chain: &Chain, member: &Member, liveness: &Liveness) -> bool {
     let filler = chain.members.iter().rfind(|other| other.state == Public::Serving);
-    let out = |filler: &Member| liveness.cuts().keeps_out(filler.node, member.node, member.target);
+    let cuts = liveness.cuts();
+    let out = |filler: &Member| {
+        cuts.keeps_out(filler.node, member.node, member.target) || cuts.has_said(filler.target, member.node)
+    };
     matches!(member.state, Public::Waiting | Public::Offline) && filler.is_some_and(out)
 }
 
@@ -468,9 +472,13 @@ mod tests {
         assert!(is_due(&state, &liveness), "nobody need complain of it once more");
         look(&mut state, &mut liveness, 300);
         assert_eq!((states(&state), nodes(&state)[2]), (vec![Serving, Serving, Offline], last));
-        for (now_ms, expected) in [(5000, Offline), (10_099, Offline), (10_100, Syncing)] {
+        for (now_ms, expected) in [(5000, Offline), (10_199, Offline), (10_200, Syncing)] {
             look(&mut state, &mut liveness, now_ms);
             assert_eq!(states(&state)[2], expected, "{now_ms}");
+            let version = state.chains[&CHAIN].version;
+            knows(&mut liveness, &state, 2, false);
+            look(&mut state, &mut liveness, now_ms);
+            assert_eq!(state.chains[&CHAIN].version, version, "{now_ms}: it is out for good, or for no time");
         }
     }
 

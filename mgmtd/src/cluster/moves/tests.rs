@@ -677,6 +677,35 @@ fn heads_are_handed_on_only_among_those_that_live() {
     world.liveness.expire(10_000);
     assert!(!world.liveness.node_alive(NodeId(2)));
     assert_eq!(rotates(&world), 0, "the other one is dead");
+    // Its disk is, and the node lives.
+    let slices = || vec![SliceHealth { capacity: 1 << 40, ..SliceHealth::default() }; 8];
+    world.liveness = liveness.clone();
+    let mut dead = slices();
+    dead.iter_mut().for_each(|slice| slice.dead = true);
+    world.liveness.hear_node(NodeId(2), dead, 1);
+    assert_eq!(rotates(&world), 0, "the other one's disks are dead");
+    world.liveness.hear_node(NodeId(2), slices(), 2);
+    assert_eq!(rotates(&world), ARRIVALS_MAX);
+    // Heads can't reach those behind them, and go on without them next.
+    let of_node = |unreached: bool| -> BTreeMap<TargetId, TargetHealth> {
+        let chains = world.state.chains.values();
+        let health = |chain: &Chain| {
+            let unreached = unreached.then_some(chain.members[1].target);
+            (
+                chain.members[0].target,
+                TargetHealth { version: chain.version, unreached, ..TargetHealth::default() },
+            )
+        };
+        chains.map(health).collect()
+    };
+    let (complain, well) = (of_node(true), of_node(false));
+    world.liveness.hear_targets(NodeId(1), complain, 3);
+    (1..=2).for_each(|node| {
+        world.liveness.hear_node(NodeId(node), slices(), 4);
+    });
+    assert_eq!(rotates(&world), 0);
+    world.liveness.hear_targets(NodeId(1), well, 5);
+    assert_eq!(rotates(&world), ARRIVALS_MAX);
     // Another manager leads, and has heard of nobody.
     world.liveness = Liveness::new(TERMS);
     (1..=2).for_each(|node| world.liveness.assume_node(NodeId(node), 0));
