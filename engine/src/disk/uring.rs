@@ -347,10 +347,14 @@ impl Disks {
         }
     }
 
+    #[inline]
+    pub fn disk_of(&self, slice: SliceIndex) -> DiskIndex {
+        self.places[usize::from(slice.0)].expect("only placed slices are used").disk
+    }
+
     /// On which disk a slice is, for people.
     pub fn path_of(&self, slice: SliceIndex) -> &Path {
-        let place = self.places[usize::from(slice.0)].expect("only placed slices are used");
-        self.path(place.disk)
+        self.path(self.disk_of(slice))
     }
 
     pub fn path(&self, disk: DiskIndex) -> &Path {

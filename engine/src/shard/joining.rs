@@ -166,7 +166,7 @@ mod tests {
         shard.add_disk(file, vec![slice], tell);
         let (stopped, _end) = answer();
         let until = crate::shard::boottime() + 60_000_000_000;
-        shard.ending = Ending::Draining { until, answer: Some(stopped) };
+        shard.ending = Ending::Draining { until, answers: vec![stopped] };
         assert_eq!(turn_until(&mut shard, told).unwrap().unwrap_err().code, ErrorCode::ShuttingDown);
         shard.dispose();
     }

@@ -4,6 +4,8 @@
 //! lease. So once in a while everything is looked at that is in flight. What was asked for stays the kernel's until it completes: no memory is
 //! given back before, and what comes after the end is taken as what comes after a failed write.
 //!
+//! A disk that has too much to do is slow, and not hung: an operation is given up only if the disk has done nothing of its kind for a while, either.
+//!
 //! # Invariants
 //! - Time is counted in steps, of which one passes at most in a turn, after what has completed was gathered: a process that stood still for a
 //!   minute has found its disks silent for one step.
@@ -17,15 +19,27 @@ use std::time::Duration;
 
 /// How long a step takes at least (nanoseconds).
 const STEP: Nanos = 2_000_000_000;
-/// After how many of them an operation is given up: 60 s. Disks at their end take seconds for what they try again and again, virtual ones have stood still for
-/// longer while their host was busy; the kernel gives a SCSI or NVMe drive 30 s before it resets it, and what comes of that is an answer.
-const STEPS_MAX: u32 = 30;
+/// After how many of them an operation is given up: 120 s. Disks at their end take seconds for what they try again and again, virtual ones have stood still for
+/// longer while their host was busy. The kernel aborts an NVMe drive's command after 30 s and resets the drive after 30 more, and what was cancelled is tried again:
+/// what comes of all that is an answer.
+const STEPS_MAX: u32 = 60;
+/// For how many of them the disk must have completed nothing of that kind: 60 s.
+const SILENT_STEPS: u32 = 30;
+
+/// What a disk is asked for. One kind may stand still while another goes on: a frozen file system reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    Read,
+    Write,
+    Flush,
+}
 
 /// An operation of a slice, and in which step it was asked for.
 #[derive(Clone, Copy)]
 pub(super) struct Since {
     pub(super) slice: SliceIndex,
     pub(super) what: &'static str,
+    pub(super) kind: Kind,
     pub(super) asked: u32,
 }
 
@@ -35,6 +49,8 @@ pub(super) struct Patience {
     /// When the next one begins.
     due: Nanos,
     nanos: Nanos,
+    /// In which step each disk last completed something of each kind.
+    heard: Vec<[u32; 3]>,
     /// In flight.
     flushes: Vec<(DiskIndex, u32)>,
     /// Given up, and not complete.
@@ -43,7 +59,7 @@ pub(super) struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { step: 0, due: 0, nanos: STEP, flushes: Vec::new(), lost: Vec::new() }
+        Self { step: 0, due: 0, nanos: STEP, heard: Vec::new(), flushes: Vec::new(), lost: Vec::new() }
     }
 }
 
@@ -59,6 +75,7 @@ impl Patience {
 
     /// A flush is complete: whether anybody waits for it.
     pub(super) fn flushed(&mut self, disk: DiskIndex) -> bool {
+        self.heard(disk, Kind::Flush);
         if let Some(at) = self.lost.iter().position(|lost| *lost == disk) {
             self.lost.swap_remove(at);
             return false;
@@ -67,8 +84,24 @@ impl Patience {
         true
     }
 
-    fn is_over(&self, asked: u32) -> bool {
-        self.step - asked > STEPS_MAX
+    /// A disk has completed something.
+    #[inline]
+    pub(super) fn heard(&mut self, disk: DiskIndex, kind: Kind) {
+        match self.heard.get_mut(usize::from(disk.0)) {
+            Some(kinds) => kinds[kind as usize] = self.step,
+            None => self.heard_first(disk, kind),
+        }
+    }
+
+    #[cold]
+    fn heard_first(&mut self, disk: DiskIndex, kind: Kind) {
+        self.heard.resize(usize::from(disk.0) + 1, [0; 3]);
+        self.heard(disk, kind);
+    }
+
+    fn is_over(&self, disk: DiskIndex, kind: Kind, asked: u32) -> bool {
+        let heard = self.heard.get(usize::from(disk.0)).map_or(0, |kinds| kinds[kind as usize]);
+        self.step - asked > STEPS_MAX && self.step - heard > SILENT_STEPS
     }
 
     fn error(&self, what: &str, path: &std::path::Path) -> Error {
@@ -98,9 +131,11 @@ impl Shard {
     fn look_for_silence(&mut self) {
         self.patience.step += 1;
         self.patience.due = self.desk.now + self.patience.nanos;
-        while let Some(at) = self.patience.flushes.iter().position(|(_, asked)| self.patience.is_over(*asked))
-        {
-            let (disk, _) = self.patience.flushes.swap_remove(at);
+        let over = |(disk, asked): &(DiskIndex, u32)| self.patience.is_over(*disk, Kind::Flush, *asked);
+        let over: Vec<DiskIndex> =
+            self.patience.flushes.iter().filter(|at| over(at)).map(|(disk, _)| *disk).collect();
+        for disk in over {
+            self.patience.flushes.retain(|(flushing, _)| *flushing != disk);
             self.patience.lost.push(disk);
             let error = self.patience.error("a flush", self.disks.path(disk));
             tracing::error!(%error, "a disk is given up, with all slices on it that this shard has");
@@ -121,12 +156,20 @@ impl Shard {
     /// An operation that is over, of a slice that isn't among those.
     fn silent(&self, ended: &[SliceIndex]) -> Option<Since> {
         let of_op = |op: &Op| match op {
-            Op::Read(read) => {
-                (read.left > 0).then_some(Since { slice: read.slice, what: "a read", asked: read.asked })
-            }
+            Op::Read(read) => (read.left > 0).then_some(Since {
+                slice: read.slice,
+                what: "a read",
+                kind: Kind::Read,
+                asked: read.asked,
+            }),
             Op::Update(update) => (update.left > 0).then_some(Since {
                 slice: update.slice,
                 what: "an update's transfer",
+                kind: if update.merging.is_some() || update.plan.is_some() {
+                    Kind::Read
+                } else {
+                    Kind::Write
+                },
                 asked: update.asked,
             }),
         };
@@ -134,12 +177,15 @@ impl Shard {
         let batches = self.batches.iter().map(|(_, batch)| Since {
             slice: batch.slice,
             what: "a write of the journal",
+            kind: Kind::Write,
             asked: batch.asked,
         });
         let checks = self.checks.iter().map(|(_, check)| check.since());
         let mends = self.mends.iter().map(|(_, mending)| mending.since());
         let mut all = ops.chain(batches).chain(checks).chain(mends);
-        all.find(|since| self.patience.is_over(since.asked) && !ended.contains(&since.slice))
+        let is_over =
+            |since: &Since| self.patience.is_over(self.disks.disk_of(since.slice), since.kind, since.asked);
+        all.find(|since| is_over(since) && !ended.contains(&since.slice))
     }
 }
 
@@ -161,7 +207,7 @@ mod tests {
     use std::time::Instant;
 
     /// A short patience, for tests: 0.6 s.
-    const SHORT: Nanos = 20_000_000;
+    const SHORT: Nanos = 10_000_000;
 
     /// One of two slices, each on a disk of its own.
     fn two_disks(dir: &Path) -> Shard {
@@ -310,6 +356,29 @@ mod tests {
         assert!(began.elapsed() >= Duration::from_nanos(SHORT) * STEPS_MAX);
         assert_eq!(dead(&shard), [1]);
         assert_eq!(shard.desk.ops.read(op).left, 1, "its memory is the kernel's");
+        shard.dispose();
+    }
+
+    #[test]
+    fn a_disk_that_has_too_much_to_do_is_not_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut shard = two_disks(dir.path());
+        asked_for(&mut shard, SliceIndex(1));
+        let begun = shard.patience.step();
+        while shard.patience.step() < begun + 2 * STEPS_MAX {
+            shard.patience.heard(DiskIndex(1), Kind::Read);
+            turn(&mut shard);
+        }
+        assert_eq!(dead(&shard), [], "others get their turn before it");
+        // What it writes says nothing of what it reads.
+        let silent = |shard: &Shard| shard.patience.step() - begun - 2 * STEPS_MAX;
+        while dead(&shard).is_empty() && silent(&shard) <= SILENT_STEPS {
+            shard.patience.heard(DiskIndex(1), Kind::Write);
+            shard.patience.heard(DiskIndex(0), Kind::Read);
+            turn(&mut shard);
+        }
+        // The last that it read was in the step before.
+        assert_eq!((dead(&shard), silent(&shard)), (vec![1], SILENT_STEPS));
         shard.dispose();
     }
 

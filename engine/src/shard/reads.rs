@@ -1,6 +1,7 @@
 //! A read's way: pieces from the disk into one registered buffer, verified, and out as they lie.
 
 use super::Shard;
+use super::patience::Kind;
 use crate::block;
 use crate::disk::uring::{Io, disk_error};
 use crate::event::{Event, OpId};
@@ -47,6 +48,7 @@ impl Shard {
         let _steady = heap::forbid(self.desk.is_steady());
         let read = self.desk.ops.read(op);
         read.left -= 1;
+        self.patience.heard(self.disks.disk_of(read.slice), Kind::Read);
         let piece = read.plan.as_ref().and_then(|plan| plan.pieces.get(usize::from(part)));
         let expected = piece.map_or(0, |piece| piece.blocks as usize * BLOCK);
         if result != expected as i32 {

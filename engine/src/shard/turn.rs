@@ -22,7 +22,7 @@ pub(super) enum Ending {
     /// Told to stop: answers when nothing is left to write, or at that time.
     Draining {
         until: Nanos,
-        answer: Option<crate::mesh::Answer<()>>,
+        answers: Vec<crate::mesh::Answer<()>>,
     },
     /// Leave the loop.
     Now,
@@ -156,8 +156,14 @@ impl Shard {
                 ShardMessage::Drain(answer) => {
                     self.desk.targets.drain();
                     self.carrier.stop_listening(&mut self.ring);
-                    let until = self.desk.now + DRAIN_NANOS;
-                    self.ending = Ending::Draining { until, answer: Some(answer) };
+                    match &mut self.ending {
+                        // Told once more, as when another shard has failed: it has its time from the first.
+                        Ending::Draining { answers, .. } => answers.push(answer),
+                        _ => {
+                            let until = self.desk.now + DRAIN_NANOS;
+                            self.ending = Ending::Draining { until, answers: vec![answer] };
+                        }
+                    }
                 }
                 ShardMessage::Abort => self.ending = Ending::Now,
             }
@@ -173,7 +179,7 @@ impl Shard {
     }
 
     fn check_ending(&mut self) {
-        let Ending::Draining { until, answer } = &mut self.ending else { return };
+        let Ending::Draining { until, answers } = &mut self.ending else { return };
         let late = self.desk.now >= *until;
         let quiet = self.desk.ops.is_empty() || self.desk.now + DRAIN_NANOS >= *until + SUCCESSORS_NANOS;
         let drained = self.desk.targets.is_drained() && quiet;
@@ -188,9 +194,7 @@ impl Shard {
         if !sent && !late {
             return;
         }
-        if let Some(answer) = answer.take() {
-            answer.send(());
-        }
+        answers.drain(..).for_each(|answer| answer.send(()));
         self.ending = Ending::Now;
     }
 

@@ -1,6 +1,7 @@
 //! An update's way through the disk: whole blocks made of payload and old blocks, written with their record, flushed.
 
 use super::ops::{Merging, Op, UpdateOp};
+use super::patience::Kind;
 use super::reads::check_transfer;
 use super::{BatchMemory, BatchWrite, Shard};
 use crate::block;
@@ -65,6 +66,7 @@ impl Shard {
         let update = self.desk.ops.update(op);
         update.left -= 1;
         update.failed |= result != BLOCK as i32;
+        self.patience.heard(self.disks.disk_of(update.slice), Kind::Read);
         if update.left == 0 {
             self.finish_prepare(op);
         }
@@ -139,6 +141,7 @@ impl Shard {
         let update = self.desk.ops.update(op);
         update.left -= 1;
         let (slice, batch) = (update.slice, update.batch);
+        self.patience.heard(self.disks.disk_of(slice), Kind::Write);
         let expected = update.writes.get(usize::from(part)).map_or(0, |write| write.blocks as usize * BLOCK);
         match check_transfer(result, expected) {
             Ok(()) => {
@@ -187,6 +190,7 @@ impl Shard {
     pub(super) fn batch_done(&mut self, slot: u32, result: i32) {
         let BatchWrite { slice, memory, len, .. } = self.batches.remove(slot as usize);
         drop(memory);
+        self.patience.heard(self.disks.disk_of(slice), Kind::Write);
         match check_transfer(result, len as usize) {
             Ok(()) => self.desk.tell(Event::BatchWritten { slice }),
             Err(error) => self.desk.tell(Event::WriteFailed { slice, error }),
@@ -297,6 +301,7 @@ impl Shard {
         update.left -= 1;
         let piece = update.plan.as_ref().and_then(|plan| plan.pieces.get(usize::from(part)));
         update.failed |= result != piece.map_or(0, |piece| piece.blocks as i32 * BLOCK as i32);
+        self.patience.heard(self.disks.disk_of(update.slice), Kind::Read);
         if update.left == 0 {
             self.finish_load(op);
         }

@@ -4,7 +4,7 @@ use super::Shard;
 use super::desk::Desk;
 use super::links::{Fetch, Sent};
 use super::ops::{Op, ReadOp, Requester};
-use super::patience::Since;
+use super::patience::{Kind, Since};
 use super::reads::check_transfer;
 use crate::disk::uring::Io;
 use crate::event::Event;
@@ -91,6 +91,7 @@ impl Shard {
         let slot = slot as usize;
         let check = &mut self.checks[slot];
         check.left -= 1;
+        self.patience.heard(self.disks.disk_of(check.slice), Kind::Read);
         if part >= SINGLE {
             if result != BLOCK as i32 {
                 let block = u32::from(part - SINGLE);
@@ -156,6 +157,7 @@ impl Shard {
     pub(super) fn mend_done(&mut self, slot: u32, part: u16, result: i32) {
         let mending = &mut self.mends[slot as usize];
         mending.left -= 1;
+        self.patience.heard(self.disks.disk_of(mending.slice), Kind::Write);
         let expected = mending.writes.get(usize::from(part)).map_or(0, |write| write.blocks as usize * BLOCK);
         if let Err(error) = check_transfer(result, expected) {
             mending.result = Err(error.clone());
@@ -194,13 +196,13 @@ impl Shard {
 
 impl Checking {
     pub(super) fn since(&self) -> Since {
-        Since { slice: self.slice, what: "a read", asked: self.asked }
+        Since { slice: self.slice, what: "a read", kind: Kind::Read, asked: self.asked }
     }
 }
 
 impl Mending {
     pub(super) fn since(&self) -> Since {
-        Since { slice: self.slice, what: "a write", asked: self.asked }
+        Since { slice: self.slice, what: "a write", kind: Kind::Write, asked: self.asked }
     }
 }
 
