@@ -10,6 +10,9 @@ use ibverbs_sys as sys;
 /// Code 12 of the architecture: what a peer without a posted receive is told to wait, 0.64 ms. Credits keep that from happening, but where more are out than
 /// there are [shared receives](super::shared).
 const NOT_READY_TIMER: u8 = 12;
+/// The same of soft-RoCE: 40.96 ms. In Linux 6.1 it sends a queue pair's messages again within the loop in which it heard that nobody received them, for as
+/// long as the time to wait ends before it has sent them; meanwhile the core that would post receives does nothing else. 32 packets have taken longer than a tick.
+const NOT_READY_TIMER_EMULATED: u8 = 24;
 /// For ever: the peer's device is there and answers, and it has a receive as soon as its core has time. A process that is gone is noticed by TCP.
 const NOT_READY_RETRIES: u8 = 7;
 /// Hops of a routed packet.
@@ -55,6 +58,7 @@ impl QueuePair {
     /// Makes it receive from `remote`, then send to it, from packet number `sequence` (24 bits) on.
     pub fn connect(&mut self, remote: &Remote, sequence: u32, patience: Patience) -> Result<()> {
         let (port, gid) = (self.port, self.gid);
+        let emulated = self.domain.context.limits.is_emulated;
         self.modify("ready to receive", |attr| {
             use sys::ibv_qp_attr_mask as mask;
             attr.qp_state = sys::ibv_qp_state::IBV_QPS_RTR;
@@ -62,7 +66,7 @@ impl QueuePair {
             attr.dest_qp_num = remote.queue_pair;
             attr.rq_psn = remote.sequence;
             attr.max_dest_rd_atomic = remote.reads_in;
-            attr.min_rnr_timer = NOT_READY_TIMER;
+            attr.min_rnr_timer = if emulated { NOT_READY_TIMER_EMULATED } else { NOT_READY_TIMER };
             attr.ah_attr = address(remote, port, gid);
             mask::IBV_QP_STATE
                 | mask::IBV_QP_AV

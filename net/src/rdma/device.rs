@@ -151,7 +151,12 @@ pub struct Limits {
     pub reads_out: u8,
     /// Memory windows that a queue pair owns (type 2B): keys that open one range to one peer.
     pub owned_windows: bool,
+    /// The kernel does its work, on the cores that everything else has (soft-RoCE).
+    pub is_emulated: bool,
 }
+
+/// The vendor that the kernel's soft-RoCE names (drivers/infiniband/sw/rxe/rxe_param.h).
+const SOFT_ROCE: u32 = 0xFF_FFFF;
 
 /// An open device. `!Send`: its code is called by this thread only.
 pub struct Context {
@@ -227,6 +232,7 @@ impl Context {
             reads_in: few(found.max_qp_rd_atom),
             reads_out: few(found.max_qp_init_rd_atom),
             owned_windows: found.device_cap_flags & sys::IBV_DEVICE_MEM_WINDOW_TYPE_2B != 0,
+            is_emulated: found.vendor_id == SOFT_ROCE,
         };
         Ok(context)
     }

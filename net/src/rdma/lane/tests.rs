@@ -192,6 +192,15 @@ fn frame(kind: Kind, request: u64, body: &[u8], data_len: usize) -> Vec<u8> {
     [Header::new(kind, 1, request, 0, body, data_len).as_bytes(), body].concat()
 }
 
+/// It waits longer for receives than cards do ([`connect`](crate::rdma::connect)).
+#[test]
+fn soft_roce_is_known_by_its_vendor() {
+    let Some(mut town) = Town::new() else { return };
+    let neighbour = town.neighbour;
+    let limits = town.honest.lane(neighbour).pair.domain.context.limits;
+    assert_eq!(limits.is_emulated, devices()[0].starts_with("rxe"), "{limits:?}");
+}
+
 #[test]
 fn messages_that_break_the_rules_end_their_connection_alone() {
     let Some(mut town) = Town::new() else { return };
