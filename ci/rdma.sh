@@ -47,8 +47,11 @@ echo "$(figures /tmp/killed.json) reads while a node was killed"
 corefs fs put /tmp/data /again
 corefs fs cat /again | cmp - /tmp/data || die "what was written while a node was away"
 # The link goes down in the middle of reads, and up again: they go on by TCP.
-(corefs perf randread --size 16MiB --seconds 12 --depth 8 --verify --json >/tmp/link.json 2>/tmp/link.log) & reading=$!
-sleep 4; ip link set rdma0 down
+before=$(of_shards connections_by_rdma)
+(corefs perf randread --size 16MiB --seconds 20 --depth 8 --verify --json >/tmp/link.json 2>/tmp/link.log) & reading=$!
+# Not before they go by it, which a guest with little of a processor takes its time for.
+n=0; until [ "$(of_shards connections_by_rdma)" -gt "$before" ]; do n=$((n + 1)); [ $n -lt 30 ] && kill -0 $reading || die "reads don't go by RDMA"; sleep 0.5; done
+sleep 1; ip link set rdma0 down
 sleep 4; ip link set rdma0 up
 wait $reading || die "reads while the link was down"
 grep -q 'going on over TCP' /tmp/link.log || die "nobody noticed that the link was down"
