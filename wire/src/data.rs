@@ -5,6 +5,7 @@
 //! | [`op::READ`] | [`Prefix`], then 1 to [`READ_BATCH_MAX`] x [`ReadEntry`] | [`ReadReply`], a CRC per block | whole blocks |
 //! | [`op::UPDATE`] | [`Prefix`], [`Update`], a CRC per segment | [`UpdateReply`] | none |
 //! | [`op::FETCH`] | [`Prefix`], [`Fetch`] | as of a read | whole blocks |
+//! | [`op::PING`] | [`Prefix`] | nothing | |
 //! | [`op::LIST`] | [`Prefix`], [`List`] | n x [`ListEntry`] | none |
 //!
 //! A predecessor that fills its successor also compares and hands over rows: see [`resync`](crate::resync).
@@ -29,6 +30,8 @@ pub mod op {
     pub const ROWS: u16 = 0x0005;
     /// From a replica whose copy is damaged to another of its chain.
     pub const FETCH: u16 = 0x0006;
+    /// Answered with nothing: whether anybody is there.
+    pub const PING: u16 = 0x0007;
 }
 
 /// What every data request starts with. All of it is reserved and zero in version 1: tenant and class for

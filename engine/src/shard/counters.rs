@@ -43,6 +43,8 @@ counters! {
     /// Updates sent on, and answers that came back.
     forwards,
     forward_answers,
+    /// Asked whether this shard is there, by others that wait for it.
+    pings,
     /// Bytes of chunks read to be given to a successor that is being filled.
     filled_bytes,
     /// Writes to disks, bytes of them, and flushes.

@@ -13,7 +13,7 @@ use crate::event::{Ack, Event, Nanos, Offer, OpId, Outputs};
 use crate::store::{BatchId, InlineVec, UpdateKind};
 use crate::targets::Targets;
 use corefs_net::{Buffer, ConnId, Flow, FrameSink, Peer, Placement, Pool, heap};
-use corefs_wire::data::{self, ReadEntry, UpdateReply, op};
+use corefs_wire::data::{self, Prefix, ReadEntry, UpdateReply, op};
 use corefs_wire::error::decode_error;
 use corefs_wire::frame::{Header, Kind};
 use corefs_wire::limits::{BLOCK, CONNECTION_REQUESTS_MAX, FRAME_DATA_MAX, SHARD_OPERATIONS_MAX};
@@ -443,6 +443,17 @@ impl Desk {
         Flow::Pause
     }
 
+    /// Whether this shard is there.
+    fn ping(&mut self, conn: ConnId, header: &Header, body: &[u8]) -> Flow {
+        if body.len() != size_of::<Prefix>() {
+            return self.bad_frame(conn, header, Error::new(ErrorCode::BadFrame, "not a ping"));
+        }
+        self.counters.pings += 1;
+        let requester = Requester { conn, request: header.request() };
+        self.ready.push(Ready { requester, op: op::PING, result: Ok(Vec::new()) });
+        self.open_account(conn, 1)
+    }
+
     /// A predecessor that fills one of our targets asks.
     fn question(&mut self, conn: ConnId, header: &Header, body: &[u8]) -> Flow {
         let flow = self.open_account(conn, 1);
@@ -535,6 +546,7 @@ impl FrameSink for Desk {
             (Kind::Request, op::LIST) => self.list(conn, header, body),
             (Kind::Request, op::COMPARE | op::ROWS) => self.question(conn, header, body),
             (Kind::Request, op::FETCH) => self.wanted(conn, header, body),
+            (Kind::Request, op::PING) => self.ping(conn, header, body),
             (Kind::Reply, _) => {
                 self.answered(conn, header, body, data);
                 Flow::Continue

@@ -2,9 +2,9 @@
 
 use super::Shard;
 use super::links::{Fetch, Forward, Question, Route, Sent};
-use crate::event::{Event, OpId};
+use crate::event::{Event, Nanos, OpId};
 use corefs_net::{Address, ConnId, Payload};
-use corefs_wire::data::{self, FORWARDED, op};
+use corefs_wire::data::{self, FORWARDED, Prefix, op};
 use corefs_wire::frame::Kind;
 use corefs_wire::{ChunkId, Error, ErrorCode, Result, TargetId};
 use std::time::Duration;
@@ -12,6 +12,11 @@ use zerocopy::IntoBytes;
 
 /// How long nothing of what was sent to another owner may stay without the kernel's acknowledgment there.
 const DEAD_AFTER: Duration = Duration::from_millis(1500);
+/// After how long without an answer another owner is asked whether it is there. What was sent may have been acknowledged, and the answer be what is lost: then nothing is
+/// on its way that could stay without an acknowledgment, until the update is sent once more.
+const PING_AFTER: Nanos = 400_000_000;
+/// No place of what is in flight: the answer finds nothing.
+const PING_REQUEST: u64 = u64::MAX;
 
 impl Shard {
     /// Enters a forward; it leaves at once or when its connection is open.
@@ -22,7 +27,7 @@ impl Shard {
         match self.link(route.to) {
             Ok(conn) => {
                 let forward = Forward { op, target, chunk, attempt, route };
-                let key = self.desk.links.put(conn, Sent::Forward(forward));
+                let key = self.desk.links.put(conn, Sent::Forward(forward), self.desk.now);
                 self.desk.ops.update(op).forward = Some(key);
                 self.send_forwards();
             }
@@ -34,7 +39,7 @@ impl Shard {
     pub(super) fn question(&mut self, to: TargetId, question: Question) {
         match self.link(to) {
             Ok(conn) => {
-                self.desk.links.put(conn, Sent::Question(question));
+                self.desk.links.put(conn, Sent::Question(question), self.desk.now);
                 self.send_forwards();
             }
             Err(error) => self.desk.lost(Sent::Question(question), &error),
@@ -45,7 +50,7 @@ impl Shard {
     pub(super) fn fetch(&mut self, to: TargetId, fetch: Fetch) {
         match self.link(to) {
             Ok(conn) => {
-                self.desk.links.put(conn, Sent::Fetch(fetch));
+                self.desk.links.put(conn, Sent::Fetch(fetch), self.desk.now);
                 self.send_forwards();
             }
             Err(error) => self.desk.lost(Sent::Fetch(fetch), &error),
@@ -65,13 +70,18 @@ impl Shard {
     }
 
     /// Ends connections to others whose machines acknowledge nothing of what was sent, which TCP alone would try again for minutes. A process
-    /// that is slow or stands still is none of them: its kernel goes on acknowledging.
+    /// that is slow or stands still is none of them: its kernel goes on acknowledging. Called with each heartbeat.
     pub(super) fn end_dead_links(&mut self) {
-        let silent =
-            |conn: &ConnId| self.carrier.unacknowledged(*conn).is_some_and(|since| since >= DEAD_AFTER);
-        let dead: Vec<ConnId> = self.desk.links.busy().filter(silent).collect();
-        for conn in dead {
-            self.carrier.abort(conn, "the other end acknowledges nothing");
+        let busy: Vec<(ConnId, Nanos)> = self.desk.links.busy().collect();
+        for (conn, since) in busy {
+            if self.carrier.unacknowledged(conn).is_some_and(|since| since >= DEAD_AFTER) {
+                self.carrier.abort(conn, "the other end acknowledges nothing");
+            } else if since + PING_AFTER < self.desk.now {
+                let body = Prefix::default();
+                // A connection that takes nothing any more tells its end by itself.
+                let _full =
+                    self.carrier.send(conn, Kind::Request, op::PING, PING_REQUEST, 0, body.as_bytes(), None);
+            }
         }
     }
 
@@ -116,5 +126,56 @@ impl Shard {
         let payload = payload.map(|buffer| Payload::new(buffer.clone(), update.payload.clone()));
         self.desk.counters.forwards += 1;
         self.carrier.send(conn, Kind::Request, op::UPDATE, request, 0, &self.body, payload)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::ground::shard;
+    use crate::shard::links::Fetch;
+    use std::time::Instant;
+
+    fn until(shards: [&mut Shard; 2], what: &str, done: impl Fn(&Shard, &Shard) -> bool) {
+        let [one, other] = shards;
+        let began = Instant::now();
+        while !done(one, other) {
+            assert!(began.elapsed() < Duration::from_secs(20), "{what} doesn't come");
+            for shard in [&mut *one, &mut *other] {
+                shard.rest().unwrap();
+                shard.turn();
+            }
+        }
+    }
+
+    #[test]
+    fn another_owner_that_owes_an_answer_for_long_is_asked_whether_it_is_there() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (mut asking, mut silent) = (shard(here.path()), shard(there.path()));
+        let address = silent.address().to_string();
+        let conn = asking.carrier.connect(&silent.address().clone()).unwrap();
+        asking.desk.links.add(&address, conn);
+        until([&mut asking, &mut silent], "a connection", |asking, _| asking.desk.links.is_open(&address));
+        // Its answer was lost.
+        let fetch = Sent::Fetch(Fetch { ticket: 1, bytes: 0, body: Vec::new() });
+        asking.desk.links.put(conn, fetch, asking.desk.now);
+        asking.desk.links.sendable.clear();
+        asking.end_dead_links();
+        asking.desk.now += PING_AFTER;
+        asking.end_dead_links();
+        assert_eq!(asking.desk.links.in_flight(), 1);
+        asking.desk.now += 1;
+        asking.end_dead_links();
+        until([&mut asking, &mut silent], "a ping", |_, silent| silent.desk.counters.pings > 0);
+        // The answer to that is no answer to what was asked.
+        for _ in 0..3 {
+            silent.turn();
+            asking.rest().unwrap();
+            asking.turn();
+        }
+        assert_eq!((silent.desk.counters.pings, silent.desk.counters.bad_frames), (1, 0));
+        assert_eq!((asking.desk.links.in_flight(), asking.desk.links.is_open(&address)), (1, true));
+        asking.dispose();
+        silent.dispose();
     }
 }

@@ -1,6 +1,6 @@
 //! Connections to owners of other replicas, opened when first needed, and the forwards, questions and fetches in flight on them.
 
-use crate::event::OpId;
+use crate::event::{Nanos, OpId};
 use corefs_net::ConnId;
 use corefs_wire::{ChunkId, TargetId};
 use slab::Slab;
@@ -55,6 +55,7 @@ struct InFlight {
     conn: ConnId,
     /// Tells it from an earlier one in the same place.
     serial: u32,
+    since: Nanos,
 }
 
 struct Link {
@@ -89,9 +90,9 @@ impl Links {
     }
 
     /// Enters something to be sent on `conn`; it is sendable now or once the connection is open.
-    pub fn put(&mut self, conn: ConnId, sent: Sent) -> usize {
+    pub fn put(&mut self, conn: ConnId, sent: Sent, since: Nanos) -> usize {
         self.serial = self.serial.wrapping_add(1);
-        let key = self.in_flight.insert(InFlight { sent, conn, serial: self.serial });
+        let key = self.in_flight.insert(InFlight { sent, conn, serial: self.serial, since });
         match self.links.iter_mut().find(|link| link.conn == conn) {
             Some(link) if !link.open => link.waiting.push(key),
             _ => self.sendable.push(key),
@@ -142,10 +143,11 @@ impl Links {
         keys.into_iter().filter_map(|key| self.remove(key)).collect()
     }
 
-    /// Connections on which something waits for an answer.
-    pub fn busy(&self) -> impl Iterator<Item = ConnId> {
-        let waits = |conn: ConnId| self.in_flight.iter().any(|(_, found)| found.conn == conn);
-        self.links.iter().filter(move |link| link.open && waits(link.conn)).map(|link| link.conn)
+    /// Connections on which something waits for an answer, and since when.
+    pub fn busy(&self) -> impl Iterator<Item = (ConnId, Nanos)> {
+        let of = |conn: ConnId| self.in_flight.iter().filter(move |(_, found)| found.conn == conn);
+        let waits = move |conn: ConnId| Some((conn, of(conn).map(|(_, found)| found.since).min()?));
+        self.links.iter().filter(|link| link.open).filter_map(move |link| waits(link.conn))
     }
 
     pub fn in_flight(&self) -> usize {
@@ -167,21 +169,22 @@ mod tests {
         let route = Route { to: TargetId(2), version: 3, chain_version: 4, base: 0 };
         let forward =
             |attempt| Sent::Forward(Forward { op: OpId(7), target: TargetId(1), chunk, attempt, route });
-        let first = links.put(conn, forward(1));
+        let first = links.put(conn, forward(1), 10);
         assert!(links.sendable.is_empty());
         links.opened(conn);
         assert_eq!(links.sendable, [first]);
         let request = links.get(first).unwrap().2;
         links.remove(first);
-        let again = links.put(conn, forward(2));
+        let again = links.put(conn, forward(2), 20);
         assert_eq!((first, links.sendable.as_slice()), (again, [again].as_slice()));
         assert_eq!(links.take(conn, request), None, "an answer to the first attempt");
         let request = links.get(again).unwrap().2;
         assert_eq!(links.take(ConnId { index: 9, generation: 0 }, request), None);
         assert_eq!(links.take(conn, request), Some(forward(2)));
-        links.put(conn, forward(3));
+        links.put(conn, forward(3), 30);
         let question = Question { target: TargetId(1), ticket: 5, op: 4, body: vec![1] };
-        links.put(conn, Sent::Question(question.clone()));
+        links.put(conn, Sent::Question(question.clone()), 40);
+        assert_eq!(links.busy().collect::<Vec<_>>(), [(conn, 30)]);
         let lost = links.closed(conn);
         assert_eq!(lost, [forward(3), Sent::Question(question)]);
         assert_eq!((links.find("somewhere"), links.in_flight()), (None, 0));

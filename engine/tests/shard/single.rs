@@ -2,8 +2,9 @@
 
 use crate::harness::*;
 use corefs_wire::ErrorCode;
-use corefs_wire::data::UpdateKind;
+use corefs_wire::data::{Prefix, UpdateKind, op};
 use corefs_wire::limits::BLOCK;
+use zerocopy::IntoBytes;
 
 fn code<T: std::fmt::Debug>(result: corefs_wire::Result<T>) -> Option<ErrorCode> {
     result.err().map(|error| error.code)
@@ -164,8 +165,17 @@ fn requests_that_cannot_be_are_refused_by_name() {
         let unknown =
             client.node.call(&client.address(HEAD), 0x77, b"", None, std::time::Duration::from_secs(5)).await;
         assert_eq!(code(unknown), Some(ErrorCode::UnknownOperation));
+        let ping = async |body: &[u8]| {
+            client
+                .node
+                .call(&client.address(HEAD), op::PING, body, None, std::time::Duration::from_secs(5))
+                .await
+        };
+        assert!(ping(Prefix::default().as_bytes()).await.is_ok());
         // The shard is none the worse for it.
         assert_eq!(client.read(HEAD, one, 0, 4096).await.unwrap().data, [1; 4096]);
+        // What makes no sense at all is answered, and ends the connection.
+        assert_eq!(code(ping(b"").await), Some(ErrorCode::BadFrame));
     });
 }
 
