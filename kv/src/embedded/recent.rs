@@ -4,7 +4,9 @@
 //! here is as the tree has it.
 
 use crate::contract::KeyRange;
+use rustc_hash::{FxBuildHasher, FxHashSet};
 use std::collections::BTreeMap;
+use std::hash::BuildHasher;
 use std::ops::Bound;
 
 /// What a group does to one key.
@@ -34,6 +36,9 @@ struct Row {
 #[derive(Default)]
 pub struct Recent {
     rows: BTreeMap<Box<[u8]>, Row>,
+    /// Hashes of all keys that were ever put here: most keys that are asked for weren't, and this says so without a search. Who chooses keys
+    /// that collide gets the search.
+    known: FxHashSet<u64>,
     /// Rows of versions before it may be gone.
     oldest: u64,
 }
@@ -66,6 +71,9 @@ impl Recent {
 
     /// The value of `key` at `version`, the inner `None` when it was removed; the outer one: ask the tree.
     pub fn get(&self, key: &[u8], version: u64) -> Option<Option<&[u8]>> {
+        if !self.known.contains(&FxBuildHasher.hash_one(key)) {
+            return None;
+        }
         self.rows.get(key)?.at(version)
     }
 
@@ -94,7 +102,9 @@ impl Recent {
             Change::Set(value) => Some(value.into_boxed_slice()),
             Change::Remove | Change::Forget => None,
         };
-        let Some(row) = self.rows.get_mut(key.as_slice()) else {
+        let unknown = self.known.insert(FxBuildHasher.hash_one(key.as_slice()));
+        let row = if unknown { None } else { self.rows.get_mut(key.as_slice()) };
+        let Some(row) = row else {
             if !forgotten {
                 let row = Row { version, value, older: Vec::new(), below: true };
                 self.rows.insert(key.into_boxed_slice(), row);
