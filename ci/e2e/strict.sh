@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Two mounts with `--consistency strict`: what one does, the other shows at once. And sqlite on both, which relies on that.
+# Two mounts with `--consistency strict`: what one does, the other shows at once. And sqlite on both, which relies on that. And one with
+# `--believe`: what the other one does to names and attributes it shows late, but bytes when the file is opened, and its own changes at once.
 . "$(dirname "$0")/lib.sh"
 need_mount
 need_tool python3
@@ -61,8 +62,38 @@ else
   say "sqlite: skipped, because sqlite3 is not installed"
 fi
 
+unmount_both
+rm -f "$work"/*.out
+mount_at "$work/mnt"; mount_at "$work/two" --believe 1h
+mkdir "$work/mnt/data"
+for name in read changed own gone; do echo first >"$work/mnt/data/$name"; done
+modes() { stat -c %a "$work/$1/data/changed" "$work/$1/data/own" | xargs; }
+[ "$(modes two)" = "644 644" ] || die "modes at first: $(modes two)"
+cat "$work"/two/data/* >/dev/null
+[ ! -e "$work/two/data/later" ] || die "a file that nobody made"
+chmod 600 "$work/mnt/data/changed"
+echo second >>"$work/mnt/data/read"
+echo there >"$work/mnt/data/later"
+rm "$work/mnt/data/gone"
+chmod 640 "$work/two/data/own"
+[ "$(modes two)" = "644 640" ] || die "a mount's own change must show there at once: $(modes two)"
+sleep 2.5
+[ "$(modes mnt)" = "600 640" ] || die "a mount as it is by default believes for a second: $(modes mnt)"
+[ "$(modes two)" = "644 640" ] || die "--believe 1h asked again after 2.5 s: $(modes two)"
+[ "$(cat "$work/two/data/read")" = $'first\nsecond' ] || die "who opens a file must see its bytes: $(cat "$work/two/data/read")"
+[ "$(stat -c %s "$work/two/data/read")" = 13 ] || die "and its length then: $(stat -c %s "$work/two/data/read")"
+[ "$(cat "$work/two/data/later")" = there ] || die "a name that wasn't there must be looked for again after a second"
+code=0; cat "$work/two/data/gone" >/dev/null 2>"$work/wrong" || code=$?
+[ $code = 1 ] && grep -q 'No such file' "$work/wrong" || die "a file removed elsewhere: exit code $code, $(cat "$work/wrong")"
+say "--believe 1h: modes as heard, bytes as written, own changes at once, new names within a second"
+unmount_both
+rm -f "$work"/*.out
+code=0; "$COREFS" mount --believe 1h --consistency strict "$work/two" >/dev/null 2>"$work/wrong" || code=$?
+[ $code != 0 ] && grep -q 'a strict mount believes nothing' "$work/wrong" || die "--believe and strict: exit code $code, $(cat "$work/wrong")"
+code=0; "$COREFS" mount --believe soon "$work/two" >/dev/null 2>"$work/wrong" || code=$?
+[ $code != 0 ] && grep -q 'such as 30s, 10m or 12h' "$work/wrong" || die "a wrong --believe: exit code $code, $(cat "$work/wrong")"
+
 code=0; "$COREFS" mount --consistency sometimes "$work/two" >/dev/null 2>"$work/wrong" || code=$?
 [ $code = 2 ] && grep -q 'close-to-open, strict' "$work/wrong" || die "a wrong --consistency: exit code $code, $(cat "$work/wrong")"
-unmount_both
 down
 fsck

@@ -2,7 +2,8 @@
 //!
 //! | | close-to-open | strict |
 //! |---|---|---|
-//! | names and attributes | the kernel believes them for a second | the kernel asks each time |
+//! | names and attributes | the kernel believes them for a second, or as long as it is told to | the kernel asks each time |
+//! | names that aren't there | for a second at most | the kernel asks each time |
 //! | bytes read | from the kernel's cache, which forgets at open(2) what has changed | from storage, up to the end that the file has just then |
 //! | bytes written | stored by close(2), fsync(2) or some seconds later | stored when write(2) returns, and the length and times are known |
 //!
@@ -13,14 +14,22 @@ use corefs_wire::{InodeId, Result};
 use fuser::FopenFlags;
 use std::time::Duration;
 
+/// How long what the kernel has heard of names and attributes is believed, unless somebody says otherwise; and that a name isn't there, at most.
+pub const BELIEVED: Duration = Duration::from_secs(1);
+
 /// What a mount promises about changes made elsewhere.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Consistency {
-    /// Who opens a file sees what was written before it was last closed.
-    #[default]
-    CloseToOpen,
+    /// Who opens a file sees what was written before it was last closed; names and attributes that others changed are seen after `believed`.
+    CloseToOpen { believed: Duration },
     /// Who looks sees what was done before, wherever. Mappings excepted: they show what was there when the file was mapped.
     Strict,
+}
+
+impl Default for Consistency {
+    fn default() -> Self {
+        Self::CloseToOpen { believed: BELIEVED }
+    }
 }
 
 impl Consistency {
@@ -31,15 +40,20 @@ impl Consistency {
     /// How long the kernel may believe names and attributes: what other clients change is seen within it.
     pub fn believed(self) -> Duration {
         match self {
-            Self::CloseToOpen => Duration::from_secs(1),
+            Self::CloseToOpen { believed } => believed,
             Self::Strict => Duration::ZERO,
         }
+    }
+
+    /// The same of a name that isn't there: who waits for one to appear shouldn't have to know how long names are believed.
+    pub fn missing_believed(self) -> Duration {
+        self.believed().min(BELIEVED)
     }
 
     /// How the kernel treats a file that is opened: strictly, without a cache of its bytes.
     pub fn opened(self) -> FopenFlags {
         match self {
-            Self::CloseToOpen => FopenFlags::empty(),
+            Self::CloseToOpen { .. } => FopenFlags::empty(),
             // Two writes to different places needn't wait for each other: nothing of the kernel's depends on their order.
             Self::Strict => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
         }
@@ -48,7 +62,7 @@ impl Consistency {
     /// Before bytes are read: where the file ends, and whether it was cut.
     pub async fn before_reading(self, file: &File) -> Result<()> {
         match self {
-            Self::CloseToOpen => Ok(()),
+            Self::CloseToOpen { .. } => Ok(()),
             Self::Strict => file.client().get_attr(&Credentials::root(), file.inode()).await.map(drop),
         }
     }
@@ -56,7 +70,7 @@ impl Consistency {
     /// Bytes were written, or taken away.
     pub async fn after_writing(self, file: &File) -> Result<()> {
         match self {
-            Self::CloseToOpen => Ok(()),
+            Self::CloseToOpen { .. } => Ok(()),
             Self::Strict => file.sync().await,
         }
     }
@@ -64,7 +78,7 @@ impl Consistency {
     /// Attributes were changed, which may wait for the file to be closed otherwise.
     pub async fn after_changing(self, client: &Client, inode: InodeId) -> Result<()> {
         match self {
-            Self::CloseToOpen => Ok(()),
+            Self::CloseToOpen { .. } => Ok(()),
             Self::Strict => client.push(&Credentials::root(), inode).await,
         }
     }

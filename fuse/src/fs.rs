@@ -152,15 +152,16 @@ impl Filesystem for CoreFs {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (who, name, believed) = (who(request), name_of(name), self.consistency.believed());
+        let (who, name, consistency) = (who(request), name_of(name), self.consistency);
         self.run(parent, move |client| async move {
+            let missing = consistency.missing_believed();
             match client.lookup(&who, id(parent), &name).await {
-                // Believed as long as a name that is there: searches in many directories ask for the same names again and again.
-                Err(error) if error.code == ErrorCode::NotFound && !believed.is_zero() => {
+                // Believed, too: searches in many directories ask for the same names again and again.
+                Err(error) if error.code == ErrorCode::NotFound && !missing.is_zero() => {
                     let nothing = nameless_attr(INodeNo(0), FileType::RegularFile);
-                    reply.entry(&believed, &nothing, GENERATION);
+                    reply.entry(&missing, &nothing, GENERATION);
                 }
-                found => entry(reply, found, believed),
+                found => entry(reply, found, consistency.believed()),
             }
         });
     }

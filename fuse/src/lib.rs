@@ -27,5 +27,5 @@ mod marks;
 pub mod mount;
 mod notices;
 
-pub use consistency::Consistency;
+pub use consistency::{BELIEVED, Consistency};
 pub use mount::{MountOptions, Mounted, mount, unmount};

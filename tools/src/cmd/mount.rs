@@ -2,8 +2,8 @@
 
 use crate::{config, output, role, signals};
 use corefs_client::{ClientOptions, ClientPool, PoolOptions};
-use corefs_fuse::{Consistency, MountOptions, mount, unmount};
-use corefs_wire::Result;
+use corefs_fuse::{BELIEVED, Consistency, MountOptions, mount, unmount};
+use corefs_wire::{Error, ErrorCode, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,6 +54,12 @@ pub struct Args {
     #[arg(long, value_name = "HOW")]
     #[serde(skip_serializing_if = "Option::is_none")]
     consistency: Option<How>,
+    /// How long the kernel believes names and attributes without asking again, such as 10m or 12h, a day at most: what other mounts change is
+    /// seen only then. For data that nobody changes meanwhile; a name that isn't there is looked for again after a second in any case, and
+    /// opening a file shows its newest bytes [default: 1s].
+    #[arg(long, value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    believe: Option<String>,
     /// Refuse all changes.
     #[arg(long)]
     #[serde(skip)]
@@ -82,16 +88,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if let Some(hedge) = &args.hedge {
         options.hedge = hedge.parse()?;
     }
+    let consistency = consistency(args.consistency, args.believe.as_deref())?;
     options.name = format!("mount {}", path.display());
     let pool = ClientPool::start(options, PoolOptions::default())?;
     let mounting = MountOptions {
         threads: args.threads.unwrap_or(MountOptions::default().threads),
         read_only,
         local_locks: args.local_locks,
-        consistency: match args.consistency {
-            Some(How::Strict) => Consistency::Strict,
-            Some(How::CloseToOpen) | None => Consistency::CloseToOpen,
-        },
+        consistency,
     };
     let mounted = match mount(pool.clone(), &path, &mounting) {
         Ok(mounted) => mounted,
@@ -111,6 +115,27 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The longest that names and attributes are believed.
+const BELIEVED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn consistency(how: Option<How>, believe: Option<&str>) -> Result<Consistency> {
+    let wrong = |what: String| Error::new(ErrorCode::BadConfig, what);
+    let believed = match believe {
+        None => BELIEVED,
+        Some(text) => humantime::parse_duration(text).map_err(|error| {
+            wrong(format!("--believe {text}: {error}; say a time, such as 30s, 10m or 12h"))
+        })?,
+    };
+    match how {
+        Some(How::Strict) if believe.is_some() => Err(wrong(
+            "--believe: a strict mount believes nothing; leave it out, or --consistency strict".into(),
+        )),
+        Some(How::Strict) => Ok(Consistency::Strict),
+        _ if believed > BELIEVED_MAX => Err(wrong("--believe: at most a day, 24h".into())),
+        Some(How::CloseToOpen) | None => Ok(Consistency::CloseToOpen { believed }),
+    }
+}
+
 /// Unmount a corefs mount, also one whose process is gone.
 #[derive(clap::Args)]
 pub struct UmountArgs {
@@ -127,4 +152,25 @@ pub fn umount(args: UmountArgs) -> Result<ExitCode> {
         output::json(&serde_json::json!({"unmounted": args.path}))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_believed_is_said_as_a_time_and_only_where_anything_is() {
+        let believed =
+            |how, text| consistency(how, text).map(Consistency::believed).map_err(|error| error.code);
+        assert_eq!(believed(None, None), Ok(Duration::from_secs(1)));
+        assert_eq!(believed(Some(How::CloseToOpen), Some("10m")), Ok(Duration::from_secs(600)));
+        assert_eq!(believed(None, Some("24h")), Ok(BELIEVED_MAX));
+        assert_eq!(believed(None, Some("0s")), Ok(Duration::ZERO));
+        assert_eq!(believed(Some(How::Strict), None), Ok(Duration::ZERO));
+        for (how, text) in [(None, "10"), (None, ""), (None, "-1s"), (None, "25h"), (Some(How::Strict), "1s")]
+        {
+            assert_eq!(believed(how, Some(text)), Err(ErrorCode::BadConfig), "{text}");
+        }
+        assert_eq!(consistency(None, Some("1h")).unwrap().missing_believed(), BELIEVED);
+    }
 }
