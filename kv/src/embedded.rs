@@ -4,7 +4,7 @@
 //!
 //! - A commit is acknowledged when it has been flushed, never before. Commits are written in groups by a thread of
 //!   its own ([`writer`]), each group atomically: after a power cut all of a group is there, or nothing.
-//! - A group is one record of the [`log`] and is kept in memory ([`recent`]). When half of the log is full all that is there goes into the
+//! - A group is one record of the [`log`] and is kept in memory ([`recent`]). When half of the log is full, or old, all that is there goes into the
 //!   [`tree`], beside the commits that fill the other half ([`files`]). All of it does when the store is closed, and when it is opened after a crash.
 //! - Reads are of snapshots ([`snapshots`]) and run on the caller's thread: from memory, redb's cache, or the file when a page
 //!   isn't there ([`layer`]).
@@ -51,10 +51,6 @@ use writer::{COMMITS_QUEUED_MAX, Counters, Job, Writer};
 pub const STORE_FILE: &str = "kv.redb";
 /// The file of its log, beside it.
 pub const LOG_FILE: &str = "kv.log";
-/// What a log takes at most unless it is set (bytes): some 5,000 creations of files, in two areas. Larger ones have fewer pages of the tree written, but
-/// with 8 MiB commits waited four times as long for that, and a creation took a seventh more CPU time (probably because so many rows aren't in the
-/// processor's caches any more); with 512 KiB it took more as well.
-const LOG_BYTES: u64 = 2 << 20;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -65,7 +61,8 @@ pub struct Options {
     /// Verify the checksum of every page on opening: reads the whole file. Without it damage done to a cleanly closed
     /// file is found later, and in the tree's own pages maybe by a panic. After a crash every page is verified anyway.
     pub verify: bool,
-    /// What the log takes (bytes); what is in half of it goes into the tree together. What is in the log is in memory, too, some three times as large.
+    /// What the log takes (bytes): a 64th of what pages may take, 4 to 32 MiB, unless set. What is in half of it goes into the tree together; what is in it
+    /// is in memory, too, some three times as large.
     pub log_bytes: u64,
     /// What five seconds are measured with. Tests move it.
     pub clock: Clock,
@@ -73,7 +70,8 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: memory::pages(), verify: true, log_bytes: LOG_BYTES, clock: Clock::monotonic() }
+        let pages = memory::pages();
+        Self { cache_bytes: pages, verify: true, log_bytes: memory::log(pages), clock: Clock::monotonic() }
     }
 }
 

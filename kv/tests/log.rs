@@ -1,5 +1,6 @@
 //! The embedded store's log as files: processes that die, damage, files that are missing or of another time, disks that fill, stores of earlier formats.
 
+use corefs_kv::clock::Clock;
 use corefs_kv::embedded::check::check;
 use corefs_kv::embedded::format::{ABOUT, FORMAT, FORMAT_ROW, PAIRS, VERSION_ROW, seal};
 use corefs_kv::embedded::log::BLOCK;
@@ -12,6 +13,7 @@ use redb::{Database, ReadableDatabase, StorageBackend};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use std::{fs, io};
 use tempfile::TempDir;
 
@@ -291,4 +293,36 @@ fn a_tree_that_cannot_be_written_is_the_death_of_the_store_and_loses_nothing() {
         full.store(false, Ordering::SeqCst);
         assert_eq!(keys(&open()).await, acknowledged);
     });
+}
+
+/// Where little is committed rows would else be in memory for hours.
+#[test]
+fn rows_that_are_old_and_many_set_out_though_there_is_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let (clock, hand) = Clock::standing();
+    // Two areas of 2 MiB.
+    let area = 2 << 20;
+    let engine =
+        Embedded::open(directory.path(), Options { clock, log_bytes: 2 * area, ..Options::default() });
+    let engine = engine.unwrap();
+    let in_other_area = || fs::metadata(directory.path().join(LOG_FILE)).unwrap().len() > area;
+    block_on(async {
+        for number in 0..12u8 {
+            set(&engine, &[number], &[number; 90_000]).await.unwrap();
+        }
+        hand.advance(Duration::from_millis(1999));
+        set(&engine, b"young", b"value").await.unwrap();
+        assert!(!in_other_area());
+        hand.advance(Duration::from_millis(1));
+        set(&engine, b"old", b"value").await.unwrap();
+        assert!(in_other_area());
+        // Of few it doesn't matter how old they are: the next record lies behind that one.
+        hand.advance(Duration::from_secs(100));
+        set(&engine, b"few", b"value").await.unwrap();
+        let log = fs::read(directory.path().join(LOG_FILE)).unwrap();
+        assert_eq!(&log[area as usize + BLOCK..][..4], b"KVlg");
+        assert_eq!(keys(&engine).await.len(), 15);
+    });
+    drop(engine);
+    assert_eq!(block_on(keys(&open(directory.path()).unwrap())).len(), 15);
 }

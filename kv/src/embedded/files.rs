@@ -2,7 +2,8 @@
 //!
 //! When an area of the log is full its rows **set out**: a thread of its own writes them into the tree, while commits go into the other
 //! area. When that is full, too, and the rows haven't arrived, commits wait for them. So there are never more rows in memory than the log has,
-//! but for those that held snapshots keep. A group that is larger than an area goes into the tree at once, with all that was logged.
+//! but for those that held snapshots keep. A group that is larger than an area goes into the tree at once, with all that was logged. Rows also set out
+//! when the first of them is [`DUE_AFTER`] old, if they are many: where little is committed, reads needn't look through those of long ago.
 //!
 //! Invariants: one transaction of the tree at a time. Rows set out with the version of the newest among them, and the tree names that version
 //! once it has them: an area is written over only after that.
@@ -17,6 +18,12 @@ use redb::Database;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// How long rows may be in memory alone when they have taken [`DUE_BYTES`] of the log.
+const DUE_AFTER: Duration = Duration::from_secs(2);
+/// As many as used to be worth a transaction of the tree.
+const DUE_BYTES: u64 = 1 << 20;
 
 /// Rows on their way, and the newest version among them.
 type Leaving = (Arc<Rows>, u64);
@@ -31,6 +38,8 @@ pub struct Files {
     layer: Arc<Layer>,
     /// The version of the newest row that only the log has; that of the tree if there is none.
     version: u64,
+    /// When the oldest of the rows in memory that aren't on their way was written, by the store's clock.
+    began: Option<Duration>,
     /// Rows are on their way.
     busy: bool,
     carrier: Carrier,
@@ -67,21 +76,22 @@ impl Files {
         let layer = Arc::new(Layer::new(layer::tree(&database)?));
         let database = Arc::new(database);
         let carrier = Carrier::start(database.clone(), life)?;
-        Ok(Self { database, log, life, layer, version, busy: false, carrier })
+        Ok(Self { database, log, life, layer, version, began: None, busy: false, carrier })
     }
 
     pub fn layer(&self) -> &Arc<Layer> {
         &self.layer
     }
 
-    /// Makes what a group did at `version` durable and readable. Gives the new layer when one has begun.
+    /// Makes what a group did at `version` durable and readable, at `now` by the store's clock. Gives the new layer when one has begun.
     pub fn write(
         &mut self,
         version: u64,
         mut changes: Changes,
         oldest: u64,
+        now: Duration,
     ) -> Result<Option<Arc<Layer>>, Failed> {
-        let mut room = self.append(version, &changes)?;
+        let mut room = if self.is_due(now) { Room::Elsewhere } else { self.append(version, &changes)? };
         let begun = room == Room::Elsewhere;
         if begun {
             // The rows of the other area must have arrived before it is written over.
@@ -98,7 +108,13 @@ impl Files {
         }
         self.layer.take_in(changes, version, oldest);
         self.version = version;
+        self.began.get_or_insert(now);
         Ok(begun.then(|| self.layer.clone()))
+    }
+
+    fn is_due(&self, now: Duration) -> bool {
+        let old = self.began.is_some_and(|began| now.saturating_sub(began) >= DUE_AFTER);
+        old && !self.busy && self.log.used() >= DUE_BYTES
     }
 
     fn append(&mut self, version: u64, changes: &Changes) -> Result<Room, Failed> {
@@ -110,6 +126,7 @@ impl Files {
         self.wait().map_err(Failed::before)?;
         tree::merge(&self.database, version, self.life, &self.layer.recent().read(), changes)?;
         self.log.start_over();
+        self.began = None;
         // From here on the group is durable; who can't read it is told that nobody knows.
         self.layer = Arc::new(Layer::new(layer::tree(&self.database).map_err(Failed::Unknown)?));
         self.version = version;
@@ -121,6 +138,7 @@ impl Files {
         self.layer = Arc::new(self.layer.set_out());
         // There is room for one, and none is there. If the thread has panicked, waiting for it says so.
         self.busy = true;
+        self.began = None;
         let _ = self.carrier.leaving.try_send((rows, self.version));
     }
 

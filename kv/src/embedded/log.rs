@@ -13,7 +13,7 @@
 //! Numbers are little-endian; the CRC-32C covers everything after it up to `bytes` bytes of rows; a value length of [`REMOVED`] says that
 //! the key is removed.
 //!
-//! Records go into one of two areas, the second behind the first, until one doesn't fit. Then all that was logged sets out for the tree, and
+//! Records go into one of two areas, the second behind the first, until one doesn't fit or those in it are old. Then all that was logged sets out for the tree, and
 //! records go into the other area from its beginning meanwhile, over old ones: those of the time before, which the tree has by then. So a
 //! reader has to know which records are of now, wherever they lie. Those of the number of the **life** that the tree names (a random one
 //! for each opening) and of versions above the tree's are, each once, and none between them and the tree's is missing. Records of other lives
@@ -93,6 +93,11 @@ impl Log {
         self.file.sync_data()?;
         self.at = end;
         Ok(Room::Taken)
+    }
+
+    /// Bytes of this area that are written.
+    pub fn used(&self) -> u64 {
+        self.at - self.area
     }
 
     /// Records begin anew. The tree must be durable with everything.

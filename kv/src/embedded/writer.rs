@@ -217,12 +217,13 @@ impl Writer {
             Err(failure) if failure.error.code == ErrorCode::Corrupt => return refuse(failure, accepted),
             Err(failure) => return self.die(failure.error, ErrorCode::KvIo, accepted),
         };
-        let layer = match self.files.write(self.version + 1, changes, self.snapshots.oldest()) {
+        let (oldest, now) = (self.snapshots.oldest(), self.clock.now());
+        let layer = match self.files.write(self.version + 1, changes, oldest, now) {
             Ok(layer) => layer,
             Err(Failed::Before(error)) => return self.die(error, ErrorCode::KvIo, accepted),
             Err(Failed::Unknown(error)) => return self.die(error, ErrorCode::KvUnknownCommit, accepted),
         };
-        self.window.superseded(self.version, self.clock.now(), ());
+        self.window.superseded(self.version, now, ());
         self.version += 1;
         self.snapshots.announce(self.version, layer);
         self.counters.groups.fetch_add(1, Ordering::Relaxed);
