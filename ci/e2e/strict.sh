@@ -85,6 +85,20 @@ sleep 2.5
 [ "$(cat "$work/two/data/later")" = there ] || die "a name that wasn't there must be looked for again after a second"
 code=0; cat "$work/two/data/gone" >/dev/null 2>"$work/wrong" || code=$?
 [ $code = 1 ] && grep -q 'No such file' "$work/wrong" || die "a file removed elsewhere: exit code $code, $(cat "$work/wrong")"
+python3 - "$work/two/data" <<'EOF' || die "extended attributes that the mount itself has set must be there"
+import os, sys, time
+first, second = (os.path.join(sys.argv[1], name) for name in ("own", "second"))
+os.stat(first)
+os.setxattr(first, "user.a", b"1")
+with open(second, "w") as file:
+    os.setxattr(file.fileno(), "user.a", b"1")
+    os.fchmod(file.fileno(), 0o600)
+    file.write("text")
+time.sleep(2)
+for path in first, second:
+    assert os.getxattr(path, "user.a") == b"1" and os.listxattr(path) == ["user.a"], path
+assert os.stat(second).st_size == 4 and os.stat(second).st_mode & 0o777 == 0o600
+EOF
 say "--believe 1h: modes as heard, bytes as written, own changes at once, new names within a second"
 unmount_both
 rm -f "$work"/*.out

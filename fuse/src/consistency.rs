@@ -45,8 +45,9 @@ impl Consistency {
         }
     }
 
-    /// The same of a name that isn't there: who waits for one to appear shouldn't have to know how long names are believed.
-    pub fn missing_believed(self) -> Duration {
+    /// How long what this process has heard is taken from its memory, and the kernel believes that a name isn't there: who waits for one to
+    /// appear shouldn't have to know how long names are believed.
+    pub fn remembered(self) -> Duration {
         self.believed().min(BELIEVED)
     }
 

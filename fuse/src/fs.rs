@@ -74,7 +74,7 @@ fn id(inode: INodeNo) -> InodeId {
 fn entry(reply: ReplyEntry, result: Result<Attr>, believed: Duration) {
     match result {
         Ok(attr) => {
-            marks::heard(&attr);
+            let believed = marks::heard(&attr, believed);
             reply.entry(&believed, &file_attr(&attr), GENERATION);
         }
         Err(error) => reply.error(errno(&error)),
@@ -84,7 +84,7 @@ fn entry(reply: ReplyEntry, result: Result<Attr>, believed: Duration) {
 fn attributes(reply: ReplyAttr, result: Result<Attr>, believed: Duration) {
     match result {
         Ok(attr) => {
-            marks::heard(&attr);
+            let believed = marks::heard(&attr, believed);
             reply.attr(&believed, &file_attr(&attr));
         }
         Err(error) => reply.error(errno(&error)),
@@ -154,7 +154,7 @@ impl Filesystem for CoreFs {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (who, name, consistency) = (who(request), name_of(name), self.consistency);
         self.run(parent, move |client| async move {
-            let missing = consistency.missing_believed();
+            let missing = consistency.remembered();
             match client.lookup(&who, id(parent), &name).await {
                 // Believed, too: searches in many directories ask for the same names again and again.
                 Err(error) if error.code == ErrorCode::NotFound && !missing.is_zero() => {
@@ -167,9 +167,10 @@ impl Filesystem for CoreFs {
     }
 
     fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let (who, believed) = (who(request), self.consistency.believed());
+        let (who, consistency) = (who(request), self.consistency);
         self.run(inode, move |client| async move {
-            attributes(reply, client.get_attr_within(&who, id(inode), believed).await, believed);
+            let attr = client.get_attr_within(&who, id(inode), consistency.remembered()).await;
+            attributes(reply, attr, consistency.believed());
         });
     }
 
@@ -330,7 +331,7 @@ impl Filesystem for CoreFs {
                 Ok(file) => {
                     if options.truncate {
                         // The kernel cuts it itself.
-                        marks::heard(&file.attr());
+                        marks::heard(&file.attr(), consistency.believed());
                     } else if marks::believes_otherwise(&file.attr(), consistency.believed()) {
                         notices::attributes_changed(file.inode());
                     }
@@ -363,9 +364,9 @@ impl Filesystem for CoreFs {
         self.run(parent, move |client| async move {
             match client.create(&who, id(parent), &name, options).await {
                 Ok((file, _)) => {
-                    marks::heard(&file.attr());
+                    let believed = marks::heard(&file.attr(), consistency.believed());
                     let attr = file_attr(&file.attr());
-                    let (believed, handle) = (consistency.believed(), handles::insert_file(file));
+                    let handle = handles::insert_file(file);
                     reply.created(&believed, &attr, GENERATION, handle, consistency.opened());
                 }
                 Err(error) => reply.error(errno(&error)),
@@ -490,6 +491,7 @@ impl Filesystem for CoreFs {
             }
             if let Ok(file) = handles::remove_file(handle) {
                 close(file).await;
+                marks::closed(id(inode));
             }
         });
     }
@@ -532,13 +534,10 @@ impl Filesystem for CoreFs {
         let believed = self.consistency.believed();
         self.run(inode, move |client| async move {
             let mut add = |listed: Listed<'_>| {
-                let attr = match listed.attr {
-                    Some(attr) => {
-                        marks::heard(&attr);
-                        file_attr(&attr)
-                    }
+                let (attr, believed) = match listed.attr {
+                    Some(attr) => (file_attr(&attr), marks::heard(&attr, believed)),
                     None if listed.name == b"." || listed.name == b".." => {
-                        nameless_attr(listed.inode, listed.kind)
+                        (nameless_attr(listed.inode, listed.kind), believed)
                     }
                     // An entry whose inode went away meanwhile is left out, as if the listing had come later.
                     None => return false,
@@ -610,9 +609,9 @@ impl Filesystem for CoreFs {
     }
 
     fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let (who, name, believed) = (who(request), name_of(name), self.consistency.believed());
+        let (who, name, remembered) = (who(request), name_of(name), self.consistency.remembered());
         self.run(inode, move |client| async move {
-            if marks::has_none(id(inode), Some(&name), believed) {
+            if marks::has_none(id(inode), Some(&name), remembered) {
                 return reply.error(NO_ATTRIBUTE);
             }
             bytes(reply, size, client.meta().get_xattr(&who, id(inode), &name).await);
@@ -622,9 +621,9 @@ impl Filesystem for CoreFs {
     fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         // Which names somebody may know of isn't among what the kernel checks.
         let who = Credentials { privileged: request.uid() == 0, ..who(request) };
-        let believed = self.consistency.believed();
+        let remembered = self.consistency.remembered();
         self.run(inode, move |client| async move {
-            let names = match marks::has_none(id(inode), None, believed) {
+            let names = match marks::has_none(id(inode), None, remembered) {
                 true => Ok(Vec::new()),
                 false => client.meta().list_xattr(&who, id(inode)).await,
             };

@@ -2,13 +2,14 @@
 //! told.
 //!
 //! The kernel asks for lists of everything that it checks permissions of, and for `security.capability` of everything
-//! that is written; nearly nothing has any. What was heard counts for as long as the kernel believes attributes.
+//! that is written; nearly nothing has any. What was heard of them counts for a second at most.
 //!
 //! What somebody elsewhere wrote and closed, an open here must show (close-to-open), and the kernel asks for no length while it believes the
 //! one that it was told: then it has to be told to ask.
 //!
 //! The table lives on the thread of the mount's one client shard.
 
+use crate::consistency::BELIEVED;
 use corefs_client::{Attr, Marks};
 use corefs_wire::InodeId;
 use std::cell::RefCell;
@@ -26,27 +27,44 @@ struct Heard {
     /// Bytes, as the kernel knows it.
     size: u64,
     when: Instant,
-    /// When somebody here last changed attributes of it.
-    changed: Option<Instant>,
+    /// Somebody here has changed extended attributes of it. Answers that were on their way then don't know, nor what is remembered of a file that is
+    /// open: it is asked for each time from then on.
+    changed: bool,
+    /// When somebody here last wrote to it, or closed it after that.
+    wrote: Option<Instant>,
 }
 
-/// Answers that were on their way when attributes changed come within it: what they say of them is out of date.
+/// No length that the kernel could know.
+const UNKNOWN: u64 = u64::MAX;
+
+/// Answers that were on their way when something changed come within it: what they say of it is out of date.
 const OUTDATED: Duration = Duration::from_secs(5);
 
 thread_local! {
     static HEARD: RefCell<HashMap<InodeId, Heard>> = RefCell::default();
 }
 
-/// What a metadata server has just said of an inode, and the kernel is told.
-pub fn heard(attr: &Attr) {
+/// What a metadata server has just said of an inode, and the kernel is told. For how long that may be believed, `believed` at most: what was
+/// written here shortly before, it may not have known.
+///
+/// Of two answers that were on their way at once the kernel may take either: if their lengths differ, nobody knows which one it believes.
+pub fn heard(attr: &Attr, believed: Duration) -> Duration {
     HEARD.with_borrow_mut(|heard| {
         if heard.len() >= INODES_MAX {
             heard.clear();
         }
-        let changed = heard.get(&attr.inode).and_then(|before| before.changed);
-        let new = Heard { marks: attr.marks, size: attr.size, when: Instant::now(), changed };
-        heard.insert(attr.inode, new);
-    });
+        let now = Instant::now();
+        let before = heard.get(&attr.inode);
+        let differs = before.is_some_and(|before| before.size != attr.size && recent(before.when));
+        let (changed, wrote) = before.map_or((false, None), |before| (before.changed, before.wrote));
+        let size = if differs { UNKNOWN } else { attr.size };
+        heard.insert(attr.inode, Heard { marks: attr.marks, size, when: now, changed, wrote });
+        if wrote.is_some_and(recent) { believed.min(BELIEVED) } else { believed }
+    })
+}
+
+fn recent(at: Instant) -> bool {
+    at.elapsed() < OUTDATED
 }
 
 /// The kernel has written up to `end`.
@@ -54,6 +72,16 @@ pub fn written(inode: InodeId, end: u64) {
     HEARD.with_borrow_mut(|heard| {
         if let Some(heard) = heard.get_mut(&inode) {
             heard.size = heard.size.max(end);
+            heard.wrote = Some(Instant::now());
+        }
+    });
+}
+
+/// A handle of it was closed.
+pub fn closed(inode: InodeId) {
+    HEARD.with_borrow_mut(|heard| {
+        if let Some(heard) = heard.get_mut(&inode).filter(|heard| heard.wrote.is_some()) {
+            heard.wrote = Some(Instant::now());
         }
     });
 }
@@ -64,22 +92,19 @@ pub fn believes_otherwise(attr: &Attr, believed: Duration) -> bool {
     HEARD.with_borrow(|heard| heard.get(&attr.inode).is_none_or(differs))
 }
 
-/// Somebody here has changed its extended attributes. What was heard of them counts no more, nor what is heard for a while.
+/// Somebody here has changed its extended attributes. What was heard of them counts no more, nor what is heard.
 pub fn changed(inode: InodeId) {
     HEARD.with_borrow_mut(|heard| {
         let now = Instant::now();
-        // No length that the kernel could know.
-        let unknown = Heard { marks: Marks::default(), size: u64::MAX, when: now, changed: None };
-        heard.entry(inode).or_insert(unknown).changed = Some(now);
+        let unknown = Heard { marks: Marks::default(), size: UNKNOWN, when: now, changed: true, wrote: None };
+        heard.entry(inode).or_insert(unknown).changed = true;
     });
 }
 
-/// Whether an inode is known to have no such attribute (none at all: `None`).
-pub fn has_none(inode: InodeId, name: Option<&[u8]>, believed: Duration) -> bool {
+/// Whether an inode is known to have no such attribute (none at all: `None`). `remembered`: how long that is taken from memory.
+pub fn has_none(inode: InodeId, name: Option<&[u8]>, remembered: Duration) -> bool {
     let marks = HEARD.with_borrow(|heard| {
-        let fresh = |heard: &&Heard| {
-            heard.when.elapsed() < believed && heard.changed.is_none_or(|at| at.elapsed() >= OUTDATED)
-        };
+        let fresh = |heard: &&Heard| !heard.changed && heard.when.elapsed() < remembered;
         heard.get(&inode).filter(fresh).map(|heard| heard.marks)
     });
     let Some(marks) = marks else { return false };
@@ -142,13 +167,30 @@ mod tests {
     #[test]
     fn an_answer_from_before_a_change_hides_no_attribute() {
         let second = Duration::from_secs(1);
-        heard(&attr(5));
+        heard(&attr(5), second);
         assert!(has_none(InodeId(5), Some(b"user.a"), second));
         for inode in [5, 6] {
             changed(InodeId(inode));
-            heard(&attr(inode));
+            heard(&attr(inode), second);
             assert!(!has_none(InodeId(inode), Some(b"user.a"), second));
         }
+    }
+
+    #[test]
+    fn lengths_that_crossed_are_asked_for_again_and_what_was_just_written_is_not_believed_for_long() {
+        let hour = Duration::from_secs(3600);
+        let of = |size: u64| Attr { size, ..attr(7) };
+        assert!(believes_otherwise(&of(10), hour), "nothing was heard of it");
+        assert_eq!(heard(&of(10), hour), hour);
+        assert!(!believes_otherwise(&of(10), hour) && believes_otherwise(&of(20), hour));
+        heard(&of(20), hour);
+        assert!(believes_otherwise(&of(20), hour), "the kernel may have taken 10 or 20");
+        closed(InodeId(7));
+        assert_eq!(heard(&of(20), hour), hour, "nobody has written to it here");
+        written(InodeId(7), 30);
+        assert_eq!(heard(&of(20), hour), BELIEVED);
+        closed(InodeId(7));
+        assert_eq!(heard(&of(30), Duration::ZERO), Duration::ZERO);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! When an area of the log is full its rows **set out**: a thread of its own writes them into the tree, while commits go into the other
 //! area. When that is full, too, and the rows haven't arrived, commits wait for them. So there are never more rows in memory than the log has,
 //! but for those that held snapshots keep. A group that is larger than an area goes into the tree at once, with all that was logged. Rows also set out
-//! when the first of them is [`DUE_AFTER`] old, if they are many: where little is committed, reads needn't look through those of long ago.
+//! with the next commit when the first of them is [`DUE_AFTER`] old, if they are many: where little is committed, reads needn't look through those of long ago.
 //!
 //! Invariants: one transaction of the tree at a time. Rows set out with the version of the newest among them, and the tree names that version
 //! once it has them: an area is written over only after that.

@@ -223,7 +223,8 @@ impl Writer {
             Err(Failed::Before(error)) => return self.die(error, ErrorCode::KvIo, accepted),
             Err(Failed::Unknown(error)) => return self.die(error, ErrorCode::KvUnknownCommit, accepted),
         };
-        self.window.superseded(self.version, now, ());
+        // What was newest until now can be read for its time from now on, however long the write took.
+        self.window.superseded(self.version, self.clock.now(), ());
         self.version += 1;
         self.snapshots.announce(self.version, layer);
         self.counters.groups.fetch_add(1, Ordering::Relaxed);

@@ -128,7 +128,7 @@ fn consistency(how: Option<How>, believe: Option<&str>) -> Result<Consistency> {
     };
     match how {
         Some(How::Strict) if believe.is_some() => Err(wrong(
-            "--believe: a strict mount believes nothing; leave it out, or --consistency strict".into(),
+            "--believe: a strict mount believes nothing; leave it out, in the settings as well, or --consistency strict".into(),
         )),
         Some(How::Strict) => Ok(Consistency::Strict),
         _ if believed > BELIEVED_MAX => Err(wrong("--believe: at most a day, 24h".into())),
@@ -171,6 +171,6 @@ mod tests {
         {
             assert_eq!(believed(how, Some(text)), Err(ErrorCode::BadConfig), "{text}");
         }
-        assert_eq!(consistency(None, Some("1h")).unwrap().missing_believed(), BELIEVED);
+        assert_eq!(consistency(None, Some("1h")).unwrap().remembered(), BELIEVED);
     }
 }
