@@ -14,15 +14,15 @@ fn stop_set() -> libc::sigset_t {
     }
 }
 
-/// Blocks the stop signals in this thread and in all that it starts. Call first in `main`.
+/// Blocks the stop signals in this thread and in all that it starts. Call first in `main`. As its counterpart it only makes async-signal-safe
+/// calls: children call them between fork and exec.
 pub fn block() {
     let set = stop_set();
     // SAFETY: `set` is initialised; the old mask isn't asked for.
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
 }
 
-/// Undoes [`block`] in this thread and those that it starts; and in a child process between fork and exec: the mask would be
-/// inherited by programs that aren't ours. Only makes async-signal-safe calls.
+/// Undoes [`block`] in this thread and those that it starts.
 pub fn unblock() {
     let set = stop_set();
     // SAFETY: as in `block`.

@@ -69,9 +69,16 @@ struct Leaving {
     until: Instant,
 }
 
+/// What runs the roles.
+struct Program {
+    path: PathBuf,
+    /// What a child does about stop signals before it begins; async-signal-safe.
+    signals: fn(),
+}
+
 /// The running roles, in the order in which they were started.
 pub struct Supervisor {
-    program: PathBuf,
+    program: Program,
     roles: Vec<Role>,
     leaving: Vec<Leaving>,
 }
@@ -79,8 +86,9 @@ pub struct Supervisor {
 impl Supervisor {
     /// A supervisor that starts roles of this very binary.
     pub fn new() -> Result<Self> {
-        let program =
-            std::env::current_exe().map_err(|error| Error::from(error).of("finding my own binary"))?;
+        let path = std::env::current_exe().map_err(|error| Error::from(error).of("finding my own binary"))?;
+        // A role takes them itself once it can; one that comes before waits until then.
+        let program = Program { path, signals: signals::block };
         Ok(Self { program, roles: Vec::new(), leaving: Vec::new() })
     }
 
@@ -206,7 +214,7 @@ fn complain(role: &Role, ended: Option<ExitStatus>) -> Option<String> {
     }
 }
 
-fn restart(program: &Path, role: &mut Role, report: &mut dyn FnMut(String)) {
+fn restart(program: &Program, role: &mut Role, report: &mut dyn FnMut(String)) {
     match spawn(program, &role.spec) {
         Ok((child, lines)) => {
             // Readiness isn't waited for: the others retry until it serves.
@@ -223,11 +231,11 @@ fn restart(program: &Path, role: &mut Role, report: &mut dyn FnMut(String)) {
     }
 }
 
-fn spawn(program: &Path, spec: &Spec) -> Result<(Child, mpsc::Receiver<String>)> {
+fn spawn(program: &Program, spec: &Spec) -> Result<(Child, mpsc::Receiver<String>)> {
     let log = std::fs::File::options().create(true).append(true).open(&spec.log);
     let log = log.map_err(|error| Error::from(error).of(spec.log.display()))?;
     let parent = std::process::id();
-    let mut command = Command::new(program);
+    let (mut command, about_signals) = (Command::new(&program.path), program.signals);
     command.args(&spec.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     // A process group of its own: an interrupt typed at the terminal reaches the supervisor alone, which then stops
     // the roles in order.
@@ -240,7 +248,7 @@ fn spawn(program: &Path, spec: &Spec) -> Result<(Child, mpsc::Receiver<String>)>
             if libc::getppid() as u32 != parent {
                 return Err(std::io::Error::other("the supervisor is gone"));
             }
-            signals::unblock();
+            about_signals();
             Ok(())
         });
     }
@@ -354,7 +362,19 @@ mod tests {
     fn shell(script: &str, log: &Path) -> (Supervisor, Spec) {
         let spec =
             Spec { name: "test role".into(), args: vec!["-c".into(), script.into()], log: log.to_owned() };
-        (Supervisor { program: "/bin/sh".into(), roles: Vec::new(), leaving: Vec::new() }, spec)
+        let program = Program { path: "/bin/sh".into(), signals: signals::unblock };
+        (Supervisor { program, roles: Vec::new(), leaving: Vec::new() }, spec)
+    }
+
+    #[test]
+    fn a_stop_that_comes_before_a_role_can_take_it_does_not_kill_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = "kill -TERM $$; echo ready here";
+        let (mut kills, spec) = shell(script, &dir.path().join("log"));
+        assert!(kills.start(spec.clone()).unwrap_err().message.contains("signal 15"));
+        let (mut waits, _) = shell(script, &dir.path().join("log"));
+        waits.program.signals = signals::block;
+        assert_eq!(waits.start(spec).unwrap(), "here");
     }
 
     #[test]
