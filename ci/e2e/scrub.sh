@@ -87,7 +87,7 @@ code=0
 "$COREFS" scrub --now >"$work/scrub.out" || code=$?
 [ $code = 1 ] && [ "$(grep -c 'LOST 1 blocks of chunk' "$work/scrub.out")" = 2 ] || { cat "$work/scrub.out"; die "exit code $code"; }
 [ "$(total unrepaired_blocks)" = 2 ] || die "not two blocks are unrepaired"
-for _ in $(seq 100); do "$COREFS" status >"$work/status.out" || { grep -q 'are damaged' "$work/status.out" && break; }; sleep 0.1; done
+for _ in $(seq 100); do "$COREFS" status >"$work/status.out" || { grep -q '2 stored blocks of node-1 are damaged' "$work/status.out" && break; }; sleep 0.1; done
 grep -q '2 stored blocks of node-1 are damaged' "$work/status.out" || { cat "$work/status.out"; die "status says nothing"; }
 "$COREFS" fs rm /one
 for _ in $(seq 100); do "$COREFS" scrub --now >"$work/scrub.out" && break; sleep 0.2; done
