@@ -38,12 +38,19 @@ pub struct Marks {
     pub xattrs: bool,
     pub access_list: bool,
     pub default_list: bool,
+    /// The bytes are kept with the inode and not in chunks.
+    pub inline: bool,
 }
 
 impl Marks {
     /// The bits of a message.
     fn from_bits(bits: u8) -> Self {
-        Self { xattrs: bits & 1 != 0, access_list: bits & 2 != 0, default_list: bits & 4 != 0 }
+        Self {
+            xattrs: bits & 1 != 0,
+            access_list: bits & 2 != 0,
+            default_list: bits & 4 != 0,
+            inline: bits & 8 != 0,
+        }
     }
 }
 

@@ -56,6 +56,25 @@ impl Client {
         self.each_chunk(inode, layout, last, None, update).await.map(drop)
     }
 
+    /// Writes the first bytes of a file, which fit a chunk, under `epoch`; a chunk of a newer one stays as it is.
+    pub async fn write_first_chunk(
+        &self,
+        inode: InodeId,
+        layout: &Layout,
+        bytes: &[u8],
+        epoch: u32,
+    ) -> Result<()> {
+        let mut buffer = self.0.storage.buffer(bytes.len()).await?;
+        buffer.get_mut().ok_or(ErrorCode::Internal)?[..bytes.len()].copy_from_slice(bytes);
+        let length = bytes.len() as u32;
+        let update = Update { index: 0, kind: UpdateKind::Write, epoch, offset: 0, length };
+        let place = Place::new(inode, *layout);
+        match self.0.storage.update(&place, update, Some((buffer, 0..bytes.len()))).await {
+            Err(error) if error.code == ErrorCode::StaleLayout => Ok(()),
+            outcome => outcome.map(drop),
+        }
+    }
+
     /// Removes the chunks of an inode that is gone for good, for about as long as `slice`. Returns whether none is left.
     pub async fn remove_chunks(&self, inode: InodeId, layout: &Layout, slice: Duration) -> Result<bool> {
         let remove = |entry: &ListEntry| Update {

@@ -10,6 +10,7 @@ mod status;
 use crate::Credentials;
 use crate::fs::Fs;
 use crate::ground::Ground;
+use crate::guess::Guess;
 use crate::inode::Inode;
 use crate::meta::Meta;
 use crate::route::pace::Hedge;
@@ -112,6 +113,8 @@ pub(crate) struct Inner {
     /// Of those, the ones that may be open and that nothing but a session for writing holds.
     pub unheld: RefCell<BTreeSet<InodeId>>,
     pub names_gone: NamesGone,
+    /// Which new files are likely to stay small.
+    pub guess: Guess,
     /// Most bytes held behind one file.
     pub write_behind: usize,
     /// Bytes held behind all files.

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `read` | reads: cut, widened to whole blocks, put together |
 //! | `write` | writes: held behind the caller in cells, or direct |
+//! | `inline` | files that keep their bytes with their inodes |
 //! | `append` | appends: held without a place, until they get one behind everybody's |
 //! | `sync` | flush, sync, truncate, close |
 //! | `space` | holes: made, found; copying within the cluster |
 
 mod append;
+mod inline;
 mod read;
 mod space;
 mod sync;
@@ -22,7 +24,7 @@ use crate::client::{Client, Orphan};
 use crate::inode::Inode;
 use crate::{Attr, Credentials};
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// How a file is opened.
@@ -33,6 +35,9 @@ pub struct OpenOptions {
     pub truncate: bool,
     /// Writes go to storage before they return, as large as they came.
     pub direct: bool,
+    /// If it is opened for reading and keeps its bytes with its inode, they come with the answer, and are read from there for a second unless
+    /// this client hears of a change: for callers who needn't see what is written after the open.
+    pub ahead: bool,
 }
 
 /// How a file is created.
@@ -85,6 +90,8 @@ pub struct File {
     /// Failures of the inode that this handle has reported, or that are older than it.
     seen: Cell<u64>,
     closed: Cell<bool>,
+    /// Bytes that came with the open.
+    ahead: RefCell<Option<inline::Ahead>>,
 }
 
 impl File {
@@ -112,6 +119,7 @@ impl File {
             who,
             seen,
             closed: Cell::new(false),
+            ahead: RefCell::default(),
         }
     }
 

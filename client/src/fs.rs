@@ -134,7 +134,8 @@ impl Fs {
     /// Creates a file, or opens what is there unless `exclusive`; a symlink that is there is followed.
     pub async fn create(&self, path: &[u8], options: CreateOptions) -> Result<File> {
         if !options.exclusive {
-            let open = OpenOptions { write: true, truncate: options.truncate, direct: options.direct };
+            let open =
+                OpenOptions { write: true, truncate: options.truncate, direct: options.direct, ahead: false };
             match self.open(path, open).await {
                 Err(error) if error.code == ErrorCode::NotFound => (),
                 outcome => return outcome,

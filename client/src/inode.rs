@@ -7,6 +7,7 @@
 
 use crate::behind::Behind;
 use crate::file::Appends;
+use crate::guess::Kind;
 use crate::sessions::Sessions;
 use crate::storage::Place;
 use crate::wait::Waiters;
@@ -58,6 +59,12 @@ pub struct Inode {
     pub sessions: Sessions,
     /// Handles open.
     pub handles: Cell<u32>,
+    /// The bytes are kept with the inode, as far as is known here.
+    pub inline: Cell<bool>,
+    /// Rises with every change of the file that is made or heard of here.
+    pub edition: Cell<u64>,
+    /// Of a file that was made here: what its name ends like, until it is known whether it stays small.
+    pub kind: Cell<Option<Kind>>,
 }
 
 impl Inode {
@@ -80,6 +87,9 @@ impl Inode {
             heard: Cell::new(Instant::now()),
             sessions: Sessions::default(),
             handles: Cell::new(0),
+            inline: Cell::new(attr.marks.inline),
+            edition: Cell::default(),
+            kind: Cell::default(),
         }
     }
 
@@ -99,7 +109,12 @@ impl Inode {
         } else {
             self.length.set(self.length.get().max(attr.size));
         }
-        self.attr.set(*attr);
+        let before = self.attr.replace(*attr);
+        let same = |attr: &Attr| (attr.epoch, attr.size, attr.mtime, attr.ctime);
+        if same(&before) != same(attr) {
+            self.edition.set(self.edition.get() + 1);
+        }
+        self.inline.set(attr.marks.inline);
         self.heard.set(Instant::now());
     }
 
@@ -227,13 +242,21 @@ impl Inode {
 
     /// Bytes that were there changed now.
     pub fn touched(&self) {
+        self.edition.set(self.edition.get() + 1);
         // A time that was set before is over.
         self.pending.set(Changes { mtime: None, ..self.pending.get() });
         self.unsynced.set(Unsynced { mtime: now(), ..self.unsynced.get() });
     }
 
-    /// Bytes up to `end` are in storage, written under `epoch`.
+    /// Bytes up to `end` are in storage, written under `epoch`. What is kept with the inode, its server knows.
     pub fn stored(&self, end: u64, epoch: u32) {
+        if !self.inline.get() {
+            self.reaches(end, epoch);
+        }
+    }
+
+    /// The file is at least as long as `end`, by what was done under `epoch`.
+    pub fn reaches(&self, end: u64, epoch: u32) {
         if epoch == self.epoch.get() {
             let unsynced = self.unsynced.get();
             self.unsynced.set(Unsynced { end: unsynced.end.max(end), ..unsynced });

@@ -11,6 +11,7 @@
 //! | [`meta`] | typed calls to the metadata servers, recognisable when sent again |
 //! | [`attr`] | what the namespace says about an inode |
 //! | [`file`] | open files: one shared length per inode, write-behind, direct I/O |
+//! | `guess` | which new files are likely to stay small |
 //! | [`lock`] | advisory locks, and waiting for them |
 //! | [`fs`] | the namespace by path, copying in and out |
 //! | [`chunks`] | lengths, truncation and removal of all chunks of an inode, for the metadata servers |
@@ -23,6 +24,7 @@ pub mod client;
 pub mod file;
 pub mod fs;
 mod ground;
+mod guess;
 mod inode;
 mod join;
 pub mod lock;
@@ -39,6 +41,6 @@ pub use client::{Client, ClientOptions, Counters, InternalOptions};
 pub use file::{CreateOptions, Data, File, OpenOptions, read_batch};
 pub use fs::Fs;
 pub use lock::{Lock, LockKind};
-pub use meta::{Created, Meta, NewInode, Page, RENAME_EXCHANGE, RENAME_NOREPLACE, Unlinked, Written};
+pub use meta::{Created, Meta, NewInode, Page, Piece, RENAME_EXCHANGE, RENAME_NOREPLACE, Unlinked, Written};
 pub use pool::{ClientPool, PoolOptions};
 pub use route::pace::Hedge;

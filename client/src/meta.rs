@@ -11,11 +11,13 @@ mod xattr;
 use crate::ground::Ground;
 use crate::lock::Lock;
 use crate::{Attr, Changes, Credentials, Entry, Kind, Space};
+use corefs_wire::checksum::crc32c;
 use corefs_wire::control::meta::{
-    AppendT, CallerT, CloseT, CreateT, EndSessionsT, GetAttrT, GetLockT, LinkT, LookupT, OpenT, ReadDirT,
-    ReadLinkT, RenameT, RmDirT, SessionNameT, SetAttrT, SetLockT, StatFsT, SyncLengthT, UnlinkT, UnlinkedT,
+    AppendT, CallerT, CloseT, CreateT, EndSessionsT, GetAttrT, GetLockT, InlineT, LinkT, LookupT, OpenT,
+    ReadDirT, ReadLinkT, RenameT, RmDirT, SessionNameT, SetAttrT, SetLockT, StatFsT, SyncLengthT, UnlinkT,
+    UnlinkedT,
 };
-use corefs_wire::limits::NAME_MAX;
+use corefs_wire::limits::{INLINE_MAX, NAME_MAX};
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
 pub(crate) use encode::Repeat;
 use encode::{fields, set_caller};
@@ -40,6 +42,8 @@ pub struct NewInode {
     pub exclusive: bool,
     /// Also begin a write session (files).
     pub open: bool,
+    /// Keep its bytes with its inode as long as they are few (files).
+    pub inline: bool,
     /// 0: the cluster's choice.
     pub chunk_size: u32,
     pub stripe: u32,
@@ -56,6 +60,7 @@ impl NewInode {
             target: Vec::new(),
             exclusive: true,
             open: false,
+            inline: false,
             chunk_size: 0,
             stripe: 0,
             umask: 0,
@@ -74,13 +79,32 @@ pub struct Created {
 
 /// What was written in a session and its server doesn't know yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Written {
+pub struct Written<'a> {
     /// The end of the last byte written; 0: nothing was.
     pub length: u64,
     /// Nanoseconds since the epoch; 0: unchanged.
     pub mtime: i64,
     /// The truncate epoch that the writes named; 0: the one at which the session began.
     pub epoch: u32,
+    /// To be written now, to a file that keeps its bytes with its inode. `MovedOut` when it doesn't, or has another epoch.
+    pub piece: Option<Piece<'a>>,
+}
+
+/// Bytes of a file that keeps them with its inode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Piece<'a> {
+    pub start: u64,
+    pub bytes: &'a [u8],
+}
+
+impl Piece<'_> {
+    fn to_message(self) -> Box<InlineT> {
+        let mut message = Box::<InlineT>::default();
+        message.start = self.start;
+        message.bytes = self.bytes.to_vec();
+        message.crc = crc32c(self.bytes);
+        message
+    }
 }
 
 /// Entries of a directory, and whether there are more.
@@ -218,6 +242,7 @@ impl Meta {
         request.symlink_target = node.target.clone();
         request.exclusive = node.exclusive;
         request.open = node.open;
+        request.inline = node.inline;
         request.chunk_size = node.chunk_size;
         request.stripe = node.stripe;
         request.umask = node.umask;
@@ -254,6 +279,33 @@ impl Meta {
         Ok((Attr::from_message(&reply.attr)?, reply.session))
     }
 
+    /// Attributes, and of a file that keeps its bytes with its inode these, from the first on; what follows them is zeros. `PermissionDenied`
+    /// for who may not read it; `ChecksumMismatch`.
+    pub async fn look(&self, who: &Credentials, inode: InodeId) -> Result<(Attr, Option<Vec<u8>>)> {
+        let mut request = OpenT::default();
+        request.caller = self.looking(who);
+        request.inode = inode.0;
+        request.bytes = true;
+        let reply = self.0.ground.meta(inode.0, &request).await?;
+        let attr = Attr::from_message(&reply.attr)?;
+        let Some(inline) = reply.inline else {
+            return if attr.marks.inline {
+                Err(bad("a small file without its bytes"))
+            } else {
+                Ok((attr, None))
+            };
+        };
+        let found = crc32c(&inline.bytes);
+        if found != inline.crc {
+            let what = "bytes of an inode were altered on their way";
+            return Err(Error::mismatch(ErrorCode::ChecksumMismatch, inline.crc.into(), found.into(), what));
+        }
+        if inline.start != 0 || inline.bytes.len() as u64 > attr.size.min(INLINE_MAX as u64) {
+            return Err(bad("bytes of an inode that it can't have"));
+        }
+        Ok((attr, Some(inline.bytes)))
+    }
+
     /// Begins a session that keeps a file's bytes although its last name goes; end it with [`close`](Self::close).
     pub async fn hold(&self, who: &Credentials, inode: InodeId) -> Result<(Attr, u64)> {
         let (caller, sequence) = self.changing(who);
@@ -271,7 +323,7 @@ impl Meta {
         who: &Credentials,
         inode: InodeId,
         session: u64,
-        written: Written,
+        written: Written<'_>,
         changes: Option<Changes>,
     ) -> Result<Attr> {
         let (caller, _sequence) = self.changing(who);
@@ -282,6 +334,7 @@ impl Meta {
         request.length = written.length;
         request.mtime = written.mtime;
         request.epoch = written.epoch;
+        request.inline = written.piece.map(Piece::to_message);
         request.set = changes.map(|changes| Box::new(fields(&changes)));
         Attr::from_message(&self.0.ground.meta(inode.0, &request).await?.attr)
     }
@@ -298,13 +351,14 @@ impl Meta {
         self.0.ground.meta(first.0, &request).await.map(drop)
     }
 
-    /// Makes length and times of what was written durable; the session stays.
+    /// Makes length and times of what was written durable; the session stays. `move_out`: bytes that are kept with the inode go to chunks.
     pub async fn sync_length(
         &self,
         who: &Credentials,
         inode: InodeId,
         session: u64,
-        written: Written,
+        written: Written<'_>,
+        move_out: bool,
     ) -> Result<Attr> {
         let (caller, _sequence) = self.changing(who);
         let mut request = SyncLengthT::default();
@@ -314,6 +368,8 @@ impl Meta {
         request.length = written.length;
         request.mtime = written.mtime;
         request.epoch = written.epoch;
+        request.inline = written.piece.map(Piece::to_message);
+        request.move_out = move_out;
         Attr::from_message(&self.0.ground.meta(inode.0, &request).await?.attr)
     }
 

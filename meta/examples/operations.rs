@@ -37,6 +37,9 @@ impl ChunkService for Alone {
     async fn truncate_chunks(&self, _: InodeId, _: &Layout, _: u64, _: u32) -> Result<()> {
         Ok(())
     }
+    async fn write_first_chunk(&self, _: InodeId, _: &Layout, _: &[u8], _: u32) -> Result<()> {
+        Ok(())
+    }
     async fn remove_chunks(&self, _: InodeId, _: &Layout, _: Duration) -> Result<bool> {
         Ok(true)
     }

@@ -57,6 +57,8 @@ pub enum Damage {
     SessionWithoutInode,
     /// A session whose client isn't listed, so that it would never be settled.
     SessionWithoutClient,
+    /// Bytes of an inode that isn't there, or keeps none, or not as many.
+    StrayBytes,
     /// An extended attribute of an inode that isn't there.
     StrayAttribute,
     /// An inode that says wrongly which extended attributes it has.

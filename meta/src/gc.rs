@@ -190,7 +190,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                     (Some(inode), Some(Garbage::Waiting)) => {
                         if !sessions.pairs.is_empty() {
                             fate.held += 1;
-                        } else if inode.unopened {
+                        } else if inode.has_no_chunks() {
                             self.take_away(txn, *id, &inode);
                             txn.clear(&self.keys.garbage(*id));
                             fate.removed += 1;

@@ -46,6 +46,8 @@ pub struct Inode {
     pub marks: Marks,
     /// Of files: nobody has had it open for writing, so it has no chunks anywhere.
     pub unopened: bool,
+    /// Of files: the bytes are kept with the inode, see [`inline`](crate::inline).
+    pub inline: bool,
 }
 
 /// What else is stored of an inode, so that whoever reads it knows without looking.
@@ -70,7 +72,8 @@ impl Marks {
     }
 }
 
-const VERSION: u8 = 1;
+/// The newest version: 2 is of files whose bytes are kept with them, since a build that doesn't know that would find none.
+const VERSION: u8 = 2;
 const HAS_LAYOUT: u8 = 1;
 const HAS_TRIM: u8 = 2;
 const HAS_TARGET: u8 = 4;
@@ -78,6 +81,9 @@ const HAS_TARGET: u8 = 4;
 const MARKS_SHIFT: u32 = 3;
 /// Builds that don't know it write the inode without it, which is right as well.
 const UNOPENED: u8 = 64;
+const INLINE: u8 = 128;
+/// Of the marks in a message.
+const INLINE_MARK: u8 = 8;
 
 impl Inode {
     /// A new inode of `kind` that belongs to nobody yet, all of its times `now`.
@@ -101,7 +107,13 @@ impl Inode {
             target: Vec::new(),
             marks: Marks::default(),
             unopened: false,
+            inline: false,
         }
+    }
+
+    /// Whether no chunk of it is anywhere.
+    pub fn has_no_chunks(&self) -> bool {
+        self.unopened || self.inline && self.trim_to.is_none()
     }
 
     pub fn is_directory(&self) -> bool {
@@ -124,7 +136,7 @@ impl Inode {
 
     /// Writes this kind's fields only; times but the first are differences from the birth time, which are small.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new(VERSION);
+        let mut writer = Writer::new(if self.inline { VERSION } else { 1 });
         self.write(&mut writer);
         writer.finish()
     }
@@ -136,6 +148,7 @@ impl Inode {
         flags |= if self.target.is_empty() { 0 } else { HAS_TARGET };
         flags |= self.marks.to_bits() << MARKS_SHIFT;
         flags |= if self.unopened { UNOPENED } else { 0 };
+        flags |= if self.inline { INLINE } else { 0 };
         writer.byte(self.kind.0).byte(flags).varint(self.mode.into());
         writer.varint(self.uid.into()).varint(self.gid.into());
         writer.varint(self.nlink.into()).varint(self.rdev.into());
@@ -168,6 +181,7 @@ impl Inode {
         let mut inode = Self::new(kind, 0);
         inode.marks = Marks::from_bits(flags >> MARKS_SHIFT);
         inode.unopened = flags & UNOPENED != 0;
+        inode.inline = flags & INLINE != 0;
         inode.mode = reader.varint32()?;
         inode.uid = reader.varint32()?;
         inode.gid = reader.varint32()?;
@@ -283,7 +297,7 @@ impl Stat {
         attr.epoch = inode.epoch;
         attr.layout = Box::new(inode.layout.map(Layout::to_message).unwrap_or_default());
         attr.parent = inode.parent.0;
-        attr.marks = inode.marks.to_bits();
+        attr.marks = inode.marks.to_bits() | if inode.inline { INLINE_MARK } else { 0 };
         attr
     }
 }
@@ -322,7 +336,9 @@ mod tests {
         assert_eq!(marked.encode()[2], 0b101 << 3);
         let unopened = Inode { unopened: true, ..file() };
         assert_eq!(unopened.encode()[2], file().encode()[2] | 0b100_0000);
-        for inode in [file(), symlink, directory, marked, unopened] {
+        let inline = Inode { inline: true, ..file() };
+        assert_eq!((inline.encode()[0], inline.encode()[2]), (2, file().encode()[2] | 0b1000_0000));
+        for inode in [file(), symlink, directory, marked, unopened, inline] {
             let value = inode.encode();
             assert_eq!(Inode::decode(&value), Ok(inode));
             for end in 0..value.len() {

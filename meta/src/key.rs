@@ -6,6 +6,7 @@
 //! | letter | after it | value | written |
 //! |---|---|---|---|
 //! | `A` | lane: u8 | the lane's next block of inode ids: u64, little-endian | read and set |
+//! | `B` | inode: u64 | the bytes of a small file and their checksum (`inline`) | set |
 //! | `C` | directory: u64 | how many entries (low 64 bits) and subdirectories (high): one 128-bit little-endian number | atomic ADD |
 //! | `D` | directory: u64, name | [`Dirent`](crate::dirent::Dirent) | set |
 //! | `E` | inode: u64, name | the extended attribute's value, as it is | set |
@@ -33,6 +34,7 @@ pub const FORMAT: u8 = 1;
 /// The tables' letters.
 pub mod table {
     pub const ID_LANE: u8 = b'A';
+    pub const INLINE: u8 = b'B';
     pub const DIRECTORY_COUNTS: u8 = b'C';
     pub const DIRENT: u8 = b'D';
     pub const XATTR: u8 = b'E';
@@ -62,6 +64,7 @@ pub struct Keys {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Key {
     IdLane(u8),
+    Inline(InodeId),
     DirectoryCounts(InodeId),
     Dirent(InodeId, Vec<u8>),
     Xattr(InodeId, Vec<u8>),
@@ -96,6 +99,11 @@ impl Keys {
 
     pub fn id_lane(&self, lane: u8) -> Vec<u8> {
         self.key(table::ID_LANE, &[&[lane]])
+    }
+
+    /// The bytes of a file that keeps them with its inode.
+    pub fn inline(&self, inode: InodeId) -> Vec<u8> {
+        self.key(table::INLINE, &[&inode.0.to_be_bytes()])
     }
 
     pub fn directory_counts(&self, directory: InodeId) -> Vec<u8> {
@@ -220,6 +228,7 @@ impl Keys {
         };
         let parsed = match letter {
             table::ID_LANE => Key::IdLane(number(1)? as u8),
+            table::INLINE => Key::Inline(InodeId(number(8)?)),
             table::DIRECTORY_COUNTS => Key::DirectoryCounts(InodeId(number(8)?)),
             table::DIRENT => {
                 let directory = InodeId(number(8)?);
@@ -261,6 +270,7 @@ mod tests {
         let client = [0, 0, 0, 0, 0, 0, 0, 9];
         let golden: Vec<(Vec<u8>, Key, u8, Vec<u8>)> = vec![
             (KEYS.id_lane(3), Key::IdLane(3), b'A', vec![3]),
+            (KEYS.inline(INODE), Key::Inline(INODE), b'B', id.to_vec()),
             (KEYS.directory_counts(INODE), Key::DirectoryCounts(INODE), b'C', id.to_vec()),
             (KEYS.dirent(INODE, b"na"), Key::Dirent(INODE, b"na".to_vec()), b'D', [&id[..], b"na"].concat()),
             (

@@ -26,7 +26,7 @@ use crate::once::{Attempt, Outcome};
 use crate::outside::Outside;
 use crate::session::Session;
 use corefs_kv::{Direction, Isolation, KvEngine, Transaction, retry};
-use corefs_wire::control::meta::CallerT;
+use corefs_wire::control::meta::{CallerT, InlineT};
 use corefs_wire::layout::Layout;
 use corefs_wire::{Error, ErrorCode, InodeId, Result};
 use std::cell::Cell;
@@ -54,6 +54,10 @@ pub(crate) struct Report<'a> {
     pub epoch: u32,
     /// When they were made (ns), 0: leave the time alone.
     pub mtime: i64,
+    /// Bytes to write now.
+    pub inline: Option<&'a InlineT>,
+    /// Bytes that are kept with the inode go to chunks.
+    pub move_out: bool,
 }
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
@@ -72,6 +76,10 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             return Ok(Resized::Blocked);
         }
         (inode.mtime, inode.ctime) = (now, now);
+        if inode.inline {
+            self.resize_inline(txn, id, inode, length).await?;
+            return Ok(Resized::Done);
+        }
         if length >= inode.size && !self.has_writers(txn, id).await? {
             inode.size = length;
             return Ok(Resized::Done);
@@ -92,27 +100,37 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         Ok(false)
     }
 
-    /// Steps 2 and 3 of the truncation that `id` is in, if it is in one.
+    /// Steps 2 and 3 of the truncation that `id` is in, if it is in one; or of moving its bytes out, which is much the same.
     pub async fn finish_trim(&self, id: InodeId) -> Result<()> {
         let _alone = self.trimming.enter(id).await;
         let found = self
             .reading(async |txn: &mut E::Txn| {
                 let value = txn.get(&self.keys.inode(id), Isolation::Snapshot).await?;
-                value.as_deref().map(Inode::decode).transpose()
+                let Some(inode) = value.as_deref().map(Inode::decode).transpose()? else { return Ok(None) };
+                let Some(length) = inode.trim_to else { return Ok(None) };
+                let bytes = match inode.inline {
+                    true => Some(self.inline(txn, id, Isolation::Snapshot).await?),
+                    false => None,
+                };
+                Ok(Some((inode, length, bytes)))
             })
             .await?;
-        let Some((inode, length)) = found.and_then(|inode| inode.trim_to.map(|length| (inode, length)))
-        else {
-            return Ok(());
-        };
-        let epoch = inode.epoch;
-        self.outside.truncate_chunks(id, inode.file_layout()?, length, cutting_epoch(&inode)?).await?;
+        let Some((inode, length, bytes)) = found else { return Ok(()) };
+        let (epoch, cutting) = (inode.epoch, cutting_epoch(&inode)?);
+        let layout = inode.file_layout()?;
+        match bytes {
+            Some(bytes) => self.outside.write_first_chunk(id, layout, bytes.bytes(), cutting).await?,
+            None => self.outside.truncate_chunks(id, layout, length, cutting).await?,
+        }
         retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
             let value = txn.get(&self.keys.inode(id), Isolation::Serializable).await?;
             let Some(mut inode) = value.as_deref().map(Inode::decode).transpose()? else { return Ok(()) };
             if inode.trim_to != Some(length) || inode.epoch != epoch {
                 // Somebody else finished it; there may even be another one by now.
                 return Ok(());
+            }
+            if inode.inline {
+                txn.clear(&self.keys.inline(id));
             }
             finish(&mut inode);
             self.put(txn, id, &inode);
@@ -166,6 +184,12 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             let session = session.ok_or_else(|| no_session(report))?;
             let before = inode.clone();
             let now = self.outside.now();
+            if inode.trim_to.is_some() && (report.inline.is_some() || report.move_out) {
+                return Ok(Attempt::Trimming(report.inode));
+            }
+            if let Some(piece) = report.inline {
+                self.write_inline(txn, report, piece, &session, &mut inode).await?;
+            }
             if session.write && report.length > 0 {
                 match reported_length(report, &session, &inode, held.get())? {
                     Reported::Length(length) => inode.size = inode.size.max(length),
@@ -179,22 +203,35 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 inode.mtime = report.mtime;
             }
             let ended = end(txn, &mut inode, now).await?;
-            let changed = inode != before;
+            // Bytes that are others are a change, too.
+            let changed = inode != before || report.inline.is_some();
             if changed {
                 // A client may choose the time that it has shown since its change; others may have made later changes.
                 let chosen = inode.ctime != before.ctime;
                 inode.ctime = if chosen { inode.ctime.max(before.ctime) } else { now };
             }
+            let moves = report.move_out && inode.inline;
+            let trim = moves && self.begin_move_out(txn, report.inode, &mut inode).await?;
+            let changed = changed || moves;
             if changed {
                 self.put(txn, report.inode, &inode);
             }
-            let outcome = Outcome::of(Stat::new(report.inode, inode));
+            if moves {
+                // As it is when that is done.
+                finish(&mut inode);
+            }
+            let outcome = Outcome { trim, ..Outcome::of(Stat::new(report.inode, inode)) };
             Ok(if changed || ended { Attempt::Changed(outcome) } else { Attempt::Unchanged(outcome) })
         };
         loop {
             let attempt = self.attempt(report.op, report.caller, &keys, &body).await;
             match attempt.map_err(|error| ended(error, || no_session(report)))? {
-                Attempt::Changed(outcome) | Attempt::Unchanged(outcome) => return Ok(outcome),
+                Attempt::Changed(outcome) | Attempt::Unchanged(outcome) => {
+                    if outcome.trim {
+                        self.finish_trim(report.inode).await?;
+                    }
+                    return Ok(outcome);
+                }
                 Attempt::Trimming(inode) => self.finish_trim(inode).await?,
                 Attempt::AskLength => held.set(self.ask_length(report.inode).await?),
             }
@@ -212,7 +249,10 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             .await?;
         let Some(inode) = inode else { return Ok(None) };
         let layout = inode.file_layout()?;
-        let length = self.outside.inode_length(id, layout).await?.min(layout.size_max());
+        let length = match inode.has_no_chunks() {
+            true => 0,
+            false => self.outside.inode_length(id, layout).await?.min(layout.size_max()),
+        };
         Ok(Some((inode.epoch, length)))
     }
 }
@@ -277,5 +317,6 @@ pub(crate) fn finish(inode: &mut Inode) {
     if let Some(length) = inode.trim_to.take() {
         inode.size = length;
         inode.epoch += 2;
+        inode.inline = false;
     }
 }

@@ -18,6 +18,7 @@
 //! | [`ops`] | the operations, one file each |
 //! | [`acl`], [`posix_acl`], `lists` | who may do what: by mode bits, by access control lists, and where those are stored |
 //! | [`lock`] | advisory locks on ranges of files |
+//! | `inline` | bytes of small files, kept with their inodes |
 //! | [`length`] | truncation in three steps; lengths of files that are being written |
 //! | [`inode_alloc`], [`chain_pick`] | numbers and layouts of new files |
 //! | [`gate`], [`at_once`] | one task at a time does the same thing; several do many |
@@ -33,6 +34,7 @@ pub mod dirent;
 pub mod encoding;
 pub mod gate;
 pub mod gc;
+mod inline;
 pub mod inode;
 pub mod inode_alloc;
 pub mod key;

@@ -184,6 +184,9 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         if inode.is_file() {
             txn.clear(&self.keys.locks(id));
         }
+        if inode.inline {
+            txn.clear(&self.keys.inline(id));
+        }
         self.count_inodes(txn, id, -1);
     }
 

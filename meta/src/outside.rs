@@ -35,6 +35,15 @@ pub trait ChunkService {
     /// on; a chunk whose own epoch is newer stays as it is.
     async fn truncate_chunks(&self, inode: InodeId, layout: &Layout, length: u64, epoch: u32) -> Result<()>;
 
+    /// Writes the file's first bytes, fewer than a chunk has, under epoch `epoch`; a chunk whose own epoch is newer stays as it is.
+    async fn write_first_chunk(
+        &self,
+        inode: InodeId,
+        layout: &Layout,
+        bytes: &[u8],
+        epoch: u32,
+    ) -> Result<()>;
+
     /// Removes chunks for about as long as `slice`, and says whether none is left; the inode number is never used again.
     async fn remove_chunks(&self, inode: InodeId, layout: &Layout, slice: Duration) -> Result<bool>;
 

@@ -301,7 +301,7 @@ impl Shared {
 
     async fn open(&self, client: &Client) -> Result<NativeFiles> {
         let write = self.workload.direction.writes();
-        let options = OpenOptions { write, truncate: false, direct: true };
+        let options = OpenOptions { write, truncate: false, direct: true, ahead: false };
         let open = |path: Vec<u8>| {
             let client = client.clone();
             async move { client.fs(Credentials::of_process()).open(&path, options).await }

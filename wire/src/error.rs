@@ -142,6 +142,8 @@ codes! {
     /// What was known by its number is gone: its last name was removed, perhaps by another client. A name may lead to something
     /// else by now, so it is worth being looked up again.
     NoSuchInode = 423, Fatal;
+    /// The file doesn't keep its bytes with its inode, or was truncated since its epoch was learned.
+    MovedOut = 424, Fatal;
 
     /// Another transaction wrote what this one read.
     KvConflict = 500, Retry;

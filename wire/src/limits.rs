@@ -45,6 +45,8 @@ pub const PATH_MAX: usize = 4095;
 pub const FILE_SIZE_MAX: u64 = CHUNK_MIN as u64 * u32::MAX as u64;
 /// Most hard links of one inode, as ext4's.
 pub const LINK_MAX: u32 = 65_000;
+/// Most bytes of a file that are kept with its inode; a file that grows beyond it moves to chunks. Less than the smallest chunk.
+pub const INLINE_MAX: usize = 16 << 10;
 /// Longest name of an extended attribute, its namespace included, and longest value (bytes): what Linux allows at most.
 pub const XATTR_NAME_MAX: usize = 255;
 pub const XATTR_VALUE_MAX: usize = 64 << 10;

@@ -184,7 +184,7 @@ async fn open_all(client: &Client, ground: &Ground, write: bool) -> Result<Vec<O
     let fs: Fs = client.fs(Credentials::root());
     let mut all = Vec::new();
     for number in 0..fs.list(DIRECTORY).await?.len() as u32 {
-        let options = OpenOptions { write, direct: true, truncate: false };
+        let options = OpenOptions { write, direct: true, truncate: false, ahead: false };
         let file = fs.open(&Shape::name(number), options).await?;
         let chain = chain_of(client, &file)?;
         ground.log.line(format_args!("F {number} {chain}"));

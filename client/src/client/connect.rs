@@ -115,6 +115,7 @@ fn make(storage: Rc<Storage>, name: String, write_behind: usize, owns_node: bool
         inodes: Default::default(),
         unheld: Default::default(),
         names_gone: Default::default(),
+        guess: Default::default(),
         write_behind,
         held: Cell::new(0),
         relief: Waiters::default(),

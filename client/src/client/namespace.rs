@@ -2,6 +2,7 @@
 
 use super::{Client, Inner};
 use crate::file::{CreateOptions, File, OpenOptions};
+use crate::guess::Kind as Guessed;
 use crate::inode::Inode;
 use crate::meta::{NewInode, Page, Unlinked};
 use crate::{Attr, Changes, Credentials, Kind};
@@ -99,8 +100,17 @@ impl Client {
             self.0.settle(&live).await;
         }
         let (of, gone) = (self.0.client(), self.0.names_gone.count());
-        let (attr, session) = self.0.meta.open(who, inode, options.write, options.truncate).await?;
+        let (attr, session, bytes) = match options.ahead && !options.write && !options.truncate {
+            true => self.0.meta.look(who, inode).await.map(|(attr, bytes)| (attr, 0, bytes))?,
+            false => {
+                let (attr, session) = self.0.meta.open(who, inode, options.write, options.truncate).await?;
+                (attr, session, None)
+            }
+        };
         let file = self.0.handle(&attr, (session, of), gone, options.direct, who)?;
+        if let Some(bytes) = bytes {
+            file.read_ahead(bytes);
+        }
         let sessions = &file.shared().sessions;
         if sessions.is_nameless() && !sessions.keep_it() {
             // Whoever took the name away couldn't know that it is open.
@@ -118,9 +128,11 @@ impl Client {
         name: &[u8],
         options: CreateOptions,
     ) -> Result<(File, bool)> {
+        let kind = Guessed::of(name);
         let node = NewInode {
             exclusive: options.exclusive,
             open: true,
+            inline: (options.chunk_size, options.stripe) == (0, 0) && self.0.guess.stays_small(kind),
             chunk_size: options.chunk_size,
             stripe: options.stripe,
             umask: options.umask,
@@ -129,6 +141,9 @@ impl Client {
         let (of, gone) = (self.0.client(), self.0.names_gone.count());
         let made = self.0.meta.create(who, parent, name, &node).await?;
         let file = self.0.handle(&made.attr, (made.session, of), gone, options.direct, who)?;
+        if made.created {
+            file.shared().kind.set(Some(kind));
+        }
         if options.truncate && !made.created && file.length() > 0 {
             file.truncate(0).await?;
         }

@@ -103,6 +103,9 @@ impl File {
             return Started::Known(Data::default());
         }
         let range = offset..end;
+        if inode.inline.get() {
+            return Started::Later(range);
+        }
         let cell = u64::from(inode.cell);
         if offset / cell != (end - 1) / cell || inode.behind.borrow().overlaps(&range) {
             return Started::Later(range);
@@ -141,6 +144,19 @@ impl File {
         }
         if inode.behind.borrow().overlaps(&range) {
             client.settle_range(&self.inode, &range).await;
+        }
+        if inode.inline.get() {
+            let known = match self.known_ahead(&range) {
+                None => self.read_inline(range.clone()).await?,
+                known => known,
+            };
+            if let Some(bytes) = known {
+                return Ok(Data(Bytes::Owned(bytes)));
+            }
+            range.end = range.end.min(inode.length.get());
+            if range.is_empty() {
+                return Ok(Data::default());
+            }
         }
         let cell = u64::from(inode.cell);
         let data = if range.start / cell == (range.end - 1) / cell {

@@ -3,10 +3,10 @@
 use super::File;
 use super::read::cells;
 use super::write::EPOCHS_MAX;
-use crate::join;
 use crate::storage::Update;
+use crate::{Credentials, join};
 use corefs_wire::data::{LIST_MAX, ListEntry, UpdateKind};
-use corefs_wire::limits::FRAME_DATA_MAX;
+use corefs_wire::limits::{FRAME_DATA_MAX, INLINE_MAX};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -34,6 +34,12 @@ impl File {
         }
         let _writing = self.begin_write(range.end).await?;
         client.settle_range(inode, &range).await;
+        if self.is_inline().await? {
+            // Behind what can be kept, there are zeros anyway.
+            self.write_zeros(range.start..range.end.min(INLINE_MAX as u64)).await?;
+            inode.touched();
+            return Ok(());
+        }
         let size = u64::from(inode.place.layout.chunk_size);
         let mut from = (range.start / size) as u32;
         let last = ((range.end - 1) / size) as u32;
@@ -107,7 +113,7 @@ impl File {
             let _writing = self.begin_write(length).await?;
             // Reported with the writes of this session, as if the last byte had been one of them.
             inode.wrote(length);
-            inode.stored(length, inode.epoch.get());
+            inode.reaches(length, inode.epoch.get());
         }
         Ok(())
     }
@@ -122,6 +128,9 @@ impl File {
     /// The first byte at or after `offset` that was written, as far as chunks tell; `PastEnd` when only a hole follows.
     pub async fn find_data(&self, offset: u64) -> Result<u64> {
         let length = self.settled_length(offset).await?;
+        if self.is_inline().await? {
+            return if offset < INLINE_MAX as u64 { Ok(offset) } else { Err(ErrorCode::PastEnd.into()) };
+        }
         let size = u64::from(self.inode.place.layout.chunk_size);
         let mut from = (offset / size) as u32;
         loop {
@@ -143,6 +152,9 @@ impl File {
     /// The first byte at or after `offset` that nobody wrote, the end of the file at the latest; `PastEnd` beyond it.
     pub async fn find_hole(&self, offset: u64) -> Result<u64> {
         let length = self.settled_length(offset).await?;
+        if self.is_inline().await? {
+            return Ok(length.min(INLINE_MAX as u64).max(offset));
+        }
         let size = u64::from(self.inode.place.layout.chunk_size);
         let mut at = (offset / size) as u32;
         loop {
@@ -166,6 +178,15 @@ impl File {
                 }
             }
         }
+    }
+
+    /// Whether the bytes are kept with the inode: then no chunk tells of holes. Somebody else may have moved them out.
+    async fn is_inline(&self) -> Result<bool> {
+        if self.inode.inline.get() {
+            let attr = self.client.0.meta.get_attr(&Credentials::root(), self.inode.id()).await?;
+            self.inode.absorb(&attr);
+        }
+        Ok(self.inode.inline.get())
     }
 
     async fn settled_length(&self, offset: u64) -> Result<u64> {

@@ -3,9 +3,10 @@
 use super::File;
 use crate::client::{Inner, Orphan};
 use crate::inode::{Inode, Unsynced};
-use crate::meta::Written;
+use crate::meta::{Piece, Written};
 use crate::sessions::gone;
 use crate::{Attr, Changes, Credentials};
+use corefs_wire::limits::INLINE_MAX;
 use corefs_wire::{Class, ErrorCode, Result};
 use std::rc::Rc;
 
@@ -34,9 +35,8 @@ impl File {
             return self.sync().await;
         }
         self.session.set(0);
-        client.settle(inode).await;
+        let ended = client.end_written(inode, session, &self.who, 0).await;
         let failures = self.check_failures();
-        let ended = client.end_session(inode, session, &self.who, 0).await;
         if inode.sessions.has(session) {
             self.keep_session(session);
         }
@@ -78,10 +78,7 @@ pub async fn close_handle(
 ) -> Result<()> {
     let outcome = match session {
         0 => Ok(()),
-        session => {
-            inner.settle(inode).await;
-            inner.end_session(inode, session, who, 1).await
-        }
+        session => inner.end_written(inode, session, who, 1).await,
     };
     if session != 0 && inode.sessions.has(session) {
         let orphan = Orphan { inode: Rc::clone(inode), session, who: who.clone() };
@@ -125,7 +122,7 @@ impl Inner {
                 synced(inode, &attr, unsynced);
                 return Ok(());
             };
-            match self.meta.sync_length(who, inode.id(), session.number, written).await {
+            match self.meta.sync_length(who, inode.id(), session.number, written, false).await {
                 Err(error) if error.code == ErrorCode::NoSuchSession => inode.sessions.lapsed(session.name),
                 attr => {
                     synced(inode, &attr?, unsynced);
@@ -136,6 +133,29 @@ impl Inner {
         Err(ErrorCode::NoSuchSession.into())
     }
 
+    /// Ends a session of a handle when everything written so far is stored, or with what is left of it.
+    async fn end_written(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        name: u64,
+        who: &Credentials,
+        leaving: u32,
+    ) -> Result<()> {
+        if let Some((number, extent)) = self.carry(inode) {
+            let bytes = &extent.buffer[extent.skip..extent.skip + extent.len];
+            let piece = Piece { start: extent.start, bytes };
+            let outcome = self.end_session_with(inode, name, who, leaving, Some(piece)).await;
+            if outcome.is_ok() {
+                self.land(inode, number, None);
+                return outcome;
+            }
+            // Whatever it was, these bytes have another way.
+            self.fly(inode, number, extent).await;
+        }
+        self.settle(inode).await;
+        self.end_session(inode, name, who, leaving).await
+    }
+
     /// Ends a session of a handle, and reports what was written. `leaving`: handles that go with it.
     pub(super) async fn end_session(
         &self,
@@ -144,14 +164,29 @@ impl Inner {
         who: &Credentials,
         leaving: u32,
     ) -> Result<()> {
+        self.end_session_with(inode, name, who, leaving, None).await
+    }
+
+    /// The same in one step with the last bytes. When that fails, nothing has happened, or they may be written again.
+    async fn end_session_with(
+        &self,
+        inode: &Rc<Inode>,
+        name: u64,
+        who: &Credentials,
+        leaving: u32,
+        piece: Option<Piece<'_>>,
+    ) -> Result<()> {
         self.keep_for_others(inode, name, leaving).await?;
         // From here on nothing may wait for this session to end, nor append by it. What it was given a place for is reported with it.
         let Some(session) = inode.sessions.take(name) else {
+            if piece.is_some() {
+                return Err(ErrorCode::NoSuchSession.into());
+            }
             return if inode.sessions.is_gone() { Err(gone(inode.id())) } else { Ok(()) };
         };
         self.leave_place(inode, name).await;
         let unsynced = inode.unsynced.get();
-        let written = written(inode, unsynced);
+        let written = Written { piece, ..written(inode, unsynced) };
         let pending = inode.to_tell();
         // The change time that was shown here stays, so that nobody takes the close for another change.
         let shown = (who.privileged && inode.has_news()).then(|| inode.attr().ctime);
@@ -159,11 +194,16 @@ impl Inner {
             (None, None) => None,
             (pending, ctime) => Some(Changes { ctime, ..pending.unwrap_or_default() }),
         };
-        if unsynced == Unsynced::default() && changes.is_none() {
+        self.learn_kind(inode);
+        if unsynced == Unsynced::default() && changes.is_none() && piece.is_none() {
             self.end_later(inode.id(), session.number);
             return Ok(());
         }
         let mut outcome = self.meta.close(who, inode.id(), session.number, written, changes).await;
+        if piece.is_some() && outcome.is_err() {
+            inode.sessions.put_back(session);
+            return outcome.map(drop);
+        }
         let forgotten = |outcome: &Result<Attr>| {
             outcome.as_ref().is_err_and(|error| error.code == ErrorCode::NoSuchSession)
         };
@@ -184,6 +224,13 @@ impl Inner {
         Ok(())
     }
 
+    /// What has become of a file that was made here.
+    fn learn_kind(&self, inode: &Inode) {
+        if let Some(kind) = inode.kind.take() {
+            self.guess.learn(kind, inode.length.get() <= INLINE_MAX as u64);
+        }
+    }
+
     /// Before a session ends that alone keeps a file which may have no name any more, while handles stay: those need one that does.
     async fn keep_for_others(&self, inode: &Rc<Inode>, name: u64, leaving: u32) -> Result<()> {
         let nameless = inode.sessions.is_nameless() || inode.attr.get().nlink == 0;
@@ -202,7 +249,7 @@ impl Inner {
         &self,
         inode: &Inode,
         who: &Credentials,
-        written: Written,
+        written: Written<'_>,
         changes: Option<Changes>,
     ) -> Result<Attr> {
         let (attr, number) = self.meta.open(&Credentials::root(), inode.id(), true, false).await?;
@@ -222,11 +269,11 @@ fn answered(inode: &Inode, changes: &Changes, outcome: &Result<Attr>) {
     }
 }
 
-fn written(inode: &Inode, unsynced: Unsynced) -> Written {
-    Written { length: unsynced.end, mtime: unsynced.mtime, epoch: inode.epoch.get() }
+fn written(inode: &Inode, unsynced: Unsynced) -> Written<'static> {
+    Written { length: unsynced.end, mtime: unsynced.mtime, epoch: inode.epoch.get(), piece: None }
 }
 
-fn synced(inode: &Inode, attr: &Attr, pushed: Unsynced) {
+pub(super) fn synced(inode: &Inode, attr: &Attr, pushed: Unsynced) {
     inode.absorb(attr);
     inode.synced(pushed, attr);
 }

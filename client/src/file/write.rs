@@ -49,6 +49,7 @@ impl File {
             client.settle_appends(inode).await;
         }
         let _writing = self.begin_write(range.end).await?;
+        self.make_room(range.end).await?;
         // What is written directly is part of the file when it is stored: nobody reads zeros there before.
         if self.direct {
             inode.touched()
@@ -78,6 +79,7 @@ impl File {
             client.settle_appends(inode).await;
         }
         let _writing = self.begin_write(range.end).await?;
+        self.make_room(range.end).await?;
         inode.touched();
         let piece = async |range: Range<u64>, at: usize| {
             let len = (range.end - range.start) as usize;
@@ -212,6 +214,9 @@ impl Inner {
         buffer: Buffer,
         bytes: Range<usize>,
     ) -> Result<()> {
+        if inode.inline.get() {
+            return self.store_inline(inode, epoch, start, &buffer[bytes]).await;
+        }
         self.current(inode).await?;
         let chunk_size = u64::from(inode.place.layout.chunk_size);
         let update = Update {
@@ -334,7 +339,7 @@ impl Inner {
         corefs_net::executor::spawn(async move { inner.fly(&inode, number, extent).await }).detach();
     }
 
-    async fn fly(&self, inode: &Inode, number: u64, extent: Extent<Buffer>) {
+    pub(super) async fn fly(&self, inode: &Inode, number: u64, extent: Extent<Buffer>) {
         while !inode.behind.borrow().may_fly(number) {
             inode.progress.next().await;
         }
@@ -343,13 +348,20 @@ impl Inner {
         if let Ok(epoch) = outcome {
             inode.stored(start + len as u64, epoch);
         }
+        if let Err(error) = &outcome {
+            tracing::warn!(%error, inode = %inode.id(), "bytes written behind the caller were not stored");
+        }
+        self.land(inode, number, outcome.err());
+    }
+
+    /// A flight has ended.
+    pub(super) fn land(&self, inode: &Inode, number: u64, error: Option<Error>) {
         let mut behind = inode.behind.borrow_mut();
         let before = behind.bytes();
         behind.land(number);
         self.held.set(self.held.get() + behind.bytes() - before);
         drop(behind);
-        if let Err(error) = outcome {
-            tracing::warn!(%error, inode = %inode.id(), "bytes written behind the caller were not stored");
+        if let Some(error) = error {
             inode.fail(error);
             inode.recede();
         }

@@ -266,7 +266,7 @@ fn appends_of_several_handles_lose_nothing() {
         for options in [BUFFERED, DIRECT] {
             let name = [b'a' + u8::from(options.direct)];
             let file = create(&client, &name, options).await;
-            let open = OpenOptions { write: true, truncate: false, direct: options.direct };
+            let open = OpenOptions { write: true, truncate: false, direct: options.direct, ahead: false };
             let other = client.open(&ROOT, file.inode(), open).await.unwrap();
             let append = async |file: &File, what: &[u8]| {
                 for _ in 0..50 {
@@ -383,7 +383,7 @@ fn a_session_lasts_until_its_place_is_filled() {
         let cluster = Cluster::start(1);
         let client = cluster.client().await;
         let file = create(&client, b"a", BUFFERED).await;
-        let open = OpenOptions { write: true, truncate: false, direct: false };
+        let open = OpenOptions { write: true, truncate: false, direct: false, ahead: false };
         let other = client.open(&ROOT, file.inode(), open).await.unwrap();
         // The other handle's session is the one that asks for places.
         file.append(b"bytes").await.unwrap();
@@ -699,7 +699,7 @@ async fn fsx(cluster: &Cluster, client: &Client, seed: u64) {
         (state >> 33) as usize % below
     };
     let file = create(client, format!("fsx{seed}").as_bytes(), BUFFERED).await;
-    let open = OpenOptions { write: true, truncate: false, direct: true };
+    let open = OpenOptions { write: true, truncate: false, direct: true, ahead: false };
     let other = client.open(&ROOT, file.inode(), open).await.unwrap();
     let mut model: Vec<u8> = Vec::new();
     let shard = &cluster.shards[0];

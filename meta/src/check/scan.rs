@@ -4,6 +4,7 @@ use super::tree::{Noted, Tree};
 use super::{Checked, Damage};
 use crate::dirent::{Dirent, check_name};
 use crate::gc::Garbage;
+use crate::inline::Inline;
 use crate::inode::{DirectoryState, Inode};
 use crate::key::{Key, Keys, table};
 use crate::lock::Locks;
@@ -20,8 +21,9 @@ const PAGE: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Inodes first, so that everything else can be held against them.
-const ORDER: [u8; 15] = [
+const ORDER: [u8; 16] = [
     table::INODE,
+    table::INLINE,
     table::FORMATTED,
     table::ID_LANE,
     table::INODE_COUNT,
@@ -90,6 +92,7 @@ impl<E: KvEngine> Reader<'_, E> {
 fn note(keys: &Keys, key: &[u8], value: &[u8], tree: &mut Tree, checked: &mut Checked) -> Result<()> {
     match keys.parse(key)? {
         Key::Inode(id) => note_inode(id.0, &Inode::decode(value)?, tree, checked),
+        Key::Inline(id) => tree.note_inline(id.0, Inline::decode(value)?.bytes().len(), checked),
         Key::Dirent(directory, name) => {
             checked.entries += 1;
             let shown = || format!("entry {:?} of {directory}", String::from_utf8_lossy(&name));
@@ -147,7 +150,7 @@ fn note_inode(id: u64, inode: &Inode, tree: &mut Tree, checked: &mut Checked) {
     checked.inodes += 1;
     checked.directories += u64::from(inode.is_directory());
     checked.bytes = checked.bytes.saturating_add(inode.size);
-    if inode.is_file() {
+    if inode.is_file() && !(inode.inline && inode.has_no_chunks()) {
         checked.files.insert(InodeId(id));
     }
     if inode.is_file() && inode.layout.is_none() {

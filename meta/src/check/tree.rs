@@ -17,6 +17,8 @@ pub(super) struct Noted {
     /// Where a directory says that it hangs.
     parent: u64,
     trims: bool,
+    /// Bytes of a file that are kept with it at most.
+    inline: Option<u64>,
     /// Entries that lead here, and the directory of the last one.
     names: u32,
     named_in: u64,
@@ -37,6 +39,7 @@ impl Noted {
             nlink: inode.nlink,
             parent: inode.parent.0,
             trims: inode.trim_to.is_some(),
+            inline: inode.inline.then_some(inode.size),
             names: 0,
             named_in: 0,
             has: (0, 0),
@@ -129,6 +132,15 @@ impl Tree {
         inode.found.xattrs = true;
         inode.found.access_list |= name == posix_acl::ACCESS;
         inode.found.default_list |= name == posix_acl::DEFAULT;
+    }
+
+    pub fn note_inline(&mut self, id: u64, bytes: usize, checked: &mut Checked) {
+        let most = self.inodes.get(&id).and_then(|inode| inode.inline);
+        if most.is_none_or(|most| bytes as u64 > most) {
+            let what =
+                format!("{bytes} bytes are kept with inode-{id}, which can have {}", most.unwrap_or(0));
+            checked.find(Damage::StrayBytes, what);
+        }
     }
 
     pub fn note_lock(&mut self, id: u64, client: ClientId, checked: &mut Checked) {

@@ -25,6 +25,8 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             length: request.length,
             epoch: request.epoch,
             mtime: request.mtime,
+            inline: request.inline.as_deref(),
+            move_out: false,
         };
         let outcome = self.report(&report, async |txn: &mut E::Txn, inode: &mut Inode, now| {
             if let Some(set) = &request.set {

@@ -61,6 +61,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             let routing = self.outside.routing();
             inode.layout = Some(chain_pick::pick(&routing, request.chunk_size, request.stripe, seed)?);
             inode.unopened = !request.open;
+            inode.inline = request.inline;
         }
         self.inherit(txn, (parent, directory), request.umask, id, &mut inode).await?;
         self.put(txn, id, &inode);

@@ -7,7 +7,7 @@ use crate::namespace::{Namespace, Values};
 use crate::once::{Attempt, Outcome};
 use crate::outside::Outside;
 use crate::session::Session;
-use corefs_kv::KvEngine;
+use corefs_kv::{Isolation, KvEngine};
 use corefs_wire::control::Call;
 use corefs_wire::control::meta::{OpenReplyT, OpenT};
 use corefs_wire::{ClientId, ErrorCode, InodeId, Result};
@@ -64,7 +64,13 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         self.reading(async |txn: &mut E::Txn| {
             let stat = self.stat(txn, id, None).await?;
             self.may(txn, &request.caller, id, &stat.inode, READ).await?;
-            reply(&Outcome::of(stat))
+            let inline = match request.bytes && stat.inode.inline {
+                true => Some(Box::new(self.inline(txn, id, Isolation::Snapshot).await?.to_message())),
+                false => None,
+            };
+            let mut reply = reply(&Outcome::of(stat))?;
+            reply.inline = inline;
+            Ok(reply)
         })
         .await
     }

@@ -19,6 +19,8 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             length: request.length,
             epoch: request.epoch,
             mtime: request.mtime,
+            inline: request.inline.as_deref(),
+            move_out: request.move_out,
         };
         self.report(&report, async |_, _, _| Ok(false)).await?.attr_reply()
     }

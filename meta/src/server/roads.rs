@@ -45,6 +45,16 @@ impl ChunkService for Roads {
         self.client.truncate_chunks(inode, layout, length, epoch).await
     }
 
+    async fn write_first_chunk(
+        &self,
+        inode: InodeId,
+        layout: &Layout,
+        bytes: &[u8],
+        epoch: u32,
+    ) -> Result<()> {
+        self.client.write_first_chunk(inode, layout, bytes, epoch).await
+    }
+
     async fn remove_chunks(&self, inode: InodeId, layout: &Layout, slice: Duration) -> Result<bool> {
         self.client.remove_chunks(inode, layout, slice).await
     }

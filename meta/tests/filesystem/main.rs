@@ -4,6 +4,7 @@ mod attributes;
 mod concurrent;
 mod damage;
 mod exactly_once;
+mod inline;
 mod lengths;
 mod model;
 mod operations;

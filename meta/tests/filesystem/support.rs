@@ -206,6 +206,19 @@ impl ChunkService for World {
         Ok(())
     }
 
+    async fn write_first_chunk(&self, inode: InodeId, _: &Layout, bytes: &[u8], epoch: u32) -> Result<()> {
+        self.called().await?;
+        let mut chunks = self.0.chunks.borrow_mut();
+        let (known, content) = chunks.entry((inode.0, 0)).or_default();
+        if *known <= epoch {
+            *known = epoch;
+            let content = content.get_or_insert_default();
+            content.resize(content.len().max(bytes.len()), 0);
+            content[..bytes.len()].copy_from_slice(bytes);
+        }
+        Ok(())
+    }
+
     async fn remove_chunks(&self, inode: InodeId, _layout: &Layout, slice: Duration) -> Result<bool> {
         self.0.removals.set(self.0.removals.get() + 1);
         self.called().await?;

@@ -2271,6 +2271,7 @@ pub mod corefs {
             pub const VT_CHUNK_SIZE: ::flatbuffers::VOffsetT = 22;
             pub const VT_STRIPE: ::flatbuffers::VOffsetT = 24;
             pub const VT_UMASK: ::flatbuffers::VOffsetT = 26;
+            pub const VT_INLINE: ::flatbuffers::VOffsetT = 28;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2297,6 +2298,7 @@ pub mod corefs {
                 if let Some(x) = args.caller {
                     builder.add_caller(x);
                 }
+                builder.add_inline(args.inline);
                 builder.add_open(args.open);
                 builder.add_exclusive(args.exclusive);
                 builder.add_kind(args.kind);
@@ -2325,6 +2327,7 @@ pub mod corefs {
                 let chunk_size = self.chunk_size();
                 let stripe = self.stripe();
                 let umask = self.umask();
+                let inline = self.inline();
                 CreateT {
                     caller,
                     parent,
@@ -2338,6 +2341,7 @@ pub mod corefs {
                     chunk_size,
                     stripe,
                     umask,
+                    inline,
                 }
             }
 
@@ -2443,6 +2447,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u32>(Create::VT_UMASK, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn inline(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<bool>(Create::VT_INLINE, Some(false)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Create<'_> {
@@ -2472,6 +2483,7 @@ pub mod corefs {
                     .visit_field::<u32>("chunk_size", Self::VT_CHUNK_SIZE, false)?
                     .visit_field::<u32>("stripe", Self::VT_STRIPE, false)?
                     .visit_field::<u32>("umask", Self::VT_UMASK, false)?
+                    .visit_field::<bool>("inline", Self::VT_INLINE, false)?
                     .finish();
                 Ok(())
             }
@@ -2489,6 +2501,7 @@ pub mod corefs {
             pub chunk_size: u32,
             pub stripe: u32,
             pub umask: u32,
+            pub inline: bool,
         }
         impl<'a> Default for CreateArgs<'a> {
             #[inline]
@@ -2506,6 +2519,7 @@ pub mod corefs {
                     chunk_size: 0,
                     stripe: 0,
                     umask: 0,
+                    inline: false,
                 }
             }
         }
@@ -2573,6 +2587,10 @@ pub mod corefs {
                 self.fbb_.push_slot::<u32>(Create::VT_UMASK, umask, 0);
             }
             #[inline]
+            pub fn add_inline(&mut self, inline: bool) {
+                self.fbb_.push_slot::<bool>(Create::VT_INLINE, inline, false);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CreateBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 CreateBuilder {
@@ -2605,6 +2623,7 @@ pub mod corefs {
                 ds.field("chunk_size", &self.chunk_size());
                 ds.field("stripe", &self.stripe());
                 ds.field("umask", &self.umask());
+                ds.field("inline", &self.inline());
                 ds.finish()
             }
         }
@@ -2623,6 +2642,7 @@ pub mod corefs {
             pub chunk_size: u32,
             pub stripe: u32,
             pub umask: u32,
+            pub inline: bool,
         }
         impl Default for CreateT {
             fn default() -> Self {
@@ -2639,6 +2659,7 @@ pub mod corefs {
                     chunk_size: 0,
                     stripe: 0,
                     umask: 0,
+                    inline: false,
                 }
             }
         }
@@ -2668,6 +2689,7 @@ pub mod corefs {
                 let chunk_size = self.chunk_size;
                 let stripe = self.stripe;
                 let umask = self.umask;
+                let inline = self.inline;
                 Create::create(
                     _fbb,
                     &CreateArgs {
@@ -2683,6 +2705,7 @@ pub mod corefs {
                         chunk_size,
                         stripe,
                         umask,
+                        inline,
                     },
                 )
             }
@@ -2908,6 +2931,7 @@ pub mod corefs {
             pub const VT_WRITE: ::flatbuffers::VOffsetT = 8;
             pub const VT_TRUNCATE: ::flatbuffers::VOffsetT = 10;
             pub const VT_HOLD: ::flatbuffers::VOffsetT = 12;
+            pub const VT_BYTES: ::flatbuffers::VOffsetT = 14;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2923,6 +2947,7 @@ pub mod corefs {
                 if let Some(x) = args.caller {
                     builder.add_caller(x);
                 }
+                builder.add_bytes(args.bytes);
                 builder.add_hold(args.hold);
                 builder.add_truncate(args.truncate);
                 builder.add_write(args.write);
@@ -2938,12 +2963,14 @@ pub mod corefs {
                 let write = self.write();
                 let truncate = self.truncate();
                 let hold = self.hold();
+                let bytes = self.bytes();
                 OpenT {
                     caller,
                     inode,
                     write,
                     truncate,
                     hold,
+                    bytes,
                 }
             }
 
@@ -2986,6 +3013,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<bool>(Open::VT_HOLD, Some(false)).unwrap() }
             }
+            #[inline]
+            pub fn bytes(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<bool>(Open::VT_BYTES, Some(false)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Open<'_> {
@@ -3000,6 +3034,7 @@ pub mod corefs {
                     .visit_field::<bool>("write", Self::VT_WRITE, false)?
                     .visit_field::<bool>("truncate", Self::VT_TRUNCATE, false)?
                     .visit_field::<bool>("hold", Self::VT_HOLD, false)?
+                    .visit_field::<bool>("bytes", Self::VT_BYTES, false)?
                     .finish();
                 Ok(())
             }
@@ -3010,6 +3045,7 @@ pub mod corefs {
             pub write: bool,
             pub truncate: bool,
             pub hold: bool,
+            pub bytes: bool,
         }
         impl<'a> Default for OpenArgs<'a> {
             #[inline]
@@ -3020,6 +3056,7 @@ pub mod corefs {
                     write: false,
                     truncate: false,
                     hold: false,
+                    bytes: false,
                 }
             }
         }
@@ -3051,6 +3088,10 @@ pub mod corefs {
                 self.fbb_.push_slot::<bool>(Open::VT_HOLD, hold, false);
             }
             #[inline]
+            pub fn add_bytes(&mut self, bytes: bool) {
+                self.fbb_.push_slot::<bool>(Open::VT_BYTES, bytes, false);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> OpenBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 OpenBuilder {
@@ -3074,6 +3115,7 @@ pub mod corefs {
                 ds.field("write", &self.write());
                 ds.field("truncate", &self.truncate());
                 ds.field("hold", &self.hold());
+                ds.field("bytes", &self.bytes());
                 ds.finish()
             }
         }
@@ -3085,6 +3127,7 @@ pub mod corefs {
             pub write: bool,
             pub truncate: bool,
             pub hold: bool,
+            pub bytes: bool,
         }
         impl Default for OpenT {
             fn default() -> Self {
@@ -3094,6 +3137,7 @@ pub mod corefs {
                     write: false,
                     truncate: false,
                     hold: false,
+                    bytes: false,
                 }
             }
         }
@@ -3110,6 +3154,7 @@ pub mod corefs {
                 let write = self.write;
                 let truncate = self.truncate;
                 let hold = self.hold;
+                let bytes = self.bytes;
                 Open::create(
                     _fbb,
                     &OpenArgs {
@@ -3118,6 +3163,7 @@ pub mod corefs {
                         write,
                         truncate,
                         hold,
+                        bytes,
                     },
                 )
             }
@@ -3142,6 +3188,7 @@ pub mod corefs {
         impl<'a> OpenReply<'a> {
             pub const VT_ATTR: ::flatbuffers::VOffsetT = 4;
             pub const VT_SESSION: ::flatbuffers::VOffsetT = 6;
+            pub const VT_INLINE: ::flatbuffers::VOffsetT = 8;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -3154,6 +3201,9 @@ pub mod corefs {
             ) -> ::flatbuffers::WIPOffset<OpenReply<'bldr>> {
                 let mut builder = OpenReplyBuilder::new(_fbb);
                 builder.add_session(args.session);
+                if let Some(x) = args.inline {
+                    builder.add_inline(x);
+                }
                 if let Some(x) = args.attr {
                     builder.add_attr(x);
                 }
@@ -3166,7 +3216,12 @@ pub mod corefs {
                     alloc::boxed::Box::new(x.unpack())
                 };
                 let session = self.session();
-                OpenReplyT { attr, session }
+                let inline = self.inline().map(|x| alloc::boxed::Box::new(x.unpack()));
+                OpenReplyT {
+                    attr,
+                    session,
+                    inline,
+                }
             }
 
             #[inline]
@@ -3187,6 +3242,16 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u64>(OpenReply::VT_SESSION, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn inline(&self) -> Option<Inline<'a>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Inline>>(OpenReply::VT_INLINE, None)
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for OpenReply<'_> {
@@ -3198,6 +3263,7 @@ pub mod corefs {
                 v.visit_table(pos)?
                     .visit_field::<::flatbuffers::ForwardsUOffset<Attr>>("attr", Self::VT_ATTR, true)?
                     .visit_field::<u64>("session", Self::VT_SESSION, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Inline>>("inline", Self::VT_INLINE, false)?
                     .finish();
                 Ok(())
             }
@@ -3205,6 +3271,7 @@ pub mod corefs {
         pub struct OpenReplyArgs<'a> {
             pub attr: Option<::flatbuffers::WIPOffset<Attr<'a>>>,
             pub session: u64,
+            pub inline: Option<::flatbuffers::WIPOffset<Inline<'a>>>,
         }
         impl<'a> Default for OpenReplyArgs<'a> {
             #[inline]
@@ -3212,6 +3279,7 @@ pub mod corefs {
                 OpenReplyArgs {
                     attr: None, // required field
                     session: 0,
+                    inline: None,
                 }
             }
         }
@@ -3229,6 +3297,11 @@ pub mod corefs {
             #[inline]
             pub fn add_session(&mut self, session: u64) {
                 self.fbb_.push_slot::<u64>(OpenReply::VT_SESSION, session, 0);
+            }
+            #[inline]
+            pub fn add_inline(&mut self, inline: ::flatbuffers::WIPOffset<Inline<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Inline>>(OpenReply::VT_INLINE, inline);
             }
             #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> OpenReplyBuilder<'a, 'b, A> {
@@ -3251,6 +3324,7 @@ pub mod corefs {
                 let mut ds = f.debug_struct("OpenReply");
                 ds.field("attr", &self.attr());
                 ds.field("session", &self.session());
+                ds.field("inline", &self.inline());
                 ds.finish()
             }
         }
@@ -3259,12 +3333,14 @@ pub mod corefs {
         pub struct OpenReplyT {
             pub attr: alloc::boxed::Box<AttrT>,
             pub session: u64,
+            pub inline: Option<alloc::boxed::Box<InlineT>>,
         }
         impl Default for OpenReplyT {
             fn default() -> Self {
                 Self {
                     attr: Default::default(),
                     session: 0,
+                    inline: None,
                 }
             }
         }
@@ -3278,7 +3354,202 @@ pub mod corefs {
                     x.pack(_fbb)
                 });
                 let session = self.session;
-                OpenReply::create(_fbb, &OpenReplyArgs { attr, session })
+                let inline = self.inline.as_ref().map(|x| x.pack(_fbb));
+                OpenReply::create(
+                    _fbb,
+                    &OpenReplyArgs {
+                        attr,
+                        session,
+                        inline,
+                    },
+                )
+            }
+        }
+        pub enum InlineOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Inline<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Inline<'a> {
+            type Inner = Inline<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Inline<'a> {
+            pub const VT_START: ::flatbuffers::VOffsetT = 4;
+            pub const VT_BYTES: ::flatbuffers::VOffsetT = 6;
+            pub const VT_CRC: ::flatbuffers::VOffsetT = 8;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Inline { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args InlineArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<Inline<'bldr>> {
+                let mut builder = InlineBuilder::new(_fbb);
+                builder.add_start(args.start);
+                builder.add_crc(args.crc);
+                if let Some(x) = args.bytes {
+                    builder.add_bytes(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> InlineT {
+                let start = self.start();
+                let bytes = {
+                    let x = self.bytes();
+                    x.into_iter().collect()
+                };
+                let crc = self.crc();
+                InlineT { start, bytes, crc }
+            }
+
+            #[inline]
+            pub fn start(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Inline::VT_START, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn bytes(&self) -> ::flatbuffers::Vector<'a, u8> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(
+                            Inline::VT_BYTES,
+                            None,
+                        )
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn crc(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(Inline::VT_CRC, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Inline<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("start", Self::VT_START, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>(
+                        "bytes",
+                        Self::VT_BYTES,
+                        true,
+                    )?
+                    .visit_field::<u32>("crc", Self::VT_CRC, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct InlineArgs<'a> {
+            pub start: u64,
+            pub bytes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+            pub crc: u32,
+        }
+        impl<'a> Default for InlineArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                InlineArgs {
+                    start: 0,
+                    bytes: None, // required field
+                    crc: 0,
+                }
+            }
+        }
+
+        pub struct InlineBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> InlineBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_start(&mut self, start: u64) {
+                self.fbb_.push_slot::<u64>(Inline::VT_START, start, 0);
+            }
+            #[inline]
+            pub fn add_bytes(&mut self, bytes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u8>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(Inline::VT_BYTES, bytes);
+            }
+            #[inline]
+            pub fn add_crc(&mut self, crc: u32) {
+                self.fbb_.push_slot::<u32>(Inline::VT_CRC, crc, 0);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> InlineBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                InlineBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Inline<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, Inline::VT_BYTES, "bytes");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for Inline<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Inline");
+                ds.field("start", &self.start());
+                ds.field("bytes", &self.bytes());
+                ds.field("crc", &self.crc());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct InlineT {
+            pub start: u64,
+            pub bytes: alloc::vec::Vec<u8>,
+            pub crc: u32,
+        }
+        impl Default for InlineT {
+            fn default() -> Self {
+                Self {
+                    start: 0,
+                    bytes: Default::default(),
+                    crc: 0,
+                }
+            }
+        }
+        impl InlineT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Inline<'b>> {
+                let start = self.start;
+                let bytes = Some({
+                    let x = &self.bytes;
+                    _fbb.create_vector(x)
+                });
+                let crc = self.crc;
+                Inline::create(_fbb, &InlineArgs { start, bytes, crc })
             }
         }
         pub enum CloseOffset {}
@@ -3306,6 +3577,7 @@ pub mod corefs {
             pub const VT_MTIME: ::flatbuffers::VOffsetT = 12;
             pub const VT_SET: ::flatbuffers::VOffsetT = 14;
             pub const VT_EPOCH: ::flatbuffers::VOffsetT = 16;
+            pub const VT_INLINE: ::flatbuffers::VOffsetT = 18;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -3321,6 +3593,9 @@ pub mod corefs {
                 builder.add_length(args.length);
                 builder.add_session(args.session);
                 builder.add_inode(args.inode);
+                if let Some(x) = args.inline {
+                    builder.add_inline(x);
+                }
                 builder.add_epoch(args.epoch);
                 if let Some(x) = args.set {
                     builder.add_set(x);
@@ -3342,6 +3617,7 @@ pub mod corefs {
                 let mtime = self.mtime();
                 let set = self.set().map(|x| alloc::boxed::Box::new(x.unpack()));
                 let epoch = self.epoch();
+                let inline = self.inline().map(|x| alloc::boxed::Box::new(x.unpack()));
                 CloseT {
                     caller,
                     inode,
@@ -3350,6 +3626,7 @@ pub mod corefs {
                     mtime,
                     set,
                     epoch,
+                    inline,
                 }
             }
 
@@ -3409,6 +3686,16 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u32>(Close::VT_EPOCH, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn inline(&self) -> Option<Inline<'a>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Inline>>(Close::VT_INLINE, None)
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Close<'_> {
@@ -3425,6 +3712,7 @@ pub mod corefs {
                     .visit_field::<i64>("mtime", Self::VT_MTIME, false)?
                     .visit_field::<::flatbuffers::ForwardsUOffset<SetAttrFields>>("set", Self::VT_SET, false)?
                     .visit_field::<u32>("epoch", Self::VT_EPOCH, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Inline>>("inline", Self::VT_INLINE, false)?
                     .finish();
                 Ok(())
             }
@@ -3437,6 +3725,7 @@ pub mod corefs {
             pub mtime: i64,
             pub set: Option<::flatbuffers::WIPOffset<SetAttrFields<'a>>>,
             pub epoch: u32,
+            pub inline: Option<::flatbuffers::WIPOffset<Inline<'a>>>,
         }
         impl<'a> Default for CloseArgs<'a> {
             #[inline]
@@ -3449,6 +3738,7 @@ pub mod corefs {
                     mtime: 0,
                     set: None,
                     epoch: 0,
+                    inline: None,
                 }
             }
         }
@@ -3489,6 +3779,11 @@ pub mod corefs {
                 self.fbb_.push_slot::<u32>(Close::VT_EPOCH, epoch, 0);
             }
             #[inline]
+            pub fn add_inline(&mut self, inline: ::flatbuffers::WIPOffset<Inline<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Inline>>(Close::VT_INLINE, inline);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CloseBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 CloseBuilder {
@@ -3514,6 +3809,7 @@ pub mod corefs {
                 ds.field("mtime", &self.mtime());
                 ds.field("set", &self.set());
                 ds.field("epoch", &self.epoch());
+                ds.field("inline", &self.inline());
                 ds.finish()
             }
         }
@@ -3527,6 +3823,7 @@ pub mod corefs {
             pub mtime: i64,
             pub set: Option<alloc::boxed::Box<SetAttrFieldsT>>,
             pub epoch: u32,
+            pub inline: Option<alloc::boxed::Box<InlineT>>,
         }
         impl Default for CloseT {
             fn default() -> Self {
@@ -3538,6 +3835,7 @@ pub mod corefs {
                     mtime: 0,
                     set: None,
                     epoch: 0,
+                    inline: None,
                 }
             }
         }
@@ -3556,6 +3854,7 @@ pub mod corefs {
                 let mtime = self.mtime;
                 let set = self.set.as_ref().map(|x| x.pack(_fbb));
                 let epoch = self.epoch;
+                let inline = self.inline.as_ref().map(|x| x.pack(_fbb));
                 Close::create(
                     _fbb,
                     &CloseArgs {
@@ -3566,6 +3865,7 @@ pub mod corefs {
                         mtime,
                         set,
                         epoch,
+                        inline,
                     },
                 )
             }
@@ -3780,6 +4080,8 @@ pub mod corefs {
             pub const VT_LENGTH: ::flatbuffers::VOffsetT = 10;
             pub const VT_MTIME: ::flatbuffers::VOffsetT = 12;
             pub const VT_EPOCH: ::flatbuffers::VOffsetT = 14;
+            pub const VT_INLINE: ::flatbuffers::VOffsetT = 16;
+            pub const VT_MOVE_OUT: ::flatbuffers::VOffsetT = 18;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -3795,10 +4097,14 @@ pub mod corefs {
                 builder.add_length(args.length);
                 builder.add_session(args.session);
                 builder.add_inode(args.inode);
+                if let Some(x) = args.inline {
+                    builder.add_inline(x);
+                }
                 builder.add_epoch(args.epoch);
                 if let Some(x) = args.caller {
                     builder.add_caller(x);
                 }
+                builder.add_move_out(args.move_out);
                 builder.finish()
             }
 
@@ -3812,6 +4118,8 @@ pub mod corefs {
                 let length = self.length();
                 let mtime = self.mtime();
                 let epoch = self.epoch();
+                let inline = self.inline().map(|x| alloc::boxed::Box::new(x.unpack()));
+                let move_out = self.move_out();
                 SyncLengthT {
                     caller,
                     inode,
@@ -3819,6 +4127,8 @@ pub mod corefs {
                     length,
                     mtime,
                     epoch,
+                    inline,
+                    move_out,
                 }
             }
 
@@ -3868,6 +4178,27 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u32>(SyncLength::VT_EPOCH, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn inline(&self) -> Option<Inline<'a>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Inline>>(SyncLength::VT_INLINE, None)
+                }
+            }
+            #[inline]
+            pub fn move_out(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<bool>(SyncLength::VT_MOVE_OUT, Some(false))
+                        .unwrap()
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for SyncLength<'_> {
@@ -3883,6 +4214,8 @@ pub mod corefs {
                     .visit_field::<u64>("length", Self::VT_LENGTH, false)?
                     .visit_field::<i64>("mtime", Self::VT_MTIME, false)?
                     .visit_field::<u32>("epoch", Self::VT_EPOCH, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Inline>>("inline", Self::VT_INLINE, false)?
+                    .visit_field::<bool>("move_out", Self::VT_MOVE_OUT, false)?
                     .finish();
                 Ok(())
             }
@@ -3894,6 +4227,8 @@ pub mod corefs {
             pub length: u64,
             pub mtime: i64,
             pub epoch: u32,
+            pub inline: Option<::flatbuffers::WIPOffset<Inline<'a>>>,
+            pub move_out: bool,
         }
         impl<'a> Default for SyncLengthArgs<'a> {
             #[inline]
@@ -3905,6 +4240,8 @@ pub mod corefs {
                     length: 0,
                     mtime: 0,
                     epoch: 0,
+                    inline: None,
+                    move_out: false,
                 }
             }
         }
@@ -3940,6 +4277,16 @@ pub mod corefs {
                 self.fbb_.push_slot::<u32>(SyncLength::VT_EPOCH, epoch, 0);
             }
             #[inline]
+            pub fn add_inline(&mut self, inline: ::flatbuffers::WIPOffset<Inline<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Inline>>(SyncLength::VT_INLINE, inline);
+            }
+            #[inline]
+            pub fn add_move_out(&mut self, move_out: bool) {
+                self.fbb_
+                    .push_slot::<bool>(SyncLength::VT_MOVE_OUT, move_out, false);
+            }
+            #[inline]
             pub fn new(
                 _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
             ) -> SyncLengthBuilder<'a, 'b, A> {
@@ -3966,6 +4313,8 @@ pub mod corefs {
                 ds.field("length", &self.length());
                 ds.field("mtime", &self.mtime());
                 ds.field("epoch", &self.epoch());
+                ds.field("inline", &self.inline());
+                ds.field("move_out", &self.move_out());
                 ds.finish()
             }
         }
@@ -3978,6 +4327,8 @@ pub mod corefs {
             pub length: u64,
             pub mtime: i64,
             pub epoch: u32,
+            pub inline: Option<alloc::boxed::Box<InlineT>>,
+            pub move_out: bool,
         }
         impl Default for SyncLengthT {
             fn default() -> Self {
@@ -3988,6 +4339,8 @@ pub mod corefs {
                     length: 0,
                     mtime: 0,
                     epoch: 0,
+                    inline: None,
+                    move_out: false,
                 }
             }
         }
@@ -4005,6 +4358,8 @@ pub mod corefs {
                 let length = self.length;
                 let mtime = self.mtime;
                 let epoch = self.epoch;
+                let inline = self.inline.as_ref().map(|x| x.pack(_fbb));
+                let move_out = self.move_out;
                 SyncLength::create(
                     _fbb,
                     &SyncLengthArgs {
@@ -4014,6 +4369,8 @@ pub mod corefs {
                         length,
                         mtime,
                         epoch,
+                        inline,
+                        move_out,
                     },
                 )
             }

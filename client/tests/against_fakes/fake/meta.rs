@@ -2,15 +2,19 @@
 
 use super::{LAYOUT, answer};
 use corefs_net::{Node, Request, Responder, Service};
+use corefs_wire::checksum::crc32c;
 use corefs_wire::control::meta::{
     AppendReplyT, AppendT, AttrReplyT, AttrResultT, AttrT, CallerT, CloseT, CreateReplyT, CreateT, EmptyT,
-    EndSessionsT, GetAttrReplyT, GetAttrT, Kind, KnownAttrT, LookupT, OpenReplyT, OpenT, ReadLinkReplyT,
+    EndSessionsT, GetAttrReplyT, GetAttrT, InlineT, Kind, KnownAttrT, LookupT, OpenReplyT, OpenT, ReadLinkReplyT,
     ReadLinkT, SetAttrFieldsT, SetAttrT, SyncLengthT, UnlinkT, UnlinkedT,
 };
 use corefs_wire::control::{Call, Message};
 use corefs_wire::{Error, ErrorCode, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// The mark of an inode that keeps its file's bytes.
+const INLINE: u8 = 8;
 
 #[derive(Default)]
 pub struct Meta {
@@ -35,6 +39,12 @@ pub struct Meta {
     pub behind: RefCell<Vec<(Request, Responder)>>,
     /// Nothing is changed for now.
     pub refusing: Cell<bool>,
+    /// New files may keep their bytes with their inodes.
+    pub keeps: Cell<bool>,
+    /// Those bytes.
+    pub kept: RefCell<BTreeMap<u64, Vec<u8>>>,
+    /// Bytes that went to chunks.
+    pub moved: RefCell<BTreeMap<u64, Vec<u8>>>,
     pub node: RefCell<Option<Node>>,
     next: Cell<u64>,
 }
@@ -110,7 +120,12 @@ impl Meta {
             Some(inode) => reply.attr = Box::new(self.inode(inode)?),
             None => {
                 let made = self.add(asked.parent, &asked.name, asked.kind);
-                let attr = self.change(made.inode, |attr| attr.mode = asked.mode)?;
+                let keeps = asked.inline && self.keeps.get();
+                let change = |attr: &mut AttrT| (attr.mode, attr.marks) = (asked.mode, u8::from(keeps) * INLINE);
+                let attr = self.change(made.inode, change)?;
+                if keeps {
+                    self.kept.borrow_mut().insert(attr.inode, Vec::new());
+                }
                 self.targets.borrow_mut().insert(attr.inode, asked.symlink_target);
                 (reply.attr, reply.created) = (Box::new(attr), true);
             }
@@ -126,7 +141,33 @@ impl Meta {
         let mut reply = OpenReplyT::default();
         reply.attr = Box::new(self.inode(asked.inode)?);
         reply.session = if asked.write || asked.hold { self.begin() } else { 0 };
+        if let (true, Some(bytes)) = (asked.bytes, self.kept.borrow().get(&asked.inode)) {
+            let mut inline = InlineT::default();
+            (inline.bytes, inline.crc) = (bytes.clone(), crc32c(bytes));
+            reply.inline = Some(Box::new(inline));
+        }
         Ok(reply)
+    }
+
+    /// As if somebody else had made the file longer than what is kept.
+    pub fn move_out(&self, inode: u64) {
+        if let Some(bytes) = self.kept.borrow_mut().remove(&inode) {
+            self.moved.borrow_mut().insert(inode, bytes);
+            self.change(inode, |attr| (attr.marks, attr.epoch) = (0, attr.epoch + 2)).unwrap();
+        }
+    }
+
+    fn keep(&self, inode: u64, epoch: u32, piece: Option<&InlineT>) -> Result<()> {
+        let Some(piece) = piece else { return Ok(()) };
+        assert_eq!(piece.crc, crc32c(&piece.bytes));
+        let mut kept = self.kept.borrow_mut();
+        let bytes = kept.get_mut(&inode).filter(|_| self.inode(inode).is_ok_and(|attr| attr.epoch == epoch));
+        let bytes = bytes.ok_or(ErrorCode::MovedOut)?;
+        let start = piece.start as usize;
+        let end = start + piece.bytes.len();
+        bytes.resize(bytes.len().max(end), 0);
+        bytes[start..end].copy_from_slice(&piece.bytes);
+        self.change(inode, |attr| attr.size = attr.size.max(end as u64)).map(drop)
     }
 
     pub fn catch_up(&self) {
@@ -173,6 +214,9 @@ impl Meta {
         self.change(inode, |attr| {
             if set.mask & 8 != 0 {
                 (attr.size, attr.epoch) = (set.size, attr.epoch + 1);
+                if let Some(bytes) = self.kept.borrow_mut().get_mut(&inode) {
+                    bytes.truncate(set.size as usize);
+                }
             }
             let stays = |was: fn(&KnownAttrT) -> i64, is: i64| {
                 set.known.as_ref().is_some_and(|known| was(known) != is)
@@ -274,6 +318,10 @@ impl Service for Meta {
                 |c| &c.caller,
                 |asked| {
                     self.session(asked.session)?;
+                    self.keep(asked.inode, asked.epoch, asked.inline.as_deref())?;
+                    if asked.move_out {
+                        self.move_out(asked.inode);
+                    }
                     Ok(attr_reply(&self.take_length(asked.inode, asked.epoch, asked.length, asked.mtime)?))
                 },
             ),
@@ -292,6 +340,7 @@ impl Service for Meta {
                 |c| &c.caller,
                 |asked| {
                     self.session(asked.session)?;
+                    self.keep(asked.inode, asked.epoch, asked.inline.as_deref())?;
                     self.end(&[asked.session]);
                     let attr = self.take_length(asked.inode, asked.epoch, asked.length, asked.mtime)?;
                     match &asked.set {

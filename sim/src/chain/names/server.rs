@@ -136,6 +136,10 @@ impl ChunkService for Around {
         self.ask(inode, if removes { Wanted::Remove } else { Wanted::Truncate { length } }).await
     }
 
+    async fn write_first_chunk(&self, _: InodeId, _: &Layout, _: &[u8], _: u32) -> Result<()> {
+        unreachable!("no client asks for bytes to be kept with an inode")
+    }
+
     async fn remove_chunks(&self, inode: InodeId, _: &Layout, _: Duration) -> Result<bool> {
         self.reach()?;
         self.ask(inode, Wanted::Remove).await.map(|()| true)
