@@ -3,6 +3,7 @@
 mod doors;
 mod fake;
 mod hedges;
+mod inline;
 mod reads;
 mod sessions;
 mod writes;

@@ -5,8 +5,8 @@ use corefs_net::{Node, Request, Responder, Service};
 use corefs_wire::checksum::crc32c;
 use corefs_wire::control::meta::{
     AppendReplyT, AppendT, AttrReplyT, AttrResultT, AttrT, CallerT, CloseT, CreateReplyT, CreateT, EmptyT,
-    EndSessionsT, GetAttrReplyT, GetAttrT, InlineT, Kind, KnownAttrT, LookupT, OpenReplyT, OpenT, ReadLinkReplyT,
-    ReadLinkT, SetAttrFieldsT, SetAttrT, SyncLengthT, UnlinkT, UnlinkedT,
+    EndSessionsT, GetAttrReplyT, GetAttrT, InlineT, Kind, KnownAttrT, LookupT, OpenReplyT, OpenT,
+    ReadLinkReplyT, ReadLinkT, SetAttrFieldsT, SetAttrT, SyncLengthT, UnlinkT, UnlinkedT,
 };
 use corefs_wire::control::{Call, Message};
 use corefs_wire::{Error, ErrorCode, Result};
@@ -121,7 +121,8 @@ impl Meta {
             None => {
                 let made = self.add(asked.parent, &asked.name, asked.kind);
                 let keeps = asked.inline && self.keeps.get();
-                let change = |attr: &mut AttrT| (attr.mode, attr.marks) = (asked.mode, u8::from(keeps) * INLINE);
+                let change =
+                    |attr: &mut AttrT| (attr.mode, attr.marks) = (asked.mode, u8::from(keeps) * INLINE);
                 let attr = self.change(made.inode, change)?;
                 if keeps {
                     self.kept.borrow_mut().insert(attr.inode, Vec::new());
