@@ -102,7 +102,11 @@ impl Inode {
         if attr.epoch < self.epoch.get() {
             return;
         }
-        if attr.epoch > self.epoch.get() {
+        if attr.epoch > self.epoch.get() && self.moved_out(attr) {
+            // No truncation: what was written here, and nobody else knows of, is as it was.
+            self.epoch.set(attr.epoch);
+            self.length.set(self.length.get().max(attr.size));
+        } else if attr.epoch > self.epoch.get() {
             self.epoch.set(attr.epoch);
             self.length.set(attr.size.max(self.behind.borrow().end()));
             self.unsynced.set(Unsynced { end: 0, ..self.unsynced.get() });
@@ -116,6 +120,11 @@ impl Inode {
         }
         self.inline.set(attr.marks.inline);
         self.heard.set(Instant::now());
+    }
+
+    /// Whether nothing has come between what is known here and `attr`, but that the bytes moved out: all else leaves them where they are.
+    fn moved_out(&self, attr: &Attr) -> bool {
+        self.inline.get() && !attr.marks.inline && self.epoch.get().checked_add(2) == Some(attr.epoch)
     }
 
     /// The attributes with what was written here.
@@ -240,9 +249,14 @@ impl Inode {
         self.touched();
     }
 
+    /// Others may have changed the file, and the caller is to see that.
+    pub fn doubt(&self) {
+        self.edition.set(self.edition.get() + 1);
+    }
+
     /// Bytes that were there changed now.
     pub fn touched(&self) {
-        self.edition.set(self.edition.get() + 1);
+        self.doubt();
         // A time that was set before is over.
         self.pending.set(Changes { mtime: None, ..self.pending.get() });
         self.unsynced.set(Unsynced { mtime: now(), ..self.unsynced.get() });

@@ -48,6 +48,9 @@ impl Client {
         if lock.kind != LockKind::Exclusive {
             self.0.unlocked.wake_all();
         }
+        if let Some(live) = self.0.live(inode) {
+            live.doubt();
+        }
         outcome
     }
 

@@ -318,7 +318,7 @@ impl Filesystem for CoreFs {
             write: flags.acc_mode() != OpenAccMode::O_RDONLY,
             truncate: flags.0 & libc::O_TRUNC != 0,
             direct: direct(flags.0) || consistency.is_strict(),
-            ahead: !consistency.is_strict(),
+            ahead: !consistency.is_strict() && !direct(flags.0),
         };
         self.run(inode, move |client| async move {
             let opened = async {

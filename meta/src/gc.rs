@@ -188,7 +188,8 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 let row = row.as_deref().map(Garbage::decode).transpose()?;
                 match (inode, row) {
                     (Some(inode), Some(Garbage::Waiting)) => {
-                        if !sessions.pairs.is_empty() {
+                        // While bytes are on their way to a chunk, its removal could come before it; it is held by whoever finishes that.
+                        if !sessions.pairs.is_empty() || inode.moves_out() {
                             fate.held += 1;
                         } else if inode.has_no_chunks() {
                             self.take_away(txn, *id, &inode);

@@ -17,7 +17,7 @@
 
 use crate::encoding::{Reader, Writer};
 use crate::inode::Inode;
-use crate::length::Report;
+use crate::length::{Report, cutting_epoch};
 use crate::namespace::Namespace;
 use crate::outside::Outside;
 use crate::session::Session;
@@ -88,9 +88,12 @@ impl Inline {
     }
 }
 
-/// Where a piece ends. `InvalidArgument` for one that can't be kept so, `ChecksumMismatch` for one that was altered on its way.
+/// Where a piece ends. `InvalidArgument` for one that is empty or can't be kept so, `ChecksumMismatch` for one that was altered on its way.
 pub(crate) fn check_piece(piece: &InlineT) -> Result<u64> {
     let most = INLINE_MAX as u64;
+    if piece.bytes.is_empty() {
+        return Err(Error::new(ErrorCode::InvalidArgument, "no bytes for an inode"));
+    }
     let end = piece.start.checked_add(piece.bytes.len() as u64).filter(|end| *end <= most);
     let too_far = || {
         let what = "bytes beyond what is kept with an inode";
@@ -165,7 +168,10 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             };
             row.cut(length);
             self.put_inline(txn, id, &row);
-            inode.epoch += 2;
+        }
+        // Whoever writes may have a length to report that nobody knows of yet.
+        if length < inode.size || self.has_writers(txn, id).await? {
+            inode.epoch = cutting_epoch(inode)? + 1;
         }
         inode.size = length;
         Ok(())
@@ -178,6 +184,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
         id: InodeId,
         inode: &mut Inode,
     ) -> Result<bool> {
+        cutting_epoch(inode)?;
         let bytes = match inode.size {
             0 => Inline::default(),
             _ => self.inline(txn, id, Isolation::Serializable).await?,
@@ -224,6 +231,7 @@ mod tests {
     fn pieces_are_checked() {
         assert_eq!(check_piece(&piece(16_380, b"abcd")), Ok(16_384));
         assert_eq!(check_piece(&piece(16_381, b"abcd")).unwrap_err().code, ErrorCode::InvalidArgument);
+        assert_eq!(check_piece(&piece(9, b"")).unwrap_err().code, ErrorCode::InvalidArgument);
         assert_eq!(check_piece(&piece(u64::MAX, b"abcd")).unwrap_err().code, ErrorCode::InvalidArgument);
         let mut altered = piece(0, b"abcd");
         altered.bytes[3] = b'e';

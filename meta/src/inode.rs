@@ -116,6 +116,11 @@ impl Inode {
         self.unopened || self.inline && self.trim_to.is_none()
     }
 
+    /// Whether its bytes are being written to a chunk.
+    pub fn moves_out(&self) -> bool {
+        self.inline && self.trim_to.is_some()
+    }
+
     pub fn is_directory(&self) -> bool {
         self.kind == Kind::Directory
     }

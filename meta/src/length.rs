@@ -90,7 +90,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     }
 
     /// Whether anybody may have written what the inode's length doesn't say yet.
-    async fn has_writers(&self, txn: &mut E::Txn, id: InodeId) -> Result<bool> {
+    pub(crate) async fn has_writers(&self, txn: &mut E::Txn, id: InodeId) -> Result<bool> {
         let sessions = txn.range_all(&self.keys.sessions(id), usize::MAX, Isolation::Serializable).await?;
         for (_, value) in sessions {
             if Session::decode(&value)?.write {
@@ -210,7 +210,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 let chosen = inode.ctime != before.ctime;
                 inode.ctime = if chosen { inode.ctime.max(before.ctime) } else { now };
             }
-            let moves = report.move_out && inode.inline;
+            let moves = report.move_out && session.write && inode.inline;
             let trim = moves && self.begin_move_out(txn, report.inode, &mut inode).await?;
             let changed = changed || moves;
             if changed {
@@ -307,7 +307,7 @@ pub(crate) fn check_length(layout: &Layout, length: u64) -> Result<()> {
 }
 
 /// The epoch under which chunks are cut; the last ones are kept for removal.
-fn cutting_epoch(inode: &Inode) -> Result<u32> {
+pub(crate) fn cutting_epoch(inode: &Inode) -> Result<u32> {
     let used_up = || Error::new(ErrorCode::FileTooLarge, "the file was truncated 2^31 times");
     inode.epoch.checked_add(3).map(|_| inode.epoch + 1).ok_or_else(used_up)
 }

@@ -100,6 +100,10 @@ impl Client {
             self.0.settle(&live).await;
         }
         let (of, gone) = (self.0.client(), self.0.names_gone.count());
+        // Held meanwhile, so that it isn't taken for a later one.
+        let live = self.0.live(inode);
+        let edition = |live: Option<&Rc<Inode>>| live.map(|live| live.edition.get());
+        let before = edition(live.as_ref());
         let (attr, session, bytes) = match options.ahead && !options.write && !options.truncate {
             true => self.0.meta.look(who, inode).await.map(|(attr, bytes)| (attr, 0, bytes))?,
             false => {
@@ -107,8 +111,9 @@ impl Client {
                 (attr, session, None)
             }
         };
+        let untouched = edition(self.0.live(inode).as_ref()) == before;
         let file = self.0.handle(&attr, (session, of), gone, options.direct, who)?;
-        if let Some(bytes) = bytes {
+        if let Some(bytes) = bytes.filter(|_| untouched) {
             file.read_ahead(bytes);
         }
         let sessions = &file.shared().sessions;

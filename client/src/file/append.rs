@@ -208,7 +208,7 @@ impl Inner {
                     }
                     Err(error) => {
                         if error.code != ErrorCode::NoSpace {
-                            inode.stored(end, epoch);
+                            inode.reaches(end, epoch);
                         }
                         return Err(error);
                     }
@@ -240,8 +240,14 @@ impl Inner {
             inode.appends.by.set(session.name);
             let (at_least, epoch) = (inode.known_end(), inode.epoch.get());
             match self.meta.append(inode.id(), session.number, count, at_least, epoch).await {
-                // Truncated meanwhile: the next question names the new epoch.
-                Ok((attr, None)) => inode.absorb(&attr),
+                Ok((attr, None)) => {
+                    inode.absorb(&attr);
+                    if inode.inline.get() && inode.epoch.get() == epoch {
+                        // They would be too many, or somebody else appends, too.
+                        self.move_out(inode).await?;
+                    }
+                    // Or truncated meanwhile. The next question names the new epoch.
+                }
                 Ok((attr, Some(start))) => {
                     inode.absorb(&attr);
                     let end = start.checked_add(count).filter(|_| start >= at_least);

@@ -33,7 +33,7 @@ pub(crate) struct Ahead {
 pub(crate) type Carried = (u64, Extent<Buffer>);
 
 impl File {
-    /// Keeps what came with the open.
+    /// Keeps what came with the open. Nothing was done to the file here meanwhile.
     pub(crate) fn read_ahead(&self, bytes: Vec<u8>) {
         let edition = self.inode.edition.get();
         self.ahead.replace(Some(Ahead { bytes, came: Instant::now(), edition }));
@@ -105,8 +105,10 @@ impl Inner {
     }
 
     /// Has the bytes of an inode moved to chunks.
-    async fn move_out(&self, inode: &Inode) -> Result<()> {
-        let attr = self.tell(inode, Written::default(), true).await?;
+    pub(super) async fn move_out(&self, inode: &Inode) -> Result<()> {
+        let unsynced = inode.unsynced.get();
+        let written = Written { length: unsynced.end, epoch: inode.epoch.get(), ..Written::default() };
+        let attr = self.tell(inode, written, true).await?;
         inode.absorb(&attr);
         if let Some(kind) = inode.kind.take() {
             self.guess.learn(kind, false);

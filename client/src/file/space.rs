@@ -35,8 +35,8 @@ impl File {
         let _writing = self.begin_write(range.end).await?;
         client.settle_range(inode, &range).await;
         if self.is_inline().await? {
-            // Behind what can be kept, there are zeros anyway.
-            self.write_zeros(range.start..range.end.min(INLINE_MAX as u64)).await?;
+            // Behind what can be kept, there are zeros anyway; and what was cut meanwhile stays cut.
+            self.write_zeros(range.start..range.end.min(inode.length.get()).min(INLINE_MAX as u64)).await?;
             inode.touched();
             return Ok(());
         }
@@ -114,6 +114,10 @@ impl File {
             // Reported with the writes of this session, as if the last byte had been one of them.
             inode.wrote(length);
             inode.reaches(length, inode.epoch.get());
+            if inode.inline.get() {
+                // A file that has no chunks is as long as its server knows, whoever moves its bytes out.
+                self.client.0.push(inode, &self.who).await.inspect_err(|_| inode.recede())?;
+            }
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use crate::meta::{Piece, Written};
 use crate::sessions::gone;
 use crate::{Attr, Changes, Credentials};
 use corefs_wire::limits::INLINE_MAX;
-use corefs_wire::{Class, ErrorCode, Result};
+use corefs_wire::{Class, Error, ErrorCode, Result};
 use std::rc::Rc;
 
 /// Times that one report finds its session forgotten before it gives up.
@@ -91,6 +91,20 @@ pub async fn close_handle(
     outcome
 }
 
+/// Bytes on their way with the end of a session. If nobody waits for that any more, whether they were stored isn't known, and nobody may wait for them.
+struct Aloft<'a> {
+    inner: &'a Inner,
+    inode: &'a Inode,
+    number: u64,
+}
+
+impl Drop for Aloft<'_> {
+    fn drop(&mut self) {
+        let what = "nobody waited for a file's close";
+        self.inner.land(self.inode, self.number, Some(Error::new(ErrorCode::Interrupted, what)));
+    }
+}
+
 impl Inner {
     /// Waits until everything that was written before now is stored, or failed to be.
     pub async fn settle(self: &Rc<Self>, inode: &Rc<Inode>) {
@@ -144,13 +158,16 @@ impl Inner {
         if let Some((number, extent)) = self.carry(inode) {
             let bytes = &extent.buffer[extent.skip..extent.skip + extent.len];
             let piece = Piece { start: extent.start, bytes };
+            let aloft = Aloft { inner: self, inode, number };
             let outcome = self.end_session_with(inode, name, who, leaving, Some(piece)).await;
+            std::mem::forget(aloft);
             if outcome.is_ok() {
                 self.land(inode, number, None);
                 return outcome;
             }
             // Whatever it was, these bytes have another way.
-            self.fly(inode, number, extent).await;
+            let (inner, inode) = (Rc::clone(self), Rc::clone(inode));
+            corefs_net::executor::spawn(async move { inner.fly(&inode, number, extent).await }).detach();
         }
         self.settle(inode).await;
         self.end_session(inode, name, who, leaving).await

@@ -214,6 +214,10 @@ impl Inner {
         buffer: Buffer,
         bytes: Range<usize>,
     ) -> Result<()> {
+        if epoch != inode.epoch.get() {
+            // Whether bytes go to chunks is a matter of the epoch, too: a chunk that isn't there would take them under any.
+            return Err(ErrorCode::StaleLayout.into());
+        }
         if inode.inline.get() {
             return self.store_inline(inode, epoch, start, &buffer[bytes]).await;
         }
@@ -231,6 +235,9 @@ impl Inner {
 
     /// Somebody else truncated the file: these bytes come after that.
     pub(super) async fn learn_epoch(&self, inode: &Inode, known: u32) -> Result<()> {
+        if inode.epoch.get() != known {
+            return Ok(());
+        }
         inode.absorb(&self.meta.get_attr(&Credentials::root(), inode.id()).await?);
         if inode.epoch.get() == known {
             // The chunks know before the metadata does: only for a moment.

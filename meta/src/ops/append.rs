@@ -9,6 +9,7 @@ use crate::session::{Place, Session};
 use corefs_kv::{Isolation, KvEngine, Transaction};
 use corefs_wire::control::Call;
 use corefs_wire::control::meta::{AppendReplyT, AppendT};
+use corefs_wire::limits::INLINE_MAX;
 use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
@@ -19,7 +20,9 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     /// The file's length stays until the bytes are reported, so nobody reads a place before it is filled unless a later one was filled and
     /// reported first.
     ///
-    /// No place is given when the file was truncated since `epoch`. `NoSuchSession`, `FileTooLarge`.
+    /// No place is given when the file was truncated since `epoch`; nor when it keeps its bytes with its inode, and either they would be too many
+    /// or somebody else's place isn't filled yet: then they have to be moved out first. Else a place that is refused as they move would be left
+    /// as a gap, below what was appended behind it. `NoSuchSession`, `FileTooLarge`.
     pub async fn append(&self, request: &AppendT) -> Result<AppendReplyT> {
         if request.count == 0 {
             return Err(Error::new(ErrorCode::InvalidArgument, "an append of nothing needs no place"));
@@ -39,7 +42,8 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 if request.epoch != inode.epoch {
                     return Ok(Attempt::Unchanged(Outcome::of(Stat::new(id, inode))));
                 }
-                let mut offset = inode.size.max(request.at_least);
+                let first = inode.size.max(request.at_least);
+                let mut offset = first;
                 let mut own = None;
                 let own_key = self.keys.session(id, request.session);
                 let range = self.keys.sessions(id);
@@ -54,6 +58,9 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 let own = own.ok_or_else(no_session)?;
                 let end = offset.saturating_add(request.count);
                 check_length(inode.file_layout()?, end)?;
+                if inode.inline && (end > INLINE_MAX as u64 || offset > first) {
+                    return Ok(Attempt::Unchanged(Outcome::of(Stat::new(id, inode))));
+                }
                 let place = Some(Place { epoch: inode.epoch, end });
                 txn.set(&own_key, &Session { place, ..own }.encode());
                 let outcome = Outcome::of(Stat::new(id, inode));
