@@ -154,3 +154,90 @@ fn a_close_that_fails_keeps_its_bytes() {
         cluster.stop().await;
     });
 }
+
+/// fallocate(2) gives a length that no byte has; whoever moves the bytes out, or cuts the file, knows of it.
+#[test]
+fn a_length_without_bytes_is_told_at_once() {
+    run(|| async {
+        let cluster = keeping();
+        let client = cluster.client().await;
+        for (name, elsewhere) in [(b"a", false), (b"b", true)] {
+            let file = create(&client, name, false).await;
+            file.extend(1 << 20).await.unwrap();
+            let size = |cluster: &Cluster| cluster.meta.inodes.borrow()[&file.inode().0].size;
+            assert_eq!(size(&cluster), 1 << 20);
+            if elsewhere {
+                cluster.meta.move_out(file.inode().0);
+            }
+            file.write_at(0, &vec![1; 2 * INLINE_MAX]).await.unwrap();
+            assert_eq!(file.length(), 1 << 20);
+            file.sync().await.unwrap();
+            assert_eq!((file.length(), size(&cluster)), (1 << 20, 1 << 20));
+            file.close().await.unwrap();
+        }
+        let file = create(&client, b"c", false).await;
+        file.extend(100 << 10).await.unwrap();
+        file.write_at(0, &[1; 9000]).await.unwrap();
+        file.truncate(9000).await.unwrap();
+        assert_eq!(file.length(), 9000);
+        file.close().await.unwrap();
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+/// What somebody else has cut off isn't written as zeros again.
+#[test]
+fn a_hole_lengthens_no_file() {
+    run(|| async {
+        let cluster = keeping();
+        let client = cluster.client().await;
+        let file = create(&client, b"a", true).await;
+        file.write_at(0, &[1; 100]).await.unwrap();
+        let meta = &cluster.meta;
+        meta.kept.borrow_mut().get_mut(&file.inode().0).unwrap().truncate(10);
+        meta.truncate(file.inode().0, 10);
+        file.punch(0..100).await.unwrap();
+        assert_eq!(file.length(), 10);
+        assert_eq!(kept(&cluster, &file).unwrap(), [0; 10]);
+        file.close().await.unwrap();
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}
+
+/// Appends of this client and another's keep every byte when the file has to move out, in one piece each.
+#[test]
+fn appends_outgrow_the_inode() {
+    run(|| async {
+        let cluster = keeping();
+        let client = cluster.client().await;
+        for direct in [false, true] {
+            let file = create(&client, if direct { b"direct" } else { b"behind" }, direct).await;
+            for line in 0..30u8 {
+                file.append(&[line; 1000]).await.unwrap();
+                if line % 7 == 0 {
+                    file.flush().await.unwrap();
+                }
+                assert_eq!(file.length(), (u64::from(line) + 1) * 1000);
+            }
+            file.sync().await.unwrap();
+            assert!(kept(&cluster, &file).is_none());
+            let bytes = file.read_at(0, 40_000).await.unwrap();
+            assert_eq!(bytes.len(), 30_000);
+            // The fake moves nothing to chunks: what was kept reads as zeros.
+            let chunks = bytes.iter().position(|byte| *byte != 0).unwrap();
+            assert!(chunks <= INLINE_MAX, "{chunks}");
+            assert!((chunks..30_000).all(|at| bytes[at] == (at / 1000) as u8));
+            file.close().await.unwrap();
+        }
+        let file = create(&client, b"shared", true).await;
+        file.append(b"mine").await.unwrap();
+        cluster.meta.taken.borrow_mut().insert(file.inode().0, 10);
+        file.append(b"mine").await.unwrap();
+        assert!(kept(&cluster, &file).is_none(), "two at once need chunks");
+        file.close().await.unwrap();
+        client.close().await.unwrap();
+        cluster.stop().await;
+    });
+}

@@ -9,6 +9,7 @@ use corefs_wire::control::meta::{
     ReadLinkReplyT, ReadLinkT, SetAttrFieldsT, SetAttrT, SyncLengthT, UnlinkT, UnlinkedT,
 };
 use corefs_wire::control::{Call, Message};
+use corefs_wire::limits::INLINE_MAX;
 use corefs_wire::{Error, ErrorCode, Result};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -201,8 +202,10 @@ impl Meta {
         let attr = self.inode(asked.inode)?;
         let elsewhere = self.taken.borrow_mut().remove(&asked.inode).unwrap_or(0);
         let mut reply = AppendReplyT::default();
-        reply.given = attr.epoch == asked.epoch;
-        reply.offset = attr.size.max(asked.at_least).max(elsewhere);
+        let first = attr.size.max(asked.at_least);
+        reply.offset = first.max(elsewhere);
+        let too_long = elsewhere > first || reply.offset + asked.count > INLINE_MAX as u64;
+        reply.given = attr.epoch == asked.epoch && !(attr.marks & INLINE != 0 && too_long);
         reply.attr = Box::new(attr);
         Ok(reply)
     }
@@ -320,10 +323,12 @@ impl Service for Meta {
                 |asked| {
                     self.session(asked.session)?;
                     self.keep(asked.inode, asked.epoch, asked.inline.as_deref())?;
+                    let attr = self.take_length(asked.inode, asked.epoch, asked.length, asked.mtime)?;
                     if asked.move_out {
                         self.move_out(asked.inode);
+                        return Ok(attr_reply(&self.inode(asked.inode)?));
                     }
-                    Ok(attr_reply(&self.take_length(asked.inode, asked.epoch, asked.length, asked.mtime)?))
+                    Ok(attr_reply(&attr))
                 },
             ),
             AppendT::OP => self.once::<AppendT>(
