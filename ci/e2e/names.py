@@ -5,7 +5,7 @@
     names.py check MOUNT LOG...            all workers of a round, by a mount that nobody has used for it
 
 A worker creates, links, renames, exchanges and removes names of its own, mostly in directories that all workers share, so that their
-transactions meet. It logs each operation before it asks for it and its answer after it; what was asked for and not answered may have
+transactions meet; and writes, cuts and reads its files, which are about as long as what is kept with an inode, so that many outgrow it. It logs each operation before it asks for it and its answer after it; what was asked for and not answered may have
 happened or not, and is left alone from then on by whoever goes on with the log. Operations that must fail are asked for as well: one that
 was carried out twice fails with another error, or succeeds where it must not. All workers turn a wheel besides: directories that they move
 into each other, which must neither be lost nor doubled nor make a circle.
@@ -17,10 +17,13 @@ import os
 import random
 import stat
 import sys
+import zlib
 
 POOLS = 3
 WHEEL = 7
 FILES_MOST, DIRECTORIES_MOST, HELD_MOST = 30, 8, 5
+# Bytes of a file that start there or are written at once, at most: now and then they end beyond 16 KiB.
+START_MOST, WRITE_MOST = 12000, 9000
 NOREPLACE, EXCHANGE = 1, 2
 CUT = (errno.ENOTCONN, errno.ECONNABORTED)
 # What others who turn the wheel, or a mount that hasn't heard of it yet, may cause there.
@@ -38,7 +41,7 @@ class Model:
     """What is there if nothing is lost: entries (directory, name) to nodes. Pools are nodes `pool-0` and so on."""
 
     def __init__(self):
-        self.entries, self.kinds, self.inodes, self.above = {}, {}, {}, {}
+        self.entries, self.kinds, self.inodes, self.above, self.bytes = {}, {}, {}, {}, {}
 
     def path(self, entry):
         directory, name = entry
@@ -61,7 +64,11 @@ class Model:
         if do in ("file", "directory", "symlink", "fifo"):
             self.kinds[op["node"]] = do
             self.inodes[op["node"]] = inode
+            self.bytes[op["node"]] = b""
             self.put(at, op["node"])
+        elif do == "write":
+            node = self.entries[at]
+            self.bytes[node] = edited(self.bytes[node], op)
         elif do == "link":
             self.put(at, op["node"])
         elif do in ("unlink", "rmdir"):
@@ -80,6 +87,26 @@ class Model:
         self.entries[entry] = node
         if self.kinds[node] == "directory":
             self.above[node] = entry
+
+
+def text(op):
+    """The bytes of a write: they differ from those of any other."""
+    return (f"{op['mark']} " * op["length"])[: op["length"]].encode()
+
+
+def edited(old, op):
+    """A file's bytes after a write, or a cut."""
+    if "cut" in op:
+        return old[: op["cut"]].ljust(op["cut"], b"\0")
+    start = len(old) if op["append"] else op["start"]
+    return old[:start].ljust(start, b"\0") + text(op) + old[start + op["length"] :]
+
+
+def between(old, new, found):
+    """Whether a file can be what a write has made of it that may have been cut off in the middle."""
+    longest = max(len(old), len(new))
+    each = zip(old.ljust(longest, b"\0"), new.ljust(longest, b"\0"), found)
+    return len(found) in range(min(len(old), len(new)), longest + 1) and all(byte in (one, other) for one, other, byte in each)
 
 
 def read_log(path):
@@ -152,6 +179,8 @@ class Worker:
                 return {"do": kind, "at": self.fresh(), "node": self.count}
         if not files:
             return None
+        if draw.random() < 0.3:
+            return self.change(files)
         if pick < 0.30:
             return {"do": "file", "at": list(draw.choice(files)), "node": self.count, "fails": "EEXIST"}
         if pick < 0.42:
@@ -193,6 +222,43 @@ class Worker:
                 op["fails"] = "EINVAL"
         return op
 
+    def change(self, files):
+        """Of a file's bytes; or a look at them."""
+        draw = self.random
+        plain = [entry for entry in files if self.model.kinds[self.model.entries[entry]] == "file"]
+        if not plain:
+            return None
+        at = draw.choice(plain)
+        if draw.random() < 0.25:
+            return {"do": "read", "at": list(at)}
+        op = {"do": "write", "at": list(at), "sync": draw.random() < 0.5, "mark": f"{self.name}-{self.count}"}
+        if draw.random() < 0.2:
+            return {**op, "cut": draw.randrange(START_MOST + WRITE_MOST)}
+        append = draw.random() < 0.3
+        return {**op, "append": append, "start": draw.randrange(START_MOST), "length": 1 + draw.randrange(WRITE_MOST)}
+
+    def write(self, path, op):
+        fd = os.open(path, os.O_RDWR | (os.O_APPEND if op.get("append") else 0), dir_fd=self.root)
+        try:
+            if "cut" in op:
+                os.ftruncate(fd, op["cut"])
+            else:
+                data = text(op)
+                done = os.write(fd, data) if op["append"] else os.pwrite(fd, data, op["start"])
+                if done != len(data):
+                    sys.exit(f"{self.name}: {op} wrote {done} bytes")
+            if op["sync"]:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def read(self, path, at):
+        wanted = self.model.bytes[self.model.entries[at]]
+        with open(os.open(path, os.O_RDONLY, dir_fd=self.root), "rb") as file:
+            found = file.read()
+        if found != wanted:
+            sys.exit(f"{self.name}: {path} has {shown(found)}, and should have {shown(wanted)}")
+
     def touches(self, op):
         model = self.model
         entries = [tuple(op[which]) for which in ("at", "to") if which in op]
@@ -209,7 +275,11 @@ class Worker:
             else:
                 os.close(fd)
             return inode
-        if do == "directory":
+        if do == "write":
+            self.write(path, op)
+        elif do == "read":
+            self.read(path, tuple(op["at"]))
+        elif do == "directory":
             os.mkdir(path, dir_fd=self.root)
         elif do == "symlink":
             os.symlink(f"to {op['node']}", path, dir_fd=self.root)
@@ -285,11 +355,15 @@ def happened(op, model, there, prefix):
     return model.entries.get(to) != model.entries[tuple(op["at"])] and at not in there
 
 
+def shown(data):
+    return f"{len(data)} bytes, CRC {zlib.crc32(data):08x}"
+
+
 KIND = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo"}
 
 
 def look(root):
-    there, wheel = {}, []
+    there, wheel, bytes_of = {}, [], {}
     for directory, directories, files in os.walk(root, onerror=lambda error: sys.exit(f"listing: {error}")):
         for name in directories + files:
             path = os.path.join(directory, name)
@@ -300,17 +374,21 @@ def look(root):
             there[path] = {"kind": KIND[stat.S_IFMT(found.st_mode)], "inode": found.st_ino, "links": found.st_nlink}
             if stat.S_ISLNK(found.st_mode):
                 there[path]["target"] = os.readlink(path)
-    return there, wheel
+            if stat.S_ISREG(found.st_mode):
+                bytes_of[path] = open(path, "rb").read()
+                there[path]["bytes"] = shown(bytes_of[path])
+    return there, wheel, bytes_of
 
 
 def check(root, logs):
-    there, wheel = look(root)
+    there, wheel, bytes_of = look(root)
     wanted, bad, operations, unanswered, done = {}, [], 0, 0, 0
     for log in logs:
         model, answered, unknown = replay(log)
         operations += len(answered)
         unanswered += len(unknown)
-        for op in [op for op in unknown if "fails" not in op]:
+        open_writes = {model.entries[tuple(op["at"])]: op for op in unknown if op["do"] == "write"}
+        for op in [op for op in unknown if "fails" not in op and op["do"] not in ("read", "write")]:
             if happened(op, model, there, root):
                 done += 1
                 model.apply(op)
@@ -323,7 +401,12 @@ def check(root, logs):
             expected = {"kind": model.kinds[node], "inode": model.inodes[node], "links": links[node]}
             if model.kinds[node] == "symlink":
                 expected["target"] = f"to {node}"
-            wanted[f"{root}/{model.path(entry)}"] = (expected, os.path.basename(log))
+            path = f"{root}/{model.path(entry)}"
+            if model.kinds[node] == "file":
+                data, found = model.bytes[node], bytes_of.get(path)
+                half_way = node in open_writes and found is not None and between(data, edited(data, open_writes[node]), found)
+                expected["bytes"] = shown(found if half_way else data)
+            wanted[path] = (expected, os.path.basename(log))
     for path, (expected, log) in wanted.items():
         found = there.get(path)
         if found is None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# kill -9 of metadata servers and mounts in the middle of creates, links, renames and removals: each operation happened once or not at
-# all, one that was acknowledged did, and `corefs fsck` finds nothing. COREFS_NAME_ROUNDS sets how often (default 3), COREFS_NAME_SEED what is
+# kill -9 of metadata servers and mounts in the middle of creates, links, renames, removals, and writes of small files: each operation
+# happened once or not at all, one that was acknowledged did, and `corefs fsck` finds nothing. COREFS_NAME_ROUNDS sets how often (default 3), COREFS_NAME_SEED what is
 # killed when.
 . "$(dirname "$0")/lib.sh"
 need_mount
@@ -172,6 +172,7 @@ some=$(find "$work"/mnt/round-"$rounds"/pool-* -maxdepth 1 -type f -print -quit)
 spoiled() { ! names check "$work/mnt/round-$rounds" "$work"/log/"$rounds"-* >"$work/check.out" || die "the check doesn't see $1"; }
 mv "$some" "$some.moved"; spoiled "a name that is another one"; mv "$some.moved" "$some"
 ln "$some" "$some.twice"; spoiled "a name too many"; rm "$some.twice"
+cp -p "$some" "$work/some"; printf x >>"$some"; spoiled "a byte too many"; cat "$work/some" >"$some"
 names check "$work/mnt/round-$rounds" "$work"/log/"$rounds"-* >/dev/null || die "the check sees what isn't there"
 
 # Nothing stays behind: what workers that died had open and unlinked goes with their mounts' leases.
