@@ -81,7 +81,7 @@ impl Fs {
         let (parent, name) = self.resolve_parent(path).await?;
         let found = self.client.meta().lookup(&self.who, parent, &name).await?;
         match found.kind {
-            Kind::Directory => self.client.meta().rmdir(&self.who, parent, &name).await,
+            Kind::Directory => self.client.meta().rmdir(&self.who, parent, &name, false).await,
             _ => self.client.unlink(&self.who, parent, &name).await,
         }
     }

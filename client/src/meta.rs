@@ -433,11 +433,13 @@ impl Meta {
         self.0.ground.meta(parent.0, &request).await.map(|reply| Unlinked::from_message(&reply))
     }
 
-    pub async fn rmdir(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<()> {
+    /// `tree`: with everything below it, which is gone from sight at once. Root's alone (`NotPermitted`); `NotEmpty` of a server that can't.
+    pub async fn rmdir(&self, who: &Credentials, parent: InodeId, name: &[u8], tree: bool) -> Result<()> {
         check_name(name)?;
         let (caller, _sequence) = self.changing(who);
         let mut request = RmDirT::default();
         request.caller = caller;
+        request.tree = tree;
         request.parent = parent.0;
         request.name = name.to_vec();
         self.0.ground.meta(parent.0, &request).await.map(drop)

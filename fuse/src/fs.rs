@@ -275,7 +275,7 @@ impl Filesystem for CoreFs {
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (who, name) = (who(request), name_of(name));
         self.run(parent, move |client| async move {
-            empty(reply, client.meta().rmdir(&who, id(parent), &name).await);
+            empty(reply, client.meta().rmdir(&who, id(parent), &name, false).await);
         });
     }
 

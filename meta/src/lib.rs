@@ -50,6 +50,7 @@ pub mod posix_acl;
 pub mod server;
 pub mod session;
 pub mod sweep;
+pub mod trash;
 
 pub use namespace::Namespace;
 pub use outside::{ChunkService, ClientLeases, Clock, Outside, Random, Space};

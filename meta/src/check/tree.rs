@@ -6,6 +6,7 @@ use crate::gc::Garbage;
 use crate::inode::{DirectoryState, Inode, Marks};
 use crate::inode_alloc::block_of;
 use crate::posix_acl;
+use crate::trash::TRASH_INODE;
 use corefs_wire::control::meta::Kind;
 use corefs_wire::{ClientId, InodeId, ROOT_INODE};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -54,6 +55,11 @@ impl Noted {
     fn is_directory(&self) -> bool {
         self.kind == Kind::Directory
     }
+}
+
+/// Whether it has a number of its own and no name: the root, and the trash, which says that it hangs there.
+fn is_fixed(id: u64) -> bool {
+    id == ROOT_INODE.0 || id == TRASH_INODE.0
 }
 
 /// Everything that was read.
@@ -198,7 +204,7 @@ impl Tree {
                 checked.find(Damage::WrongMarks, what);
             }
             let (lane, block) = block_of(InodeId(**id));
-            if **id != ROOT_INODE.0 && self.lanes.get(&lane).is_none_or(|next| block >= *next) {
+            if !is_fixed(**id) && self.lanes.get(&lane).is_none_or(|next| block >= *next) {
                 checked
                     .find(Damage::UnallocatedInode, format!("inode-{id} is of block {block}, lane {lane}"));
             }
@@ -212,7 +218,7 @@ impl Tree {
     }
 
     fn judge_directory(&self, id: u64, inode: &Noted, checked: &mut Checked) {
-        let is_root = id == ROOT_INODE.0;
+        let is_root = is_fixed(id);
         match inode.names {
             0 if is_root => {}
             0 => checked

@@ -178,7 +178,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     }
 
     /// Lets `entry` of `parent` lead to an inode, and a directory point back.
-    fn hang(
+    pub(crate) fn hang(
         &self,
         txn: &mut E::Txn,
         dirent: Dirent,

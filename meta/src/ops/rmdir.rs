@@ -1,24 +1,26 @@
-//! An empty directory goes.
+//! An empty directory goes, or a whole tree.
 
 use crate::acl::{CHANGE, may_take};
 use crate::dirent::check_name;
 use crate::namespace::{Namespace, Values};
 use crate::once::{Attempt, Outcome};
 use crate::outside::Outside;
+use crate::trash::TRASH_INODE;
 use corefs_kv::{Direction, Isolation, KvEngine, Transaction};
 use corefs_wire::control::Call;
 use corefs_wire::control::meta::{EmptyT, RmDirT};
-use corefs_wire::{ErrorCode, InodeId, Result};
+use corefs_wire::{Error, ErrorCode, InodeId, Result};
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
-    /// Removes a directory without entries. `NotEmpty`, `NotFound`, `NoSuchInode` (the parent),
+    /// Removes a directory without entries; with `tree`, which is root's alone, one with all that is below it, see [`trash`](crate::trash). `NotEmpty`, `NotFound`, `NoSuchInode` (the parent),
     /// `NotDirectory`, `PermissionDenied`, `NotPermitted`.
     pub async fn rmdir(&self, request: &RmDirT) -> Result<EmptyT> {
         check_name(&request.name)?;
         let parent = InodeId(request.parent);
         let entry = self.keys.dirent(parent, &request.name);
-        let keys = [self.keys.inode(parent), entry.clone()];
-        self.once(RmDirT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
+        let keys = [self.keys.inode(parent), entry.clone(), self.keys.inode(TRASH_INODE)];
+        let keys = &keys[..if request.tree { 3 } else { 2 }];
+        self.once(RmDirT::OP, &request.caller, keys, async |txn: &mut E::Txn, mut values: Values| {
             let directory = values.directory()?;
             self.may(txn, &request.caller, parent, &directory, CHANGE).await?;
             let dirent = values.dirent()?.ok_or(ErrorCode::NotFound)?;
@@ -27,9 +29,16 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             }
             let inode = self.inode(txn, dirent.inode, Isolation::Serializable).await?;
             may_take(&request.caller, &directory, &inode)?;
-            self.must_be_empty(txn, dirent.inode).await?;
             let now = self.outside.now();
-            self.clear_directory(txn, dirent.inode, &inode);
+            if request.tree {
+                if request.caller.uid != 0 {
+                    return Err(Error::new(ErrorCode::NotPermitted, "only root removes whole trees at once"));
+                }
+                self.throw_away(txn, values.inode()?, dirent, inode, now);
+            } else {
+                self.must_be_empty(txn, dirent.inode).await?;
+                self.clear_directory(txn, dirent.inode, &inode);
+            }
             txn.clear(&entry);
             self.touch_directory(txn, parent, now, -1, -1);
             Ok(Attempt::Changed(Outcome::default()))

@@ -122,6 +122,7 @@ impl<E: KvEngine> Desk<E> {
         let mut counters: Vec<(String, u64)> = vec![
             ("requests_refused".into(), self.refused.get()),
             ("inodes_removed".into(), upkeep.inodes_removed.get()),
+            ("names_removed".into(), upkeep.names_removed.get()),
             ("sessions_settled".into(), upkeep.sessions_settled.get()),
             ("upkeep_failures".into(), upkeep.failures.get()),
         ];

@@ -22,11 +22,18 @@ const GC_GRACE: Duration = Duration::from_millis(500);
 const TIDY_PAUSE: Duration = Duration::from_secs(3);
 /// After a round that failed.
 const FAILURE_PAUSE: Duration = Duration::from_secs(2);
+/// Between looks for trees that were thrown away.
+const TRASH_PAUSE: Duration = Duration::from_millis(500);
+/// Names of those removed between two pauses: others have names to remove, too.
+const TRASH_ROUND: usize = 512;
+/// For others, after so many.
+const TRASH_BREATH: Duration = Duration::from_millis(2);
 
 /// What was done so far.
 #[derive(Default)]
 pub(super) struct Upkeep {
     pub inodes_removed: Cell<u64>,
+    pub names_removed: Cell<u64>,
     pub sessions_settled: Cell<u64>,
     pub failures: Cell<u64>,
 }
@@ -39,6 +46,7 @@ fn add(counter: &Cell<u64>, more: usize) {
 pub(super) fn start<E: KvEngine>(shared: &Rc<Shared<E>>, lease: Duration) {
     spawn(stay_known(Rc::clone(shared), lease)).detach();
     spawn(collect(Rc::clone(shared))).detach();
+    spawn(empty_trash(Rc::clone(shared))).detach();
     spawn(trim(Rc::clone(shared))).detach();
     spawn(tidy(Rc::clone(shared))).detach();
 }
@@ -96,6 +104,22 @@ async fn collect<E: KvEngine>(shared: Rc<Shared<E>>) {
             }
             Err(error) => {
                 shared.failed("the garbage queue can't be read", &error);
+                FAILURE_PAUSE
+            }
+        };
+        sleep(pause).await;
+    }
+}
+
+async fn empty_trash<E: KvEngine>(shared: Rc<Shared<E>>) {
+    while !shared.stopping.get() {
+        let pause = match shared.namespace.empty_trash(TRASH_ROUND).await {
+            Ok(emptied) => {
+                add(&shared.upkeep.names_removed, emptied.removed);
+                if emptied.more { TRASH_BREATH } else { TRASH_PAUSE }
+            }
+            Err(error) => {
+                shared.failed("trees that were removed stay for now", &error);
                 FAILURE_PAUSE
             }
         };

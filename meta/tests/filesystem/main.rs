@@ -9,3 +9,4 @@ mod lengths;
 mod model;
 mod operations;
 mod support;
+mod trash;

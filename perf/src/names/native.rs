@@ -138,7 +138,7 @@ impl Names for Hands {
         }
         for (parent, name) in above.into_iter().zip(&path).rev() {
             let from = Instant::now();
-            self.client.meta().rmdir(&self.who, parent, name.as_bytes()).await?;
+            self.client.meta().rmdir(&self.who, parent, name.as_bytes(), false).await?;
             each(from);
         }
         Ok(())

@@ -5921,6 +5921,7 @@ pub mod corefs {
             pub const VT_CALLER: ::flatbuffers::VOffsetT = 4;
             pub const VT_PARENT: ::flatbuffers::VOffsetT = 6;
             pub const VT_NAME: ::flatbuffers::VOffsetT = 8;
+            pub const VT_TREE: ::flatbuffers::VOffsetT = 10;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5939,6 +5940,7 @@ pub mod corefs {
                 if let Some(x) = args.caller {
                     builder.add_caller(x);
                 }
+                builder.add_tree(args.tree);
                 builder.finish()
             }
 
@@ -5952,7 +5954,13 @@ pub mod corefs {
                     let x = self.name();
                     x.into_iter().collect()
                 };
-                RmDirT { caller, parent, name }
+                let tree = self.tree();
+                RmDirT {
+                    caller,
+                    parent,
+                    name,
+                    tree,
+                }
             }
 
             #[inline]
@@ -5987,6 +5995,13 @@ pub mod corefs {
                         .unwrap()
                 }
             }
+            #[inline]
+            pub fn tree(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<bool>(RmDir::VT_TREE, Some(false)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for RmDir<'_> {
@@ -6003,6 +6018,7 @@ pub mod corefs {
                         Self::VT_NAME,
                         true,
                     )?
+                    .visit_field::<bool>("tree", Self::VT_TREE, false)?
                     .finish();
                 Ok(())
             }
@@ -6011,6 +6027,7 @@ pub mod corefs {
             pub caller: Option<::flatbuffers::WIPOffset<Caller<'a>>>,
             pub parent: u64,
             pub name: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+            pub tree: bool,
         }
         impl<'a> Default for RmDirArgs<'a> {
             #[inline]
@@ -6019,6 +6036,7 @@ pub mod corefs {
                     caller: None, // required field
                     parent: 0,
                     name: None, // required field
+                    tree: false,
                 }
             }
         }
@@ -6043,6 +6061,10 @@ pub mod corefs {
                     .push_slot_always::<::flatbuffers::WIPOffset<_>>(RmDir::VT_NAME, name);
             }
             #[inline]
+            pub fn add_tree(&mut self, tree: bool) {
+                self.fbb_.push_slot::<bool>(RmDir::VT_TREE, tree, false);
+            }
+            #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RmDirBuilder<'a, 'b, A> {
                 let start = _fbb.start_table();
                 RmDirBuilder {
@@ -6065,6 +6087,7 @@ pub mod corefs {
                 ds.field("caller", &self.caller());
                 ds.field("parent", &self.parent());
                 ds.field("name", &self.name());
+                ds.field("tree", &self.tree());
                 ds.finish()
             }
         }
@@ -6074,6 +6097,7 @@ pub mod corefs {
             pub caller: alloc::boxed::Box<CallerT>,
             pub parent: u64,
             pub name: alloc::vec::Vec<u8>,
+            pub tree: bool,
         }
         impl Default for RmDirT {
             fn default() -> Self {
@@ -6081,6 +6105,7 @@ pub mod corefs {
                     caller: Default::default(),
                     parent: 0,
                     name: Default::default(),
+                    tree: false,
                 }
             }
         }
@@ -6098,7 +6123,16 @@ pub mod corefs {
                     let x = &self.name;
                     _fbb.create_vector(x)
                 });
-                RmDir::create(_fbb, &RmDirArgs { caller, parent, name })
+                let tree = self.tree;
+                RmDir::create(
+                    _fbb,
+                    &RmDirArgs {
+                        caller,
+                        parent,
+                        name,
+                        tree,
+                    },
+                )
             }
         }
         pub enum RenameOffset {}
