@@ -51,7 +51,18 @@ up --mount "$work/mnt"
 same "after kill -9 of every process and a restart"
 
 [ "$(stat -c %i "$work/mnt/extra/first")" = "$(stat -c %i "$work/mnt/extra/deep/second")" ] || die "the hard link is two files"
-rm -rf "$work/mnt/extra" "$work/mnt/tree"
+rm -rf "$work/mnt/extra"
+# The whole tree in one step; its names go in the background, also when everything is killed meanwhile.
+begin=$(date +%s%N)
+"$COREFS" fs rm -r /tree
+say "a tree gone in $((($(date +%s%N) - begin) / 1000000)) ms, with the start of the command"
+! "$COREFS" fs stat /tree 2>/dev/null || die "the tree is still there"
+kill_all
+fsck
+up --mount "$work/mnt"
+used() { "$COREFS" fs df --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["files"])'; }
+for _ in $(seq 300); do [ "$(used)" -gt 2 ] || break; sleep 0.2; done
+[ "$(used)" = 2 ] || die "$(used) inodes are left: the root and the trash are two"
 [ -z "$(ls -A "$work/mnt")" ] || die "something is left after rm -rf"
 down
 fsck

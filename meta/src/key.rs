@@ -22,6 +22,8 @@
 //! | `V` | | version of this file system's format: u8 | set once |
 //! | `X` | inode: u64 | empty: its chunks are being trimmed | set |
 //!
+//! Inode 1 is the root, 2 the trash ([`trash`](crate::trash)), if there ever was one; others come from [blocks](crate::inode_alloc).
+//!
 //! `C` and `T` are apart from `I` because every create and unlink changes them: as atomics under their own keys they
 //! conflict with nothing, so any number of clients fill one directory at once.
 

@@ -76,7 +76,8 @@ enum Verb {
     Rm {
         #[arg(required = true)]
         paths: Vec<OsString>,
-        /// Remove directories with everything below.
+        /// Remove directories with everything below. As root in one step, however much it is: space comes back by and by. Others remove
+        /// name by name what their permissions allow.
         #[arg(short, long)]
         recursive: bool,
     },
