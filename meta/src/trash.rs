@@ -4,39 +4,72 @@
 //! own number as its name, so that all that is true of directories stays true of what is in it: a rename out of it, a file made by a
 //! program that still works there, a crash and a second server at it are nothing new. It is made with the first tree that goes.
 //!
-//! Whoever empties it goes down by any way to a directory, removes what isn't a directory there, many names in one transaction, and directories when they are empty.
-//! Several servers do it at once, each its own way, mostly. A directory that somebody moves out of the trash is his again: each transaction reads the way down to where
-//! it removes, and a move rewrites the record of what it moves.
+//! Whoever empties it takes names from directories that are in it, many in one transaction: what isn't a directory loses a name, what is one moves up into the trash
+//! itself, so that it is never more than one level deep; and a directory goes with its last names. Each transaction reads that the directory is still there: one that somebody
+//! moved out is his again. What is damaged stays, is told, and keeps nothing else.
 
+use crate::at_once::all_of;
 use crate::dirent::Dirent;
 use crate::inode::Inode;
-use crate::key::Key;
-use crate::namespace::{Namespace, Values};
+use crate::namespace::Namespace;
 use crate::outside::Outside;
-use corefs_kv::{Direction, Isolation, KvEngine, Transaction, retry};
+use corefs_kv::{Direction, Isolation, KeyRange, KvEngine, Transaction, retry};
 use corefs_wire::control::meta::Kind;
-use corefs_wire::{InodeId, ROOT_INODE, Result};
-use std::collections::HashMap;
+use corefs_wire::{Error, ErrorCode, InodeId, ROOT_INODE, Result};
+use std::collections::{BTreeMap, HashMap};
 
 /// The trash. It says that it hangs in the root, so that ways up from it end there.
 pub const TRASH_INODE: InodeId = InodeId(2);
 
-/// Names looked at, and removed, in one transaction: bounds its size and what a conflict costs.
+/// Names in one transaction: bounds its size and what a conflict costs.
 const BATCH: usize = 64;
+/// Directories worked on at once.
+const AT_ONCE: usize = 8;
+/// Transactions in one of them before others have their turn.
+const TURN: usize = 8;
+/// Places in directories that are remembered: in others, the next turn begins anew.
+const PLACES_MAX: usize = 4096;
 
-/// What a round did.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Emptied {
-    pub removed: usize,
-    /// Whether anything is left.
-    pub more: bool,
+/// Where the next round goes on.
+#[derive(Default, Debug)]
+pub struct TrashCursor {
+    /// In the trash.
+    after: Option<Vec<u8>>,
+    /// In directories with more names than one turn takes.
+    within: BTreeMap<u64, Vec<u8>>,
+    /// Whether anything was done in this pass.
+    progress: bool,
 }
 
-/// A directory on the way down: what it is, where its entry is, and under which name.
-struct Below {
-    id: InodeId,
-    parent: InodeId,
-    name: Vec<u8>,
+/// What a round did.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Emptied {
+    pub removed: usize,
+    /// Whether there is more to do at once.
+    pub more: bool,
+    /// Names and directories that stay for now, and why the last of them does.
+    pub failed: usize,
+    pub error: Option<String>,
+}
+
+impl Emptied {
+    fn fail(&mut self, error: &Error) {
+        self.failed += 1;
+        self.error = Some(error.to_string());
+    }
+}
+
+/// What one transaction did in a directory.
+#[derive(Default)]
+struct Cleared {
+    removed: usize,
+    /// Directories that moved up.
+    raised: usize,
+    /// The last name that was looked at, if there are others behind it.
+    after: Option<Vec<u8>>,
+    /// Nothing is left to do there: the directory is gone, or somebody has moved it away.
+    done: bool,
+    failures: Vec<Error>,
 }
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
@@ -54,143 +87,186 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             self.put(txn, TRASH_INODE, &made);
             self.count_inodes(txn, TRASH_INODE, 1);
         }
-        let entry = self.keys.dirent(TRASH_INODE, dirent.inode.to_string().as_bytes());
-        self.hang(txn, dirent, inode, TRASH_INODE, &entry, now);
+        self.raise(txn, dirent, inode, now);
         self.touch_directory(txn, TRASH_INODE, now, 1, 1);
     }
 
-    /// Removes about `most` names of what was thrown away.
-    pub async fn empty_trash(&self, most: usize) -> Result<Emptied> {
-        let mut emptied = Emptied::default();
-        let mut way: Vec<Below> = Vec::new();
-        loop {
-            let directory = way.last().map_or(TRASH_INODE, |below| below.id);
-            let (directories, names) = self.some_names(directory).await?;
-            if !names.is_empty() {
-                match self.remove_names(&way, directory, &names).await? {
-                    Some(removed) => emptied.removed += removed,
-                    None => way.clear(),
-                }
-            } else if !directories.is_empty() {
-                let at = self.outside.random() as usize % directories.len();
-                let (name, dirent) = &directories[at];
-                way.push(Below { id: dirent.inode, parent: directory, name: name.clone() });
-            } else {
-                if way.is_empty() {
-                    return Ok(emptied);
-                }
-                match self.remove_empty(&way).await? {
-                    true => emptied.removed += 1,
-                    // It moved, or has names by now: down another way.
-                    false => way.clear(),
-                }
-                way.pop();
-            }
-            if emptied.removed >= most {
-                return Ok(Emptied { more: true, ..emptied });
-            }
-        }
+    fn raise(&self, txn: &mut E::Txn, dirent: Dirent, inode: Inode, now: i64) {
+        let entry = self.keys.dirent(TRASH_INODE, dirent.inode.to_string().as_bytes());
+        self.hang(txn, dirent, inode, TRASH_INODE, &entry, now);
     }
 
-    /// The first names of a directory: those of directories, and others.
-    async fn some_names(&self, directory: InodeId) -> Result<(Vec<(Vec<u8>, Dirent)>, Vec<Vec<u8>>)> {
-        let range = self.keys.dirents(directory);
+    /// One round: a turn in each of some directories.
+    pub async fn empty_trash(&self, cursor: &mut TrashCursor) -> Result<Emptied> {
+        let whole = self.keys.dirents(TRASH_INODE);
+        let rest = match &cursor.after {
+            Some(key) => whole.after(key, Direction::Forward),
+            None => whole,
+        };
         let page = self
             .reading(async |txn: &mut E::Txn| {
-                txn.range(&range, BATCH, Direction::Forward, Isolation::Snapshot).await
+                txn.range(&rest, BATCH, Direction::Forward, Isolation::Snapshot).await
             })
             .await?;
-        let (mut directories, mut names) = (Vec::new(), Vec::new());
-        for (key, value) in &page.pairs {
-            let Key::Dirent(_, name) = self.keys.parse(key)? else { continue };
-            let dirent = Dirent::decode(value)?;
-            match dirent.is_directory() {
-                true => directories.push((name, dirent)),
-                false => names.push(name),
+        let mut emptied = Emptied::default();
+        let mut turns = Vec::new();
+        for (_, value) in &page.pairs {
+            match Dirent::decode(value) {
+                Ok(dirent) => {
+                    let (id, after) = (dirent.inode, cursor.within.remove(&dirent.inode.0));
+                    turns.push(async move { (id, self.turn(id, after).await) });
+                }
+                Err(error) => emptied.fail(&error.of(TRASH_INODE)),
             }
         }
-        Ok((directories, names))
-    }
-
-    /// Whether each directory on the way still hangs in the one above it, the first of them in the trash.
-    async fn leads_from_trash(&self, txn: &mut E::Txn, way: &[Below]) -> Result<bool> {
-        let keys: Vec<Vec<u8>> = way.iter().map(|below| self.keys.inode(below.id)).collect();
-        let mut values = Values::new(txn.get_many(&keys, Isolation::Serializable).await?);
-        for below in way {
-            if values.inode()?.is_none_or(|inode| !inode.is_directory() || inode.parent != below.parent) {
-                return Ok(false);
+        for (id, (cleared, outcome)) in all_of(turns.into_iter(), AT_ONCE).await {
+            emptied.removed += cleared.removed;
+            cursor.progress |= cleared.removed + cleared.raised > 0;
+            cleared.failures.iter().chain(outcome.as_ref().err()).for_each(|error| emptied.fail(error));
+            if cursor.within.len() < PLACES_MAX {
+                cursor.within.extend(cleared.after.map(|after| (id.0, after)));
             }
         }
-        Ok(true)
+        cursor.after = page.pairs.last().filter(|_| page.more).map(|(key, _)| key.clone());
+        emptied.more = true;
+        if cursor.after.is_none() && !std::mem::take(&mut cursor.progress) {
+            // Else there is another pass: what moved up may lie before where this one was.
+            (emptied.more, *cursor) = (false, TrashCursor::default());
+        }
+        Ok(emptied)
     }
 
-    /// Takes names that don't lead to directories, as unlink does, and returns how many there still were; `None` when the way is another.
-    async fn remove_names(
-        &self,
-        way: &[Below],
-        directory: InodeId,
-        names: &[Vec<u8>],
-    ) -> Result<Option<usize>> {
-        let entries: Vec<Vec<u8>> = names.iter().map(|name| self.keys.dirent(directory, name)).collect();
+    /// Some transactions in one directory, and what stopped them.
+    async fn turn(&self, directory: InodeId, mut after: Option<Vec<u8>>) -> (Cleared, Result<()>) {
+        let mut all = Cleared::default();
+        for _ in 0..TURN {
+            let cleared = match self.clear_some(directory, after.take()).await {
+                Ok(cleared) => cleared,
+                Err(error) => return (all, Err(error)),
+            };
+            all.removed += cleared.removed;
+            all.raised += cleared.raised;
+            all.failures.extend(cleared.failures);
+            all.after.clone_from(&cleared.after);
+            all.done = cleared.done;
+            if all.done || !all.failures.is_empty() {
+                break;
+            }
+            // Behind the last name: from the first one again, for what came meanwhile, and for the directory itself.
+            after = cleared.after;
+        }
+        (all, Ok(()))
+    }
+
+    /// Takes the next names of a directory in the trash, and the directory with its last ones.
+    async fn clear_some(&self, id: InodeId, after: Option<Vec<u8>>) -> Result<Cleared> {
+        let whole = self.keys.dirents(id);
+        let range: KeyRange = match &after {
+            Some(key) => whole.after(key, Direction::Forward),
+            None => whole,
+        };
         retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
-            if !self.leads_from_trash(txn, way).await? {
-                return Ok(None);
+            let mut cleared = Cleared::default();
+            let value = txn.get(&self.keys.inode(id), Isolation::Serializable).await?;
+            let directory = value.as_deref().map(Inode::decode).transpose().map_err(|error| error.of(id))?;
+            let in_trash = |inode: &Inode| inode.is_directory() && inode.parent == TRASH_INODE;
+            let Some(directory) = directory.filter(in_trash) else {
+                // Gone, or somebody's again. An entry that leads nowhere goes; one that leads elsewhere is damage, and not ours.
+                if value.is_none() {
+                    self.drop_dangling(txn, id).await?;
+                }
+                return Ok(Cleared { done: true, ..cleared });
+            };
+            let page = txn.range(&range, BATCH, Direction::Forward, Isolation::Serializable).await?;
+            let (removed, raised) = self.clear_page(txn, id, &page.pairs, &mut cleared.failures).await?;
+            (cleared.removed, cleared.raised) = (removed, raised);
+            if page.more {
+                cleared.after = page.pairs.last().map(|(key, _)| key.clone());
             }
-            let mut values = Values::new(txn.get_many(&entries, Isolation::Serializable).await?);
-            let mut found = Vec::new();
-            for entry in &entries {
-                match values.dirent()? {
-                    Some(dirent) if !dirent.is_directory() => found.push((entry, dirent.inode)),
-                    _ => {}
+            if after.is_none() && !page.more && cleared.failures.is_empty() {
+                self.clear_directory(txn, id, &directory);
+                txn.clear(&self.keys.dirent(TRASH_INODE, id.to_string().as_bytes()));
+                self.touch_directory(txn, TRASH_INODE, self.outside.now(), -1, -1);
+                cleared.removed += 1;
+                cleared.done = true;
+            }
+            Ok(cleared)
+        })
+        .await
+    }
+
+    /// Takes these names, and says how many led to other things than directories, and how many to directories, which move up. What can't be read or
+    /// doesn't fit together is left.
+    async fn clear_page(
+        &self,
+        txn: &mut E::Txn,
+        directory: InodeId,
+        pairs: &[(Vec<u8>, Vec<u8>)],
+        failures: &mut Vec<Error>,
+    ) -> Result<(usize, usize)> {
+        let mut entries = Vec::with_capacity(pairs.len());
+        for (key, value) in pairs {
+            match Dirent::decode(value) {
+                Ok(dirent) => entries.push((key, dirent)),
+                Err(error) => failures.push(error.of(directory)),
+            }
+        }
+        let keys: Vec<Vec<u8>> = entries.iter().map(|(_, dirent)| self.keys.inode(dirent.inode)).collect();
+        let values = txn.get_many(&keys, Isolation::Serializable).await?;
+        // Two of them may be names of one file.
+        let mut inodes: HashMap<InodeId, Inode> = HashMap::new();
+        let (mut names, mut directories, mut raised) = (0, 0, 0);
+        let now = self.outside.now();
+        for ((entry, dirent), value) in entries.into_iter().zip(values) {
+            let id = dirent.inode;
+            if let (Some(value), false) = (value, inodes.contains_key(&id)) {
+                match Inode::decode(&value) {
+                    Ok(inode) => drop(inodes.insert(id, inode)),
+                    Err(error) => {
+                        failures.push(error.of(id));
+                        continue;
+                    }
                 }
             }
-            let keys: Vec<Vec<u8>> = found.iter().map(|(_, id)| self.keys.inode(*id)).collect();
-            let mut values = Values::new(txn.get_many(&keys, Isolation::Serializable).await?);
-            // Two of them may be names of one file.
-            let mut inodes = HashMap::new();
-            for (_, id) in &found {
-                if let Some(inode) = values.inode()? {
-                    inodes.insert(*id, inode);
+            match inodes.get_mut(&id) {
+                Some(inode)
+                    if inode.kind != dirent.kind || inode.is_directory() && inode.parent != directory =>
+                {
+                    let what = format!("an entry of {directory} doesn't fit {id}, which it leads to");
+                    failures.push(Error::new(ErrorCode::Corrupt, what));
+                    continue;
                 }
-            }
-            let now = self.outside.now();
-            for (entry, id) in &found {
-                txn.clear(entry);
-                if let Some(inode) = inodes.get_mut(id) {
-                    self.drop_name(txn, *id, inode.clone(), now);
+                Some(inode) if inode.is_directory() => {
+                    self.raise(txn, dirent, inode.clone(), now);
+                    raised += 1;
+                }
+                Some(inode) => {
+                    self.drop_name(txn, id, inode.clone(), now);
                     inode.nlink = inode.nlink.saturating_sub(1);
                 }
+                // It leads nowhere.
+                None => {}
             }
-            if !found.is_empty() {
-                self.touch_directory(txn, directory, now, -(found.len() as i64), 0);
-            }
-            Ok(Some(found.len()))
-        })
-        .await
+            txn.clear(entry);
+            names += 1;
+            directories += i64::from(dirent.is_directory());
+        }
+        if names > 0 {
+            self.touch_directory(txn, directory, now, -names, -directories);
+        }
+        if raised > 0 {
+            self.touch_directory(txn, TRASH_INODE, now, raised, raised);
+        }
+        Ok(((names - raised) as usize, raised as usize))
     }
 
-    /// Removes the directory at the end of a way, which had no names. Says no if it has some by now, or is gone, or elsewhere.
-    async fn remove_empty(&self, way: &[Below]) -> Result<bool> {
-        let Some(below) = way.last() else { return Ok(false) };
-        let entry = self.keys.dirent(below.parent, &below.name);
-        let keys = [entry.clone(), self.keys.inode(below.id)];
-        retry::run_repeatable(&self.kv, async |txn: &mut E::Txn| {
-            let mut values = Values::new(txn.get_many(&keys, Isolation::Serializable).await?);
-            let (dirent, inode) = (values.dirent()?, values.inode()?);
-            let (Some(dirent), Some(inode)) = (dirent, inode) else { return Ok(false) };
-            if !self.leads_from_trash(txn, way).await? {
-                return Ok(false);
-            }
-            let names = self.keys.dirents(below.id);
-            let names = txn.range(&names, 1, Direction::Forward, Isolation::Serializable).await?;
-            if dirent.inode != below.id || !names.pairs.is_empty() {
-                return Ok(false);
-            }
-            self.clear_directory(txn, below.id, &inode);
+    /// Takes the entry of the trash that leads to a directory which isn't there.
+    async fn drop_dangling(&self, txn: &mut E::Txn, id: InodeId) -> Result<()> {
+        let entry = self.keys.dirent(TRASH_INODE, id.to_string().as_bytes());
+        if txn.get(&entry, Isolation::Serializable).await?.is_some() {
             txn.clear(&entry);
-            self.touch_directory(txn, below.parent, self.outside.now(), -1, -1);
-            Ok(true)
-        })
-        .await
+            self.touch_directory(txn, TRASH_INODE, self.outside.now(), -1, -1);
+        }
+        Ok(())
     }
 }

@@ -50,7 +50,8 @@ impl Fs {
         Err(Error::new(ErrorCode::NotDirectory, "there is something else of that name"))
     }
 
-    /// With everything below. For root that is one step, whatever there is: a tree is gone at once, and its space comes back by and by. For others
+    /// With everything below. For root that is one step, whatever there is: a tree is gone at once, and its space comes back by and by; files in it that are
+    /// open are gone as if another client had removed them. For others
     /// it goes name by name and stops at the first error; what was removed stays removed.
     pub async fn remove_all(&self, path: &[u8]) -> Result<()> {
         let (parent, name) = self.resolve_parent(path).await?;

@@ -17,6 +17,9 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
     pub async fn rmdir(&self, request: &RmDirT) -> Result<EmptyT> {
         check_name(&request.name)?;
         let parent = InodeId(request.parent);
+        if request.tree && parent == TRASH_INODE {
+            return Err(Error::new(ErrorCode::InvalidArgument, "what is in the trash goes by itself"));
+        }
         let entry = self.keys.dirent(parent, &request.name);
         let keys = [self.keys.inode(parent), entry.clone(), self.keys.inode(TRASH_INODE)];
         let keys = &keys[..if request.tree { 3 } else { 2 }];

@@ -3,6 +3,7 @@
 
 use super::Shared;
 use crate::gc::{GcCursor, GcLimits};
+use crate::trash::TrashCursor;
 use corefs_kv::KvEngine;
 use corefs_net::executor::{sleep, spawn};
 use corefs_wire::Result;
@@ -24,16 +25,18 @@ const TIDY_PAUSE: Duration = Duration::from_secs(3);
 const FAILURE_PAUSE: Duration = Duration::from_secs(2);
 /// Between looks for trees that were thrown away.
 const TRASH_PAUSE: Duration = Duration::from_millis(500);
-/// Names of those removed between two pauses: others have names to remove, too.
-const TRASH_ROUND: usize = 512;
-/// For others, after so many.
+/// Between two rounds, for others.
 const TRASH_BREATH: Duration = Duration::from_millis(2);
+/// Rows of the garbage queue beyond which names of those trees wait: files that others remove shall not wait behind all of theirs.
+const QUEUE_LONG: u64 = 1 << 16;
 
 /// What was done so far.
 #[derive(Default)]
 pub(super) struct Upkeep {
     pub inodes_removed: Cell<u64>,
     pub names_removed: Cell<u64>,
+    /// Rows of the garbage queue, as far as the last pass over it has come.
+    pub queued: Cell<u64>,
     pub sessions_settled: Cell<u64>,
     pub failures: Cell<u64>,
 }
@@ -88,11 +91,14 @@ async fn stay_known<E: KvEngine>(shared: Rc<Shared<E>>, mut lease: Duration) {
 
 async fn collect<E: KvEngine>(shared: Rc<Shared<E>>) {
     let limits = GcLimits { grace: GC_GRACE, ..GcLimits::default() };
-    let mut cursor = GcCursor::default();
+    let (mut cursor, mut seen) = (GcCursor::default(), 0);
     while !shared.stopping.get() {
         let pause = match shared.namespace.collect_garbage(&mut cursor, limits).await {
             Ok(collected) => {
                 add(&shared.upkeep.inodes_removed, collected.removed);
+                seen += collected.seen as u64;
+                let queued = &shared.upkeep.queued;
+                queued.set(if collected.more { queued.get().max(seen) } else { std::mem::take(&mut seen) });
                 if let Some(error) = &collected.error {
                     shared.failed("chunks of removed files stay for now", error);
                 }
@@ -112,11 +118,20 @@ async fn collect<E: KvEngine>(shared: Rc<Shared<E>>) {
 }
 
 async fn empty_trash<E: KvEngine>(shared: Rc<Shared<E>>) {
+    let mut cursor = TrashCursor::default();
     while !shared.stopping.get() {
-        let pause = match shared.namespace.empty_trash(TRASH_ROUND).await {
+        let pause = match shared.namespace.empty_trash(&mut cursor).await {
             Ok(emptied) => {
                 add(&shared.upkeep.names_removed, emptied.removed);
-                if emptied.more { TRASH_BREATH } else { TRASH_PAUSE }
+                if let Some(error) = &emptied.error {
+                    shared.failed("names in trees that were removed stay for now", error);
+                }
+                match emptied.more {
+                    true if shared.upkeep.queued.get() < QUEUE_LONG => TRASH_BREATH,
+                    true => GC_PAUSE,
+                    false if emptied.failed > 0 => FAILURE_PAUSE,
+                    false => TRASH_PAUSE,
+                }
             }
             Err(error) => {
                 shared.failed("trees that were removed stay for now", &error);

@@ -2,13 +2,16 @@
 
 use crate::support::client::{Client, ROOT, root};
 use crate::support::{Fs, another, assert_clean, code, fresh, over, schedule};
-use corefs_kv::Mem;
 use corefs_kv::mem::Faults;
 use corefs_kv::prng::Prng;
+use corefs_kv::{KvEngine, Mem, Transaction};
+use corefs_meta::dirent::Dirent;
 use corefs_meta::gc::{GcCursor, GcLimits};
+use corefs_meta::trash::{TRASH_INODE, TrashCursor};
 use corefs_wire::ErrorCode::*;
+use corefs_wire::InodeId;
 use corefs_wire::Result;
-use corefs_wire::control::meta::RmDirT;
+use corefs_wire::control::meta::{Kind, RmDirT};
 use futures_lite::future::{block_on, yield_now};
 use std::cell::RefCell;
 use std::future::Future;
@@ -16,6 +19,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
+/// Directories that were moved out, and under which names.
+type Kept = Rc<RefCell<Vec<(u64, Vec<u8>)>>>;
 
 impl Client {
     async fn remove_tree(&self, parent: u64, name: &[u8]) -> Result<()> {
@@ -28,9 +33,10 @@ impl Client {
 
 /// Empties it in rounds of a few names, and finds the namespace sound after each.
 async fn empty(fs: &Rc<Fs>) -> usize {
-    let mut removed = 0;
+    let (mut removed, mut cursor) = (0, TrashCursor::default());
     loop {
-        let emptied = fs.empty_trash(3).await.unwrap();
+        let emptied = fs.empty_trash(&mut cursor).await.unwrap();
+        assert_eq!(emptied.error, None);
         assert_clean(fs).await;
         removed += emptied.removed;
         if !emptied.more {
@@ -91,6 +97,7 @@ fn who_may_and_what() {
         assert_eq!(code(client.remove_tree(ROOT, b"file").await), NotDirectory);
         assert_eq!(code(client.remove_tree(ROOT, b"none").await), NotFound);
         assert_eq!(code(client.remove_tree(ROOT, b"..").await), InvalidName);
+        assert_eq!(code(client.remove_tree(TRASH_INODE.0, b"inode-9").await), InvalidArgument);
         assert_eq!(inodes(&fs).await, 3, "no trash was made for what failed");
         client.remove_tree(ROOT, b"dir").await.unwrap();
         client.again().remove_tree(ROOT, b"dir").await.unwrap();
@@ -99,6 +106,79 @@ fn who_may_and_what() {
         client.mkdir(ROOT, b"dir", 0o755).await.unwrap();
         client.remove_tree(ROOT, b"dir").await.unwrap();
         assert_eq!(empty(&fs).await, 2);
+    });
+}
+
+#[test]
+fn neither_depth_nor_width_matters() {
+    block_on(async {
+        let (fs, _) = fresh().await;
+        let client = root(&fs);
+        let top = client.mkdir(ROOT, b"top", 0o755).await.unwrap().inode;
+        let mut at = top;
+        for _ in 0..2000 {
+            at = client.mkdir(at, b"d", 0o755).await.unwrap().inode;
+        }
+        for name in 0..1500 {
+            client.create(top, format!("file-{name}").as_bytes(), 0o644).await.unwrap();
+        }
+        client.remove_tree(ROOT, b"top").await.unwrap();
+        let (mut rounds, mut removed, mut cursor) = (0, 0, TrashCursor::default());
+        loop {
+            let emptied = fs.empty_trash(&mut cursor).await.unwrap();
+            removed += emptied.removed;
+            rounds += 1;
+            if !emptied.more {
+                break;
+            }
+        }
+        assert_eq!(removed, 2001 + 1500);
+        assert!(rounds < 2100, "{rounds}: each finds at least one directory to remove");
+        assert_clean(&fs).await;
+    });
+}
+
+/// What can't be read or doesn't fit stays and is told; everything else goes, and no round is without an end.
+#[test]
+fn damage_keeps_only_itself() {
+    block_on(async {
+        let (fs, _) = fresh().await;
+        let client = root(&fs);
+        let top = client.mkdir(ROOT, b"top", 0o755).await.unwrap().inode;
+        let mut children = Vec::new();
+        for name in [b"a", b"b", b"c", b"d"] {
+            let child = client.mkdir(top, name, 0o755).await.unwrap().inode;
+            client.create(child, b"file", 0o644).await.unwrap();
+            children.push(child);
+        }
+        let other = client.mkdir(ROOT, b"other", 0o755).await.unwrap().inode;
+        client.create(other, b"kept", 0o644).await.unwrap();
+        let keys = fs.keys();
+        let mut txn = fs.kv().begin();
+        // An entry that leads nowhere, one that leads to a directory that hangs elsewhere, and one that can't be read.
+        let leads = |to: u64| Dirent { inode: InodeId(to), kind: Kind::Directory }.encode();
+        txn.set(&keys.dirent(InodeId(children[0]), b"nowhere"), &leads(999_999));
+        txn.set(&keys.dirent(InodeId(children[1]), b"elsewhere"), &leads(other));
+        txn.set(&keys.dirent(InodeId(children[2]), b"garbled"), &[99, 99]);
+        txn.commit().await.unwrap();
+        client.remove_tree(ROOT, b"top").await.unwrap();
+        client.mkdir(ROOT, b"more", 0o755).await.unwrap();
+        client.remove_tree(ROOT, b"more").await.unwrap();
+        let (mut failures, mut cursor) = (0, TrashCursor::default());
+        for round in 0.. {
+            let emptied = fs.empty_trash(&mut cursor).await.unwrap();
+            failures += emptied.failed;
+            if !emptied.more {
+                break;
+            }
+            assert!(round < 50, "there is no end");
+        }
+        assert!(failures >= 2);
+        for (child, stays) in children.iter().zip([false, true, true, false]) {
+            assert_eq!(client.stat(*child).await.is_ok(), stays, "{child}");
+        }
+        assert!(client.lookup(other, b"kept").await.is_ok());
+        assert_eq!(code(client.stat(top).await), NoSuchInode);
     });
 }
 
@@ -125,14 +205,15 @@ fn what_is_moved_out_in_time_stays() {
         });
         let live = block_on(root(&fs).lookup(ROOT, b"live")).unwrap().inode;
         fs.kv().set_faults(Faults::STORM);
-        let kept: Rc<RefCell<Vec<(u64, Vec<u8>)>>> = Rc::default();
+        let kept = Kept::default();
         let mut tasks: Vec<Task> = Vec::new();
         for _ in 0..2 {
             let server = another(&fs);
             tasks.push(Box::pin(async move {
+                let mut cursor = TrashCursor::default();
                 for _ in 0..30 {
                     // What fails is tried again.
-                    let _emptied = server.empty_trash(4).await;
+                    let _emptied = server.empty_trash(&mut cursor).await;
                     yield_now().await;
                 }
             }));
@@ -177,12 +258,12 @@ fn what_is_moved_out_in_time_stays() {
             assert_clean(&fs).await;
             empty(&fs).await;
             let client = root(&fs);
-            for (inode, name) in kept.borrow().iter() {
+            for (inode, name) in kept.take() {
                 // Another may have moved it on, within what was moved out.
-                client.stat(*inode).await.unwrap_or_else(|error| panic!("seed {seed}: {name:?}: {error}"));
-                client.lookup(*inode, b"kept").await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+                client.stat(inode).await.unwrap_or_else(|error| panic!("seed {seed}: {name:?}: {error}"));
+                client.lookup(inode, b"kept").await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
             }
-            assert_eq!(fs.empty_trash(9).await.unwrap().removed, 0, "nothing is left in it");
+            assert_eq!(empty(&fs).await, 0, "nothing is left in it");
         });
     }
 }
