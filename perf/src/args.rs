@@ -303,6 +303,9 @@ pub struct MetaArgs {
     /// Do only these, each of which needs those that make what it works on [default: all].
     #[arg(long, value_enum, value_name = "PHASE", value_delimiter = ',')]
     pub phases: Vec<Phase>,
+    /// Write so much to each file as it is made, and read it in a phase of its own.
+    #[arg(long, value_name = "SIZE")]
+    pub bytes: Option<Bytes>,
     /// Look at files and open them in an order that has nothing to do with that in which they were made.
     #[arg(long)]
     pub shuffle: bool,
@@ -339,12 +342,20 @@ impl MetaArgs {
             return bad("nothing to measure: give --manager ADDRESS, --mounted DIR or --local DIR".into());
         }
         self.check_phases()?;
-        Ok(Plan { files, directories, deep, lanes, shuffle: self.shuffle })
+        let bytes = self.bytes.map_or(0, |bytes| bytes.0);
+        if bytes > 64 << 20 {
+            return bad(format!("--bytes {bytes}: at most 64MiB"));
+        }
+        Ok(Plan { files, directories, deep, lanes, shuffle: self.shuffle, bytes })
     }
 
     /// What is done, in the order of a run.
     pub fn phases(&self) -> Vec<Phase> {
-        let wanted = |phase: &Phase| self.phases.is_empty() || self.phases.contains(phase);
+        let all = self.phases.is_empty();
+        let wanted = |phase: &Phase| match phase {
+            Phase::Read if all => self.bytes.is_some_and(|bytes| bytes.0 > 0),
+            _ => all || self.phases.contains(phase),
+        };
         Phase::ALL.into_iter().filter(wanted).collect()
     }
 
@@ -355,12 +366,15 @@ impl MetaArgs {
             Phase::Mkdir => None,
             Phase::Create | Phase::Rmdir => Some(Phase::Mkdir),
             Phase::Unlink => Some(Phase::Rename),
-            Phase::Stat | Phase::Open | Phase::Readdir | Phase::Rename => Some(Phase::Create),
+            Phase::Stat | Phase::Open | Phase::Read | Phase::Readdir | Phase::Rename => Some(Phase::Create),
         };
         for phase in &phases {
             if let Some(needed) = needs(*phase).filter(|needed| !phases.contains(needed)) {
                 return bad(format!("--phases: {} needs {}", phase.name(), needed.name()));
             }
+        }
+        if phases.contains(&Phase::Read) && self.bytes.is_none_or(|bytes| bytes.0 == 0) {
+            return bad("--phases: read needs --bytes".into());
         }
         if phases.contains(&Phase::Rmdir)
             && phases.contains(&Phase::Create)

@@ -204,6 +204,9 @@ fn meta(args: &MetaArgs, live: &Arc<Live>) -> Result<Report> {
     report.set("deep", plan.deep);
     report.set("threads", plan.lanes);
     report.set("cores", args.cores);
+    if plan.bytes > 0 {
+        report.set("bytes", plan.bytes);
+    }
     if plan.shuffle {
         report.set("shuffle", true);
     }

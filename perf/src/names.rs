@@ -22,11 +22,13 @@ const SHUFFLE_SEED: u64 = 1;
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
     Mkdir,
-    /// Files that must not be there yet, closed at once.
+    /// Files that must not be there yet, closed at once; with `--bytes`, after these were written.
     Create,
     Stat,
     /// For reading, and closed.
     Open,
+    /// Opened, read as a whole, compared, and closed; with `--bytes`.
+    Read,
     /// Whole directories: an operation is one of them, however many entries it has.
     Readdir,
     Rename,
@@ -35,11 +37,12 @@ pub enum Phase {
 }
 
 impl Phase {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Mkdir,
         Self::Create,
         Self::Stat,
         Self::Open,
+        Self::Read,
         Self::Readdir,
         Self::Rename,
         Self::Unlink,
@@ -52,6 +55,7 @@ impl Phase {
             Self::Create => "create",
             Self::Stat => "stat",
             Self::Open => "open",
+            Self::Read => "read",
             Self::Readdir => "readdir",
             Self::Rename => "rename",
             Self::Unlink => "unlink",
@@ -60,7 +64,11 @@ impl Phase {
     }
 
     fn only_looks(self) -> bool {
-        matches!(self, Self::Stat | Self::Open)
+        matches!(self, Self::Stat | Self::Open | Self::Read)
+    }
+
+    fn moves_bytes(self) -> bool {
+        matches!(self, Self::Create | Self::Read)
     }
 
     fn of_directories(self) -> bool {
@@ -79,6 +87,8 @@ pub struct Plan {
     pub lanes: u32,
     /// Files are looked at and opened in an order that has nothing to do with that of their making.
     pub shuffle: bool,
+    /// In each file.
+    pub bytes: u64,
 }
 
 impl Plan {
@@ -88,6 +98,20 @@ impl Plan {
 
     pub fn name_of(&self, file: u64) -> String {
         format!("file-{file:08}")
+    }
+
+    /// What is written to a file: its number, over and over.
+    pub fn bytes_of(&self, file: u64) -> Vec<u8> {
+        file.to_le_bytes().into_iter().cycle().take(self.bytes as usize).collect()
+    }
+
+    /// `Corrupt` for other bytes than were written.
+    pub fn check_bytes(&self, file: u64, found: &[u8]) -> Result<()> {
+        if found == self.bytes_of(file) {
+            return Ok(());
+        }
+        let what = format!("{} has other bytes than were written", self.name_of(file));
+        Err(Error::mismatch(ErrorCode::Corrupt, self.bytes, found.len() as u64, what))
     }
 
     /// What a rename makes of it: sorts elsewhere among the others.
@@ -122,6 +146,7 @@ pub trait Names {
     async fn create(&self, file: u64) -> Result<()>;
     async fn stat(&self, file: u64) -> Result<()>;
     async fn open(&self, file: u64) -> Result<()>;
+    async fn read(&self, file: u64) -> Result<()>;
     async fn rename(&self, file: u64) -> Result<()>;
     async fn unlink(&self, file: u64) -> Result<()>;
 }
@@ -150,6 +175,7 @@ pub async fn drive<N: Names>(names: &N, plan: &Plan, lane: u32, phase: Phase, li
             Phase::Create => names.create(item).await,
             Phase::Stat => names.stat(item).await,
             Phase::Open => names.open(item).await,
+            Phase::Read => names.read(item).await,
             Phase::Rename => names.rename(item).await,
             Phase::Unlink => names.unlink(item).await,
         };
@@ -157,6 +183,7 @@ pub async fn drive<N: Names>(names: &N, plan: &Plan, lane: u32, phase: Phase, li
         match outcome {
             Ok(()) if !matches!(phase, Phase::Mkdir | Phase::Rmdir) => {
                 tally.operations += 1;
+                tally.bytes += if phase.moves_bytes() { plan.bytes } else { 0 };
                 tally.latencies.record(before.elapsed().as_nanos() as u64);
             }
             Ok(()) => {}
@@ -195,7 +222,7 @@ fn note_servers(tally: &mut Tally, before: Option<&Usage>, after: Option<&Usage>
 pub fn row(mode: &str, phase: Phase, tally: Tally) -> Row {
     let mut row = tally.into_row(format!("{mode}_{}", phase.name()));
     // Names have no bytes.
-    row.bytes_per_second = None;
+    row.bytes_per_second = row.bytes_per_second.filter(|bytes| *bytes > 0.0);
     row
 }
 
@@ -206,7 +233,7 @@ mod tests {
     use std::cell::RefCell;
     use std::collections::BTreeSet;
 
-    const PLAN: Plan = Plan { files: 103, directories: 4, deep: 2, lanes: 8, shuffle: false };
+    const PLAN: Plan = Plan { files: 103, directories: 4, deep: 2, lanes: 8, shuffle: false, bytes: 10 };
 
     #[test]
     fn every_file_belongs_to_one_lane() {
@@ -259,6 +286,10 @@ mod tests {
         async fn open(&self, _file: u64) -> Result<()> {
             Ok(())
         }
+        async fn read(&self, file: u64) -> Result<()> {
+            // One of them has another's.
+            PLAN.check_bytes(file, &PLAN.bytes_of(if file == BROKEN { 0 } else { file }))
+        }
         async fn rename(&self, _file: u64) -> Result<()> {
             Ok(())
         }
@@ -279,8 +310,11 @@ mod tests {
         let created = run(Phase::Create);
         assert_eq!((created.operations, created.errors), (Some(102), Some(1)));
         assert!(
-            created.extras.first_error.unwrap().contains("NoSpace") && created.bytes_per_second.is_none()
+            created.extras.first_error.unwrap().contains("NoSpace") && created.bytes_per_second.is_some()
         );
+        let read = run(Phase::Read);
+        assert_eq!((read.operations, read.errors), (Some(102), Some(1)));
+        assert!(read.extras.first_error.unwrap().contains("Corrupt"));
         let listed = run(Phase::Readdir);
         assert_eq!(
             (listed.operations, listed.errors),

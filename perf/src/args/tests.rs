@@ -149,8 +149,11 @@ fn trees_are_planned_or_refused() {
         Verb::Meta(args) => args.plan(),
         _ => panic!("{line}"),
     };
-    let line = "meta --local /x --files 100 --directories 5 --deep 3 --threads 8";
-    assert_eq!(plan(line), Ok(Plan { files: 100, directories: 5, deep: 3, lanes: 8, shuffle: false }));
+    let line = "meta --local /x --files 100 --directories 5 --deep 3 --threads 8 --bytes 4KiB";
+    assert_eq!(
+        plan(line),
+        Ok(Plan { files: 100, directories: 5, deep: 3, lanes: 8, shuffle: false, bytes: 4096 })
+    );
     for (line, flag) in [
         ("meta --local /x --files 0", "--files"),
         ("meta --local /x --files 10 --directories 11", "--directories"),
@@ -160,6 +163,8 @@ fn trees_are_planned_or_refused() {
         ("meta --local /x --threads 513", "--threads"),
         ("meta --manager a:1 --cores 0", "--cores"),
         ("meta --local /x --phases stat", "--phases"),
+        ("meta --local /x --phases mkdir,create,read", "--bytes"),
+        ("meta --local /x --bytes 1GiB", "--bytes"),
         ("meta --local /x --phases mkdir,create,unlink", "--phases"),
         ("meta", "--local"),
     ] {

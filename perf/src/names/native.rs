@@ -1,7 +1,8 @@
 //! Names by the native client, which keeps the inode numbers of directories and so asks for names directly; lanes are tasks
 //! on the client's cores.
 //!
-//! A create makes a file and no session: one commit. An open looks the name up and asks for the file.
+//! A create makes a file and no session: one commit; with bytes it is two, of which the second has these and the file's end. An open looks the name up and asks
+//! for the file, and for a small one's bytes, if they are to be read.
 
 use super::servers::{self, Usage};
 use super::{Names, Phase, Plan, drive, note_servers};
@@ -10,7 +11,7 @@ use crate::driver::Live;
 use crate::histogram::Latencies;
 use crate::native::Native;
 use crate::report::Tally;
-use corefs_client::{Client, Credentials, Kind, NewInode};
+use corefs_client::{Client, CreateOptions, Credentials, Kind, NewInode, OpenOptions};
 use corefs_wire::{Error, ErrorCode, InodeId, Result};
 use std::path::Path;
 use std::rc::Rc;
@@ -159,6 +160,12 @@ impl Names for Hands {
 
     async fn create(&self, file: u64) -> Result<()> {
         let name = self.shared.plan.name_of(file);
+        if self.shared.plan.bytes > 0 {
+            let options = CreateOptions { exclusive: true, mode: 0o644, ..CreateOptions::default() };
+            let (made, _) = self.client.create(&self.who, self.of(file), name.as_bytes(), options).await?;
+            made.write_at(0, &self.shared.plan.bytes_of(file)).await?;
+            return made.close().await;
+        }
         let node = NewInode::new(Kind::File, 0o644);
         let made = self.client.meta().create(&self.who, self.of(file), name.as_bytes(), &node).await?;
         if made.created { Ok(()) } else { Err(Error::new(ErrorCode::Exists, name)) }
@@ -173,6 +180,16 @@ impl Names for Hands {
         let name = self.shared.plan.name_of(file);
         let attr = self.client.lookup(&self.who, self.of(file), name.as_bytes()).await?;
         self.client.open(&self.who, attr.inode, Default::default()).await?.close().await
+    }
+
+    async fn read(&self, file: u64) -> Result<()> {
+        let plan = &self.shared.plan;
+        let attr = self.client.lookup(&self.who, self.of(file), plan.name_of(file).as_bytes()).await?;
+        let ahead = OpenOptions { ahead: true, ..OpenOptions::default() };
+        let opened = self.client.open(&self.who, attr.inode, ahead).await?;
+        let found = opened.read_at(0, plan.bytes as usize + 1).await;
+        plan.check_bytes(file, &found?)?;
+        opened.close().await
     }
 
     async fn rename(&self, file: u64) -> Result<()> {

@@ -117,7 +117,11 @@ impl Names for Tree {
     }
 
     async fn create(&self, file: u64) -> Result<()> {
-        Ok(OpenOptions::new().write(true).create_new(true).open(self.file(file)).map(drop)?)
+        let mut made = OpenOptions::new().write(true).create_new(true).open(self.file(file))?;
+        if self.plan.bytes > 0 {
+            made.write_all(&self.plan.bytes_of(file))?;
+        }
+        Ok(())
     }
 
     async fn stat(&self, file: u64) -> Result<()> {
@@ -126,6 +130,10 @@ impl Names for Tree {
 
     async fn open(&self, file: u64) -> Result<()> {
         Ok(File::open(self.file(file)).map(drop)?)
+    }
+
+    async fn read(&self, file: u64) -> Result<()> {
+        self.plan.check_bytes(file, &fs::read(self.file(file))?)
     }
 
     async fn rename(&self, file: u64) -> Result<()> {
@@ -166,7 +174,7 @@ mod tests {
     #[test]
     fn a_whole_run_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let plan = Plan { files: 50, directories: 3, deep: 1, lanes: 4, shuffle: true };
+        let plan = Plan { files: 50, directories: 3, deep: 1, lanes: 4, shuffle: true, bytes: 5000 };
         let tree = Tree::new(dir.path(), plan).unwrap();
         for phase in Phase::ALL {
             let tally = tree.run(phase, None, &Live::default()).unwrap();
