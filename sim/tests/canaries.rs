@@ -231,6 +231,7 @@ fn requests_without_a_number_are_caught() {
 #[test]
 fn chunks_that_are_removed_of_what_is_there_are_caught() {
     caught(Canary::CutsRemove, Config::default(), &["were removed, and it is still there"]);
+    caught(Canary::MovesLose, Config::default(), &["went to chunks of"]);
 }
 
 #[test]

@@ -62,6 +62,8 @@ pub enum Canary {
     CommitsTorn,
     /// Whoever cuts a file removes all its chunks.
     CutsRemove,
+    /// Bytes that are kept with an inode are lost on their way to a chunk.
+    MovesLose,
     /// Metadata servers never get anything removed, nor hear how long a file is.
     ChunksUnreached,
 }

@@ -1,4 +1,4 @@
-//! Names: metadata servers with the real namespace over the same store that the managers use, and clients that make, link, move, cut
+//! Names: metadata servers with the real namespace over the same store that the managers use, and clients that make, link, move, cut, write
 //! and remove files.
 //!
 //! A client process gets its number from the managers, renews it, and works in a directory of its own, so that a model says what must
@@ -28,7 +28,7 @@ use corefs_wire::control::meta::{CallerT, CreateT, Kind};
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ClientId, InodeId, ROOT_INODE};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// The file system's number in the store.
@@ -50,6 +50,8 @@ pub struct Common {
     pub asks: Asks,
     /// Inodes whose chunks were removed.
     pub removed: RefCell<BTreeSet<InodeId>>,
+    /// Bytes that were kept with inodes and went to chunks.
+    pub moved: RefCell<BTreeMap<InodeId, Vec<u8>>>,
     pub store: Mem,
     /// The directory of names that everybody fights for, and who has which.
     pub arena: Cell<u64>,
@@ -125,6 +127,7 @@ impl Names {
             routing: RefCell::default(),
             asks: Asks::default(),
             removed: RefCell::default(),
+            moved: RefCell::default(),
             store: store.clone(),
             arena: Cell::new(0),
             holders: RefCell::default(),

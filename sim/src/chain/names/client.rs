@@ -1,6 +1,6 @@
 //! A client process: its number, its requests, and what it makes of answers.
 
-use super::model::{Deed, Life};
+use super::model::{Deed, Life, keeps, padded, piece};
 use super::{Common, LOCKS, count, directory, lock_name};
 use crate::chain::config::Canary;
 use crate::chain::kv::Road;
@@ -10,9 +10,10 @@ use crate::tasks::{MILLI, Owner, Spawner};
 use corefs_engine::event::Nanos;
 use corefs_meta::Namespace;
 use corefs_mgmtd::{Clock, ops};
+use corefs_wire::checksum::crc32c;
 use corefs_wire::control::meta::*;
 use corefs_wire::control::mgmtd::RenewClientT;
-use corefs_wire::{Class, ErrorCode, ROOT_INODE, Result};
+use corefs_wire::{Class, ErrorCode, InodeId, ROOT_INODE, Result};
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
@@ -46,7 +47,7 @@ macro_rules! asked {
     };
 }
 
-asked!(CloseT, CreateT, LinkT, LookupT, OpenT, RenameT, SetAttrT, UnlinkT);
+asked!(CloseT, CreateT, LinkT, LookupT, OpenT, RenameT, SetAttrT, SyncLengthT, UnlinkT);
 
 pub struct Client {
     common: Rc<Common>,
@@ -155,13 +156,14 @@ impl Client {
 
     fn draw(&self) -> Deed {
         let name = || b'a' + self.below(NAMES) as u8;
-        match self.below(16) {
+        match self.below(17) {
             0..5 => Deed::Create(name()),
             5..7 => Deed::Unlink(name()),
             7..9 => Deed::Rename(name(), name()),
             9 => Deed::Link(name(), name()),
             10 => Deed::Truncate(name(), self.below(BYTES)),
             11..13 => Deed::Write(name(), self.below(BYTES)),
+            13 => Deed::MoveOut(name()),
             _ => Deed::Look(name()),
         }
     }
@@ -204,6 +206,7 @@ impl Client {
                 let mut request = CreateT::default();
                 (request.caller, request.parent, request.name) = (self.caller(), directory, vec![name]);
                 (request.kind, request.mode, request.exclusive) = (Kind::File, 0o644, true);
+                request.inline = keeps(name);
                 self.ask(request, |server, request| {
                     Box::pin(async move { server.create(&request).await.map(|reply| Some(*reply.attr)) })
                 })
@@ -240,6 +243,9 @@ impl Client {
                 .await
             }
             Deed::Look(name) => {
+                if let Err(error) = self.look(name).await? {
+                    return Ok(Err(error));
+                }
                 let mut request = LookupT::default();
                 (request.parent, request.name) = (directory, vec![name]);
                 self.ask(request, |server, request| {
@@ -249,28 +255,101 @@ impl Client {
             }
             Deed::Write(name, end) => {
                 let Some(inode) = inode(name) else { return missing() };
-                self.write(inode, end).await
+                self.write(inode, end, false).await
+            }
+            Deed::MoveOut(name) => {
+                let Some(inode) = inode(name) else { return missing() };
+                self.write(inode, 0, true).await
             }
         }
     }
 
-    /// Opens for writing, and closes having written up to `end`.
-    async fn write(&self, inode: u64, end: u64) -> std::result::Result<Result<Option<AttrT>>, Lost> {
+    /// The bytes of a file that keeps them with its inode.
+    async fn look(&self, name: u8) -> std::result::Result<Result<()>, Lost> {
+        let (inode, kept) = {
+            let model = &self.life.borrow().model;
+            (model.inode(name), model.kept(name).map(<[u8]>::to_vec))
+        };
+        let (Some(inode), Some(kept)) = (inode, kept) else { return Ok(Ok(())) };
+        let mut request = OpenT::default();
+        (request.inode, request.bytes) = (inode, true);
+        let answer = self.ask(request, |server, request| {
+            Box::pin(async move { server.open(&request).await.map(|reply| (reply.inline, reply.attr.size)) })
+        });
+        let found = match answer.await? {
+            Ok((inline, size)) => inline.map(|inline| padded(&inline, size)),
+            Err(error) => return Ok(Err(error)),
+        };
+        if found.as_deref() != Some(&kept[..]) {
+            self.common.fail(format!("names: inode-{inode} keeps {found:?}, and should keep {kept:?}"));
+        }
+        Ok(Ok(()))
+    }
+
+    /// Has the bytes moved to chunks: the same that were kept.
+    async fn move_out(
+        &self,
+        inode: u64,
+        session: u64,
+        kept: Vec<u8>,
+    ) -> std::result::Result<Result<()>, Lost> {
+        let mut request = SyncLengthT::default();
+        (request.caller, request.inode, request.session) = (self.caller(), inode, session);
+        request.move_out = true;
+        let moved = self.ask(request, |server, request| {
+            Box::pin(async move { server.sync_length(&request).await.map(|reply| reply.attr.marks) })
+        });
+        let marks = match moved.await? {
+            Ok(marks) => marks,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut there = self.common.moved.borrow().get(&InodeId(inode)).cloned().unwrap_or_default();
+        there.resize(kept.len(), 0);
+        if marks != 0 || there != kept {
+            self.common.fail(format!("names: {there:?} went to chunks of inode-{inode}, not {kept:?}"));
+        }
+        Ok(Ok(()))
+    }
+
+    /// Opens for writing, and closes having written up to `end`, or having moved out what is kept with the inode.
+    async fn write(
+        &self,
+        inode: u64,
+        end: u64,
+        moves: bool,
+    ) -> std::result::Result<Result<Option<AttrT>>, Lost> {
         let mut request = OpenT::default();
         (request.caller, request.inode, request.write) = (self.caller(), inode, true);
         let opened = self.ask(request, |server, request| {
-            Box::pin(
-                async move { server.open(&request).await.map(|reply| (reply.session, reply.attr.epoch)) },
-            )
+            Box::pin(async move { server.open(&request).await.map(|reply| (reply.session, reply.attr)) })
         });
-        let (session, epoch) = match opened.await? {
+        let (session, attr) = match opened.await? {
             Ok(opened) => opened,
             Err(error) => return Ok(Err(error)),
         };
         self.clock.sleep(self.below(self.think / MILLI + 1)).await;
+        let kept = self.life.borrow().model.kept_by(inode).map(<[u8]>::to_vec);
+        if kept.is_some() != (attr.marks != 0) {
+            self.common.fail(format!("names: inode-{inode} keeps its bytes: {}", attr.marks));
+        }
+        if let (true, Some(kept)) = (moves, kept.clone()) {
+            match self.move_out(inode, session, kept).await? {
+                Err(error) if error.code == ErrorCode::NoSuchSession && !self.has_lease().await => {
+                    return Err(Lost);
+                }
+                Err(error) => return Ok(Err(error)),
+                Ok(()) => {}
+            }
+        }
         let mut request = CloseT::default();
         (request.caller, request.inode, request.session) = (self.caller(), inode, session);
-        (request.length, request.epoch) = (end, epoch);
+        (request.length, request.epoch) = (end, attr.epoch);
+        if !moves && kept.is_some() && end > 0 {
+            let mut inline = InlineT::default();
+            (inline.start, inline.bytes) = piece(end);
+            inline.crc = crc32c(&inline.bytes);
+            (request.length, request.inline) = (0, Some(Box::new(inline)));
+        }
         let closed = self.ask(request, |server, request| {
             Box::pin(async move { server.close(&request).await.map(|reply| Some(*reply.attr)) })
         });

@@ -5,7 +5,7 @@ use crate::tasks::Owner;
 use corefs_kv::mem::Mem;
 use corefs_meta::Namespace;
 use corefs_wire::ErrorCode;
-use corefs_wire::control::meta::{AttrT, GetAttrT, ReadDirT};
+use corefs_wire::control::meta::{AttrT, GetAttrT, InlineT, OpenT, ReadDirT};
 use std::collections::BTreeMap;
 
 /// Something that a client does in its directory. Names are one byte long.
@@ -17,8 +17,10 @@ pub enum Deed {
     Link(u8, u8),
     Truncate(u8, u64),
     Look(u8),
-    /// Opens for writing; a second request closes, having written so far.
+    /// Opens for writing; a second request closes, having written so far, or with the bytes if the file keeps them with its inode.
     Write(u8, u64),
+    /// Has the bytes moved to chunks.
+    MoveOut(u8),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,6 +29,19 @@ struct File {
     inode: u64,
     links: u32,
     size: u64,
+    /// As long as they are kept with the inode: all of them.
+    kept: Option<Vec<u8>>,
+}
+
+/// Whether new files of this name keep their bytes.
+pub fn keeps(name: u8) -> bool {
+    name % 2 == 1
+}
+
+/// Where a write up to `end` begins in a file that keeps its bytes, and what it writes.
+pub fn piece(end: u64) -> (u64, Vec<u8>) {
+    let start = end / 3;
+    (start, vec![end as u8 | 1; (end - start) as usize])
 }
 
 /// A directory, as it should be.
@@ -48,7 +63,8 @@ impl Model {
                 if self.names.contains_key(&name) {
                     return Err(ErrorCode::Exists);
                 }
-                self.files.push(File { inode: told.map_or(0, |attr| attr.inode), links: 1, size: 0 });
+                let (inode, kept) = (told.map_or(0, |attr| attr.inode), keeps(name).then(Vec::new));
+                self.files.push(File { inode, links: 1, size: 0, kept });
                 self.names.insert(name, self.files.len() - 1);
             }
             Deed::Unlink(name) => {
@@ -74,10 +90,22 @@ impl Model {
                 self.names.insert(to, file);
                 self.files[file].links += 1;
             }
-            Deed::Truncate(name, size) => self.file(name)?.size = size,
+            Deed::Truncate(name, size) => {
+                let file = self.file(name)?;
+                file.size = size;
+                if let Some(kept) = &mut file.kept {
+                    kept.resize(size as usize, 0);
+                }
+            }
+            Deed::MoveOut(name) => self.file(name)?.kept = None,
             Deed::Write(name, end) => {
                 let file = self.file(name)?;
                 file.size = file.size.max(end);
+                if let Some(kept) = &mut file.kept {
+                    let (start, bytes) = piece(end);
+                    kept.resize(file.size as usize, 0);
+                    kept[start as usize..end as usize].copy_from_slice(&bytes);
+                }
             }
             Deed::Look(name) => {
                 let file = self.file(name)?.clone();
@@ -91,18 +119,27 @@ impl Model {
         Ok(())
     }
 
+    pub fn kept_by(&self, inode: u64) -> Option<&[u8]> {
+        self.files.iter().find(|file| file.inode == inode)?.kept.as_deref()
+    }
+
+    /// The bytes that a file keeps with its inode.
+    pub fn kept(&self, name: u8) -> Option<&[u8]> {
+        self.files[*self.names.get(&name)?].kept.as_deref()
+    }
+
     fn file(&mut self, name: u8) -> Result<&mut File, ErrorCode> {
         let file = *self.names.get(&name).ok_or(ErrorCode::NotFound)?;
         Ok(&mut self.files[file])
     }
 
     /// Whether a listing of names and attributes is this.
-    fn is(&self, found: &BTreeMap<Vec<u8>, (u64, u32, u64)>) -> bool {
+    fn is(&self, found: &Listing) -> bool {
         found.len() == self.names.len()
             && self.names.iter().all(|(name, file)| {
-                let File { inode, links, size } = self.files[*file];
-                let fits = |(is, nlink, length): &(u64, u32, u64)| {
-                    (*is == inode || inode == 0) && (*nlink, *length) == (links, size)
+                let File { inode, links, size, kept } = &self.files[*file];
+                let fits = |(is, nlink, length, bytes): &Found| {
+                    (is == inode || *inode == 0) && (nlink, length, bytes) == (links, size, kept)
                 };
                 found.get([*name].as_slice()).is_some_and(fits)
             })
@@ -153,11 +190,12 @@ impl Life {
     }
 }
 
-/// Names in a directory, each with inode, links and size.
-async fn list(
-    fs: &Namespace<Mem, Around>,
-    directory: u64,
-) -> Result<BTreeMap<Vec<u8>, (u64, u32, u64)>, String> {
+/// Inode, links, size, and the bytes that are kept with the inode.
+type Found = (u64, u32, u64, Option<Vec<u8>>);
+type Listing = BTreeMap<Vec<u8>, Found>;
+
+/// Names in a directory.
+async fn list(fs: &Namespace<Mem, Around>, directory: u64) -> Result<Listing, String> {
     let told = |error: corefs_wire::Error| format!("names: listing {directory}: {error}");
     let mut request = ReadDirT::default();
     (request.inode, request.limit) = (directory, 1000);
@@ -168,9 +206,25 @@ async fn list(
         return Ok(BTreeMap::new());
     }
     let results = fs.get_attr(&attributes).await.map_err(told)?.results;
-    let attr =
-        |at: usize| results[at].attr.as_ref().map_or((0, 0, 0), |attr| (attr.inode, attr.nlink, attr.size));
-    Ok(entries.into_iter().enumerate().map(|(at, entry)| (entry.name, attr(at))).collect())
+    let mut all = Listing::new();
+    for (entry, result) in entries.into_iter().zip(results) {
+        let attr = result.attr.map(|attr| *attr).unwrap_or_default();
+        let mut open = OpenT::default();
+        (open.inode, open.bytes) = (attr.inode, true);
+        let bytes = match attr.inode {
+            0 => None,
+            _ => fs.open(&open).await.map_err(told)?.inline.map(|inline| padded(&inline, attr.size)),
+        };
+        all.insert(entry.name, (attr.inode, attr.nlink, attr.size, bytes));
+    }
+    Ok(all)
+}
+
+/// All bytes of a file that is so long, of which a message has the first ones.
+pub fn padded(inline: &InlineT, size: u64) -> Vec<u8> {
+    let mut bytes = inline.bytes.clone();
+    bytes.resize(size as usize, 0);
+    bytes
 }
 
 /// Names that somebody has are there, and no others but those of whoever died asking for one.

@@ -136,8 +136,16 @@ impl ChunkService for Around {
         self.ask(inode, if removes { Wanted::Remove } else { Wanted::Truncate { length } }).await
     }
 
-    async fn write_first_chunk(&self, _: InodeId, _: &Layout, _: &[u8], _: u32) -> Result<()> {
-        unreachable!("no client asks for bytes to be kept with an inode")
+    async fn write_first_chunk(&self, inode: InodeId, _: &Layout, bytes: &[u8], _: u32) -> Result<()> {
+        // It takes as long as a cut does, and fails as one does.
+        self.ask(inode, Wanted::Truncate { length: bytes.len() as u64 }).await?;
+        let loses = self.common.canary == Some(Canary::MovesLose);
+        let bytes = if loses { &[] } else { bytes };
+        let moved = self.common.moved.borrow_mut().insert(inode, bytes.to_vec());
+        if moved.is_some_and(|moved| moved != bytes) {
+            self.common.fail(format!("names: the bytes of {inode} moved out twice, and not the same"));
+        }
+        Ok(())
     }
 
     async fn remove_chunks(&self, inode: InodeId, _: &Layout, _: Duration) -> Result<bool> {
