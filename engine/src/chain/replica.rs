@@ -7,7 +7,7 @@ use super::{
 };
 use crate::event::{Ack, Nanos, Offer, OpId};
 use crate::store::{Finish, PendingInfo};
-use corefs_wire::{ChainId, ChunkId, Error, ErrorCode, Result, TargetId, UpdateTag};
+use corefs_wire::{ChainId, ChunkId, ClientId, Error, ErrorCode, Result, TargetId, UpdateTag};
 use std::collections::BTreeMap;
 
 /// How long the successor has for its answer before it is asked again (nanoseconds).
@@ -38,6 +38,9 @@ pub struct Replica {
     /// Updates that were refused for good under the present chain version. A copy that comes later (it waited on another
     /// connection) must hear the same: whoever sent it has undone it everywhere by then. With the time of each.
     refused: BTreeMap<(ChunkId, UpdateTag), (ErrorCode, Nanos)>,
+    /// The newest update of each channel that found no room here, under the present chain version: it began and ended with this replica. A copy that
+    /// comes later may find some, when its requester has long written something else there by another channel. With the time of each.
+    turned_away: BTreeMap<(ClientId, u32, u32), (u64, Nanos)>,
     /// When an update was refused that a replica being filled must take: it can't be filled for a while.
     failed: Option<Nanos>,
     /// Since when forwards to the present successor have failed on the way, and none was answered.
@@ -264,6 +267,7 @@ impl Replica {
         }
         // Whatever was sent under an earlier version is refused as such.
         self.refused.clear();
+        self.turned_away.clear();
         let chunks: Vec<ChunkId> = self.lanes.keys().copied().collect();
         for chunk in chunks {
             let Some(lane) = self.lanes.get_mut(&chunk) else { continue };
@@ -311,6 +315,10 @@ impl Replica {
 
     /// The refusal that this very update got before.
     fn remembered(&self, offer: &Offer) -> Result<()> {
+        let newest = self.turned_away.get(&channel(&offer.tag)).filter(|_| offer.forwarded.is_none());
+        if newest.is_some_and(|(sequence, _)| offer.tag.sequence <= *sequence) {
+            return Err(Error::new(ErrorCode::NoSpace, "as before: there was no room"));
+        }
         match self.refused.get(&(offer.chunk, offer.tag)) {
             Some((code, _)) => Err(Error::new(*code, "as before: it was refused under this chain version")),
             None => Ok(()),
@@ -320,7 +328,13 @@ impl Replica {
     /// What a requester hears. A predecessor undoes what is refused for good, so the refusal is remembered; if there is no
     /// room for that, it isn't for good.
     fn refusal(&mut self, moment: Moment, offer: &Offer, error: Error) -> Error {
-        if offer.forwarded.is_none() || !is_definite(error.code) {
+        if offer.forwarded.is_none() {
+            if error.code == ErrorCode::NoSpace && offer.tag.client.0 != 0 {
+                self.turn_away(moment, &offer.tag);
+            }
+            return error;
+        }
+        if !is_definite(error.code) {
             return error;
         }
         if self.role.as_ref().is_some_and(Role::syncing) {
@@ -335,6 +349,19 @@ impl Replica {
         }
         self.refused.insert((offer.chunk, offer.tag), (error.code, moment.now));
         error
+    }
+
+    /// Where more channels are turned away than are remembered, those are forgotten first for which nobody asks again; the rest are told the same, and
+    /// not remembered.
+    fn turn_away(&mut self, moment: Moment, tag: &UpdateTag) {
+        let key = channel(tag);
+        if self.turned_away.len() >= REFUSALS_MAX && !self.turned_away.contains_key(&key) {
+            self.turned_away.retain(|_, (_, at)| moment.now < *at + REFUSED_FOR);
+        }
+        if self.turned_away.len() < REFUSALS_MAX || self.turned_away.contains_key(&key) {
+            let newest = self.turned_away.entry(key).or_default();
+            *newest = (newest.0.max(tag.sequence), moment.now);
+        }
     }
 
     fn begun(&mut self, moment: Moment, chunk: ChunkId, result: Result<Begun>, steps: &mut Vec<Step>) {
@@ -678,6 +705,7 @@ impl Replica {
         }
         self.unreached = None;
         self.refused.values_mut().for_each(|(_, at)| *at = 0);
+        self.turned_away.values_mut().for_each(|(_, at)| *at = 0);
         if let Some(role) = &mut self.role {
             role.version = version(role.version);
         }
@@ -724,4 +752,8 @@ impl Replica {
             }
         }
     }
+}
+
+fn channel(tag: &UpdateTag) -> (ClientId, u32, u32) {
+    (tag.client, tag.incarnation, tag.channel)
 }

@@ -172,10 +172,11 @@ impl Client {
     async fn act(&self, deed: Deed) -> std::result::Result<(), Lost> {
         self.life.borrow_mut().pending = Some(deed);
         let outcome = self.carry_out(deed).await?;
-        // The block that is cut was damaged where no other replica served. It is cut when one does, or never: nobody is told, as of what a
-        // process asked for that died.
-        let damaged = outcome.as_ref().is_err_and(|error| error.code == ErrorCode::Corrupt);
-        if matches!(deed, Deed::Truncate(..)) && damaged {
+        // The block that is cut was damaged where no other replica served, or there is no room to cut it, or for bytes that move out. It is done when
+        // there is, or never: nobody is told, as of what a process asked for that died.
+        let code = outcome.as_ref().err().map(|error| error.code);
+        let left = matches!(code, Some(ErrorCode::Corrupt | ErrorCode::NoSpace));
+        if matches!(deed, Deed::Truncate(..) | Deed::MoveOut(_) | Deed::Write(..)) && left {
             return Err(Lost);
         }
         let mut life = self.life.borrow_mut();
