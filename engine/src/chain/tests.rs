@@ -412,12 +412,35 @@ fn a_refusal_is_remembered_while_the_chain_version_lasts() {
     assert_eq!(refusal(&stage), Some(ErrorCode::StaleRouting));
     stage.offer(5, Offer { chain_version: 2, ..forwarded });
     assert!(matches!(stage.steps[..], [Step::Begin { .. }]), "sent anew under the new version");
-    // A client may try again: nobody has undone anything.
+}
+
+/// A client that was told that there is no room has gone on: what it wrote since, by whatever channel, is not written over.
+#[test]
+fn a_late_copy_finds_no_room_either() {
+    let refusal = |stage: &Stage| match &stage.steps[..] {
+        [Step::Reply { result: Err(error), .. }, Step::End { .. }] => Some(error.code),
+        _ => None,
+    };
+    let begins = |stage: &Stage| matches!(stage.steps[..], [Step::Begin { .. }]);
     let mut stage = Stage::new(role(1, 1, 1));
-    stage.offer(1, offer(1, 1, None)).begun();
+    let turned_away = offer(2, 1, None);
+    stage.offer(1, turned_away).offer(2, turned_away).begun();
     stage.tell(Input::Applied { chunk: chunk(), result: Err(ErrorCode::NoSpace.into()) });
-    stage.offer(2, offer(1, 1, None));
-    assert!(matches!(stage.steps[..], [Step::Begin { .. }]));
+    let replies = stage.steps.iter().filter(|step| matches!(step, Step::Reply { .. })).count();
+    assert_eq!((replies, stage.replica.busy()), (2, 0));
+    stage.offer(3, turned_away);
+    assert_eq!(refusal(&stage), Some(ErrorCode::NoSpace));
+    stage.offer(4, offer(1, 1, None));
+    assert_eq!(refusal(&stage), Some(ErrorCode::NoSpace), "nor does an earlier one of that channel");
+    let mut other = turned_away;
+    other.tag.channel += 1;
+    stage.offer(5, other);
+    assert!(begins(&stage), "other channels may find some");
+    let mut stage = Stage::new(role(1, 1, 1));
+    stage.offer(1, turned_away).begun();
+    stage.tell(Input::Applied { chunk: chunk(), result: Err(ErrorCode::NoSpace.into()) });
+    stage.offer(2, offer(3, 1, None));
+    assert!(begins(&stage), "and so may the next of the channel");
 }
 
 #[test]
