@@ -188,7 +188,7 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                 let row = row.as_deref().map(Garbage::decode).transpose()?;
                 match (inode, row) {
                     (Some(inode), Some(Garbage::Waiting)) => {
-                        // While bytes are on their way to a chunk, its removal could come before it; it is held by whoever finishes that.
+                        // A removal could come before the chunk that bytes are on their way to: it waits until they have moved out.
                         if !sessions.pairs.is_empty() || inode.moves_out() {
                             fate.held += 1;
                         } else if inode.has_no_chunks() {

@@ -116,7 +116,7 @@ impl File {
             inode.reaches(length, inode.epoch.get());
             if inode.inline.get() {
                 // A file that has no chunks is as long as its server knows, whoever moves its bytes out.
-                self.client.0.push(inode, &self.who).await.inspect_err(|_| inode.recede())?;
+                self.client.0.push(inode, &self.who).await?;
             }
         }
         Ok(())

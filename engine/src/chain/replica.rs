@@ -38,7 +38,7 @@ pub struct Replica {
     /// Updates that were refused for good under the present chain version. A copy that comes later (it waited on another
     /// connection) must hear the same: whoever sent it has undone it everywhere by then. With the time of each.
     refused: BTreeMap<(ChunkId, UpdateTag), (ErrorCode, Nanos)>,
-    /// The newest update of each channel that found no room here, under the present chain version: it began and ended with this replica. A copy that
+    /// Of a head: the newest update of each channel for which it or a replica behind it had no room, under the present chain version. A copy that
     /// comes later may find some, when its requester has long written something else there by another channel. With the time of each.
     turned_away: BTreeMap<(ClientId, u32, u32), (u64, Nanos)>,
     /// When an update was refused that a replica being filled must take: it can't be filled for a while.

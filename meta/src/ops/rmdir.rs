@@ -12,8 +12,8 @@ use corefs_wire::control::meta::{EmptyT, RmDirT};
 use corefs_wire::{Error, ErrorCode, InodeId, Result};
 
 impl<E: KvEngine, O: Outside> Namespace<E, O> {
-    /// Removes a directory without entries; with `tree`, which is root's alone, one with all that is below it, see [`trash`](crate::trash). `NotEmpty`, `NotFound`, `NoSuchInode` (the parent),
-    /// `NotDirectory`, `PermissionDenied`, `NotPermitted`.
+    /// Removes a directory without entries; with `tree`, which is root's alone, one with all that is below it, see [`trash`](crate::trash).
+    /// `NotEmpty`, `NotFound`, `NoSuchInode` (the parent), `NotDirectory`, `PermissionDenied`, `NotPermitted`, `InvalidArgument` (a tree in the trash).
     pub async fn rmdir(&self, request: &RmDirT) -> Result<EmptyT> {
         check_name(&request.name)?;
         let parent = InodeId(request.parent);
