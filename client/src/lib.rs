@@ -15,6 +15,8 @@
 //! | [`lock`] | advisory locks, and waiting for them |
 //! | [`fs`] | the namespace by path, copying in and out |
 //! | [`chunks`] | lengths, truncation and removal of all chunks of an inode, for the metadata servers |
+//! | `watch` | hears of what others change |
+//! | [`wait`] | how tasks of one executor wait for something to change |
 //! | [`pool`] | client shards on threads of their own, and the doors to them |
 
 pub mod attr;
@@ -34,7 +36,8 @@ pub mod route;
 mod servers;
 mod sessions;
 pub mod storage;
-mod wait;
+pub mod wait;
+mod watch;
 
 pub use attr::{Attr, Changes, Credentials, Entry, Kind, Known, Marks, Space, Time, has_set_ids};
 pub use client::{Client, ClientOptions, Counters, InternalOptions};
@@ -44,3 +47,4 @@ pub use lock::{Lock, LockKind};
 pub use meta::{Created, Meta, NewInode, Page, Piece, RENAME_EXCHANGE, RENAME_NOREPLACE, Unlinked, Written};
 pub use pool::{ClientPool, PoolOptions};
 pub use route::pace::Hedge;
+pub use watch::{News, Watch};

@@ -10,6 +10,7 @@ use crate::handles::{self, with_directory};
 use crate::locks;
 use crate::marks;
 use crate::notices;
+use crate::told::{self, Asked};
 use corefs_client::{
     Attr, Changes, Client, ClientPool, CreateOptions, Credentials, File, Kind, NewInode, OpenOptions,
     has_set_ids,
@@ -71,19 +72,27 @@ fn id(inode: INodeNo) -> InodeId {
     InodeId(inode.0)
 }
 
-fn entry(reply: ReplyEntry, result: Result<Attr>, believed: Duration) {
+/// What a name leads to. `asked`: before that was asked for.
+fn entry(
+    reply: ReplyEntry,
+    (asked, parent, name): (Asked, InodeId, &[u8]),
+    result: Result<Attr>,
+    believed: Duration,
+) {
     match result {
         Ok(attr) => {
-            let believed = marks::heard(&attr, believed);
+            let believed = marks::heard(&attr, asked.name(parent, name, Some(attr.inode), believed));
             reply.entry(&believed, &file_attr(&attr), GENERATION);
         }
         Err(error) => reply.error(errno(&error)),
     }
 }
 
-fn attributes(reply: ReplyAttr, result: Result<Attr>, believed: Duration) {
+/// `asked`: before they were asked for; none if they are remembered.
+fn attributes(reply: ReplyAttr, asked: Option<Asked>, result: Result<Attr>, believed: Duration) {
     match result {
         Ok(attr) => {
+            let believed = asked.map_or(believed, |asked| asked.attributes(attr.inode, believed));
             let believed = marks::heard(&attr, believed);
             reply.attr(&believed, &file_attr(&attr));
         }
@@ -154,14 +163,15 @@ impl Filesystem for CoreFs {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (who, name, consistency) = (who(request), name_of(name), self.consistency);
         self.run(parent, move |client| async move {
-            let missing = consistency.remembered();
+            let (asked, missing) = (told::asking(), consistency.remembered());
             match client.lookup(&who, id(parent), &name).await {
                 // Believed, too: searches in many directories ask for the same names again and again.
                 Err(error) if error.code == ErrorCode::NotFound && !missing.is_zero() => {
+                    let missing = asked.name(id(parent), &name, None, missing);
                     let nothing = nameless_attr(INodeNo(0), FileType::RegularFile);
                     reply.entry(&missing, &nothing, GENERATION);
                 }
-                found => entry(reply, found, consistency.believed()),
+                found => entry(reply, (asked, id(parent), &name), found, consistency.believed()),
             }
         });
     }
@@ -169,8 +179,10 @@ impl Filesystem for CoreFs {
     fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let (who, consistency) = (who(request), self.consistency);
         self.run(inode, move |client| async move {
-            let attr = client.get_attr_within(&who, id(inode), consistency.remembered()).await;
-            attributes(reply, attr, consistency.believed());
+            let asked = told::asking();
+            let found = client.get_attr_within(&who, id(inode), consistency.remembered()).await;
+            let asked = found.as_ref().is_ok_and(|(_, asked)| *asked).then_some(asked);
+            attributes(reply, asked, found.map(|(attr, _)| attr), consistency.believed());
         });
     }
 
@@ -218,7 +230,8 @@ impl Filesystem for CoreFs {
             {
                 result = Err(error);
             }
-            attributes(reply, result, consistency.believed());
+            // It may only be remembered, and be sent when the file is closed.
+            attributes(reply, None, result, consistency.believed());
         });
     }
 
@@ -302,13 +315,14 @@ impl Filesystem for CoreFs {
     fn link(&self, request: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (who, name, believed) = (who(request), name_of(name), self.consistency.believed());
         self.run(inode, move |client| async move {
+            let asked = told::asking();
             let linked = client.meta().link(&who, id(inode), id(parent), &name).await;
             // The reply's attributes become the kernel's, so they must include what is written here and not synced.
             let result = match linked {
                 Ok(_) => client.get_attr(&who, id(inode)).await,
                 Err(error) => Err(error),
             };
-            entry(reply, result, believed);
+            entry(reply, (asked, id(parent), &name), result, believed);
         });
     }
 
@@ -333,7 +347,7 @@ impl Filesystem for CoreFs {
                     if options.truncate {
                         // The kernel cuts it itself.
                         marks::heard(&file.attr(), consistency.believed());
-                    } else if marks::believes_otherwise(&file.attr(), consistency.believed()) {
+                    } else if marks::believes_otherwise(&file.attr(), told::longest(consistency.believed())) {
                         notices::attributes_changed(file.inode());
                     }
                     reply.opened(handles::insert_file(file), consistency.opened());
@@ -363,9 +377,12 @@ impl Filesystem for CoreFs {
             ..CreateOptions::default()
         };
         self.run(parent, move |client| async move {
+            let asked = told::asking();
             match client.create(&who, id(parent), &name, options).await {
                 Ok((file, _)) => {
-                    let believed = marks::heard(&file.attr(), consistency.believed());
+                    let believed = consistency.believed();
+                    let believed = asked.name(id(parent), &name, Some(file.inode()), believed);
+                    let believed = marks::heard(&file.attr(), believed);
                     let attr = file_attr(&file.attr());
                     let handle = handles::insert_file(file);
                     reply.created(&believed, &attr, GENERATION, handle, consistency.opened());
@@ -536,7 +553,10 @@ impl Filesystem for CoreFs {
         self.run(inode, move |client| async move {
             let mut add = |listed: Listed<'_>| {
                 let (attr, believed) = match listed.attr {
-                    Some(attr) => (file_attr(&attr), marks::heard(&attr, believed)),
+                    Some(attr) => {
+                        let believed = listed.asked.name(id(inode), listed.name, Some(attr.inode), believed);
+                        (file_attr(&attr), marks::heard(&attr, believed))
+                    }
                     None if listed.name == b"." || listed.name == b".." => {
                         (nameless_attr(listed.inode, listed.kind), believed)
                     }
@@ -827,8 +847,9 @@ impl CoreFs {
     fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, node: NewInode, reply: ReplyEntry) {
         let (who, name, believed) = (who(request), name_of(name), self.consistency.believed());
         self.run(parent, move |client| async move {
+            let asked = told::asking();
             let made = client.meta().create(&who, id(parent), &name, &node).await;
-            entry(reply, made.map(|made| made.attr), believed);
+            entry(reply, (asked, id(parent), &name), made.map(|made| made.attr), believed);
         });
     }
 }

@@ -12,7 +12,8 @@
 //! | `directory` | a directory being read, and what its offsets mean |
 //! | `locks` | who may hold locks, and whether somebody who waits for one still wants it |
 //! | `marks` | what was heard lately: which inodes have no extended attributes, and what lengths the kernel knows |
-//! | `notices` | what the kernel is told without having asked |
+//! | `told` | what the kernel was told to believe for long, because this mount hears of what others change |
+//! | `notices` | what else the kernel is told without having asked |
 //! | `attr` | attributes between the two forms |
 //! | `errno` | the only place where errors become errno values |
 
@@ -26,6 +27,7 @@ mod locks;
 mod marks;
 pub mod mount;
 mod notices;
+mod told;
 
 pub use consistency::{BELIEVED, Consistency};
 pub use mount::{MountOptions, Mounted, mount, unmount};

@@ -62,7 +62,7 @@ pub fn mount(pool: ClientPool, path: &Path, options: &MountOptions) -> Result<Mo
     };
     let file_system = CoreFs::new(pool.clone(), options.local_locks, options.consistency);
     let session = Session::new(file_system, path, &config).map_err(why)?;
-    notices::start(&pool, session.notifier())?;
+    notices::start(&pool, session.notifier(), options.consistency)?;
     let session = session.spawn().map_err(why)?;
     Ok(Mounted { session, path: path.to_owned() })
 }

@@ -218,6 +218,13 @@ impl Keys {
         KeyRange::prefix(&self.prefix)
     }
 
+    /// Whether any entry of a directory, or anything that attributes are made of, can be in a range.
+    pub fn holds_names(&self, range: &KeyRange) -> bool {
+        let tables = [table::DIRENT, table::INODE, table::DIRECTORY_COUNTS, table::DIRECTORY_TOUCHED];
+        let meets = |table: KeyRange| range.begin < table.end && table.begin < range.end;
+        tables.into_iter().any(|letter| meets(self.table(letter)))
+    }
+
     /// Takes a key apart: [`ErrorCode::Corrupt`] for one that isn't of this table's making.
     pub fn parse(&self, key: &[u8]) -> Result<Key> {
         let bad = || Error::new(ErrorCode::Corrupt, format!("not a key of the namespace: {key:02x?}"));
@@ -325,6 +332,13 @@ mod tests {
         long.push(0);
         assert!(KEYS.parse(&long).is_err());
         assert!(KEYS.parse(&KEYS.dirent(INODE, b"")).is_err());
+    }
+
+    #[test]
+    fn ranges_with_names_are_told_from_others() {
+        assert!(!KEYS.holds_names(&KEYS.xattrs(INODE)) && !KEYS.holds_names(&KEYS.replies(CLIENT, None)));
+        assert!(KEYS.holds_names(&KEYS.dirents(INODE)) && KEYS.holds_names(&KEYS.all()));
+        assert!(!KEYS.holds_names(&Keys::new(8).all()));
     }
 
     #[test]

@@ -23,6 +23,7 @@
 //! | [`inode_alloc`], [`chain_pick`] | numbers and layouts of new files |
 //! | [`gate`], [`at_once`] | one task at a time does the same thing; several do many |
 //! | [`gc`], [`sweep`] | what happens in the background: chunks removed, dead clients settled |
+//! | [`watch`] | what lately changed, for clients that believe what they heard for long |
 //! | [`check`] | verifies everything above |
 //! | [`server`] | the process: endpoint, upkeep, clean stop |
 
@@ -51,6 +52,7 @@ pub mod server;
 pub mod session;
 pub mod sweep;
 pub mod trash;
+pub mod watch;
 
 pub use namespace::Namespace;
 pub use outside::{ChunkService, ClientLeases, Clock, Outside, Random, Space};

@@ -1,17 +1,20 @@
 //! The metadata server as a process: an endpoint that answers requests, and tasks that keep the namespace tidy.
 //!
 //! Everything runs on the current executor. Each request is a task of its own, so that the commits of many share
-//! the store's flushes; nothing is kept between requests, so any number of servers run and any may be killed.
+//! the store's flushes; nothing is kept between requests but what lately changed, so any number of servers run and any may be killed.
 
 mod desk;
 mod roads;
 mod thread;
 mod upkeep;
+mod watch;
 
 pub use roads::Roads;
 pub use thread::MetaThread;
 
+use crate::key::Keys;
 use crate::namespace::Namespace;
+use crate::watch::{Changes, Noting};
 use corefs_client::{Client, InternalOptions};
 use corefs_kv::KvEngine;
 use corefs_kv::prng::Prng;
@@ -22,6 +25,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use upkeep::Upkeep;
+use watch::Watchers;
 
 /// The number of the one file system that a cluster has so far; keys have room for more.
 pub const FILE_SYSTEM: u32 = 1;
@@ -56,7 +60,8 @@ impl MetaOptions {
 struct Shared<E> {
     node: Node,
     client: Client,
-    namespace: Namespace<E, Roads>,
+    namespace: Namespace<Noting<E>, Roads>,
+    watchers: Rc<Watchers>,
     /// Where others reach it.
     address: Address,
     incarnation: u64,
@@ -106,10 +111,14 @@ impl<E: KvEngine> MetaServer<E> {
             deadline: CHUNK_PATIENCE,
         });
         let roads = Roads::new(client.clone(), random);
+        let changes = Changes::default();
+        let watchers = Watchers::new(changes.clone(), incarnation);
+        let engine = Noting::new(engine, Keys::new(FILE_SYSTEM), changes);
         let shared = Rc::new(Shared {
             node: node.clone(),
             client,
             namespace: Namespace::new(engine, FILE_SYSTEM, roads),
+            watchers,
             address,
             incarnation,
             stopping: Cell::new(false),
@@ -129,7 +138,7 @@ impl<E: KvEngine> MetaServer<E> {
         &self.shared.address
     }
 
-    pub fn namespace(&self) -> &Namespace<E, Roads> {
+    pub fn namespace(&self) -> &Namespace<Noting<E>, Roads> {
         &self.shared.namespace
     }
 

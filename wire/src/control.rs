@@ -100,7 +100,7 @@ messages! {
          ReadLink/ReadLinkT, ReadLinkReply/ReadLinkReplyT, SetAttr/SetAttrT, StatFs/StatFsT,
          StatFsReply/StatFsReplyT, Empty/EmptyT, GetXattr/GetXattrT, GetXattrReply/GetXattrReplyT,
          ListXattr/ListXattrT, ListXattrReply/ListXattrReplyT, SetXattr/SetXattrT, RemoveXattr/RemoveXattrT,
-         SetLock/SetLockT, GetLock/GetLockT, GetLockReply/GetLockReplyT}
+         SetLock/SetLockT, GetLock/GetLockT, GetLockReply/GetLockReplyT, Watch/WatchT, WatchReply/WatchReplyT}
     process::{GetProcess/GetProcessT, Process/ProcessT}
     storage::{Scrub/ScrubT, ScrubReply/ScrubReplyT}
 }
@@ -155,6 +155,7 @@ calls! {
     0x0314 "meta.set_lock" meta::SetLockT => meta::EmptyT;
     0x0315 "meta.append" meta::AppendT => meta::AppendReplyT;
     0x0316 "meta.end_sessions" meta::EndSessionsT => meta::EmptyT;
+    0x0317 "meta.watch" meta::WatchT => meta::WatchReplyT;
 
     0x0401 "process.get" process::GetProcessT => process::ProcessT;
 

@@ -58,6 +58,8 @@ pub const LOCKS_MAX: usize = 1024;
 pub const HOLDS_MAX: usize = 64;
 /// Most sessions that one request ends.
 pub const SESSIONS_MAX: usize = 64;
+/// Most changes of others that one answer tells: with the longest names they fit a frame.
+pub const CHANGES_MAX: usize = 2048;
 /// Most inodes in one batch stat.
 pub const ATTR_BATCH_MAX: usize = 1024;
 /// Most entries in one page of a directory, whatever the request asks for: a page with attributes fits a frame.

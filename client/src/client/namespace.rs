@@ -18,17 +18,17 @@ impl Client {
     }
 
     /// As [`get_attr`](Self::get_attr), but of a file that is open here nobody is asked again within `believed` of the last
-    /// answer, unless this client has changed anything since: a name that goes, or a new one, shows at once.
+    /// answer, unless this client has changed anything since: a name that goes, or a new one, shows at once. Says whether somebody was asked.
     pub async fn get_attr_within(
         &self,
         who: &Credentials,
         inode: InodeId,
         believed: Duration,
-    ) -> Result<Attr> {
+    ) -> Result<(Attr, bool)> {
         let fresh = |heard: Instant| heard >= self.0.meta.changed() && heard.elapsed() < believed;
-        match self.0.live(inode).filter(|live| fresh(live.heard.get())) {
-            Some(live) => Ok(live.attr()),
-            None => self.get_attr(who, inode).await,
+        match self.0.live(inode).filter(|live| live.heard.get().is_some_and(fresh)) {
+            Some(live) => Ok((live.attr(), false)),
+            None => Ok((self.get_attr(who, inode).await?, true)),
         }
     }
 

@@ -36,6 +36,16 @@ impl<E> FrontDesk<E> {
 impl<E: KvEngine> Service for FrontDesk<E> {
     fn request(&self, request: Request, responder: Responder) {
         let desk = Rc::clone(&self.0);
+        if request.op == meta::WatchT::OP {
+            // It waits on purpose, and isn't among the work that is bounded.
+            executor::spawn(async move {
+                let outcome = desk.watch(&request.body).await;
+                desk.count(request.op, outcome.is_ok());
+                responder.done(outcome);
+            })
+            .detach();
+            return;
+        }
         let in_progress = desk.in_progress.get();
         if in_progress >= REQUESTS_MAX {
             desk.refused.set(desk.refused.get() + 1);
@@ -105,6 +115,11 @@ impl<E: KvEngine> Desk<E> {
         }
     }
 
+    async fn watch(&self, body: &[u8]) -> Result<Vec<u8>> {
+        let (watchers, kv) = (&self.shared.watchers, self.shared.namespace.kv());
+        carry(body, async |request| watchers.watch(&request, || kv.now()).await).await
+    }
+
     fn done(&self, op: u16, outcome: Result<Vec<u8>>, responder: Responder) {
         self.count(op, outcome.is_ok());
         self.in_progress.set(self.in_progress.get() - 1);
@@ -118,13 +133,17 @@ impl<E: KvEngine> Desk<E> {
     }
 
     fn report(&self) -> ProcessT {
-        let upkeep = &self.shared.upkeep;
+        let (upkeep, changes) = (&self.shared.upkeep, self.shared.namespace.kv().changes().counts());
         let mut counters: Vec<(String, u64)> = vec![
             ("requests_refused".into(), self.refused.get()),
             ("inodes_removed".into(), upkeep.inodes_removed.get()),
             ("names_removed".into(), upkeep.names_removed.get()),
             ("sessions_settled".into(), upkeep.sessions_settled.get()),
             ("upkeep_failures".into(), upkeep.failures.get()),
+            ("watchers".into(), self.shared.watchers.count() as u64),
+            ("changes_noted".into(), changes.noted),
+            ("changes_told".into(), changes.told),
+            ("changes_lost".into(), changes.lost),
         ];
         let names = OPERATIONS.iter().map(|(_, name)| *name).chain(["unknown"]);
         let requests = self.requests.borrow();

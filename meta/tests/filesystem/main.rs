@@ -10,3 +10,4 @@ mod model;
 mod operations;
 mod support;
 mod trash;
+mod watch;

@@ -10253,5 +10253,649 @@ pub mod corefs {
                 Empty::create(_fbb, &EmptyArgs {})
             }
         }
+        pub enum WatchOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Watch<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Watch<'a> {
+            type Inner = Watch<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Watch<'a> {
+            pub const VT_CLIENT: ::flatbuffers::VOffsetT = 4;
+            pub const VT_LIFE: ::flatbuffers::VOffsetT = 6;
+            pub const VT_SINCE: ::flatbuffers::VOffsetT = 8;
+            pub const VT_WAIT_MS: ::flatbuffers::VOffsetT = 10;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Watch { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args WatchArgs,
+            ) -> ::flatbuffers::WIPOffset<Watch<'bldr>> {
+                let mut builder = WatchBuilder::new(_fbb);
+                builder.add_since(args.since);
+                builder.add_life(args.life);
+                builder.add_client(args.client);
+                builder.add_wait_ms(args.wait_ms);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> WatchT {
+                let client = self.client();
+                let life = self.life();
+                let since = self.since();
+                let wait_ms = self.wait_ms();
+                WatchT {
+                    client,
+                    life,
+                    since,
+                    wait_ms,
+                }
+            }
+
+            #[inline]
+            pub fn client(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Watch::VT_CLIENT, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn life(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Watch::VT_LIFE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn since(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Watch::VT_SINCE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn wait_ms(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(Watch::VT_WAIT_MS, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Watch<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("client", Self::VT_CLIENT, false)?
+                    .visit_field::<u64>("life", Self::VT_LIFE, false)?
+                    .visit_field::<u64>("since", Self::VT_SINCE, false)?
+                    .visit_field::<u32>("wait_ms", Self::VT_WAIT_MS, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct WatchArgs {
+            pub client: u64,
+            pub life: u64,
+            pub since: u64,
+            pub wait_ms: u32,
+        }
+        impl<'a> Default for WatchArgs {
+            #[inline]
+            fn default() -> Self {
+                WatchArgs {
+                    client: 0,
+                    life: 0,
+                    since: 0,
+                    wait_ms: 0,
+                }
+            }
+        }
+
+        pub struct WatchBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> WatchBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_client(&mut self, client: u64) {
+                self.fbb_.push_slot::<u64>(Watch::VT_CLIENT, client, 0);
+            }
+            #[inline]
+            pub fn add_life(&mut self, life: u64) {
+                self.fbb_.push_slot::<u64>(Watch::VT_LIFE, life, 0);
+            }
+            #[inline]
+            pub fn add_since(&mut self, since: u64) {
+                self.fbb_.push_slot::<u64>(Watch::VT_SINCE, since, 0);
+            }
+            #[inline]
+            pub fn add_wait_ms(&mut self, wait_ms: u32) {
+                self.fbb_.push_slot::<u32>(Watch::VT_WAIT_MS, wait_ms, 0);
+            }
+            #[inline]
+            pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> WatchBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                WatchBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Watch<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for Watch<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Watch");
+                ds.field("client", &self.client());
+                ds.field("life", &self.life());
+                ds.field("since", &self.since());
+                ds.field("wait_ms", &self.wait_ms());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct WatchT {
+            pub client: u64,
+            pub life: u64,
+            pub since: u64,
+            pub wait_ms: u32,
+        }
+        impl Default for WatchT {
+            fn default() -> Self {
+                Self {
+                    client: 0,
+                    life: 0,
+                    since: 0,
+                    wait_ms: 0,
+                }
+            }
+        }
+        impl WatchT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Watch<'b>> {
+                let client = self.client;
+                let life = self.life;
+                let since = self.since;
+                let wait_ms = self.wait_ms;
+                Watch::create(
+                    _fbb,
+                    &WatchArgs {
+                        client,
+                        life,
+                        since,
+                        wait_ms,
+                    },
+                )
+            }
+        }
+        pub enum ChangedNameOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct ChangedName<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for ChangedName<'a> {
+            type Inner = ChangedName<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> ChangedName<'a> {
+            pub const VT_PARENT: ::flatbuffers::VOffsetT = 4;
+            pub const VT_NAME: ::flatbuffers::VOffsetT = 6;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                ChangedName { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args ChangedNameArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<ChangedName<'bldr>> {
+                let mut builder = ChangedNameBuilder::new(_fbb);
+                builder.add_parent(args.parent);
+                if let Some(x) = args.name {
+                    builder.add_name(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> ChangedNameT {
+                let parent = self.parent();
+                let name = {
+                    let x = self.name();
+                    x.into_iter().collect()
+                };
+                ChangedNameT { parent, name }
+            }
+
+            #[inline]
+            pub fn parent(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(ChangedName::VT_PARENT, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn name(&self) -> ::flatbuffers::Vector<'a, u8> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(
+                            ChangedName::VT_NAME,
+                            None,
+                        )
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for ChangedName<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("parent", Self::VT_PARENT, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>(
+                        "name",
+                        Self::VT_NAME,
+                        true,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct ChangedNameArgs<'a> {
+            pub parent: u64,
+            pub name: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+        }
+        impl<'a> Default for ChangedNameArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                ChangedNameArgs {
+                    parent: 0,
+                    name: None, // required field
+                }
+            }
+        }
+
+        pub struct ChangedNameBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ChangedNameBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_parent(&mut self, parent: u64) {
+                self.fbb_.push_slot::<u64>(ChangedName::VT_PARENT, parent, 0);
+            }
+            #[inline]
+            pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u8>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(ChangedName::VT_NAME, name);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> ChangedNameBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                ChangedNameBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<ChangedName<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, ChangedName::VT_NAME, "name");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for ChangedName<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("ChangedName");
+                ds.field("parent", &self.parent());
+                ds.field("name", &self.name());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ChangedNameT {
+            pub parent: u64,
+            pub name: alloc::vec::Vec<u8>,
+        }
+        impl Default for ChangedNameT {
+            fn default() -> Self {
+                Self {
+                    parent: 0,
+                    name: Default::default(),
+                }
+            }
+        }
+        impl ChangedNameT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<ChangedName<'b>> {
+                let parent = self.parent;
+                let name = Some({
+                    let x = &self.name;
+                    _fbb.create_vector(x)
+                });
+                ChangedName::create(_fbb, &ChangedNameArgs { parent, name })
+            }
+        }
+        pub enum WatchReplyOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct WatchReply<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for WatchReply<'a> {
+            type Inner = WatchReply<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> WatchReply<'a> {
+            pub const VT_LIFE: ::flatbuffers::VOffsetT = 4;
+            pub const VT_NEXT: ::flatbuffers::VOffsetT = 6;
+            pub const VT_LOST: ::flatbuffers::VOffsetT = 8;
+            pub const VT_INODES: ::flatbuffers::VOffsetT = 10;
+            pub const VT_NAMES: ::flatbuffers::VOffsetT = 12;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                WatchReply { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args WatchReplyArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<WatchReply<'bldr>> {
+                let mut builder = WatchReplyBuilder::new(_fbb);
+                builder.add_next(args.next);
+                builder.add_life(args.life);
+                if let Some(x) = args.names {
+                    builder.add_names(x);
+                }
+                if let Some(x) = args.inodes {
+                    builder.add_inodes(x);
+                }
+                builder.add_lost(args.lost);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> WatchReplyT {
+                let life = self.life();
+                let next = self.next();
+                let lost = self.lost();
+                let inodes = {
+                    let x = self.inodes();
+                    x.into_iter().collect()
+                };
+                let names = {
+                    let x = self.names();
+                    x.iter().map(|t| t.unpack()).collect()
+                };
+                WatchReplyT {
+                    life,
+                    next,
+                    lost,
+                    inodes,
+                    names,
+                }
+            }
+
+            #[inline]
+            pub fn life(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(WatchReply::VT_LIFE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn next(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(WatchReply::VT_NEXT, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn lost(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<bool>(WatchReply::VT_LOST, Some(false)).unwrap() }
+            }
+            #[inline]
+            pub fn inodes(&self) -> ::flatbuffers::Vector<'a, u64> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u64>>>(
+                            WatchReply::VT_INODES,
+                            None,
+                        )
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn names(
+                &self,
+            ) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ChangedName<'a>>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<
+                            ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ChangedName>>,
+                        >>(WatchReply::VT_NAMES, None)
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for WatchReply<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("life", Self::VT_LIFE, false)?
+                    .visit_field::<u64>("next", Self::VT_NEXT, false)?
+                    .visit_field::<bool>("lost", Self::VT_LOST, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u64>>>(
+                        "inodes",
+                        Self::VT_INODES,
+                        true,
+                    )?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ChangedName>>,
+                    >>("names", Self::VT_NAMES, true)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct WatchReplyArgs<'a> {
+            pub life: u64,
+            pub next: u64,
+            pub lost: bool,
+            pub inodes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u64>>>,
+            pub names: Option<
+                ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ChangedName<'a>>>,
+                >,
+            >,
+        }
+        impl<'a> Default for WatchReplyArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                WatchReplyArgs {
+                    life: 0,
+                    next: 0,
+                    lost: false,
+                    inodes: None, // required field
+                    names: None,  // required field
+                }
+            }
+        }
+
+        pub struct WatchReplyBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> WatchReplyBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_life(&mut self, life: u64) {
+                self.fbb_.push_slot::<u64>(WatchReply::VT_LIFE, life, 0);
+            }
+            #[inline]
+            pub fn add_next(&mut self, next: u64) {
+                self.fbb_.push_slot::<u64>(WatchReply::VT_NEXT, next, 0);
+            }
+            #[inline]
+            pub fn add_lost(&mut self, lost: bool) {
+                self.fbb_.push_slot::<bool>(WatchReply::VT_LOST, lost, false);
+            }
+            #[inline]
+            pub fn add_inodes(&mut self, inodes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u64>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(WatchReply::VT_INODES, inodes);
+            }
+            #[inline]
+            pub fn add_names(
+                &mut self,
+                names: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<ChangedName<'b>>>,
+                >,
+            ) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(WatchReply::VT_NAMES, names);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> WatchReplyBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                WatchReplyBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<WatchReply<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, WatchReply::VT_INODES, "inodes");
+                self.fbb_.required(o, WatchReply::VT_NAMES, "names");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for WatchReply<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("WatchReply");
+                ds.field("life", &self.life());
+                ds.field("next", &self.next());
+                ds.field("lost", &self.lost());
+                ds.field("inodes", &self.inodes());
+                ds.field("names", &self.names());
+                ds.finish()
+            }
+        }
+        #[non_exhaustive]
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct WatchReplyT {
+            pub life: u64,
+            pub next: u64,
+            pub lost: bool,
+            pub inodes: alloc::vec::Vec<u64>,
+            pub names: alloc::vec::Vec<ChangedNameT>,
+        }
+        impl Default for WatchReplyT {
+            fn default() -> Self {
+                Self {
+                    life: 0,
+                    next: 0,
+                    lost: false,
+                    inodes: Default::default(),
+                    names: Default::default(),
+                }
+            }
+        }
+        impl WatchReplyT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<WatchReply<'b>> {
+                let life = self.life;
+                let next = self.next;
+                let lost = self.lost;
+                let inodes = Some({
+                    let x = &self.inodes;
+                    _fbb.create_vector(x)
+                });
+                let names = Some({
+                    let x = &self.names;
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
+                WatchReply::create(
+                    _fbb,
+                    &WatchReplyArgs {
+                        life,
+                        next,
+                        lost,
+                        inodes,
+                        names,
+                    },
+                )
+            }
+        }
     } // pub mod meta
 } // pub mod corefs

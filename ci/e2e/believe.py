@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""What one mount believes without asking, and how soon it shows what another one did.
+
+    believe.py COREFS ONE TWO PID_OF_COREFS_UP [again]
+
+again: only whether it asks, of a tree that is there.
+"""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+corefs, one, two, up = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+ASKED = ("meta.lookup.ok", "meta.lookup.failed", "meta.get_attr.ok", "meta.get_attr.failed")
+bad = []
+
+
+def check(right, what):
+    if not right:
+        bad.append(what)
+        print(what)
+
+
+def counters():
+    """Those of all metadata servers together."""
+    found = {}
+
+    def collect(value):
+        if isinstance(value, dict):
+            if isinstance(value.get("counters"), dict) and "changes_noted" in value["counters"]:
+                for name, count in value["counters"].items():
+                    found[name] = found.get(name, 0) + count
+            for inner in value.values():
+                collect(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                collect(inner)
+
+    report = subprocess.run([corefs, "status", "--counters", "--json"], check=True, capture_output=True, text=True, timeout=60)
+    collect(json.loads(report.stdout))
+    return found
+
+
+def asked():
+    found = counters()
+    return sum(found.get(name, 0) for name in ASKED)
+
+
+def seen(work, wanted, within):
+    """How long it took until `work` gave what it should; None if it didn't `within` so many seconds."""
+    began = time.monotonic()
+    while time.monotonic() - began < within:
+        try:
+            found = work()
+        except OSError as error:
+            found = type(error)
+        if found == wanted:
+            return time.monotonic() - began
+        time.sleep(0.002)
+    return None
+
+
+def make(count):
+    os.mkdir(f"{one}/tree")
+    for number in range(count):
+        with open(f"{one}/tree/{number}", "w") as file:
+            file.write("x" * (number % 7))
+
+
+def look(count):
+    for number in range(count):
+        os.stat(f"{two}/tree/{number}")
+        try:
+            os.stat(f"{two}/tree/{number}.missing")
+        except FileNotFoundError:
+            pass
+
+
+def role(name):
+    """The process of a role of the cluster."""
+    for child in pathlib.Path(f"/proc/{up}/task/{up}/children").read_text().split():
+        if pathlib.Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[1] == name:
+            return int(child)
+    sys.exit(f"there is no process {name}")
+
+
+COUNT = 200
+again = sys.argv[5:] == ["again"]
+if not again:
+    make(COUNT)
+time.sleep(1.5)
+look(COUNT)
+# Twice as long as names are believed where changes aren't heard of.
+time.sleep(2.2)
+before = asked()
+look(COUNT)
+more = asked() - before
+check(more < COUNT / 10, f"{COUNT} files and as many names that aren't there, looked at again after two seconds: {more} questions")
+print(f"{2 * COUNT} names looked at again after two seconds: {more} questions")
+
+if again:
+    sys.exit(1 if bad else 0)
+
+# Each kind of change, seen soon. What is looked at before and after it by the other mount is what it changes.
+longest = 0.0
+
+
+def change(what, deed, shown, wanted, within=1.0):
+    global longest
+    try:
+        shown()
+    except OSError:
+        pass
+    deed()
+    took = seen(shown, wanted, within)
+    check(took is not None, f"{what}: not seen within {within} s")
+    longest = max(longest, took or within)
+
+
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+
+
+for round in range(5):
+    name = f"tree/{round}"
+    change("chmod", lambda: os.chmod(f"{one}/{name}", 0o640 + round), lambda: os.stat(f"{two}/{name}").st_mode & 0o777, 0o640 + round)
+    change("a new name", lambda: write(f"{one}/{name}.new", "new"), lambda: os.stat(f"{two}/{name}.new").st_size, 3)
+    change("a write", lambda: write(f"{one}/{name}.new", "longer"), lambda: os.stat(f"{two}/{name}.new").st_size, 6)
+    change("a large write", lambda: write(f"{one}/{name}.new", "y" * 100_000), lambda: os.stat(f"{two}/{name}.new").st_size, 100_000)
+    change("a link", lambda: os.link(f"{one}/{name}", f"{one}/{name}.link"), lambda: os.stat(f"{two}/{name}").st_nlink, 2)
+    change("a rename", lambda: os.rename(f"{one}/{name}.new", f"{one}/{name}.moved"), lambda: os.stat(f"{two}/{name}.new"), FileNotFoundError)
+    change("its new name", lambda: None, lambda: os.stat(f"{two}/{name}.moved").st_size, 100_000)
+    change("a replacement", lambda: os.rename(f"{one}/{name}.moved", f"{one}/{name}"), lambda: os.stat(f"{two}/{name}").st_size, 100_000)
+    change("an unlink", lambda: os.unlink(f"{one}/{name}.link"), lambda: os.path.exists(f"{two}/{name}.link"), False)
+    change("a directory", lambda: os.mkdir(f"{one}/{name}.dir"), lambda: os.stat(f"{two}/{name}.dir").st_nlink, 2)
+    change("its entries", lambda: os.mkdir(f"{one}/{name}.dir/x"), lambda: os.stat(f"{two}/{name}.dir").st_nlink, 3)
+    change("no directory", lambda: (os.rmdir(f"{one}/{name}.dir/x"), os.rmdir(f"{one}/{name}.dir")), lambda: os.path.exists(f"{two}/{name}.dir"), False)
+    change("an attribute", lambda: os.setxattr(f"{one}/{name}", "user.a", b"%d" % round), lambda: os.getxattr(f"{two}/{name}", "user.a"), b"%d" % round, 2.0)
+print(f"65 changes, the longest seen by the other mount after {longest * 1000:.0f} ms")
+
+# The process with the metadata server is killed, and another one takes its place: what was believed is asked for again.
+for number in range(3):
+    look(COUNT)
+    os.kill(role(b"kv"), signal.SIGKILL)
+    began = time.monotonic()
+    for at in range(COUNT):
+        os.chmod(f"{one}/tree/{at}", 0o600 + number)
+    took = seen(lambda: {os.stat(f"{two}/tree/{at}").st_mode & 0o777 for at in range(COUNT)}, {0o600 + number}, 10.0)
+    check(took is not None, "a metadata server was killed, and what changed then is not seen within 10 s")
+    print(f"killed: {COUNT} changes took {time.monotonic() - began - (took or 0):.1f} s, the last was seen {(took or 10) * 1000:.0f} ms later")
+
+# One that stands still for longer than anybody waits for news.
+look(COUNT)
+stopped = role(b"kv")
+os.kill(stopped, signal.SIGSTOP)
+time.sleep(3)
+os.kill(stopped, signal.SIGCONT)
+for at in range(COUNT):
+    os.chmod(f"{one}/tree/{at}", 0o666)
+took = seen(lambda: {os.stat(f"{two}/tree/{at}").st_mode & 0o777 for at in range(COUNT)}, {0o666}, 5.0)
+check(took is not None, "a metadata server stood still, and what changed then is not seen within 5 s")
+
+# More at once than is told in one answer, of things that are believed.
+look(COUNT)
+os.mkdir(f"{one}/many")
+for number in range(3000):
+    write(f"{one}/many/{number}", "")
+os.listdir(f"{two}/many")
+for number in range(3000):
+    os.stat(f"{two}/many/{number}")
+time.sleep(1.2)
+for number in range(3000):
+    os.rename(f"{one}/many/{number}", f"{one}/many/{number}.moved")
+for name in range(3000):
+    took = seen(lambda: (os.path.exists(f"{two}/many/{name}"), os.path.exists(f"{two}/many/{name}.moved")), (False, True), 2.0)
+    check(took is not None, f"many/{name} is still there")
+found = counters()
+print(f"changes noted {found['changes_noted']}, told {found['changes_told']}, asked for too late {found['changes_lost']}; {found['watchers']} mounts listen")
+check(found["watchers"] == 2, f"two mounts listen, and {found['watchers']} are counted")
+print(f"believed until told otherwise: {len(bad)} wrong")
+sys.exit(1 if bad else 0)
