@@ -145,6 +145,7 @@ impl<E: KvEngine> MetaServer<E> {
     /// Answers what is in progress, and ends. Requests that arrive meanwhile are told to go elsewhere.
     pub async fn stop(self) -> Result<()> {
         self.shared.stopping.set(true);
+        self.shared.watchers.end();
         shut_down(&self.shared.node).await;
         Ok(())
     }

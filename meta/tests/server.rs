@@ -216,6 +216,52 @@ fn answers_every_operation() {
     });
 }
 
+fn watch(client: u64, (life, since): (u64, u64), wait_ms: u32) -> WatchT {
+    let mut request = WatchT::default();
+    (request.client, request.life, request.since, request.wait_ms) = (client, life, since, wait_ms);
+    request
+}
+
+#[test]
+fn who_watches_hears_of_what_others_change_and_of_the_end() {
+    run(async |world: World| {
+        let first = world.ask(&watch(200, (0, 0), 0)).await.unwrap();
+        assert!(first.lost && first.next > 0 && first.life > 0);
+        let place = (first.life, first.next);
+        let world = Rc::new(world);
+        let waits = {
+            let world = Rc::clone(&world);
+            glommio::spawn_local(async move { world.ask(&watch(200, place, 5000)).await })
+        };
+        let created = world.ask(&world.file("a")).await.unwrap();
+        let told = waits.await.unwrap();
+        assert!(!told.lost && told.names.len() == 1 && told.names[0].name == b"a");
+        assert!(told.inodes.contains(&1) && told.inodes.contains(&created.attr.inode));
+        // Whoever did it isn't told, nor anybody twice, however long they wait.
+        for (client, place) in [(100, place), (200, (told.life, told.next))] {
+            let nothing = world.ask(&watch(client, place, 50)).await.unwrap();
+            assert!(!nothing.lost && nothing.names.is_empty() && nothing.inodes.is_empty());
+            assert_eq!(nothing.next, told.next);
+        }
+        for (life, since) in
+            [(first.life + 1, first.next), (first.life, u64::MAX), (first.life, told.next + 1)]
+        {
+            let lost = world.ask(&watch(200, (life, since), 5000)).await.unwrap();
+            assert!(lost.lost && lost.names.is_empty() && lost.next == told.next);
+        }
+        let last = watch(200, (told.life, told.next), 5000);
+        let (caller, address) = (world.caller.clone(), world.address.clone());
+        let waits = glommio::spawn_local(async move { caller.ask(&address, &last, PATIENCE).await });
+        // It waits once somebody else's question, sent later, was answered.
+        assert!(!world.ask(&watch(100, (told.life, told.next), 10)).await.unwrap().lost);
+        let Ok(world) = Rc::try_unwrap(world) else { panic!("somebody still has it") };
+        world.server.stop().await.unwrap();
+        assert_eq!(waits.await.unwrap_err().code, ErrorCode::ShuttingDown);
+        world.caller.shutdown().await;
+        world.manager_node.shutdown().await;
+    });
+}
+
 #[test]
 fn refuses_what_it_does_not_understand() {
     run(async |world: World| {

@@ -30,12 +30,15 @@ pub(super) struct Watchers {
     count: Cell<usize>,
     /// Whoever waits will be woken.
     gathering: Cell<bool>,
+    /// The server ends.
+    ended: Cell<bool>,
 }
 
 impl Watchers {
     pub fn new(changes: Changes, life: u64) -> Rc<Self> {
-        let (waiting, count, gathering) = (Waiters::default(), Cell::new(0), Cell::new(false));
-        let watchers = Rc::new(Self { changes, life, waiting, count, gathering });
+        let (waiting, count) = (Waiters::default(), Cell::new(0));
+        let (gathering, ended) = (Cell::new(false), Cell::new(false));
+        let watchers = Rc::new(Self { changes, life, waiting, count, gathering, ended });
         let weak = Rc::downgrade(&watchers);
         watchers.changes.on_change(move || {
             if let Some(watchers) = weak.upgrade() {
@@ -47,6 +50,12 @@ impl Watchers {
 
     pub fn count(&self) -> usize {
         self.count.get()
+    }
+
+    /// Nobody waits any more.
+    pub fn end(&self) {
+        self.ended.set(true);
+        self.waiting.wake_all();
     }
 
     fn changed(self: &Rc<Self>) {
@@ -74,6 +83,9 @@ impl Watchers {
         let foreign = request.life != self.life && request.since != 0;
         let mut since = request.since;
         loop {
+            if self.ended.get() {
+                return Err(Error::new(ErrorCode::ShuttingDown, "this metadata server ends"));
+            }
             let changed = self.waiting.next();
             match if foreign {
                 Ok(self.missed(now()))

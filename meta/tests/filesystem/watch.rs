@@ -42,13 +42,16 @@ fn servers(seed: u64) -> Vec<Server> {
     servers
 }
 
+/// What names in directories lead to, if to anything.
+type Names = HashMap<(u64, Vec<u8>), Option<u64>>;
+
 /// What somebody who watches believes.
 struct Believer {
     servers: Vec<Server>,
     client: Someone,
     /// Where it is with each server; 0: it hears nothing of that one.
     places: RefCell<Vec<u64>>,
-    names: RefCell<HashMap<(u64, Vec<u8>), Option<u64>>>,
+    names: RefCell<Names>,
     inodes: RefCell<HashMap<u64, AttrT>>,
     /// News so far.
     heard: Cell<u64>,
@@ -121,18 +124,17 @@ impl Believer {
     /// How much of what is believed after having listened was looked at. All of it must be so.
     fn verify(&self, seed: u64) -> usize {
         self.listen();
-        block_on(async {
-            for ((parent, name), believed) in &*self.names.borrow() {
-                let found = self.client.lookup(*parent, name).await.ok().map(|attr| attr.inode);
-                assert_eq!(found, *believed, "seed {seed}: {name:?} in {parent}");
-            }
-            for (inode, believed) in &*self.inodes.borrow() {
-                let found =
-                    self.client.stat(*inode).await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-                assert_eq!(found, *believed, "seed {seed}");
-            }
-        });
-        self.names.borrow().len() + self.inodes.borrow().len()
+        let (names, inodes) = (self.names.borrow(), self.inodes.borrow());
+        for ((parent, name), believed) in &*names {
+            let found = block_on(self.client.lookup(*parent, name)).ok().map(|attr| attr.inode);
+            assert_eq!(found, *believed, "seed {seed}: {name:?} in {parent}");
+        }
+        for (inode, believed) in &*inodes {
+            let found =
+                block_on(self.client.stat(*inode)).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            assert_eq!(found, *believed, "seed {seed}");
+        }
+        names.len() + inodes.len()
     }
 }
 
