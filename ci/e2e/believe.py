@@ -79,12 +79,26 @@ def look(count):
             pass
 
 
-def role(name):
-    """The process of a role of the cluster."""
+def server():
+    """The process of the cluster with the metadata server: its store's, but with FoundationDB."""
     for child in pathlib.Path(f"/proc/{up}/task/{up}/children").read_text().split():
-        if pathlib.Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[1] == name:
+        if pathlib.Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[1] in (b"kv", b"meta"):
             return int(child)
-    sys.exit(f"there is no process {name}")
+    sys.exit("there is no process with a metadata server")
+
+
+def works_below():
+    """What forgetting must leave alone: a mount in a directory, and who works in another one."""
+    os.makedirs(f"{two}/stay/work", exist_ok=True)
+    os.makedirs(f"{two}/stay/point", exist_ok=True)
+    subprocess.run(["mount", "--bind", "/proc", f"{two}/stay/point"], check=True)
+    return subprocess.Popen(["sleep", "600"], cwd=f"{two}/stay/work")
+
+
+def still_works(worker, when):
+    where = os.readlink(f"/proc/{worker.pid}/cwd")
+    check(where == f"{two}/stay/work", f"{when}: who works in stay/work is in {where}")
+    check(os.path.ismount(f"{two}/stay/point"), f"{when}: what was mounted on stay/point isn't any more")
 
 
 COUNT = 200
@@ -142,20 +156,39 @@ for round in range(5):
     change("an attribute", lambda: os.setxattr(f"{one}/{name}", "user.a", b"%d" % round), lambda: os.getxattr(f"{two}/{name}", "user.a"), b"%d" % round, 2.0)
 print(f"65 changes, the longest seen by the other mount after {longest * 1000:.0f} ms")
 
+# What one mount changes and doesn't tell at once it believes for no longer than that.
+for what in ("written", "touched"):
+    with open(f"{two}/tree/{what}", "wb") as file:
+        if what == "written":
+            file.write(bytes(300_000))
+            file.flush()
+        else:
+            os.utime(file.fileno(), (1e9, 1e9))
+        for _ in range(6):
+            os.stat(f"{two}/tree/{what}")
+            time.sleep(1)
+        os.fsync(file.fileno())
+    time.sleep(1.2)
+    own, others = os.stat(f"{two}/tree/{what}"), os.stat(f"{one}/tree/{what}")
+    times = [(found.st_size, found.st_mtime_ns, found.st_ctime_ns) for found in (own, others)]
+    check(times[0] == times[1], f"a file that was {what}: {times[0]} where it was, {times[1]} elsewhere")
+
 # The process with the metadata server is killed, and another one takes its place: what was believed is asked for again.
+worker = works_below()
 for number in range(3):
     look(COUNT)
-    os.kill(role(b"kv"), signal.SIGKILL)
+    os.kill(server(), signal.SIGKILL)
     began = time.monotonic()
     for at in range(COUNT):
         os.chmod(f"{one}/tree/{at}", 0o600 + number)
     took = seen(lambda: {os.stat(f"{two}/tree/{at}").st_mode & 0o777 for at in range(COUNT)}, {0o600 + number}, 10.0)
     check(took is not None, "a metadata server was killed, and what changed then is not seen within 10 s")
+    still_works(worker, "a metadata server was killed")
     print(f"killed: {COUNT} changes took {time.monotonic() - began - (took or 0):.1f} s, the last was seen {(took or 10) * 1000:.0f} ms later")
 
 # One that stands still for longer than anybody waits for news.
 look(COUNT)
-stopped = role(b"kv")
+stopped = server()
 os.kill(stopped, signal.SIGSTOP)
 time.sleep(3)
 os.kill(stopped, signal.SIGCONT)
@@ -163,6 +196,29 @@ for at in range(COUNT):
     os.chmod(f"{one}/tree/{at}", 0o666)
 took = seen(lambda: {os.stat(f"{two}/tree/{at}").st_mode & 0o777 for at in range(COUNT)}, {0o666}, 5.0)
 check(took is not None, "a metadata server stood still, and what changed then is not seen within 5 s")
+still_works(worker, "a metadata server stood still")
+subprocess.run(["umount", f"{two}/stay/point"], check=True)
+worker.kill()
+worker.wait()
+
+# There are two servers, and one stands still, or dies. The other one does what it is asked; whoever can't hear the first believes nothing for long.
+kv = os.environ.get("COREFS_E2E_KV") or f"unix:{pathlib.Path(one).parent}/cluster/run/kv.sock"
+for deed in (signal.SIGSTOP, signal.SIGKILL):
+    other = subprocess.Popen([corefs, "meta", "--kv", kv, "--manager", os.environ["COREFS_MANAGER"]], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    other.stdout.readline()
+    time.sleep(3)
+    look(COUNT)
+    other.send_signal(deed)
+    mode = 0o640 if deed == signal.SIGSTOP else 0o604
+    # Each is told to one of the two; those of the one that doesn't answer go to the other one after some seconds.
+    for at in range(8):
+        os.chmod(f"{one}/tree/{at}", mode)
+    took = seen(lambda: {os.stat(f"{two}/tree/{at}").st_mode & 0o777 for at in range(8)}, {mode}, 1.5)
+    check(took is not None, f"one of two metadata servers got {deed.name}, and what changed then is not seen within 1.5 s")
+    if other.poll() is None:
+        other.kill()
+    other.wait()
+    time.sleep(1)
 
 # More at once than is told in one answer, of things that are believed.
 look(COUNT)

@@ -47,4 +47,4 @@ pub use lock::{Lock, LockKind};
 pub use meta::{Created, Meta, NewInode, Page, Piece, RENAME_EXCHANGE, RENAME_NOREPLACE, Unlinked, Written};
 pub use pool::{ClientPool, PoolOptions};
 pub use route::pace::Hedge;
-pub use watch::{News, Watch};
+pub use watch::{Moment, News, Watch};

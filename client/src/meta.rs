@@ -175,6 +175,11 @@ impl Meta {
         self.0.from.set((client, incarnation));
     }
 
+    /// How many calls have begun that change something, if none is under way: none was between two equal answers.
+    pub(crate) fn quiet(&self) -> Option<u64> {
+        self.0.sequences.borrow().quiet()
+    }
+
     /// What was heard before then may be out of date by our own doing.
     pub(crate) fn changed(&self) -> Instant {
         self.0.changed.get()

@@ -28,6 +28,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 /// Inode numbers are never reused.
@@ -39,11 +40,18 @@ pub struct CoreFs {
     pool: ClientPool,
     local_locks: bool,
     consistency: Consistency,
+    /// Whether the kernel can doubt a name and keep it: known once it has said hello.
+    doubts_names: Arc<OnceLock<bool>>,
 }
 
 impl CoreFs {
-    pub fn new(pool: ClientPool, local_locks: bool, consistency: Consistency) -> Self {
-        Self { pool, local_locks, consistency }
+    pub fn new(
+        pool: ClientPool,
+        local_locks: bool,
+        consistency: Consistency,
+        doubts_names: Arc<OnceLock<bool>>,
+    ) -> Self {
+        Self { pool, local_locks, consistency, doubts_names }
     }
 
     /// Runs a request's future on the shard of `inode`. When the shard is gone the future is dropped, and with it the reply,
@@ -127,6 +135,8 @@ const COPY_MAX: u64 = 8 << 20;
 
 impl Filesystem for CoreFs {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let doubts = config.capabilities().contains(InitFlags::FUSE_HAS_EXPIRE_ONLY);
+        self.doubts_names.get_or_init(|| doubts);
         let wishes = [
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_AUTO_INVAL_DATA,

@@ -1,7 +1,5 @@
 //! What the kernel is told without having asked.
 
-use crate::consistency::Consistency;
-use crate::told;
 use corefs_client::ClientPool;
 use corefs_wire::{Error, InodeId, Result};
 use fuser::{INodeNo, Notifier};
@@ -15,15 +13,10 @@ thread_local! {
 
 /// Before the first request is taken. Bytes that appends put elsewhere than the kernel believed are forgotten by a thread of its own: the kernel
 /// may wait for our answers meanwhile. It ends with the client.
-pub fn start(pool: &ClientPool, notifier: Notifier, consistency: Consistency) -> Result<()> {
+pub fn start(pool: &ClientPool, notifier: Notifier) -> Result<()> {
     let (moved, heard) = mpsc::channel::<(InodeId, u64)>();
     let own = notifier.clone();
     pool.run(0, move |client| async move {
-        if consistency.hears()
-            && let Err(error) = told::start(&client, own.clone())
-        {
-            tracing::warn!(%error, "names and attributes will be asked for again every second");
-        }
         client.on_moved(move |inode, from| _ = moved.send((inode, from)));
         NOTIFIER.set(Some(own));
     })?;

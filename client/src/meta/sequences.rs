@@ -29,6 +29,11 @@ impl Sequences {
         self.under_way.remove(&number);
     }
 
+    /// How many have begun, if none is under way.
+    pub fn quiet(&self) -> Option<u64> {
+        self.under_way.is_empty().then_some(self.next)
+    }
+
     /// Everything below will not be sent again.
     pub fn low_water(&self) -> u64 {
         self.under_way.first().copied().unwrap_or(self.next)

@@ -234,6 +234,7 @@ impl Draft {
         self.everything = true;
     }
 
+    /// Of a transaction that writes: what only reads changes nothing, however it ends.
     pub fn commit_begins(&mut self, now: Duration) {
         self.committing = Some(now);
     }
@@ -256,8 +257,9 @@ impl Draft {
 
     /// It may happen, or has.
     pub fn unknown(mut self, now: Duration) {
-        self.committing = None;
-        self.of.unsettled(now);
+        if self.committing.take().is_some() {
+            self.of.unsettled(now);
+        }
     }
 }
 

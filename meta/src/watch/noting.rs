@@ -37,7 +37,8 @@ impl<E: KvEngine> KvEngine for Noting<E> {
 
     fn begin(&self) -> NotingTxn<E> {
         let draft = self.changes.begin(self.engine.now());
-        NotingTxn { txn: self.engine.begin(), engine: self.engine.clone(), keys: self.keys, draft }
+        let (txn, engine) = (self.engine.begin(), self.engine.clone());
+        NotingTxn { txn, engine, keys: self.keys, draft, writes: false }
     }
 
     fn now(&self) -> Duration {
@@ -55,10 +56,12 @@ pub struct NotingTxn<E: KvEngine> {
     engine: E,
     keys: Keys,
     draft: Draft,
+    writes: bool,
 }
 
 impl<E: KvEngine> NotingTxn<E> {
     fn wrote(&mut self, key: &[u8]) {
+        self.writes = true;
         if !self.draft.is_noting() {
             return;
         }
@@ -109,6 +112,7 @@ impl<E: KvEngine> Transaction for NotingTxn<E> {
     }
 
     fn clear_range(&mut self, range: &KeyRange) {
+        self.writes = true;
         if self.draft.is_noting() && self.keys.holds_names(range) {
             self.draft.add_everything();
         }
@@ -121,6 +125,7 @@ impl<E: KvEngine> Transaction for NotingTxn<E> {
     }
 
     fn set_versionstamped_key(&mut self, prefix: &[u8], suffix: &[u8], value: &[u8]) {
+        self.writes = true;
         self.draft.add_everything();
         self.txn.set_versionstamped_key(prefix, suffix, value);
     }
@@ -139,8 +144,10 @@ impl<E: KvEngine> Transaction for NotingTxn<E> {
     }
 
     async fn commit(self) -> Result<Committed> {
-        let Self { txn, engine, mut draft, .. } = self;
-        draft.commit_begins(engine.now());
+        let Self { txn, engine, mut draft, writes, .. } = self;
+        if writes {
+            draft.commit_begins(engine.now());
+        }
         let outcome = txn.commit().await;
         match &outcome {
             Ok(_) => draft.committed(),
