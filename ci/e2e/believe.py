@@ -24,6 +24,11 @@ def check(right, what):
         print(what)
 
 
+def status(*flags):
+    done = subprocess.run([corefs, "status", "--json", *flags], check=True, capture_output=True, text=True, timeout=60)
+    return json.loads(done.stdout)
+
+
 def counters():
     """Those of all metadata servers together."""
     found = {}
@@ -39,8 +44,7 @@ def counters():
             for inner in value:
                 collect(inner)
 
-    report = subprocess.run([corefs, "status", "--counters", "--json"], check=True, capture_output=True, text=True, timeout=60)
-    collect(json.loads(report.stdout))
+    collect(status("--counters"))
     return found
 
 
@@ -202,7 +206,7 @@ worker.kill()
 worker.wait()
 
 # There are two servers, and one stands still, or dies. The other one does what it is asked; whoever can't hear the first believes nothing for long.
-kv = os.environ.get("COREFS_E2E_KV") or f"unix:{pathlib.Path(one).parent}/cluster/run/kv.sock"
+kv = status()["kv"]
 for deed in (signal.SIGSTOP, signal.SIGKILL):
     other = subprocess.Popen([corefs, "meta", "--kv", kv, "--manager", os.environ["COREFS_MANAGER"]], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     other.stdout.readline()
