@@ -16,6 +16,7 @@ use crate::meta::Meta;
 use crate::route::pace::Hedge;
 use crate::storage::Storage;
 use crate::wait::Waiters;
+use crate::watch::Watch;
 use corefs_net::transport::Choice as Transport;
 use corefs_net::{Address, Bell, Buffer, Node, Pool, Secret};
 use corefs_wire::control::Call;
@@ -123,6 +124,8 @@ pub(crate) struct Inner {
     pub relief: Waiters,
     /// Handles that were dropped and must be closed.
     pub orphans: RefCell<Vec<Orphan>>,
+    /// Hears of what others change, if names and attributes are remembered.
+    pub watch: RefCell<Option<Rc<Watch>>>,
     /// Told of appends that went elsewhere than whoever appended believed.
     moved: RefCell<Option<Rc<Moved>>>,
     /// Changes when a lock was given back here.

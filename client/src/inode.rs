@@ -54,8 +54,8 @@ pub struct Inode {
     pub pending: Cell<Changes>,
     /// What the attributes were when the first of them was decided, but for what was changed from here since.
     known: Cell<Known>,
-    /// When a metadata server last said what the attributes are; none when they have changed since.
-    pub heard: Cell<Option<Instant>>,
+    /// When a metadata server last said what the attributes are.
+    pub heard: Cell<Instant>,
     pub sessions: Sessions,
     /// Handles open.
     pub handles: Cell<u32>,
@@ -84,7 +84,7 @@ impl Inode {
             failures: RefCell::default(),
             pending: Cell::default(),
             known: Cell::default(),
-            heard: Cell::new(Some(Instant::now())),
+            heard: Cell::new(Instant::now()),
             sessions: Sessions::default(),
             handles: Cell::new(0),
             inline: Cell::new(attr.marks.inline),
@@ -119,7 +119,7 @@ impl Inode {
             self.edition.set(self.edition.get() + 1);
         }
         self.inline.set(attr.marks.inline);
-        self.heard.set(Some(Instant::now()));
+        self.heard.set(Instant::now());
     }
 
     /// Whether nothing has come between what is known here and `attr`, but that the bytes moved out: all else leaves them where they are.

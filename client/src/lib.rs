@@ -15,7 +15,7 @@
 //! | [`lock`] | advisory locks, and waiting for them |
 //! | [`fs`] | the namespace by path, copying in and out |
 //! | [`chunks`] | lengths, truncation and removal of all chunks of an inode, for the metadata servers |
-//! | `watch` | hears of what others change |
+//! | `watch` | remembers names and attributes until it hears that others changed them |
 //! | [`wait`] | how tasks of one executor wait for something to change |
 //! | [`pool`] | client shards on threads of their own, and the doors to them |
 
@@ -47,4 +47,3 @@ pub use lock::{Lock, LockKind};
 pub use meta::{Created, Meta, NewInode, Page, Piece, RENAME_EXCHANGE, RENAME_NOREPLACE, Unlinked, Written};
 pub use pool::{ClientPool, PoolOptions};
 pub use route::pace::Hedge;
-pub use watch::{Moment, News, Watch};

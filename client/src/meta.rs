@@ -10,6 +10,7 @@ mod xattr;
 
 use crate::ground::Ground;
 use crate::lock::Lock;
+use crate::watch::{Memory, Own};
 use crate::{Attr, Changes, Credentials, Entry, Kind, Space};
 use corefs_wire::checksum::crc32c;
 use corefs_wire::control::meta::{
@@ -18,7 +19,7 @@ use corefs_wire::control::meta::{
     UnlinkedT,
 };
 use corefs_wire::limits::{INLINE_MAX, NAME_MAX};
-use corefs_wire::{ClientId, Error, ErrorCode, InodeId, Result};
+use corefs_wire::{Class, ClientId, Error, ErrorCode, InodeId, Result};
 pub(crate) use encode::Repeat;
 use encode::{fields, set_caller};
 use sequences::Sequences;
@@ -123,11 +124,13 @@ pub struct Unlinked {
     pub inode: InodeId,
     /// Keeps its bytes; 0: none was begun.
     pub session: u64,
+    /// What a rename gave another name. 0: nobody knows, or it was two.
+    moved: InodeId,
 }
 
 impl Unlinked {
     fn from_message(reply: &UnlinkedT) -> Self {
-        Self { inode: InodeId(reply.inode), session: reply.session }
+        Self { inode: InodeId(reply.inode), session: reply.session, moved: InodeId(reply.moved) }
     }
 }
 
@@ -141,6 +144,7 @@ struct Calls {
     sequences: RefCell<Sequences>,
     /// When the last call ended that changed something.
     changed: Cell<Instant>,
+    memory: Rc<Memory>,
 }
 
 /// The metadata calls. Each is retried, at another server if need be, until the client's patience ends; one that changes
@@ -148,14 +152,60 @@ struct Calls {
 #[derive(Clone)]
 pub struct Meta(Rc<Calls>);
 
-/// The sequence of one changing call while it is under way.
+/// The sequence of one changing call while it is under way. What it changes, or may have, is not remembered any more when it has ended.
 struct Sequence {
     calls: Rc<Calls>,
     number: u64,
+    changes: RefCell<Vec<Own>>,
+}
+
+impl Sequence {
+    /// A name, and with it its directory.
+    fn of_name(&self, parent: InodeId, name: &[u8]) -> &Self {
+        self.of(|| Own::Name(parent, name.to_vec()))
+    }
+
+    /// A name, and what it leads to.
+    fn of_what(&self, parent: InodeId, name: &[u8]) -> &Self {
+        self.of(|| Own::What(parent, name.to_vec()))
+    }
+
+    fn of_inode(&self, inode: InodeId) -> &Self {
+        self.of(|| Own::Inode(inode))
+    }
+
+    /// Attributes of nobody knows what.
+    fn of_some_inode(&self) -> &Self {
+        self.of(|| Own::SomeInode)
+    }
+
+    fn of(&self, own: impl FnOnce() -> Own) -> &Self {
+        if self.calls.memory.is_on() {
+            self.changes.borrow_mut().push(own());
+        }
+        self
+    }
+
+    /// What became of a name that was taken away: inodes, if it is known which.
+    fn of_outcome(&self, gone: &Result<Unlinked>, renamed: bool) {
+        match gone {
+            Ok(gone) => {
+                self.of_inode(gone.inode);
+                match (renamed, gone.moved) {
+                    (false, _) => self,
+                    (true, InodeId(0)) => self.of_some_inode(),
+                    (true, moved) => self.of_inode(moved),
+                };
+            }
+            Err(error) if error.class() == Class::Fatal => {}
+            Err(_) => drop(self.of_some_inode()),
+        }
+    }
 }
 
 impl Drop for Sequence {
     fn drop(&mut self) {
+        self.changes.take().iter().for_each(|own| self.calls.memory.change(own));
         self.calls.sequences.borrow_mut().end(self.number);
         self.calls.changed.set(Instant::now());
     }
@@ -168,11 +218,16 @@ impl Meta {
             from: Cell::default(),
             sequences: RefCell::default(),
             changed: Cell::new(Instant::now()),
+            memory: Rc::default(),
         }))
     }
 
     pub(crate) fn set_client(&self, client: ClientId, incarnation: u32) {
         self.0.from.set((client, incarnation));
+    }
+
+    pub(crate) fn memory(&self) -> &Rc<Memory> {
+        &self.0.memory
     }
 
     /// How many calls have begun that change something, if none is under way: none was between two equal answers.
@@ -198,7 +253,7 @@ impl Meta {
         let number = self.0.sequences.borrow_mut().begin();
         caller.sequence = number;
         caller.low_water = self.0.sequences.borrow().low_water();
-        (caller, Sequence { calls: Rc::clone(&self.0), number })
+        (caller, Sequence { calls: Rc::clone(&self.0), number, changes: RefCell::default() })
     }
 
     pub async fn lookup(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<Attr> {
@@ -236,7 +291,8 @@ impl Meta {
         node: &NewInode,
     ) -> Result<Created> {
         check_name(name)?;
-        let (caller, _sequence) = self.changing(who);
+        let (caller, sequence) = self.changing(who);
+        sequence.of_name(parent, name);
         let mut request = CreateT::default();
         request.caller = caller;
         request.parent = parent.0;
@@ -268,6 +324,7 @@ impl Meta {
         let mut request = OpenT::default();
         let sequence = if changing {
             let (caller, sequence) = self.changing(who);
+            sequence.of_inode(inode);
             request.caller = caller;
             Some(sequence)
         } else {
@@ -331,7 +388,8 @@ impl Meta {
         written: Written<'_>,
         changes: Option<Changes>,
     ) -> Result<Attr> {
-        let (caller, _sequence) = self.changing(who);
+        let (caller, sequence) = self.changing(who);
+        sequence.of_inode(inode);
         let mut request = CloseT::default();
         request.caller = caller;
         request.inode = inode.0;
@@ -365,7 +423,8 @@ impl Meta {
         written: Written<'_>,
         move_out: bool,
     ) -> Result<Attr> {
-        let (caller, _sequence) = self.changing(who);
+        let (caller, sequence) = self.changing(who);
+        sequence.of_inode(inode);
         let mut request = SyncLengthT::default();
         request.caller = caller;
         request.inode = inode.0;
@@ -388,7 +447,8 @@ impl Meta {
         at_least: u64,
         epoch: u32,
     ) -> Result<(Attr, Option<u64>)> {
-        let (caller, _sequence) = self.changing(&Credentials::root());
+        let (caller, sequence) = self.changing(&Credentials::root());
+        sequence.of_inode(inode);
         let mut request = AppendT::default();
         request.caller = caller;
         request.inode = inode.0;
@@ -429,19 +489,23 @@ impl Meta {
         hold: &[InodeId],
     ) -> Result<Unlinked> {
         check_name(name)?;
-        let (caller, _sequence) = self.changing(who);
+        let (caller, sequence) = self.changing(who);
+        sequence.of_name(parent, name);
         let mut request = UnlinkT::default();
         request.caller = caller;
         request.parent = parent.0;
         request.name = name.to_vec();
         request.hold = numbers(hold);
-        self.0.ground.meta(parent.0, &request).await.map(|reply| Unlinked::from_message(&reply))
+        let gone = self.0.ground.meta(parent.0, &request).await.map(|reply| Unlinked::from_message(&reply));
+        sequence.of_outcome(&gone, false);
+        gone
     }
 
     /// `tree`: with everything below it, which is gone from sight at once. Root's alone (`NotPermitted`); `NotEmpty` of a server that can't.
     pub async fn rmdir(&self, who: &Credentials, parent: InodeId, name: &[u8], tree: bool) -> Result<()> {
         check_name(name)?;
-        let (caller, _sequence) = self.changing(who);
+        let (caller, sequence) = self.changing(who);
+        sequence.of_what(parent, name);
         let mut request = RmDirT::default();
         request.caller = caller;
         request.tree = tree;
@@ -461,7 +525,8 @@ impl Meta {
     ) -> Result<Unlinked> {
         check_name(from.1)?;
         check_name(to.1)?;
-        let (caller, _sequence) = self.changing(who);
+        let (caller, sequence) = self.changing(who);
+        sequence.of_name(from.0, from.1).of_name(to.0, to.1);
         let mut request = RenameT::default();
         request.caller = caller;
         request.parent = from.0.0;
@@ -470,7 +535,9 @@ impl Meta {
         request.new_name = to.1.to_vec();
         request.flags = flags;
         request.hold = numbers(hold);
-        self.0.ground.meta(from.0.0, &request).await.map(|reply| Unlinked::from_message(&reply))
+        let gone = self.0.ground.meta(from.0.0, &request).await.map(|reply| Unlinked::from_message(&reply));
+        sequence.of_outcome(&gone, true);
+        gone
     }
 
     pub async fn link(
@@ -481,7 +548,8 @@ impl Meta {
         name: &[u8],
     ) -> Result<Attr> {
         check_name(name)?;
-        let (caller, _sequence) = self.changing(who);
+        let (caller, sequence) = self.changing(who);
+        sequence.of_inode(inode).of_name(parent, name);
         let mut request = LinkT::default();
         request.caller = caller;
         request.inode = inode.0;
@@ -499,7 +567,8 @@ impl Meta {
 
     /// Goes past files open here: most callers want [`Client::set_attr`](crate::Client::set_attr).
     pub async fn set_attr(&self, who: &Credentials, inode: InodeId, changes: Changes) -> Result<Attr> {
-        let (caller, _sequence) = self.changing(who);
+        let (caller, sequence) = self.changing(who);
+        sequence.of_inode(inode);
         let mut request = SetAttrT::default();
         request.caller = caller;
         request.inode = inode.0;

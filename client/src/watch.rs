@@ -1,21 +1,24 @@
-//! Hears of what others change, from all metadata servers, so that what was heard before may be believed until then.
+//! Hears of what others change, from all metadata servers, so that names and attributes that were heard before count until then.
 //!
 //! Each server is asked all the time for what changed by way of it, and answers when something has. While all that the routing names have answered
 //! lately, and this client's lease runs (so that it would hear of new ones), nothing has changed that wasn't told, but for the moment that
-//! the word takes. When that can't be said any more, [`News::Everything`] is told.
+//! the word takes. When that can't be said any more, everything is forgotten.
 //!
 //! A server that the routing names no longer is listened to for as long as it answers: somebody may still ask it.
 
 mod lately;
+mod memory;
 
 use crate::client::{Client, Inner};
 use crate::ground::Ground;
+use crate::{Attr, Credentials};
 use corefs_net::Address;
 use corefs_net::executor::{sleep, spawn};
 use corefs_wire::control::meta::WatchT;
 use corefs_wire::{ClientId, ErrorCode, InodeId, Result};
-use lately::Lately;
-pub use lately::News;
+use lately::{Lately, News};
+pub use memory::Memory;
+pub(crate) use memory::Own;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
@@ -39,69 +42,113 @@ struct Ear {
     place: Cell<Option<(u64, u64)>>,
 }
 
-type Told = dyn Fn(&News);
-
-/// Hears of what others change. Ends with its client, or when the last handle is dropped.
-#[derive(Clone)]
-pub struct Watch(Rc<State>);
-
-struct State {
+/// Hears of what others change, for as long as its client lives.
+pub struct Watch {
     client: Weak<Inner>,
-    told: Box<Told>,
     ears: RefCell<HashMap<Address, Rc<Ear>>>,
-    /// Everything was told, and nothing has been believed since.
+    /// Everything was forgotten, and nothing has been remembered since.
     silent: Cell<bool>,
     lately: RefCell<Lately>,
 }
 
 /// A moment, before something is asked.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Moment {
     /// News so far.
     news: u64,
-    /// Changes of our own so far; none if any is under way.
-    changes: Option<u64>,
+    /// Changes of our own so far.
+    changes: u64,
 }
 
 impl Client {
-    /// Has `told` hear of what others change, on this client's executor; it must not wait.
-    pub fn watch(&self, told: impl Fn(&News) + 'static) -> Watch {
-        let state = Rc::new(State {
+    /// Remembers names and attributes from now on, and answers from memory whoever is privileged, until others change them.
+    pub fn remember(&self) {
+        if self.0.meta.memory().is_on() {
+            return;
+        }
+        let watch = Rc::new(Watch {
             client: Rc::downgrade(&self.0),
-            told: Box::new(told),
             ears: RefCell::default(),
             silent: Cell::new(true),
             lately: RefCell::default(),
         });
-        spawn(keep(Rc::downgrade(&state))).detach();
-        Watch(state)
+        spawn(keep(Rc::downgrade(&watch))).detach();
+        self.0.watch.replace(Some(watch));
+        self.0.meta.memory().switch_on();
+    }
+
+    /// Whether the attributes of an inode are remembered, so that they count until there is news of it.
+    pub fn remembers(&self, inode: InodeId) -> bool {
+        self.0.meta.memory().attr(inode).is_some()
+    }
+
+    /// The same of a name that leads nowhere.
+    pub fn remembers_nothing(&self, parent: InodeId, name: &[u8]) -> bool {
+        self.0.meta.memory().name(parent, name) == Some(None)
+    }
+}
+
+impl Inner {
+    /// What is remembered of an inode. Not of one that is open here: more is known of it than servers know.
+    pub(crate) fn remembered(&self, who: &Credentials, inode: InodeId) -> Option<Attr> {
+        let attr = self.meta.memory().attr(inode).filter(|_| who.privileged)?;
+        self.live(inode).is_none().then_some(attr)
+    }
+
+    /// The same of what a name leads to, if to anything.
+    pub(crate) fn remembered_name(
+        &self,
+        who: &Credentials,
+        parent: InodeId,
+        name: &[u8],
+    ) -> Option<Option<Attr>> {
+        let led = self.meta.memory().name(parent, name).filter(|_| who.privileged)?;
+        led.is_none_or(|attr| self.live(attr.inode).is_none()).then_some(led)
+    }
+
+    /// To be taken before something is asked that is to be remembered; none if nothing is.
+    pub(crate) fn asking(&self) -> Option<Moment> {
+        let watch = self.watch.borrow().clone()?;
+        let news = watch.lately.borrow().count();
+        Some(Moment { news, changes: self.meta.quiet()? })
+    }
+
+    /// Remembers attributes that a server said, if they still are so: every server is heard, there was no news of the inode since it was `asked`, and
+    /// this client has changed nothing meanwhile.
+    pub(crate) fn remember_attr(&self, asked: Option<Moment>, attr: &Attr) {
+        if self.stands(asked, &[News::Inode(attr.inode)]) {
+            self.meta.memory().put_attr(attr);
+        }
+    }
+
+    /// The same of what a name leads to; `None`: nothing.
+    pub(crate) fn remember_name(
+        &self,
+        asked: Option<Moment>,
+        parent: InodeId,
+        name: &[u8],
+        led: Option<&Attr>,
+    ) {
+        if asked.is_none() {
+            return;
+        }
+        if self.stands(asked, &[News::Name(parent, name.to_vec())]) {
+            self.meta.memory().put_name(parent, name, led.map(|attr| attr.inode));
+        }
+        if let Some(attr) = led {
+            self.remember_attr(asked, attr);
+        }
+    }
+
+    fn stands(&self, asked: Option<Moment>, about: &[News]) -> bool {
+        let (Some(asked), Some(watch)) = (asked, &*self.watch.borrow()) else { return false };
+        self.meta.quiet() == Some(asked.changes)
+            && watch.hears(self)
+            && watch.lately.borrow().none_since(asked.news, about)
     }
 }
 
 impl Watch {
-    /// To be taken before something is asked that [`stands`](Self::stands) is then asked about.
-    pub fn now(&self) -> Moment {
-        let changes = self.0.client.upgrade().and_then(|client| client.meta.quiet());
-        Moment { news: self.0.lately.borrow().count(), changes }
-    }
-
-    /// Whether what was asked at that moment may be believed until there is news `about` it: every server is heard, there were none since, and
-    /// this client has changed nothing meanwhile that the answer may not have known, and knows nothing of an inode that servers don't.
-    pub fn stands(&self, asked: Moment, about: &[News]) -> bool {
-        let Some(client) = self.0.client.upgrade() else { return false };
-        let unsent = |news: &News| match news {
-            News::Inode(inode) => client.live(*inode).is_some_and(|live| live.has_news()),
-            _ => false,
-        };
-        asked.changes.is_some()
-            && asked.changes == client.meta.quiet()
-            && self.0.hears(&client)
-            && self.0.lately.borrow().none_since(asked.news, about)
-            && !about.iter().any(unsent)
-    }
-}
-
-impl State {
     /// Whether every server is heard.
     fn hears(&self, client: &Inner) -> bool {
         let (metas, ears) = (client.ground.metas(), self.ears.borrow());
@@ -110,15 +157,10 @@ impl State {
     }
 
     fn tell(&self, news: &News) {
-        if let Some(client) = self.client.upgrade() {
-            match news {
-                News::Inode(inode) => client.live(*inode).into_iter().for_each(|live| live.heard.set(None)),
-                News::Everything => client.all_live().iter().for_each(|live| live.heard.set(None)),
-                News::Name(..) => {}
-            }
-        }
         self.lately.borrow_mut().add(news);
-        (self.told)(news);
+        if let Some(client) = self.client.upgrade() {
+            client.meta.memory().hear(news);
+        }
     }
 
     fn alive(&self) -> Option<Rc<Inner>> {
@@ -127,7 +169,7 @@ impl State {
 }
 
 /// Listens to each server that there is, and sees to it that nothing is believed while one isn't heard.
-async fn keep(weak: Weak<State>) {
+async fn keep(weak: Weak<Watch>) {
     while let Some(state) = weak.upgrade() {
         let Some(client) = state.alive() else { return };
         for server in client.ground.metas().iter() {
@@ -149,7 +191,7 @@ async fn keep(weak: Weak<State>) {
 }
 
 /// Asks one server for as long as it is one, or answers.
-async fn listen(weak: Weak<State>, ear: Rc<Ear>, server: Address) {
+async fn listen(weak: Weak<Watch>, ear: Rc<Ear>, server: Address) {
     loop {
         let Some(state) = weak.upgrade() else { return };
         let Some(client) = state.alive() else { return };
@@ -178,7 +220,7 @@ async fn listen(weak: Weak<State>, ear: Rc<Ear>, server: Address) {
 
 /// One question and its answer. Whether to ask again at once: not a server that answers at once and has nothing to tell.
 async fn hear(
-    state: &State,
+    state: &Watch,
     (ground, client): (&Ground, ClientId),
     ear: &Ear,
     server: &Address,

@@ -2,27 +2,28 @@
 //!
 //! | | close-to-open | strict |
 //! |---|---|---|
-//! | names and attributes, and names that aren't there | the kernel believes them until this mount hears that somebody changed them; for a second (or as long as it is told to) when it can't hear | the kernel asks each time |
+//! | names and attributes | the kernel believes them for a tenth of a second where this mount remembers them until it hears that others changed them, else for a second; or as long as it is told to | the kernel asks each time |
+//! | names that aren't there | the same, for a second at most | the kernel asks each time |
 //! | bytes read | from the kernel's cache, which forgets at open(2) what has changed | from storage, up to the end that the file has just then |
 //! | bytes written | stored by close(2), fsync(2) or some seconds later | stored when write(2) returns, and the length and times are known |
 //!
 //! Strict holds between strict mounts. What another one writes, a strict mount shows as soon as that one has stored it.
 
-use crate::told;
 use corefs_client::{Client, Credentials, File};
 use corefs_wire::{InodeId, Result};
 use fuser::FopenFlags;
 use std::time::Duration;
 
-/// How long what the kernel has heard of names and attributes is believed when changes aren't heard of, unless somebody says otherwise; and that
-/// a name isn't there, at most.
+/// How long what the kernel has heard of names and attributes is believed, unless somebody says otherwise; and that a name isn't there, at most.
 pub const BELIEVED: Duration = Duration::from_secs(1);
+
+/// The same of what this mount remembers until it hears that it has changed: the question costs next to nothing.
+const REMEMBERED: Duration = Duration::from_millis(100);
 
 /// What a mount promises about changes made elsewhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Consistency {
-    /// Who opens a file sees what was written before it was last closed; names and attributes that others
-    /// changed are seen as soon as this mount hears of it, and at the latest, unless `believed` is longer, some seconds later.
+    /// Who opens a file sees what was written before it was last closed; names and attributes that others changed are seen after `believed`.
     CloseToOpen { believed: Duration },
     /// Who looks sees what was done before, wherever. Mappings excepted: they show what was there when the file was mapped.
     Strict,
@@ -53,9 +54,21 @@ impl Consistency {
         self.believed().min(BELIEVED)
     }
 
-    /// Whether to hear of what others change: not where less is believed than otherwise, nor where more is, whatever others do.
-    pub fn hears(self) -> bool {
-        (BELIEVED..told::LONG).contains(&self.believed())
+    /// Whether to remember what was heard until others change it: not where less is believed than otherwise, nor where more is, whatever others do.
+    pub fn remembers(self) -> bool {
+        self.believed() == BELIEVED
+    }
+
+    /// How long the kernel may believe what a name leads to, and attributes of `inode`.
+    pub fn believed_of(self, client: &Client, inode: InodeId) -> Duration {
+        let remembered = self.remembers() && client.remembers(inode);
+        if remembered { REMEMBERED } else { self.believed() }
+    }
+
+    /// The same of a name that leads nowhere.
+    pub fn believed_of_nothing(self, client: &Client, parent: InodeId, name: &[u8]) -> Duration {
+        let remembered = self.remembers() && client.remembers_nothing(parent, name);
+        if remembered { REMEMBERED } else { self.remembered() }
     }
 
     /// How the kernel treats a file that is opened: strictly, without a cache of its bytes.

@@ -5,7 +5,6 @@
 //! entry that stays is seen once. A name that comes again keeps its offset, one that is new gets the next. The price is
 //! memory: the names handed out are kept while the directory is open.
 
-use crate::told::{self, Asked};
 use corefs_client::{Attr, Client, Credentials, Entry};
 use corefs_wire::{Error, ErrorCode, InodeId, Result};
 use fuser::{FileType, INodeNo};
@@ -69,8 +68,6 @@ pub struct Listed<'a> {
     pub name: &'a [u8],
     /// Those of an entry, if they were asked for and it is still there. `.` and `..` have none: the kernel doesn't look at them.
     pub attr: Option<Attr>,
-    /// Before it was looked for.
-    pub asked: Asked,
 }
 
 pub struct Directory {
@@ -80,8 +77,6 @@ pub struct Directory {
     /// Its own, for `..`; known with the first page.
     parent: InodeId,
     page: Vec<Entry>,
-    /// Before it was asked for.
-    asked: Asked,
     /// Whether they were asked for with their attributes.
     plus: bool,
     /// The next entry of the page.
@@ -98,20 +93,7 @@ impl Directory {
     pub fn new(inode: InodeId, who: Credentials) -> Self {
         let names = Names::default();
         let (parent, page) = (InodeId(0), Vec::new());
-        let asked = told::asking();
-        Self {
-            inode,
-            who,
-            names,
-            parent,
-            page,
-            asked,
-            plus: false,
-            at: 0,
-            offset: DOTS,
-            expected: 0,
-            more: true,
-        }
+        Self { inode, who, names, parent, page, plus: false, at: 0, offset: DOTS, expected: 0, more: true }
     }
 
     /// Gives the entries after `offset` to `add` until it says that the reply is full, or there are no more. From offset 0
@@ -151,7 +133,7 @@ impl Directory {
             let place = self.names.find(&entry.name, &mut self.expected);
             let next = DOTS + 1 + place.unwrap_or(self.names.ends.len()) as u64;
             let (inode, kind) = (INodeNo(entry.inode.0), crate::attr::file_type(entry.kind));
-            if add(Listed { inode, next, kind, name: &entry.name, attr: entry.attr, asked: self.asked }) {
+            if add(Listed { inode, next, kind, name: &entry.name, attr: entry.attr }) {
                 return Ok(());
             }
             if place.is_none() {
@@ -168,7 +150,7 @@ impl Directory {
     fn list_dots(&self, offset: u64, add: &mut dyn FnMut(Listed<'_>) -> bool) -> bool {
         for (position, name, inode) in [(0, b".".as_slice(), self.inode), (1, b"..", self.parent)] {
             let (inode, kind) = (INodeNo(inode.0), FileType::Directory);
-            let listed = Listed { inode, next: position + 1, kind, name, attr: None, asked: self.asked };
+            let listed = Listed { inode, next: position + 1, kind, name, attr: None };
             if position >= offset && add(listed) {
                 return true;
             }
@@ -201,10 +183,9 @@ impl Directory {
     async fn turn(&mut self, client: &Client) -> Result<()> {
         let after = (self.offset - DOTS).checked_sub(1).and_then(|last| self.names.get(last as usize));
         let after = after.unwrap_or_default().to_vec();
-        let asked = told::asking();
         let page = client.read_dir(&self.who, self.inode, &after, PAGE, self.plus).await?;
         self.more = page.more && !page.entries.is_empty();
-        (self.page, self.at, self.parent, self.asked) = (page.entries, 0, page.parent, asked);
+        (self.page, self.at, self.parent) = (page.entries, 0, page.parent);
         Ok(())
     }
 }

@@ -10,7 +10,6 @@ use crate::handles::{self, with_directory};
 use crate::locks;
 use crate::marks;
 use crate::notices;
-use crate::told::{self, Asked};
 use corefs_client::{
     Attr, Changes, Client, ClientPool, CreateOptions, Credentials, File, Kind, NewInode, OpenOptions,
     has_set_ids,
@@ -28,7 +27,6 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 /// Inode numbers are never reused.
@@ -40,18 +38,11 @@ pub struct CoreFs {
     pool: ClientPool,
     local_locks: bool,
     consistency: Consistency,
-    /// Whether the kernel can doubt a name and keep it: known once it has said hello.
-    doubts_names: Arc<OnceLock<bool>>,
 }
 
 impl CoreFs {
-    pub fn new(
-        pool: ClientPool,
-        local_locks: bool,
-        consistency: Consistency,
-        doubts_names: Arc<OnceLock<bool>>,
-    ) -> Self {
-        Self { pool, local_locks, consistency, doubts_names }
+    pub fn new(pool: ClientPool, local_locks: bool, consistency: Consistency) -> Self {
+        Self { pool, local_locks, consistency }
     }
 
     /// Runs a request's future on the shard of `inode`. When the shard is gone the future is dropped, and with it the reply,
@@ -80,27 +71,19 @@ fn id(inode: INodeNo) -> InodeId {
     InodeId(inode.0)
 }
 
-/// What a name leads to. `asked`: before that was asked for.
-fn entry(
-    reply: ReplyEntry,
-    (asked, parent, name): (Asked, InodeId, &[u8]),
-    result: Result<Attr>,
-    believed: Duration,
-) {
+fn entry(reply: ReplyEntry, result: Result<Attr>, believed: Duration) {
     match result {
         Ok(attr) => {
-            let believed = marks::heard(&attr, asked.name(parent, name, Some(attr.inode), believed));
+            let believed = marks::heard(&attr, believed);
             reply.entry(&believed, &file_attr(&attr), GENERATION);
         }
         Err(error) => reply.error(errno(&error)),
     }
 }
 
-/// `asked`: before they were asked for; none if they are remembered.
-fn attributes(reply: ReplyAttr, asked: Option<Asked>, result: Result<Attr>, believed: Duration) {
+fn attributes(reply: ReplyAttr, result: Result<Attr>, believed: Duration) {
     match result {
         Ok(attr) => {
-            let believed = asked.map_or(believed, |asked| asked.attributes(attr.inode, believed));
             let believed = marks::heard(&attr, believed);
             reply.attr(&believed, &file_attr(&attr));
         }
@@ -135,8 +118,6 @@ const COPY_MAX: u64 = 8 << 20;
 
 impl Filesystem for CoreFs {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let doubts = config.capabilities().contains(InitFlags::FUSE_HAS_EXPIRE_ONLY);
-        self.doubts_names.get_or_init(|| doubts);
         let wishes = [
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_AUTO_INVAL_DATA,
@@ -173,15 +154,18 @@ impl Filesystem for CoreFs {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (who, name, consistency) = (who(request), name_of(name), self.consistency);
         self.run(parent, move |client| async move {
-            let (asked, missing) = (told::asking(), consistency.remembered());
             match client.lookup(&who, id(parent), &name).await {
                 // Believed, too: searches in many directories ask for the same names again and again.
-                Err(error) if error.code == ErrorCode::NotFound && !missing.is_zero() => {
-                    let missing = asked.name(id(parent), &name, None, missing);
+                Err(error) if error.code == ErrorCode::NotFound && !consistency.remembered().is_zero() => {
+                    let missing = consistency.believed_of_nothing(&client, id(parent), &name);
                     let nothing = nameless_attr(INodeNo(0), FileType::RegularFile);
                     reply.entry(&missing, &nothing, GENERATION);
                 }
-                found => entry(reply, (asked, id(parent), &name), found, consistency.believed()),
+                Ok(attr) => {
+                    let believed = consistency.believed_of(&client, attr.inode);
+                    entry(reply, Ok(attr), believed);
+                }
+                Err(error) => reply.error(errno(&error)),
             }
         });
     }
@@ -189,10 +173,8 @@ impl Filesystem for CoreFs {
     fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let (who, consistency) = (who(request), self.consistency);
         self.run(inode, move |client| async move {
-            let asked = told::asking();
-            let found = client.get_attr_within(&who, id(inode), consistency.remembered()).await;
-            let asked = found.as_ref().is_ok_and(|(_, asked)| *asked).then_some(asked);
-            attributes(reply, asked, found.map(|(attr, _)| attr), consistency.believed());
+            let attr = client.get_attr_within(&who, id(inode), consistency.remembered()).await;
+            attributes(reply, attr, consistency.believed_of(&client, id(inode)));
         });
     }
 
@@ -240,8 +222,7 @@ impl Filesystem for CoreFs {
             {
                 result = Err(error);
             }
-            // It may only be remembered, and be sent when the file is closed.
-            attributes(reply, None, result, consistency.believed());
+            attributes(reply, result, consistency.believed());
         });
     }
 
@@ -325,14 +306,13 @@ impl Filesystem for CoreFs {
     fn link(&self, request: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (who, name, believed) = (who(request), name_of(name), self.consistency.believed());
         self.run(inode, move |client| async move {
-            let asked = told::asking();
             let linked = client.meta().link(&who, id(inode), id(parent), &name).await;
             // The reply's attributes become the kernel's, so they must include what is written here and not synced.
             let result = match linked {
                 Ok(_) => client.get_attr(&who, id(inode)).await,
                 Err(error) => Err(error),
             };
-            entry(reply, (asked, id(parent), &name), result, believed);
+            entry(reply, result, believed);
         });
     }
 
@@ -357,7 +337,7 @@ impl Filesystem for CoreFs {
                     if options.truncate {
                         // The kernel cuts it itself.
                         marks::heard(&file.attr(), consistency.believed());
-                    } else if marks::believes_otherwise(&file.attr(), told::longest(consistency.believed())) {
+                    } else if marks::believes_otherwise(&file.attr(), consistency.believed()) {
                         notices::attributes_changed(file.inode());
                     }
                     reply.opened(handles::insert_file(file), consistency.opened());
@@ -387,12 +367,9 @@ impl Filesystem for CoreFs {
             ..CreateOptions::default()
         };
         self.run(parent, move |client| async move {
-            let asked = told::asking();
             match client.create(&who, id(parent), &name, options).await {
                 Ok((file, _)) => {
-                    let believed = consistency.believed();
-                    let believed = asked.name(id(parent), &name, Some(file.inode()), believed);
-                    let believed = marks::heard(&file.attr(), believed);
+                    let believed = marks::heard(&file.attr(), consistency.believed());
                     let attr = file_attr(&file.attr());
                     let handle = handles::insert_file(file);
                     reply.created(&believed, &attr, GENERATION, handle, consistency.opened());
@@ -559,16 +536,16 @@ impl Filesystem for CoreFs {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let believed = self.consistency.believed();
+        let consistency = self.consistency;
         self.run(inode, move |client| async move {
             let mut add = |listed: Listed<'_>| {
                 let (attr, believed) = match listed.attr {
                     Some(attr) => {
-                        let believed = listed.asked.name(id(inode), listed.name, Some(attr.inode), believed);
+                        let believed = consistency.believed_of(&client, attr.inode);
                         (file_attr(&attr), marks::heard(&attr, believed))
                     }
                     None if listed.name == b"." || listed.name == b".." => {
-                        (nameless_attr(listed.inode, listed.kind), believed)
+                        (nameless_attr(listed.inode, listed.kind), consistency.believed())
                     }
                     // An entry whose inode went away meanwhile is left out, as if the listing had come later.
                     None => return false,
@@ -857,9 +834,8 @@ impl CoreFs {
     fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, node: NewInode, reply: ReplyEntry) {
         let (who, name, believed) = (who(request), name_of(name), self.consistency.believed());
         self.run(parent, move |client| async move {
-            let asked = told::asking();
             let made = client.meta().create(&who, id(parent), &name, &node).await;
-            entry(reply, (asked, id(parent), &name), made.map(|made| made.attr), believed);
+            entry(reply, made.map(|made| made.attr), believed);
         });
     }
 }

@@ -12,9 +12,7 @@
 //! | `directory` | a directory being read, and what its offsets mean |
 //! | `locks` | who may hold locks, and whether somebody who waits for one still wants it |
 //! | `marks` | what was heard lately: which inodes have no extended attributes, and what lengths the kernel knows |
-//! | `told` | what the kernel was told to believe for long, because this mount hears of what others change |
-//! | `kernel` | words to the kernel that the FUSE crate doesn't have |
-//! | `notices` | what else the kernel is told without having asked |
+//! | `notices` | what the kernel is told without having asked |
 //! | `attr` | attributes between the two forms |
 //! | `errno` | the only place where errors become errno values |
 
@@ -24,12 +22,10 @@ mod directory;
 mod errno;
 mod fs;
 mod handles;
-mod kernel;
 mod locks;
 mod marks;
 pub mod mount;
 mod notices;
-mod told;
 
 pub use consistency::{BELIEVED, Consistency};
 pub use mount::{MountOptions, Mounted, mount, unmount};

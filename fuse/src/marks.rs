@@ -92,11 +92,6 @@ pub fn believes_otherwise(attr: &Attr, believed: Duration) -> bool {
     HEARD.with_borrow(|heard| heard.get(&attr.inode).is_none_or(differs))
 }
 
-/// Somebody elsewhere has changed something of it.
-pub fn forget(inode: InodeId) {
-    HEARD.with_borrow_mut(|heard| heard.remove(&inode));
-}
-
 /// Somebody here has changed its extended attributes. What was heard of them counts no more, nor what is heard.
 pub fn changed(inode: InodeId) {
     HEARD.with_borrow_mut(|heard| {

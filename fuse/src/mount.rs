@@ -2,15 +2,11 @@
 
 use crate::consistency::Consistency;
 use crate::fs::CoreFs;
-use crate::kernel::Kernel;
 use crate::notices;
-use crate::told;
 use corefs_client::ClientPool;
 use corefs_wire::{Error, ErrorCode, Result};
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
 
 /// How a mount behaves.
 #[derive(Clone, Debug)]
@@ -64,19 +60,11 @@ pub fn mount(pool: ClientPool, path: &Path, options: &MountOptions) -> Result<Mo
         };
         Error::new(ErrorCode::Os, format!("mounting at {}: {error}{remedy}", path.display()))
     };
-    let doubts_names = Arc::new(OnceLock::new());
-    let file_system =
-        CoreFs::new(pool.clone(), options.local_locks, options.consistency, Arc::clone(&doubts_names));
+    let file_system = CoreFs::new(pool.clone(), options.local_locks, options.consistency);
     let session = Session::new(file_system, path, &config).map_err(why)?;
     notices::start(&pool, session.notifier())?;
-    if options.consistency.hears() {
-        let kernel = Kernel::new(session.as_fd()).map_err(why)?;
-        let doubts_names = doubts_names.get().copied().unwrap_or(false);
-        pool.run(0, move |client| async move {
-            if let Err(error) = told::start(&client, &kernel, doubts_names) {
-                tracing::warn!(%error, "names and attributes will be asked for again every second");
-            }
-        })?;
+    if options.consistency.remembers() {
+        pool.run(0, |client| async move { client.remember() })?;
     }
     let session = session.spawn().map_err(why)?;
     Ok(Mounted { session, path: path.to_owned() })

@@ -1,7 +1,7 @@
 //! What lately changed by way of this server, for clients that believe what they heard for long.
 //!
 //! A client that watches all metadata servers hears of every change that others make, and so may believe names and attributes until it does
-//! ([ADR 0024](../../docs/adr/0024-who-believes-is-told.md)). Nothing of it is stored: a server that starts knows of no changes, and says so.
+//! ([ADR 0024](../../docs/adr/0024-remembered-until-told.md)). Nothing of it is stored: a server that starts knows of no changes, and says so.
 //!
 //! | module | is |
 //! |---|---|

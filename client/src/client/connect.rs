@@ -120,6 +120,7 @@ fn make(storage: Rc<Storage>, name: String, write_behind: usize, owns_node: bool
         held: Cell::new(0),
         relief: Waiters::default(),
         orphans: Default::default(),
+        watch: Default::default(),
         moved: std::cell::RefCell::default(),
         unlocked: Waiters::default(),
         lock_waiters: Cell::new(0),

@@ -14,21 +14,27 @@ use std::time::{Duration, Instant};
 impl Client {
     /// The attributes; of a file that is open here with what was written to it.
     pub async fn get_attr(&self, who: &Credentials, inode: InodeId) -> Result<Attr> {
-        self.0.meta.get_attr(who, inode).await.map(|attr| self.0.patched(attr))
+        if let Some(attr) = self.0.remembered(who, inode) {
+            return Ok(attr);
+        }
+        let asked = self.0.asking();
+        let attr = self.0.meta.get_attr(who, inode).await?;
+        self.0.remember_attr(asked, &attr);
+        Ok(self.0.patched(attr))
     }
 
     /// As [`get_attr`](Self::get_attr), but of a file that is open here nobody is asked again within `believed` of the last
-    /// answer, unless this client has changed anything since: a name that goes, or a new one, shows at once. Says whether somebody was asked.
+    /// answer, unless this client has changed anything since: a name that goes, or a new one, shows at once.
     pub async fn get_attr_within(
         &self,
         who: &Credentials,
         inode: InodeId,
         believed: Duration,
-    ) -> Result<(Attr, bool)> {
+    ) -> Result<Attr> {
         let fresh = |heard: Instant| heard >= self.0.meta.changed() && heard.elapsed() < believed;
-        match self.0.live(inode).filter(|live| live.heard.get().is_some_and(fresh)) {
-            Some(live) => Ok((live.attr(), false)),
-            None => Ok((self.get_attr(who, inode).await?, true)),
+        match self.0.live(inode).filter(|live| fresh(live.heard.get())) {
+            Some(live) => Ok(live.attr()),
+            None => self.get_attr(who, inode).await,
         }
     }
 
@@ -39,7 +45,19 @@ impl Client {
 
     /// Looks up a name; as [`get_attr`](Self::get_attr) of what it finds.
     pub async fn lookup(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<Attr> {
-        self.0.meta.lookup(who, parent, name).await.map(|attr| self.0.patched(attr))
+        if let Some(led) = self.0.remembered_name(who, parent, name) {
+            return led.ok_or_else(|| ErrorCode::NotFound.into());
+        }
+        let asked = self.0.asking();
+        let found = self.0.meta.lookup(who, parent, name).await;
+        match &found {
+            Ok(attr) => self.0.remember_name(asked, parent, name, Some(attr)),
+            Err(error) if error.code == ErrorCode::NotFound => {
+                self.0.remember_name(asked, parent, name, None)
+            }
+            Err(_) => {}
+        }
+        found.map(|attr| self.0.patched(attr))
     }
 
     /// Entries after `after`, with `plus` each with its attributes.
@@ -51,8 +69,12 @@ impl Client {
         limit: u32,
         plus: bool,
     ) -> Result<Page> {
+        let asked = self.0.asking();
         let mut page = self.0.meta.read_dir(who, inode, after, limit, plus).await?;
         for entry in &mut page.entries {
+            if let Some(attr) = &entry.attr {
+                self.0.remember_name(asked, inode, &entry.name, Some(attr));
+            }
             entry.attr = entry.attr.map(|attr| self.0.patched(attr));
         }
         Ok(page)

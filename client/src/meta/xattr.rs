@@ -31,7 +31,8 @@ impl Meta {
         value: &[u8],
         flags: u32,
     ) -> Result<()> {
-        let (caller, _sequence) = self.changing(who);
+        let (caller, sequence) = self.changing(who);
+        sequence.of_inode(inode);
         let mut request = SetXattrT::default();
         request.caller = caller;
         (request.inode, request.flags) = (inode.0, flags);
@@ -40,7 +41,8 @@ impl Meta {
     }
 
     pub async fn remove_xattr(&self, who: &Credentials, inode: InodeId, name: &[u8]) -> Result<()> {
-        let (caller, _sequence) = self.changing(who);
+        let (caller, sequence) = self.changing(who);
+        sequence.of_inode(inode);
         let mut request = RemoveXattrT::default();
         request.caller = caller;
         (request.inode, request.name) = (inode.0, name.to_vec());

@@ -11,6 +11,7 @@ use corefs_kv::{Isolation, KvEngine, Transaction};
 use corefs_wire::control::Call;
 use corefs_wire::control::meta::{CallerT, RenameT, UnlinkedT};
 use corefs_wire::{Error, ErrorCode, InodeId, ROOT_INODE, Result};
+use std::cell::Cell;
 
 /// Flags, as of renameat2(2).
 pub const NOREPLACE: u32 = 1;
@@ -50,6 +51,8 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
             self.keys.dirent(from, &request.name),
             self.keys.dirent(to, &request.new_name),
         ];
+        // Of an attempt here, which isn't known to have been the one that happened if there were others elsewhere.
+        let moved = Cell::new(InodeId(0));
         let outcome =
             self.once(RenameT::OP, &request.caller, &keys, async |txn: &mut E::Txn, mut values: Values| {
                 let (old_directory, new_directory) = (values.directory()?, values.directory()?);
@@ -61,6 +64,9 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                     (NOREPLACE, Some(_)) => return Err(ErrorCode::Exists.into()),
                     (EXCHANGE, None) => return Err(ErrorCode::NotFound.into()),
                     _ => {}
+                }
+                if request.flags != EXCHANGE && !request.caller.repeated {
+                    moved.set(old_dirent.inode);
                 }
                 if new_dirent.is_some_and(|dirent| dirent.inode == old_dirent.inode) {
                     return Ok(Attempt::Unchanged(Outcome::default()));
@@ -96,7 +102,9 @@ impl<E: KvEngine, O: Outside> Namespace<E, O> {
                     _ => self.replace(txn, request, old, new).await.map(Attempt::Changed),
                 }
             });
-        Ok(unlinked(&outcome.await?))
+        let mut reply = unlinked(&outcome.await?);
+        reply.moved = moved.get().0;
+        Ok(reply)
     }
 
     /// Walks from `to` up to the root: `WouldLoop` when `moved`, which now hangs in `from`, is on the way. Every record on

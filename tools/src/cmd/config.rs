@@ -81,7 +81,7 @@ pub const TEMPLATE: &str = r#"# corefs: settings of the roles, a section each. E
 # hedge = "auto"                          # off, auto or a time: when a second replica is asked for a read, too
 # threads = 2                             # threads that read requests from the kernel
 # consistency = "close-to-open"           # or strict: what one mount does, others show at once
-# believe = "1s"                          # for how long names and attributes are not asked for again, unless changes are heard of
+# believe = "1s"                          # for how long the kernel doesn't ask for names and attributes again
 # local_locks = false                     # true: locks count among the programs of this mount only
 # secret_file = "secret"
 "#;

@@ -48,16 +48,16 @@ pub struct Args {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     local_locks: bool,
-    /// When changes made elsewhere are seen here: `close-to-open`, what was closed before a file is opened, names some milliseconds later; or
+    /// When changes made elsewhere are seen here: `close-to-open`, what was closed before a file is opened, names within a second; or
     /// `strict`, everything at once, for programs on several machines that watch each other's files without locks. Strict costs a question
     /// before each read and a commit with each write [default: close-to-open].
     #[arg(long, value_name = "HOW")]
     #[serde(skip_serializing_if = "Option::is_none")]
     consistency: Option<How>,
-    /// How long the kernel believes names and attributes without being told that they changed, such as 10m or 12h, a day at most. From a
-    /// second to a minute: while changes can't be heard of (else it believes them until it hears). Less: always, and no changes are heard of.
-    /// More: always, so that what other mounts change is seen only then; for data that nobody changes meanwhile. In any case opening a file
-    /// shows its newest bytes [default: 1s].
+    /// How long the kernel believes names and attributes without asking again, whatever others do, such as 10m or 12h, a day at most: what
+    /// other mounts change is seen only then. For data that nobody changes meanwhile; a name that isn't there is looked for again after a
+    /// second in any case, and opening a file shows its newest bytes [default: 1s; and this mount remembers what it heard until it hears
+    /// that it has changed].
     #[arg(long, value_name = "TIME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     believe: Option<String>,

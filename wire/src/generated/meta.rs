@@ -5781,6 +5781,7 @@ pub mod corefs {
         impl<'a> Unlinked<'a> {
             pub const VT_INODE: ::flatbuffers::VOffsetT = 4;
             pub const VT_SESSION: ::flatbuffers::VOffsetT = 6;
+            pub const VT_MOVED: ::flatbuffers::VOffsetT = 8;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5792,6 +5793,7 @@ pub mod corefs {
                 args: &'args UnlinkedArgs,
             ) -> ::flatbuffers::WIPOffset<Unlinked<'bldr>> {
                 let mut builder = UnlinkedBuilder::new(_fbb);
+                builder.add_moved(args.moved);
                 builder.add_session(args.session);
                 builder.add_inode(args.inode);
                 builder.finish()
@@ -5800,7 +5802,12 @@ pub mod corefs {
             pub fn unpack(&self) -> UnlinkedT {
                 let inode = self.inode();
                 let session = self.session();
-                UnlinkedT { inode, session }
+                let moved = self.moved();
+                UnlinkedT {
+                    inode,
+                    session,
+                    moved,
+                }
             }
 
             #[inline]
@@ -5817,6 +5824,13 @@ pub mod corefs {
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u64>(Unlinked::VT_SESSION, Some(0)).unwrap() }
             }
+            #[inline]
+            pub fn moved(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Unlinked::VT_MOVED, Some(0)).unwrap() }
+            }
         }
 
         impl ::flatbuffers::Verifiable for Unlinked<'_> {
@@ -5828,6 +5842,7 @@ pub mod corefs {
                 v.visit_table(pos)?
                     .visit_field::<u64>("inode", Self::VT_INODE, false)?
                     .visit_field::<u64>("session", Self::VT_SESSION, false)?
+                    .visit_field::<u64>("moved", Self::VT_MOVED, false)?
                     .finish();
                 Ok(())
             }
@@ -5835,11 +5850,16 @@ pub mod corefs {
         pub struct UnlinkedArgs {
             pub inode: u64,
             pub session: u64,
+            pub moved: u64,
         }
         impl<'a> Default for UnlinkedArgs {
             #[inline]
             fn default() -> Self {
-                UnlinkedArgs { inode: 0, session: 0 }
+                UnlinkedArgs {
+                    inode: 0,
+                    session: 0,
+                    moved: 0,
+                }
             }
         }
 
@@ -5855,6 +5875,10 @@ pub mod corefs {
             #[inline]
             pub fn add_session(&mut self, session: u64) {
                 self.fbb_.push_slot::<u64>(Unlinked::VT_SESSION, session, 0);
+            }
+            #[inline]
+            pub fn add_moved(&mut self, moved: u64) {
+                self.fbb_.push_slot::<u64>(Unlinked::VT_MOVED, moved, 0);
             }
             #[inline]
             pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> UnlinkedBuilder<'a, 'b, A> {
@@ -5876,6 +5900,7 @@ pub mod corefs {
                 let mut ds = f.debug_struct("Unlinked");
                 ds.field("inode", &self.inode());
                 ds.field("session", &self.session());
+                ds.field("moved", &self.moved());
                 ds.finish()
             }
         }
@@ -5884,10 +5909,15 @@ pub mod corefs {
         pub struct UnlinkedT {
             pub inode: u64,
             pub session: u64,
+            pub moved: u64,
         }
         impl Default for UnlinkedT {
             fn default() -> Self {
-                Self { inode: 0, session: 0 }
+                Self {
+                    inode: 0,
+                    session: 0,
+                    moved: 0,
+                }
             }
         }
         impl UnlinkedT {
@@ -5897,7 +5927,15 @@ pub mod corefs {
             ) -> ::flatbuffers::WIPOffset<Unlinked<'b>> {
                 let inode = self.inode;
                 let session = self.session;
-                Unlinked::create(_fbb, &UnlinkedArgs { inode, session })
+                let moved = self.moved;
+                Unlinked::create(
+                    _fbb,
+                    &UnlinkedArgs {
+                        inode,
+                        session,
+                        moved,
+                    },
+                )
             }
         }
         pub enum RmDirOffset {}

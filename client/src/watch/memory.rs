@@ -1,0 +1,224 @@
+//! Names and attributes that were heard and count until there is news of them. Pure but for the clock.
+
+use super::News;
+use crate::Attr;
+use corefs_wire::InodeId;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// Names and inodes remembered, of some 250 bytes each: beyond them all are forgotten and learnt again.
+const REMEMBERED_MAX: usize = 1 << 19;
+/// Not for ever: a metadata server that the managers have forgotten, that can't be reached from here, and that still serves somebody who
+/// doesn't know, tells us nothing.
+const AGE_MAX: Duration = Duration::from_secs(60);
+
+/// What this client itself changes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Own {
+    /// A name, and the attributes of its directory.
+    Name(InodeId, Vec<u8>),
+    /// Those, and the attributes of what it leads to.
+    What(InodeId, Vec<u8>),
+    Inode(InodeId),
+    /// Attributes of nobody knows what.
+    SomeInode,
+}
+
+/// Nothing is remembered until it is switched on.
+#[derive(Default)]
+pub struct Memory {
+    on: Cell<bool>,
+    store: RefCell<Store>,
+}
+
+#[derive(Default)]
+struct Store {
+    names: HashMap<InodeId, HashMap<Vec<u8>, Name>>,
+    attrs: HashMap<InodeId, (Attr, Instant)>,
+    /// Of names.
+    count: usize,
+}
+
+struct Name {
+    /// What it leads to, if to anything.
+    inode: Option<InodeId>,
+    since: Instant,
+}
+
+impl Memory {
+    pub fn is_on(&self) -> bool {
+        self.on.get()
+    }
+
+    pub fn switch_on(&self) {
+        self.on.set(true);
+    }
+
+    /// The attributes of an inode.
+    pub fn attr(&self, inode: InodeId) -> Option<Attr> {
+        let store = self.store.borrow();
+        store.attrs.get(&inode).filter(|(_, since)| is_fresh(*since)).map(|(attr, _)| *attr)
+    }
+
+    /// What a name leads to, if to anything, with its attributes; none if that isn't known.
+    pub fn name(&self, parent: InodeId, name: &[u8]) -> Option<Option<Attr>> {
+        let led = {
+            let store = self.store.borrow();
+            let known = store.names.get(&parent)?.get(name).filter(|known| is_fresh(known.since))?;
+            known.inode
+        };
+        match led {
+            Some(inode) => self.attr(inode).map(Some),
+            None => Some(None),
+        }
+    }
+
+    pub fn put_attr(&self, attr: &Attr) {
+        let mut store = self.store.borrow_mut();
+        store.make_room();
+        store.attrs.insert(attr.inode, (*attr, Instant::now()));
+    }
+
+    pub fn put_name(&self, parent: InodeId, name: &[u8], inode: Option<InodeId>) {
+        let mut store = self.store.borrow_mut();
+        store.make_room();
+        let known = Name { inode, since: Instant::now() };
+        if store.names.entry(parent).or_default().insert(name.to_vec(), known).is_none() {
+            store.count += 1;
+        }
+    }
+
+    pub fn hear(&self, news: &News) {
+        let mut store = self.store.borrow_mut();
+        match news {
+            News::Inode(inode) => drop(store.attrs.remove(inode)),
+            News::Name(parent, name) => drop(store.forget(*parent, name)),
+            News::Everything => *store = Store::default(),
+        }
+    }
+
+    pub(crate) fn change(&self, own: &Own) {
+        let mut store = self.store.borrow_mut();
+        match own {
+            Own::Inode(inode) => drop(store.attrs.remove(inode)),
+            Own::SomeInode => store.attrs.clear(),
+            Own::Name(parent, name) => {
+                store.attrs.remove(parent);
+                store.forget(*parent, name);
+            }
+            Own::What(parent, name) => {
+                store.attrs.remove(parent);
+                match store.forget(*parent, name) {
+                    Some(Name { inode: Some(inode), .. }) => drop(store.attrs.remove(&inode)),
+                    _ => store.attrs.clear(),
+                }
+            }
+        }
+    }
+}
+
+fn is_fresh(since: Instant) -> bool {
+    since.elapsed() < AGE_MAX
+}
+
+impl Store {
+    fn make_room(&mut self) {
+        if self.count + self.attrs.len() >= REMEMBERED_MAX {
+            *self = Self::default();
+        }
+    }
+
+    fn forget(&mut self, parent: InodeId, name: &[u8]) -> Option<Name> {
+        let names = self.names.get_mut(&parent)?;
+        let known = names.remove(name)?;
+        if names.is_empty() {
+            self.names.remove(&parent);
+        }
+        self.count -= 1;
+        Some(known)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Kind, Marks};
+
+    fn attr(inode: u64) -> Attr {
+        Attr {
+            inode: InodeId(inode),
+            kind: Kind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            nlink: 1,
+            rdev: 0,
+            atime: 0,
+            mtime: 0,
+            ctime: 0,
+            btime: 0,
+            epoch: 1,
+            layout: None,
+            parent: InodeId(1),
+            marks: Marks::default(),
+        }
+    }
+
+    /// A directory 1 with a: 5, b: 6, and no c.
+    fn filled() -> Memory {
+        let memory = Memory::default();
+        [1, 5, 6].map(attr).iter().for_each(|attr| memory.put_attr(attr));
+        for (name, inode) in [(b"a", Some(5)), (b"b", Some(6)), (b"c", None)] {
+            memory.put_name(InodeId(1), name, inode.map(InodeId));
+        }
+        memory
+    }
+
+    fn known(memory: &Memory) -> (Vec<Option<Option<u64>>>, Vec<u64>) {
+        let name = |name: &[u8; 1]| memory.name(InodeId(1), name).map(|led| led.map(|attr| attr.inode.0));
+        let inodes = [1, 5, 6].into_iter().filter(|inode| memory.attr(InodeId(*inode)).is_some());
+        ([b"a", b"b", b"c"].map(name).to_vec(), inodes.collect())
+    }
+
+    #[test]
+    fn what_was_heard_counts_until_there_is_news_of_it() {
+        let memory = filled();
+        assert_eq!(known(&memory), (vec![Some(Some(5)), Some(Some(6)), Some(None)], vec![1, 5, 6]));
+        memory.hear(&News::Name(InodeId(1), b"c".to_vec()));
+        memory.hear(&News::Name(InodeId(2), b"a".to_vec()));
+        assert_eq!(known(&memory), (vec![Some(Some(5)), Some(Some(6)), None], vec![1, 5, 6]));
+        memory.hear(&News::Inode(InodeId(5)));
+        assert_eq!(known(&memory), (vec![None, Some(Some(6)), None], vec![1, 6]));
+        memory.hear(&News::Everything);
+        assert_eq!(known(&memory), (vec![None, None, None], vec![]));
+        assert_eq!(memory.store.borrow().count, 0);
+    }
+
+    #[test]
+    fn what_is_changed_here_is_not_remembered() {
+        let memory = filled();
+        memory.change(&Own::Name(InodeId(1), b"c".to_vec()));
+        assert_eq!(known(&memory), (vec![Some(Some(5)), Some(Some(6)), None], vec![5, 6]));
+        memory.change(&Own::What(InodeId(1), b"a".to_vec()));
+        assert_eq!(known(&memory), (vec![None, Some(Some(6)), None], vec![6]));
+        memory.change(&Own::What(InodeId(1), b"z".to_vec()));
+        assert_eq!(known(&memory), (vec![None, None, None], vec![]), "nobody knows what z led to");
+        let memory = filled();
+        memory.change(&Own::Inode(InodeId(6)));
+        assert_eq!(known(&memory), (vec![Some(Some(5)), None, Some(None)], vec![1, 5]));
+        memory.change(&Own::SomeInode);
+        assert_eq!(known(&memory), (vec![None, None, Some(None)], vec![]));
+    }
+
+    #[test]
+    fn there_is_an_end_to_what_is_remembered() {
+        let memory = filled();
+        (0..REMEMBERED_MAX as u64)
+            .for_each(|number| memory.put_name(InodeId(2), &number.to_le_bytes(), None));
+        let store = memory.store.borrow();
+        assert!(store.count + store.attrs.len() <= REMEMBERED_MAX);
+        assert_eq!(store.count, store.names.values().map(HashMap::len).sum::<usize>());
+    }
+}
