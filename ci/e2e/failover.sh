@@ -73,13 +73,13 @@ for _ in $(seq 600); do
   sleep 0.1
 done
 at=$(now); kill -KILL "$(node 2)"
-waited=$(writes_after "$at") || die "writes don't go on: $waited"
+waited=$(writes_after "$at") || { tail -n 20 "$work/load.out"; die "writes don't go on: $waited"; }
 say "one node killed: $waited"
 whole
 
 victim=$(node 3)
 at=$(now); kill -STOP "$victim"
-waited=$(writes_after "$at") || die "writes don't go on: $waited"
+waited=$(writes_after "$at") || { tail -n 20 "$work/load.out"; die "writes don't go on: $waited"; }
 say "one node stopped: $waited"
 [ "$(count Serving)" -lt "$members" ] || die "a node that stands still still serves"
 kill -KILL "$victim"
@@ -88,13 +88,13 @@ whole
 
 first=$(node 1); second=$(node 3)
 at=$(now); kill -KILL "$first" "$second"
-waited=$(writes_after "$at") || die "writes don't go on: $waited"
+waited=$(writes_after "$at") || { tail -n 20 "$work/load.out"; die "writes don't go on: $waited"; }
 say "two nodes killed at once: $waited"
 whole
 
 victim=$(node 1)
 at=$(now); kill -STOP "$victim"; sleep 3; kill -CONT "$victim"
-waited=$(writes_after "$at") || die "writes don't go on: $waited"
+waited=$(writes_after "$at") || { tail -n 20 "$work/load.out"; die "writes don't go on: $waited"; }
 say "one node stopped and gone on: $waited"
 whole
 

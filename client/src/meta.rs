@@ -157,6 +157,8 @@ struct Sequence {
     calls: Rc<Calls>,
     number: u64,
     changes: RefCell<Vec<Own>>,
+    /// It is known what became of it.
+    settled: Cell<bool>,
 }
 
 impl Sequence {
@@ -186,26 +188,25 @@ impl Sequence {
         self
     }
 
-    /// What became of a name that was taken away: inodes, if it is known which.
+    /// Inodes that lost a name, or have another one, as far as that is known.
     fn of_outcome(&self, gone: &Result<Unlinked>, renamed: bool) {
-        match gone {
-            Ok(gone) => {
-                self.of_inode(gone.inode);
-                match (renamed, gone.moved) {
-                    (false, _) => self,
-                    (true, InodeId(0)) => self.of_some_inode(),
-                    (true, moved) => self.of_inode(moved),
-                };
-            }
-            Err(error) if error.class() == Class::Fatal => {}
-            Err(_) => drop(self.of_some_inode()),
-        }
+        let Ok(gone) = gone else { return };
+        self.of_inode(gone.inode);
+        match (renamed, gone.moved) {
+            (false, _) => self,
+            (true, InodeId(0)) => self.of_some_inode(),
+            (true, moved) => self.of_inode(moved),
+        };
     }
 }
 
 impl Drop for Sequence {
     fn drop(&mut self) {
         self.changes.take().iter().for_each(|own| self.calls.memory.change(own));
+        if !self.settled.get() {
+            // It may still happen, and nobody will tell us of a change of our own.
+            self.calls.memory.doubt();
+        }
         self.calls.sequences.borrow_mut().end(self.number);
         self.calls.changed.set(Instant::now());
     }
@@ -240,6 +241,22 @@ impl Meta {
         self.0.changed.get()
     }
 
+    /// A call that only looks. An inode that isn't there tells that what is remembered of the way to it is out of date.
+    async fn ask<C: Repeat>(&self, key: u64, request: &C) -> Result<C::Reply> {
+        let outcome = self.0.ground.meta(key, request).await;
+        if outcome.as_ref().is_err_and(|error| error.code == ErrorCode::NoSuchInode) {
+            self.0.memory.forget_all();
+        }
+        outcome
+    }
+
+    /// A call that changes something.
+    async fn carry_out<C: Repeat>(&self, sequence: &Sequence, key: u64, request: &C) -> Result<C::Reply> {
+        let outcome = self.ask(key, request).await;
+        sequence.settled.set(outcome.as_ref().err().is_none_or(|error| error.class() == Class::Fatal));
+        outcome
+    }
+
     /// For a call that only looks.
     fn looking(&self, who: &Credentials) -> Box<CallerT> {
         let mut caller = Box::<CallerT>::default();
@@ -253,7 +270,15 @@ impl Meta {
         let number = self.0.sequences.borrow_mut().begin();
         caller.sequence = number;
         caller.low_water = self.0.sequences.borrow().low_water();
-        (caller, Sequence { calls: Rc::clone(&self.0), number, changes: RefCell::default() })
+        (
+            caller,
+            Sequence {
+                calls: Rc::clone(&self.0),
+                number,
+                changes: RefCell::default(),
+                settled: Cell::default(),
+            },
+        )
     }
 
     pub async fn lookup(&self, who: &Credentials, parent: InodeId, name: &[u8]) -> Result<Attr> {
@@ -262,7 +287,7 @@ impl Meta {
         request.caller = self.looking(who);
         request.parent = parent.0;
         request.name = name.to_vec();
-        Attr::from_message(&self.0.ground.meta(parent.0, &request).await?.attr)
+        Attr::from_message(&self.ask(parent.0, &request).await?.attr)
     }
 
     pub async fn get_attr(&self, who: &Credentials, inode: InodeId) -> Result<Attr> {
@@ -276,11 +301,18 @@ impl Meta {
         let mut request = GetAttrT::default();
         request.caller = self.looking(who);
         request.inodes = inodes.iter().map(|inode| inode.0).collect();
-        let reply = self.0.ground.meta(first.0, &request).await?;
+        let reply = self.ask(first.0, &request).await?;
         if reply.results.len() != inodes.len() {
             return Err(bad("a batch stat with another number of results"));
         }
-        Ok(reply.results.iter().zip(inodes).map(|(result, inode)| encode::result(result, *inode)).collect())
+        let results = reply.results.iter().zip(inodes).map(|(result, inode)| encode::result(result, *inode));
+        let results: Vec<Result<Attr>> = results.collect();
+        let is_gone =
+            |result: &Result<Attr>| result.as_ref().is_err_and(|error| error.code == ErrorCode::NoSuchInode);
+        if results.iter().any(is_gone) {
+            self.0.memory.forget_all();
+        }
+        Ok(results)
     }
 
     pub async fn create(
@@ -307,7 +339,7 @@ impl Meta {
         request.chunk_size = node.chunk_size;
         request.stripe = node.stripe;
         request.umask = node.umask;
-        let reply = self.0.ground.meta(parent.0, &request).await?;
+        let reply = self.carry_out(&sequence, parent.0, &request).await?;
         let attr = Attr::from_message(&reply.attr)?;
         Ok(Created { attr, session: reply.session, created: reply.created })
     }
@@ -336,7 +368,7 @@ impl Meta {
         request.truncate = truncate;
         let reply = match sequence {
             Some(sequence) => self.begin(request, sequence).await?,
-            None => self.0.ground.meta(inode.0, &request).await?,
+            None => self.ask(inode.0, &request).await?,
         };
         Ok((Attr::from_message(&reply.attr)?, reply.session))
     }
@@ -348,7 +380,7 @@ impl Meta {
         request.caller = self.looking(who);
         request.inode = inode.0;
         request.bytes = true;
-        let reply = self.0.ground.meta(inode.0, &request).await?;
+        let reply = self.ask(inode.0, &request).await?;
         let attr = Attr::from_message(&reply.attr)?;
         let Some(inline) = reply.inline else {
             return if attr.marks.inline {
@@ -399,7 +431,7 @@ impl Meta {
         request.epoch = written.epoch;
         request.inline = written.piece.map(Piece::to_message);
         request.set = changes.map(|changes| Box::new(fields(&changes)));
-        Attr::from_message(&self.0.ground.meta(inode.0, &request).await?.attr)
+        Attr::from_message(&self.carry_out(&sequence, inode.0, &request).await?.attr)
     }
 
     /// Ends sessions, at most [`SESSIONS_MAX`](corefs_wire::limits::SESSIONS_MAX), that have nothing to tell.
@@ -411,7 +443,7 @@ impl Meta {
             .iter()
             .map(|(inode, session)| SessionNameT { inode: inode.0, session: *session })
             .collect();
-        self.0.ground.meta(first.0, &request).await.map(drop)
+        self.ask(first.0, &request).await.map(drop)
     }
 
     /// Makes length and times of what was written durable; the session stays. `move_out`: bytes that are kept with the inode go to chunks.
@@ -434,7 +466,7 @@ impl Meta {
         request.epoch = written.epoch;
         request.inline = written.piece.map(Piece::to_message);
         request.move_out = move_out;
-        Attr::from_message(&self.0.ground.meta(inode.0, &request).await?.attr)
+        Attr::from_message(&self.carry_out(&sequence, inode.0, &request).await?.attr)
     }
 
     /// A place for `count` bytes behind everything that anybody wrote or was given, and behind `at_least`; none when the file's epoch
@@ -456,7 +488,7 @@ impl Meta {
         request.count = count;
         request.at_least = at_least;
         request.epoch = epoch;
-        let reply = self.0.ground.meta(inode.0, &request).await?;
+        let reply = self.carry_out(&sequence, inode.0, &request).await?;
         Ok((Attr::from_message(&reply.attr)?, reply.given.then_some(reply.offset)))
     }
 
@@ -475,7 +507,7 @@ impl Meta {
         request.after = after.to_vec();
         request.limit = limit;
         request.plus = plus;
-        let reply = self.0.ground.meta(inode.0, &request).await?;
+        let reply = self.ask(inode.0, &request).await?;
         let entries: Result<Vec<Entry>> = reply.entries.into_iter().map(encode::entry).collect();
         Ok(Page { entries: entries?, more: reply.more, parent: InodeId(reply.parent) })
     }
@@ -496,7 +528,8 @@ impl Meta {
         request.parent = parent.0;
         request.name = name.to_vec();
         request.hold = numbers(hold);
-        let gone = self.0.ground.meta(parent.0, &request).await.map(|reply| Unlinked::from_message(&reply));
+        let gone =
+            self.carry_out(&sequence, parent.0, &request).await.map(|reply| Unlinked::from_message(&reply));
         sequence.of_outcome(&gone, false);
         gone
     }
@@ -511,7 +544,7 @@ impl Meta {
         request.tree = tree;
         request.parent = parent.0;
         request.name = name.to_vec();
-        self.0.ground.meta(parent.0, &request).await.map(drop)
+        self.carry_out(&sequence, parent.0, &request).await.map(drop)
     }
 
     /// Goes past files open here but those in `hold`: most callers want [`Client::rename`](crate::Client::rename).
@@ -535,7 +568,8 @@ impl Meta {
         request.new_name = to.1.to_vec();
         request.flags = flags;
         request.hold = numbers(hold);
-        let gone = self.0.ground.meta(from.0.0, &request).await.map(|reply| Unlinked::from_message(&reply));
+        let gone =
+            self.carry_out(&sequence, from.0.0, &request).await.map(|reply| Unlinked::from_message(&reply));
         sequence.of_outcome(&gone, true);
         gone
     }
@@ -555,14 +589,14 @@ impl Meta {
         request.inode = inode.0;
         request.parent = parent.0;
         request.name = name.to_vec();
-        Attr::from_message(&self.0.ground.meta(parent.0, &request).await?.attr)
+        Attr::from_message(&self.carry_out(&sequence, parent.0, &request).await?.attr)
     }
 
     pub async fn read_link(&self, who: &Credentials, inode: InodeId) -> Result<Vec<u8>> {
         let mut request = ReadLinkT::default();
         request.caller = self.looking(who);
         request.inode = inode.0;
-        Ok(self.0.ground.meta(inode.0, &request).await?.target)
+        Ok(self.ask(inode.0, &request).await?.target)
     }
 
     /// Goes past files open here: most callers want [`Client::set_attr`](crate::Client::set_attr).
@@ -573,7 +607,7 @@ impl Meta {
         request.caller = caller;
         request.inode = inode.0;
         *request.set = fields(&changes);
-        Attr::from_message(&self.0.ground.meta(inode.0, &request).await?.attr)
+        Attr::from_message(&self.carry_out(&sequence, inode.0, &request).await?.attr)
     }
 
     /// Takes, changes or gives back a lock; `Locked` at once when somebody else's is in the way. Most callers want
@@ -585,12 +619,12 @@ impl Meta {
         owner: u64,
         lock: &Lock,
     ) -> Result<()> {
-        let (caller, _sequence) = self.changing(who);
+        let (caller, sequence) = self.changing(who);
         let mut request = SetLockT::default();
         request.caller = caller;
         (request.inode, request.owner) = (inode.0, owner);
         *request.lock = lock.to_message();
-        self.0.ground.meta(inode.0, &request).await.map(drop)
+        self.carry_out(&sequence, inode.0, &request).await.map(drop)
     }
 
     /// The first lock that is in the way of this one.
@@ -605,12 +639,12 @@ impl Meta {
         request.caller = self.looking(who);
         (request.inode, request.owner) = (inode.0, owner);
         *request.lock = lock.to_message();
-        let reply = self.0.ground.meta(inode.0, &request).await?;
+        let reply = self.ask(inode.0, &request).await?;
         Ok(reply.lock.map(|lock| Lock::from_message(&lock)))
     }
 
     pub async fn statfs(&self) -> Result<Space> {
-        let reply = self.0.ground.meta(0, &StatFsT::default()).await?;
+        let reply = self.ask(0, &StatFsT::default()).await?;
         Ok(Space {
             total: reply.total,
             free: reply.free,

@@ -14,6 +14,7 @@ use crate::ground::Ground;
 use crate::{Attr, Credentials};
 use corefs_net::Address;
 use corefs_net::executor::{sleep, spawn};
+use corefs_net::process::boot_ms;
 use corefs_wire::control::meta::WatchT;
 use corefs_wire::{ClientId, ErrorCode, InodeId, Result};
 use lately::{Lately, News};
@@ -28,6 +29,8 @@ use std::time::{Duration, Instant};
 const WAIT: Duration = Duration::from_secs(1);
 /// How much later the answer may come before the server isn't heard any more.
 const LATE: Duration = Duration::from_secs(1);
+/// A server that has said nothing for so long isn't heard, whatever was the matter: this process may have stood still.
+const SILENT: Duration = Duration::from_secs(3);
 /// After a question that failed, or whose answer was of no use.
 const PAUSE: Duration = Duration::from_millis(250);
 /// After one that the server doesn't understand.
@@ -40,6 +43,8 @@ const LOOK: Duration = Duration::from_millis(250);
 struct Ear {
     /// The life of the server, and what to ask for next; none while nothing of it can be believed.
     place: Cell<Option<(u64, u64)>>,
+    /// When it last answered: CLOCK_BOOTTIME (ms), which goes on while the machine sleeps.
+    heard: Cell<u64>,
 }
 
 /// Hears of what others change, for as long as its client lives.
@@ -79,7 +84,7 @@ impl Client {
 
     /// Whether the attributes of an inode are remembered, so that they count until there is news of it.
     pub fn remembers(&self, inode: InodeId) -> bool {
-        self.0.meta.memory().attr(inode).is_some()
+        self.0.live(inode).is_none() && self.0.meta.memory().attr(inode).is_some()
     }
 
     /// The same of a name that leads nowhere.
@@ -92,7 +97,7 @@ impl Inner {
     /// What is remembered of an inode. Not of one that is open here: more is known of it than servers know.
     pub(crate) fn remembered(&self, who: &Credentials, inode: InodeId) -> Option<Attr> {
         let attr = self.meta.memory().attr(inode).filter(|_| who.privileged)?;
-        self.live(inode).is_none().then_some(attr)
+        (self.live(inode).is_none() && self.hears()).then_some(attr)
     }
 
     /// The same of what a name leads to, if to anything.
@@ -103,12 +108,13 @@ impl Inner {
         name: &[u8],
     ) -> Option<Option<Attr>> {
         let led = self.meta.memory().name(parent, name).filter(|_| who.privileged)?;
-        led.is_none_or(|attr| self.live(attr.inode).is_none()).then_some(led)
+        let is_open = led.is_some_and(|attr| self.live(attr.inode).is_some());
+        (!is_open && self.hears()).then_some(led)
     }
 
     /// To be taken before something is asked that is to be remembered; none if nothing is.
     pub(crate) fn asking(&self) -> Option<Moment> {
-        let watch = self.watch.borrow().clone()?;
+        let watch = self.watch.borrow().clone().filter(|_| self.meta.memory().is_ready())?;
         let news = watch.lately.borrow().count();
         Some(Moment { news, changes: self.meta.quiet()? })
     }
@@ -116,9 +122,15 @@ impl Inner {
     /// Remembers attributes that a server said, if they still are so: every server is heard, there was no news of the inode since it was `asked`, and
     /// this client has changed nothing meanwhile.
     pub(crate) fn remember_attr(&self, asked: Option<Moment>, attr: &Attr) {
-        if self.stands(asked, &[News::Inode(attr.inode)]) {
-            self.meta.memory().put_attr(attr);
+        match self.stands(asked, &[News::Inode(attr.inode)]) {
+            true => self.meta.memory().put_attr(attr),
+            false => self.meta.memory().compare_attr(attr),
         }
+    }
+
+    /// Takes note of attributes that come with something else.
+    pub(crate) fn compare_attr(&self, attr: &Attr) {
+        self.meta.memory().compare_attr(attr);
     }
 
     /// The same of what a name leads to; `None`: nothing.
@@ -129,20 +141,28 @@ impl Inner {
         name: &[u8],
         led: Option<&Attr>,
     ) {
-        if asked.is_none() {
+        let memory = self.meta.memory();
+        if !memory.is_on() {
             return;
         }
-        if self.stands(asked, &[News::Name(parent, name.to_vec())]) {
-            self.meta.memory().put_name(parent, name, led.map(|attr| attr.inode));
+        let inode = led.map(|attr| attr.inode);
+        match asked.is_some() && self.stands(asked, &[News::Name(parent, name.to_vec())]) {
+            true => memory.put_name(parent, name, inode),
+            false => memory.compare_name(parent, name, inode),
         }
         if let Some(attr) = led {
             self.remember_attr(asked, attr);
         }
     }
 
+    fn hears(&self) -> bool {
+        self.watch.borrow().as_ref().is_some_and(|watch| watch.hears(self))
+    }
+
     fn stands(&self, asked: Option<Moment>, about: &[News]) -> bool {
         let (Some(asked), Some(watch)) = (asked, &*self.watch.borrow()) else { return false };
         self.meta.quiet() == Some(asked.changes)
+            && self.meta.memory().is_ready()
             && watch.hears(self)
             && watch.lately.borrow().none_since(asked.news, about)
     }
@@ -151,8 +171,11 @@ impl Inner {
 impl Watch {
     /// Whether every server is heard.
     fn hears(&self, client: &Inner) -> bool {
-        let (metas, ears) = (client.ground.metas(), self.ears.borrow());
-        let heard = |server: &Address| ears.get(server).is_some_and(|ear| ear.place.get().is_some());
+        let (metas, ears, now) = (client.ground.metas(), self.ears.borrow(), boot_ms());
+        let is_heard = |ear: &Rc<Ear>| {
+            ear.place.get().is_some() && now.saturating_sub(ear.heard.get()) < SILENT.as_millis() as u64
+        };
+        let heard = |server: &Address| ears.get(server).is_some_and(is_heard);
         client.has_lease() && !metas.is_empty() && metas.iter().all(heard)
     }
 
@@ -245,6 +268,7 @@ async fn hear(
     }
     let place = (reply.next != 0).then_some((reply.life, reply.next));
     ear.place.set(place);
+    ear.heard.set(boot_ms());
     let began = since == 0 && place.is_some();
     Ok(told || began || (!lost && asked.elapsed() >= WAIT / 2))
 }

@@ -133,6 +133,7 @@ impl Client {
                 (attr, session, None)
             }
         };
+        self.0.compare_attr(&attr);
         let untouched = edition(self.0.live(inode).as_ref()) == before;
         let file = self.0.handle(&attr, (session, of), gone, options.direct, who)?;
         if let Some(bytes) = bytes.filter(|_| untouched) {
@@ -167,6 +168,7 @@ impl Client {
         };
         let (of, gone) = (self.0.client(), self.0.names_gone.count());
         let made = self.0.meta.create(who, parent, name, &node).await?;
+        self.0.compare_attr(&made.attr);
         let file = self.0.handle(&made.attr, (made.session, of), gone, options.direct, who)?;
         if made.created {
             file.shared().kind.set(Some(kind));

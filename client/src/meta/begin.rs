@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 impl Meta {
     pub(super) async fn begin(&self, request: OpenT, sequence: Sequence) -> Result<OpenReplyT> {
-        let outcome = self.0.ground.meta(request.inode, &request).await;
+        let outcome = self.carry_out(&sequence, request.inode, &request).await;
         if !request.truncate && outcome.as_ref().is_err_and(|error| self.may_be_answered(error)) {
             spawn(self.clone().begin_and_end(request, sequence)).detach();
         }
@@ -32,7 +32,7 @@ impl Meta {
     async fn begin_and_end(self, request: OpenT, sequence: Sequence) {
         let reply = loop {
             sleep(PAUSE).await;
-            match self.0.ground.meta(request.inode, &request).await {
+            match self.carry_out(&sequence, request.inode, &request).await {
                 Ok(reply) => break reply,
                 Err(error) if self.may_be_answered(&error) => {}
                 Err(_) => return,

@@ -11,14 +11,14 @@ impl Meta {
         let mut request = GetXattrT::default();
         request.caller = self.looking(who);
         (request.inode, request.name) = (inode.0, name.to_vec());
-        Ok(self.0.ground.meta(inode.0, &request).await?.value)
+        Ok(self.ask(inode.0, &request).await?.value)
     }
 
     pub async fn list_xattr(&self, who: &Credentials, inode: InodeId) -> Result<Vec<Vec<u8>>> {
         let mut request = ListXattrT::default();
         request.caller = self.looking(who);
         request.inode = inode.0;
-        let reply = self.0.ground.meta(inode.0, &request).await?;
+        let reply = self.ask(inode.0, &request).await?;
         Ok(reply.names.into_iter().map(|name| name.name).collect())
     }
 
@@ -37,7 +37,7 @@ impl Meta {
         request.caller = caller;
         (request.inode, request.flags) = (inode.0, flags);
         (request.name, request.value) = (name.to_vec(), value.to_vec());
-        self.0.ground.meta(inode.0, &request).await.map(drop)
+        self.carry_out(&sequence, inode.0, &request).await.map(drop)
     }
 
     pub async fn remove_xattr(&self, who: &Credentials, inode: InodeId, name: &[u8]) -> Result<()> {
@@ -46,6 +46,6 @@ impl Meta {
         let mut request = RemoveXattrT::default();
         request.caller = caller;
         (request.inode, request.name) = (inode.0, name.to_vec());
-        self.0.ground.meta(inode.0, &request).await.map(drop)
+        self.carry_out(&sequence, inode.0, &request).await.map(drop)
     }
 }

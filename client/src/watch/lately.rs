@@ -52,6 +52,7 @@ impl Lately {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::slice::from_ref;
 
     #[test]
     fn only_news_of_what_is_asked_about_count_and_only_those_since() {
@@ -61,11 +62,11 @@ mod tests {
         let before = lately.count();
         assert!(lately.none_since(before, &[inode.clone(), name.clone()]));
         lately.add(&name);
-        assert!(lately.none_since(before, &[inode.clone()]));
+        assert!(lately.none_since(before, from_ref(&inode)));
         assert!(!lately.none_since(before, &[inode.clone(), name.clone()]));
-        assert!(lately.none_since(lately.count(), &[name.clone()]));
+        assert!(lately.none_since(lately.count(), from_ref(&name)));
         lately.add(&News::Everything);
-        assert!(!lately.none_since(before + 1, &[inode.clone()]) && !lately.none_since(before + 1, &[]));
+        assert!(!lately.none_since(before + 1, from_ref(&inode)) && !lately.none_since(before + 1, &[]));
         assert!(lately.none_since(lately.count(), &[inode, name]));
     }
 

@@ -13,6 +13,9 @@ const REMEMBERED_MAX: usize = 1 << 19;
 /// doesn't know, tells us nothing.
 const AGE_MAX: Duration = Duration::from_secs(60);
 
+/// For so long nothing is remembered after a call of our own whose outcome isn't known: servers try for some seconds.
+const DOUBT: Duration = Duration::from_secs(30);
+
 /// What this client itself changes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Own {
@@ -29,6 +32,7 @@ pub(crate) enum Own {
 #[derive(Default)]
 pub struct Memory {
     on: Cell<bool>,
+    doubtful_until: Cell<Option<Instant>>,
     store: RefCell<Store>,
 }
 
@@ -53,6 +57,23 @@ impl Memory {
 
     pub fn switch_on(&self) {
         self.on.set(true);
+    }
+
+    pub fn forget_all(&self) {
+        if self.on.get() {
+            self.store.take();
+        }
+    }
+
+    /// Something may still be changed that nobody will tell us of.
+    pub fn doubt(&self) {
+        self.forget_all();
+        self.doubtful_until.set(Some(Instant::now() + DOUBT));
+    }
+
+    /// Whether what is heard now may be remembered.
+    pub fn is_ready(&self) -> bool {
+        self.on.get() && self.doubtful_until.get().is_none_or(|until| Instant::now() >= until)
     }
 
     /// The attributes of an inode.
@@ -86,6 +107,26 @@ impl Memory {
         let known = Name { inode, since: Instant::now() };
         if store.names.entry(parent).or_default().insert(name.to_vec(), known).is_none() {
             store.count += 1;
+        }
+    }
+
+    /// A server has said what may not be remembered. What is remembered and differs is out of date, or will be.
+    pub fn compare_attr(&self, attr: &Attr) {
+        if !self.on.get() {
+            return;
+        }
+        let mut store = self.store.borrow_mut();
+        if store.attrs.get(&attr.inode).is_some_and(|(known, _)| known != attr) {
+            store.attrs.remove(&attr.inode);
+        }
+    }
+
+    /// The same of what a name leads to.
+    pub fn compare_name(&self, parent: InodeId, name: &[u8], inode: Option<InodeId>) {
+        let mut store = self.store.borrow_mut();
+        let known = store.names.get(&parent).and_then(|names| names.get(name));
+        if known.is_some_and(|known| known.inode != inode) {
+            store.forget(parent, name);
         }
     }
 
@@ -210,6 +251,22 @@ mod tests {
         assert_eq!(known(&memory), (vec![Some(Some(5)), None, Some(None)], vec![1, 5]));
         memory.change(&Own::SomeInode);
         assert_eq!(known(&memory), (vec![None, None, Some(None)], vec![]));
+    }
+
+    #[test]
+    fn what_differs_from_what_a_server_says_is_forgotten() {
+        let memory = filled();
+        memory.switch_on();
+        [1, 5].map(attr).iter().for_each(|attr| memory.compare_attr(attr));
+        memory.compare_name(InodeId(1), b"a", Some(InodeId(5)));
+        memory.compare_name(InodeId(1), b"c", None);
+        assert_eq!(known(&memory), (vec![Some(Some(5)), Some(Some(6)), Some(None)], vec![1, 5, 6]));
+        memory.compare_attr(&Attr { size: 1, ..attr(5) });
+        memory.compare_name(InodeId(1), b"c", Some(InodeId(7)));
+        assert_eq!(known(&memory), (vec![None, Some(Some(6)), None], vec![1, 6]));
+        assert!(memory.is_ready());
+        memory.doubt();
+        assert_eq!((known(&memory), memory.is_ready()), ((vec![None; 3], vec![]), false));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::watch::{Changes, Told, What};
 use corefs_client::wait::Waiters;
 use corefs_net::executor::{sleep, spawn};
 use corefs_wire::control::meta::{ChangedNameT, WatchReplyT, WatchT};
+use corefs_wire::limits::CHANGES_MAX;
 use corefs_wire::{ClientId, Error, ErrorCode, Result};
 use futures_lite::future::or;
 use std::cell::Cell;
@@ -81,7 +82,7 @@ impl Watchers {
         let ends = Instant::now() + Duration::from_millis(request.wait_ms.into()).min(WAIT_MAX);
         // Another life's numbers mean nothing here; 1 is before all that could be remembered by now, or right.
         let foreign = request.life != self.life && request.since != 0;
-        let mut since = request.since;
+        let (mut since, mut gathered) = (request.since, false);
         loop {
             if self.ended.get() {
                 return Err(Error::new(ErrorCode::ShuttingDown, "this metadata server ends"));
@@ -92,7 +93,15 @@ impl Watchers {
             } else {
                 self.changes.ask(client_of(request), since, now())
             } {
-                Ok(told) => return Ok(self.reply(told)),
+                // Who asks in the midst of changes waits for more of them, as who was woken by one did.
+                Ok(told) if gathered || told.lost || told.what.len() == CHANGES_MAX => {
+                    return Ok(self.reply(told));
+                }
+                Ok(_) => {
+                    sleep(GATHER).await;
+                    gathered = true;
+                    continue;
+                }
                 Err(next) => since = next,
             }
             let left = ends.saturating_duration_since(Instant::now());
@@ -102,6 +111,7 @@ impl Watchers {
             // Nothing wakes whoever waits for unknown commits to settle.
             let pause = if since == 0 { left.min(SETTLE) } else { left };
             or(changed, sleep(pause)).await;
+            gathered = true;
         }
     }
 
