@@ -3,29 +3,9 @@
 . "$(dirname "$0")/lib.sh"
 need_mount
 need_tool python3
-mkdir "$work/mnt" "$work/two"
+mkdir "$work/mnt"
 up --capacity 2GiB --mount "$work/mnt"
-two_pid=
-mount_two() {
-  "$COREFS" mount "$work/two" >"$work/two.out" 2>"$work/two.log" &
-  two_pid=$!
-  for _ in $(seq 300); do
-    ! grep -q '^ready ' "$work/two.out" || return 0
-    kill -0 $two_pid 2>/dev/null || { cat "$work/two.log"; die "the second mount ended"; }
-    sleep 0.1
-  done
-  die "the second mount wasn't ready after 30 s"
-}
-end_second() {
-  local code=$?
-  set +e
-  [ -z "$two_pid" ] || kill -TERM "$two_pid" 2>/dev/null
-  umount -l "$work/two" 2>/dev/null
-  (exit $code)
-  cleanup
-}
-trap end_second EXIT
-mount_two
+second_mount
 
 # append COMMAND ARGS...
 append() { timeout 120 python3 "$(dirname "$0")/append.py" "$@"; }
@@ -52,10 +32,8 @@ umount -l "$work/two"
 wait $writer || true # its mount is gone; what it had synced is checked below
 wait $other || die "the mount that lived failed to append"
 append check "$work/mnt/killed" "$work/acked" "$work/acked.one"
-mount_two
+second_mount
 cmp "$work/mnt/killed" "$work/two/killed"
-kill -TERM $two_pid
-wait $two_pid || die "the second mount didn't end cleanly"
-two_pid=
+second_down
 down
 fsck

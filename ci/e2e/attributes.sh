@@ -6,22 +6,10 @@ need_mount
 need_tool python3
 need_tool setfacl
 need_tool getfattr
-mkdir "$work/mnt" "$work/two"
+mkdir "$work/mnt"
 chmod 755 "$work"
 up --capacity 2GiB --mount "$work/mnt"
-"$COREFS" mount "$work/two" >"$work/two.out" 2>"$work/two.log" &
-two_pid=$!
-end_second() {
-  local code=$?
-  set +e
-  cd /
-  kill -TERM "$two_pid" 2>/dev/null
-  umount -l "$work/two" 2>/dev/null
-  (exit $code)
-  cleanup
-}
-trap end_second EXIT
-for _ in $(seq 300); do grep -q '^ready ' "$work/two.out" && break; kill -0 $two_pid 2>/dev/null || { cat "$work/two.log"; die "the second mount ended"; }; sleep 0.1; done
+second_mount
 
 cd "$work/mnt"
 python3 - "$work/mnt" "$work/two" <<'PY'

@@ -5,11 +5,14 @@ set -Eeuo pipefail
 COREFS=${COREFS:?the binary under test}
 work=$(mktemp -d "${COREFS_E2E_DIR:-${TMPDIR:-/tmp}}/corefs-e2e.XXXXXX")
 up_pid=
+two_pid=
 
 cleanup() {
   local code=$?
   set +e
   trap - EXIT
+  [ -z "$two_pid" ] || kill -TERM "$two_pid" 2>/dev/null
+  [ ! -d "$work/two" ] || umount -l "$work/two" 2>/dev/null
   if [ -n "$up_pid" ] && kill -0 "$up_pid" 2>/dev/null; then
     kill -TERM "$up_pid" 2>/dev/null
     for _ in $(seq 300); do kill -0 "$up_pid" 2>/dev/null || break; sleep 0.1; done
@@ -62,6 +65,27 @@ down() {
   kill -TERM "$up_pid"
   wait "$up_pid" || die "corefs up stopped with exit code $?"
   up_pid=
+}
+
+# second_mount [flags of corefs mount]: another mount of the cluster, at $work/two. Sets two_pid.
+second_mount() {
+  mkdir -p "$work/two"
+  : >"$work/two.out"
+  "$COREFS" mount "$@" "$work/two" >"$work/two.out" 2>"$work/two.log" & two_pid=$!
+  for _ in $(seq 300); do
+    ! grep -q '^ready ' "$work/two.out" || return 0
+    kill -0 "$two_pid" 2>/dev/null || { cat "$work/two.log"; die "the second mount ended before it was ready"; }
+    sleep 0.1
+  done
+  cat "$work/two.log"
+  die "the second mount wasn't ready after 30 s"
+}
+
+# second_down: ends it and fails if that isn't clean.
+second_down() {
+  kill -TERM "$two_pid"
+  wait "$two_pid" || die "the second mount ended with exit code $?"
+  two_pid=
 }
 
 # pids of all processes of this cluster: the supervisor and its children.
