@@ -15,6 +15,8 @@ import sys
 import tarfile
 import time
 
+from mounted import Mount
+
 corefs, manager, work, report = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[4])
 files, rounds = int(sys.argv[5]), int(sys.argv[6])
 IN_ONE_DIRECTORY = 50
@@ -34,18 +36,6 @@ def make_tree():
             entry.size = min(int(draw.lognormvariate(8, 1.2)), len(data) // 2)
             at = draw.randrange(len(data) // 2)
             archive.addfile(entry, io.BytesIO(data[at : at + entry.size]))
-
-
-class Mount:
-    def __enter__(self):
-        self.mount = subprocess.Popen([corefs, "mount", mountpoint, "--manager", manager], stdout=subprocess.PIPE, text=True)
-        if not self.mount.stdout.readline().startswith("ready"):
-            sys.exit("the mount didn't start")
-
-    def __exit__(self, *_):
-        self.mount.terminate()
-        if self.mount.wait(60) != 0:
-            sys.exit("the mount didn't end cleanly")
 
 
 def timed(*command):
@@ -73,9 +63,9 @@ for directory in (mountpoint, local):
 found = {}
 for _ in range(rounds):
     turn = {}
-    with Mount():
+    with Mount(corefs, manager, mountpoint):
         turn["unpack"] = unpack(mountpoint)
-    with Mount():
+    with Mount(corefs, manager, mountpoint):
         turn["pack"], turn["pack again"] = pack(mountpoint), pack(mountpoint)
         turn["remove"] = remove(mountpoint)
     turn |= {f"local {name}": do(local) for name, do in (("unpack", unpack), ("pack", pack), ("remove", remove))}

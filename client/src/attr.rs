@@ -207,3 +207,26 @@ impl Credentials {
 pub fn has_set_ids(mode: u32) -> bool {
     mode & 0o4000 != 0 || mode & 0o2010 == 0o2010
 }
+
+/// Attributes of an empty file, for tests.
+#[cfg(test)]
+pub(crate) fn plain(inode: u64) -> Attr {
+    Attr {
+        inode: InodeId(inode),
+        kind: Kind::File,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        nlink: 1,
+        rdev: 0,
+        atime: 0,
+        mtime: 0,
+        ctime: 0,
+        btime: 0,
+        epoch: 1,
+        layout: None,
+        parent: InodeId(1),
+        marks: Marks::default(),
+    }
+}

@@ -3,7 +3,6 @@
 mod connect;
 mod ends;
 mod keep;
-mod names_gone;
 mod namespace;
 mod status;
 
@@ -12,6 +11,7 @@ use crate::fs::Fs;
 use crate::ground::Ground;
 use crate::guess::Guess;
 use crate::inode::Inode;
+use crate::lately::Lately;
 use crate::meta::Meta;
 use crate::route::pace::Hedge;
 use crate::storage::Storage;
@@ -24,8 +24,7 @@ use corefs_wire::control::mgmtd::StatusT;
 use corefs_wire::routing::RoutingInfo;
 use corefs_wire::{ClientId, Error, InodeId, Result, Uuid};
 use ends::Ends;
-use names_gone::NamesGone;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::rc::{Rc, Weak};
@@ -113,7 +112,8 @@ pub(crate) struct Inner {
     pub inodes: RefCell<HashMap<InodeId, Weak<Inode>>>,
     /// Of those, the ones that may be open and that nothing but a session for writing holds.
     pub unheld: RefCell<BTreeSet<InodeId>>,
-    pub names_gone: NamesGone,
+    /// Files that lost a name to this client lately: an open that was under way then couldn't be named among those to keep.
+    pub names_gone: RefCell<Lately<InodeId>>,
     /// Which new files are likely to stay small.
     pub guess: Guess,
     /// Most bytes held behind one file.
@@ -125,7 +125,7 @@ pub(crate) struct Inner {
     /// Handles that were dropped and must be closed.
     pub orphans: RefCell<Vec<Orphan>>,
     /// Hears of what others change, if names and attributes are remembered.
-    pub watch: RefCell<Option<Rc<Watch>>>,
+    pub watch: OnceCell<Rc<Watch>>,
     /// Told of appends that went elsewhere than whoever appended believed.
     moved: RefCell<Option<Rc<Moved>>>,
     /// Changes when a lock was given back here.

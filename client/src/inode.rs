@@ -340,29 +340,12 @@ pub fn now() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Kind;
+    use crate::attr::plain;
 
     fn attr(size: u64, epoch: u32) -> Attr {
         let layout = Layout { chunk_size: 65536, stripe: 1, table_id: 1, table_version: 1, seed: 0 };
-        let inode = InodeId(9);
-        Attr {
-            inode,
-            kind: Kind::File,
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            size,
-            nlink: 1,
-            rdev: 0,
-            atime: 1,
-            mtime: 1,
-            ctime: 1,
-            btime: 1,
-            epoch,
-            layout: Some(layout),
-            parent: InodeId(1),
-            marks: crate::Marks::default(),
-        }
+        let times = Attr { atime: 1, mtime: 1, ctime: 1, btime: 1, ..plain(9) };
+        Attr { size, epoch, layout: Some(layout), ..times }
     }
 
     fn inode(size: u64) -> Inode {

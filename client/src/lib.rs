@@ -11,6 +11,7 @@
 //! | [`meta`] | typed calls to the metadata servers, recognisable when sent again |
 //! | [`attr`] | what the namespace says about an inode |
 //! | [`file`] | open files: one shared length per inode, write-behind, direct I/O |
+//! | `lately` | what happened while an answer was on its way |
 //! | `guess` | which new files are likely to stay small |
 //! | [`lock`] | advisory locks, and waiting for them |
 //! | [`fs`] | the namespace by path, copying in and out |
@@ -29,6 +30,7 @@ mod ground;
 mod guess;
 mod inode;
 mod join;
+mod lately;
 pub mod lock;
 pub mod meta;
 pub mod pool;

@@ -6,20 +6,18 @@
 //!
 //! A server that the routing names no longer is listened to for as long as it answers: somebody may still ask it.
 
-mod lately;
 mod memory;
 
 use crate::client::{Client, Inner};
 use crate::ground::Ground;
+use crate::lately::Lately;
 use crate::{Attr, Credentials};
 use corefs_net::Address;
 use corefs_net::executor::{sleep, spawn};
 use corefs_net::process::boot_ms;
 use corefs_wire::control::meta::WatchT;
 use corefs_wire::{ClientId, ErrorCode, InodeId, Result};
-use lately::{Lately, News};
-pub use memory::Memory;
-pub(crate) use memory::Own;
+pub(crate) use memory::{Memory, Own};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
@@ -38,6 +36,15 @@ const LONG_PAUSE: Duration = Duration::from_secs(10);
 /// Between looks for servers that are new, and for the lease.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// What has changed.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum News {
+    /// Attributes of an inode, and maybe its bytes.
+    Inode(InodeId),
+    /// What a name leads to, if to anything.
+    Name(InodeId, Vec<u8>),
+}
+
 /// One metadata server, as far as it is heard.
 #[derive(Default)]
 struct Ear {
@@ -53,7 +60,7 @@ pub struct Watch {
     ears: RefCell<HashMap<Address, Rc<Ear>>>,
     /// Everything was forgotten, and nothing has been remembered since.
     silent: Cell<bool>,
-    lately: RefCell<Lately>,
+    lately: RefCell<Lately<News>>,
 }
 
 /// A moment, before something is asked.
@@ -78,8 +85,9 @@ impl Client {
             lately: RefCell::default(),
         });
         spawn(keep(Rc::downgrade(&watch))).detach();
-        self.0.watch.replace(Some(watch));
-        self.0.meta.memory().switch_on();
+        if self.0.watch.set(watch).is_ok() {
+            self.0.meta.memory().switch_on();
+        }
     }
 
     /// Whether the attributes of an inode are remembered, so that they count until there is news of it.
@@ -114,7 +122,7 @@ impl Inner {
 
     /// To be taken before something is asked that is to be remembered; none if nothing is.
     pub(crate) fn asking(&self) -> Option<Moment> {
-        let watch = self.watch.borrow().clone().filter(|_| self.meta.memory().is_ready())?;
+        let watch = self.watch.get().filter(|_| self.meta.memory().is_ready())?;
         let news = watch.lately.borrow().count();
         Some(Moment { news, changes: self.meta.quiet()? })
     }
@@ -126,11 +134,6 @@ impl Inner {
             true => self.meta.memory().put_attr(attr),
             false => self.meta.memory().compare_attr(attr),
         }
-    }
-
-    /// Takes note of attributes that come with something else.
-    pub(crate) fn compare_attr(&self, attr: &Attr) {
-        self.meta.memory().compare_attr(attr);
     }
 
     /// The same of what a name leads to; `None`: nothing.
@@ -155,16 +158,21 @@ impl Inner {
         }
     }
 
+    /// Takes note of attributes that come with something else.
+    pub(crate) fn compare_attr(&self, attr: &Attr) {
+        self.meta.memory().compare_attr(attr);
+    }
+
     fn hears(&self) -> bool {
-        self.watch.borrow().as_ref().is_some_and(|watch| watch.hears(self))
+        self.watch.get().is_some_and(|watch| watch.hears(self))
     }
 
     fn stands(&self, asked: Option<Moment>, about: &[News]) -> bool {
-        let (Some(asked), Some(watch)) = (asked, &*self.watch.borrow()) else { return false };
+        let (Some(asked), Some(watch)) = (asked, self.watch.get()) else { return false };
         self.meta.quiet() == Some(asked.changes)
             && self.meta.memory().is_ready()
             && watch.hears(self)
-            && watch.lately.borrow().none_since(asked.news, about)
+            && !watch.lately.borrow().since(asked.news, about)
     }
 }
 
@@ -179,11 +187,19 @@ impl Watch {
         client.has_lease() && !metas.is_empty() && metas.iter().all(heard)
     }
 
-    fn tell(&self, news: &News) {
-        self.lately.borrow_mut().add(news);
+    fn tell(&self, news: News) {
         if let Some(client) = self.client.upgrade() {
-            client.meta.memory().hear(news);
+            client.meta.memory().hear(&news);
         }
+        self.lately.borrow_mut().add(news);
+    }
+
+    /// Anything may have changed.
+    fn forget(&self) {
+        if let Some(client) = self.client.upgrade() {
+            client.meta.memory().forget_all();
+        }
+        self.lately.borrow_mut().add_anything();
     }
 
     fn alive(&self) -> Option<Rc<Inner>> {
@@ -193,22 +209,22 @@ impl Watch {
 
 /// Listens to each server that there is, and sees to it that nothing is believed while one isn't heard.
 async fn keep(weak: Weak<Watch>) {
-    while let Some(state) = weak.upgrade() {
-        let Some(client) = state.alive() else { return };
+    while let Some(watch) = weak.upgrade() {
+        let Some(client) = watch.alive() else { return };
         for server in client.ground.metas().iter() {
-            let mut ears = state.ears.borrow_mut();
+            let mut ears = watch.ears.borrow_mut();
             if !ears.contains_key(server) {
                 let ear = Rc::new(Ear::default());
                 ears.insert(server.clone(), Rc::clone(&ear));
-                spawn(listen(Rc::downgrade(&state), ear, server.clone())).detach();
+                spawn(listen(Rc::downgrade(&watch), ear, server.clone())).detach();
             }
         }
-        match state.hears(&client) {
-            true => state.silent.set(false),
-            false if !state.silent.replace(true) => state.tell(&News::Everything),
+        match watch.hears(&client) {
+            true => watch.silent.set(false),
+            false if !watch.silent.replace(true) => watch.forget(),
             false => {}
         }
-        drop((state, client));
+        drop((watch, client));
         sleep(LOOK).await;
     }
 }
@@ -216,34 +232,34 @@ async fn keep(weak: Weak<Watch>) {
 /// Asks one server for as long as it is one, or answers.
 async fn listen(weak: Weak<Watch>, ear: Rc<Ear>, server: Address) {
     loop {
-        let Some(state) = weak.upgrade() else { return };
-        let Some(client) = state.alive() else { return };
+        let Some(watch) = weak.upgrade() else { return };
+        let Some(client) = watch.alive() else { return };
         let (ground, id) = (Rc::clone(&client.ground), client.client());
         // Nobody's client is kept alive by a question.
         drop(client);
-        let pause = match hear(&state, (&ground, id), &ear, &server).await {
+        let pause = match hear(&watch, (&ground, id), &ear, &server).await {
             Ok(true) => continue,
             Ok(false) => PAUSE,
             Err(error) => {
                 if ear.place.take().is_some() {
                     tracing::debug!(%error, %server, "changes are not heard of");
-                    state.tell(&News::Everything);
+                    watch.forget();
                 }
                 if !ground.metas().contains(&server) {
-                    state.ears.borrow_mut().remove(&server);
+                    watch.ears.borrow_mut().remove(&server);
                     return;
                 }
                 if error.code == ErrorCode::UnknownOperation { LONG_PAUSE } else { PAUSE }
             }
         };
-        drop((state, ground));
+        drop((watch, ground));
         sleep(pause).await;
     }
 }
 
 /// One question and its answer. Whether to ask again at once: not a server that answers at once and has nothing to tell.
 async fn hear(
-    state: &Watch,
+    watch: &Watch,
     (ground, client): (&Ground, ClientId),
     ear: &Ear,
     server: &Address,
@@ -257,14 +273,14 @@ async fn hear(
     let lost = reply.lost || (since != 0 && reply.life != life);
     if lost {
         ear.place.set(None);
-        state.tell(&News::Everything);
+        watch.forget();
     }
     let told = !reply.inodes.is_empty() || !reply.names.is_empty();
     for inode in reply.inodes {
-        state.tell(&News::Inode(InodeId(inode)));
+        watch.tell(News::Inode(InodeId(inode)));
     }
     for name in reply.names {
-        state.tell(&News::Name(InodeId(name.parent), name.name));
+        watch.tell(News::Name(InodeId(name.parent), name.name));
     }
     let place = (reply.next != 0).then_some((reply.life, reply.next));
     ear.place.set(place);

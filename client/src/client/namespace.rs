@@ -121,7 +121,7 @@ impl Client {
         {
             self.0.settle(&live).await;
         }
-        let (of, gone) = (self.0.client(), self.0.names_gone.count());
+        let (of, gone) = (self.0.client(), self.0.names_gone.borrow().count());
         // Held meanwhile, so that it isn't taken for a later one.
         let live = self.0.live(inode);
         let edition = |live: Option<&Rc<Inode>>| live.map(|live| live.edition.get());
@@ -166,7 +166,7 @@ impl Client {
             umask: options.umask,
             ..NewInode::new(Kind::File, options.mode)
         };
-        let (of, gone) = (self.0.client(), self.0.names_gone.count());
+        let (of, gone) = (self.0.client(), self.0.names_gone.borrow().count());
         let made = self.0.meta.create(who, parent, name, &node).await?;
         self.0.compare_attr(&made.attr);
         let file = self.0.handle(&made.attr, (made.session, of), gone, options.direct, who)?;
@@ -248,7 +248,7 @@ impl Inner {
                 inode
             }
         };
-        if self.names_gone.since(gone, attr.inode) {
+        if self.names_gone.borrow().since(gone, [&attr.inode]) {
             inode.sessions.lost_a_name();
         }
         self.unheld.borrow_mut().insert(attr.inode);
@@ -285,7 +285,9 @@ impl Inner {
             self.all_live().iter().for_each(|inode| inode.sessions.lost_a_name());
         }
         let gone = gone?;
-        self.names_gone.add(gone.inode);
+        if gone.inode != InodeId(0) {
+            self.names_gone.borrow_mut().add(gone.inode);
+        }
         let open = self.live(gone.inode).filter(|inode| inode.handles.get() > 0);
         if let Some(inode) = &open {
             inode.sessions.lost_a_name();

@@ -130,12 +130,11 @@ impl Memory {
         }
     }
 
-    pub fn hear(&self, news: &News) {
+    pub(crate) fn hear(&self, news: &News) {
         let mut store = self.store.borrow_mut();
         match news {
             News::Inode(inode) => drop(store.attrs.remove(inode)),
             News::Name(parent, name) => drop(store.forget(*parent, name)),
-            News::Everything => *store = Store::default(),
         }
     }
 
@@ -184,28 +183,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Kind, Marks};
-
-    fn attr(inode: u64) -> Attr {
-        Attr {
-            inode: InodeId(inode),
-            kind: Kind::File,
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            size: 0,
-            nlink: 1,
-            rdev: 0,
-            atime: 0,
-            mtime: 0,
-            ctime: 0,
-            btime: 0,
-            epoch: 1,
-            layout: None,
-            parent: InodeId(1),
-            marks: Marks::default(),
-        }
-    }
+    use crate::attr::plain as attr;
 
     /// A directory 1 with a: 5, b: 6, and no c.
     fn filled() -> Memory {
@@ -232,7 +210,8 @@ mod tests {
         assert_eq!(known(&memory), (vec![Some(Some(5)), Some(Some(6)), None], vec![1, 5, 6]));
         memory.hear(&News::Inode(InodeId(5)));
         assert_eq!(known(&memory), (vec![None, Some(Some(6)), None], vec![1, 6]));
-        memory.hear(&News::Everything);
+        memory.switch_on();
+        memory.forget_all();
         assert_eq!(known(&memory), (vec![None, None, None], vec![]));
         assert_eq!(memory.store.borrow().count, 0);
     }

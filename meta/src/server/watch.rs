@@ -80,19 +80,15 @@ impl Watchers {
         }
         let _counted = Counted::new(&self.count);
         let ends = Instant::now() + Duration::from_millis(request.wait_ms.into()).min(WAIT_MAX);
-        // Another life's numbers mean nothing here; 1 is before all that could be remembered by now, or right.
-        let foreign = request.life != self.life && request.since != 0;
-        let (mut since, mut gathered) = (request.since, false);
+        // Another life's numbers mean nothing here: none was ever given like this one.
+        let is_known = request.since == 0 || request.life == self.life;
+        let (mut since, mut gathered) = (if is_known { request.since } else { u64::MAX }, false);
         loop {
             if self.ended.get() {
                 return Err(Error::new(ErrorCode::ShuttingDown, "this metadata server ends"));
             }
             let changed = self.waiting.next();
-            match if foreign {
-                Ok(self.missed(now()))
-            } else {
-                self.changes.ask(client_of(request), since, now())
-            } {
+            match self.changes.ask(ClientId(request.client), since, now()) {
                 // Who asks in the midst of changes waits for more of them, as who was woken by one did.
                 Ok(told) if gathered || told.lost || told.what.len() == CHANGES_MAX => {
                     return Ok(self.reply(told));
@@ -115,13 +111,6 @@ impl Watchers {
         }
     }
 
-    fn missed(&self, now: Duration) -> Told {
-        match self.changes.ask(ClientId(0), 0, now) {
-            Ok(told) => told,
-            Err(next) => Told { next, lost: true, what: Vec::new() },
-        }
-    }
-
     fn reply(&self, told: Told) -> WatchReplyT {
         let mut reply = WatchReplyT::default();
         (reply.life, reply.next, reply.lost) = (self.life, told.next, told.lost);
@@ -137,10 +126,6 @@ impl Watchers {
         }
         reply
     }
-}
-
-fn client_of(request: &WatchT) -> ClientId {
-    ClientId(request.client)
 }
 
 /// One more, while it lives.

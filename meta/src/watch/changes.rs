@@ -122,8 +122,8 @@ impl Changes {
         self.0.kept.borrow().next()
     }
 
-    /// What others than `client` changed since `since`; 0 is now. `None`: nothing that is to be told, and it may ask again from the number
-    /// that comes with it.
+    /// What others than `client` changed since `since`; 0 is now, and nothing before is known. `Err`: there is nothing to tell, and that is the
+    /// number to ask from again (0: nothing can be told yet).
     pub fn ask(&self, client: ClientId, since: u64, now: Duration) -> Result<Told, u64> {
         self.end_unwatched(now);
         self.0.watched.set(true);
